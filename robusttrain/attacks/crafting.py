@@ -1,0 +1,187 @@
+"""What attacks share: a model held still, and the surrogate loss with its input gradient."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robusttrain import ranges, streams
+from robusttrain.noise import NoiseLayer
+from robusttrain.threat import Ball, Norm, ball
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (N, K), labels (N,)) -> the loss of each image, (N,)."""
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each image, shape (N,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+class Label(StrEnum):
+    """The label an attack works with.
+
+    `true` and `predicted` are moved away from; the predicted one keeps the true label from leaking
+    into the perturbation (Kurakin et al. 2017). `least_likely` is moved towards.
+    """
+
+    true = "true"
+    predicted = "predicted"
+    least_likely = "least_likely"
+
+
+class Mode(StrEnum):
+    """The mode of the model's layers while an attack runs."""
+
+    eval = "eval"
+    train = "train"
+
+
+@contextmanager
+def held_still(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
+    """Put `model` in `mode` without parameter gradients, and put everything back afterwards.
+
+    Noise layers keep the mode they are in. In train mode BatchNorm normalises with the statistics
+    of the batch, as in training, but its running statistics stay as they are.
+    """
+    modules = [module for module in model.modules() if not isinstance(module, NoiseLayer)]
+    modes = [module.training for module in modules]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for module in modules:
+            module.training = mode is Mode.train
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        for norm in tracking:
+            norm.track_running_stats = mode is Mode.eval
+        yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """The class of each row of `logits`, or -1, which is never right, where one is not finite."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+
+
+class Evaluation(NamedTuple):
+    """What the surrogate says about a batch of points: gradient (N, ...), value (N,), logits."""
+
+    gradient: Tensor
+    value: Tensor
+    logits: Tensor
+
+
+@dataclass
+class Surrogate:
+    """The function of the input that an attack climbs: sign * loss(model(x), labels)."""
+
+    model: nn.Module
+    labels: Tensor
+    loss: Loss
+    targeted: bool
+
+    def take(self, rows: Tensor) -> Self:
+        """The same function for some of the images."""
+        return type(self)(self.model, self.labels[rows], self.loss, self.targeted)
+
+    def value(self, logits: Tensor) -> Tensor:
+        """What the attack maximises, shape (N,)."""
+        losses = self.loss(logits, self.labels)
+        return -losses if self.targeted else losses
+
+    def evaluate(self, x_adv: Tensor) -> Evaluation:
+        """One forward pass and one backward pass that reaches the input only.
+
+        Entries of the gradient that are not finite count as zero: a pixel without a usable slope
+        stays, and does not poison the others.
+        """
+        point = x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.model(point)
+            value = self.value(logits)
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+        return Evaluation(gradient.nan_to_num_(0, 0, 0), value.detach(), logits.detach())
+
+    @torch.no_grad()
+    def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """(value, logits) at `x_adv`, by one forward pass."""
+        logits = self.model(x_adv)
+        return self.value(logits), logits
+
+    def succeeded(self, logits: Tensor) -> Tensor:
+        """Whether each image is where the attack wants it, shape (N,)."""
+        hit = predictions(logits) == self.labels
+        return hit if self.targeted else ~hit
+
+
+def surrogate_for(
+    model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss: Loss
+) -> Surrogate:
+    """The surrogate for `label`; all but the true label cost one more forward pass."""
+    if label is Label.true:
+        return Surrogate(model, y, loss, targeted=False)
+    with torch.no_grad():
+        logits = model(x)
+    if label is Label.predicted:
+        return Surrogate(model, logits.argmax(1), loss, targeted=False)
+    return Surrogate(model, logits.argmin(1), loss, targeted=True)
+
+
+@dataclass
+class BallAttack:
+    """Base of the attacks that search a ball: holds the model still and builds the surrogate.
+
+    Parameters
+    ----------
+    norm, eps
+        The threat model; `eps` in pixel units of [0, 1], 0 or more.
+    label
+        The label that the attack moves away from, or towards.
+    mode
+        Mode of the model while crafting. Noise keeps its own.
+    """
+
+    norm: Norm = Norm.linf
+    eps: float = 8 / 255
+    label: Label = Label.true
+    mode: Mode = Mode.eval
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, eps=self.eps)
+
+    @property
+    def ball(self) -> Ball:
+        """The ball that the attack searches."""
+        return ball(self.norm, self.eps)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss: Loss = cross_entropy,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Adversarial images for `x` (N, C, H, W) with labels `y` (N,)."""
+        generator = generator or streams.fresh(x.device)
+        with held_still(model, self.mode):
+            surrogate = surrogate_for(model, x, y, label=self.label, loss=loss)
+            return self.search(surrogate, x, generator).detach()
+
+    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The worst point that the attack finds in S(x)."""
+        raise NotImplementedError

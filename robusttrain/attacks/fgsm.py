@@ -1,0 +1,48 @@
+"""Fast gradient sign method and its random-start variant."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusttrain import ranges
+from robusttrain.attacks.crafting import BallAttack, Surrogate
+
+# Wong, Rice and Kolter 2020: a longer step than the radius, cut back to it, reaches more corners.
+RANDOM_START_STEP = 1.25
+
+
+@dataclass
+class FGSM(BallAttack):
+    """One step that maximises the linearised loss over S(x).
+
+    In linf this is x + eps * sign(grad_x L) (Goodfellow, Shlens and Szegedy 2015, section 4), in
+    l2 x + eps * g / |g|_2; in l1 it moves the pixel of largest gradient, and once that is at the
+    edge of the box the next one. One forward and one backward pass.
+
+    Parameters
+    ----------
+    random_start
+        Step from a random point of S(x) instead, and project back: FGSM-RS of Wong, Rice and
+        Kolter 2020.
+    step_size
+        Length of the step after a random start, in pixel units; 1.25 * eps where not given.
+    """
+
+    random_start: bool = False
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size is not None:
+            ranges.require(self.random_start, "step_size", self.step_size, "left out (null) unless random_start=true")
+            ranges.above(0, step_size=self.step_size)
+
+    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The end of the step."""
+        if not self.random_start:
+            return self.ball.linear_maximiser(surrogate.evaluate(x).gradient, x)
+        start = self.ball.random_start(x, generator)
+        gradient = surrogate.evaluate(start).gradient
+        step = RANDOM_START_STEP * self.eps if self.step_size is None else self.step_size
+        return self.ball.project(start + step * self.ball.ascent(gradient, start), x)

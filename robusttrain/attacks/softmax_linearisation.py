@@ -1,0 +1,43 @@
+"""The perturbation of learning with a strong adversary, Algorithm 1 (Huang et al. 2016)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusttrain.attacks.crafting import BallAttack, Surrogate
+
+
+@dataclass
+class SoftmaxLinearisation(BallAttack):
+    """The shortest way to another class of the linearised softmax output, made `eps` long.
+
+    With a = softmax(f(x)) and H its Jacobian in x, the class j is reached at distance
+    (a_y - a_j) / |H_j - H_y|_dual along the steepest direction of H_j - H_y (Huang et al. 2016,
+    Algorithm 1). One forward pass and K backward passes for K classes. `label=least_likely` heads
+    for that class instead, away from the one that leads it most steeply.
+    """
+
+    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The point at distance `eps` on that way, within the box."""
+        outputs, jacobian = _softmax_jacobian(surrogate, x)
+        rows = torch.arange(len(x), device=x.device)
+        own = surrogate.labels
+        slopes = jacobian - jacobian[rows, own].unsqueeze(1)
+        gaps = outputs[rows, own].unsqueeze(1) - outputs
+        steepness = self.ball.dual_norm(slopes.flatten(0, 1)).view_as(gaps)
+        # A class whose output does not move with the input cannot be reached.
+        distance = torch.where(steepness > 0, gaps / steepness, torch.inf)
+        distance[rows, own] = torch.inf
+        nearest = slopes[rows, distance.argmin(1)]
+        return self.ball.linear_maximiser(-nearest if surrogate.targeted else nearest, x)
+
+
+def _softmax_jacobian(surrogate: Surrogate, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(softmax outputs (N, K), their gradients in the input (N, K, ...))."""
+    point = x.detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = surrogate.model(point).softmax(1)
+        columns = outputs.sum(0).unbind()
+        rows = [torch.autograd.grad(column, point, retain_graph=True)[0] for column in columns]
+    return outputs.detach(), torch.stack(rows, 1)

@@ -1,0 +1,17 @@
+"""Random noise of the same radius, the control that every gradient attack has to beat."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusttrain.attacks.crafting import BallAttack, Surrogate
+
+
+@dataclass
+class Uniform(BallAttack):
+    """One point drawn uniformly from the ball, cut with the box; no gradient, no search."""
+
+    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A random point of S(x)."""
+        return self.ball.random_start(x, generator)

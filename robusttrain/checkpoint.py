@@ -1,0 +1,88 @@
+"""Checkpoints: written whole, read as data only, and turned back into models."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robusttrain.errors import InputError
+from robusttrain.report.files import whole
+
+# Says that a file is ours; the number rises when what is in it changes its meaning.
+FORMAT = "robusttrain checkpoint 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `checkpoint.pt` and `best.pt` hold.
+
+    Parameters
+    ----------
+    model
+        The state dict.
+    num_classes, image_shape
+        What the model was built for.
+    config
+        The composed configuration of the run as plain containers, with its interpolations.
+    names
+        The chosen option of each group.
+    epoch
+        Epochs trained.
+    training
+        States of optimiser, schedule and random streams.
+    """
+
+    model: dict[str, Any]
+    num_classes: int
+    image_shape: list[int]
+    config: dict[str, Any]
+    names: dict[str, str]
+    epoch: int
+    training: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, whole or not at all."""
+        with whole(path) as temporary:
+            torch.save({"format": FORMAT, **vars(self)}, temporary)
+
+    def load_into(self, model: nn.Module, path: Path | str) -> None:
+        """Load the weights into `model`; `path` is for the message.
+
+        Raises
+        ------
+        InputError
+            If the model's parameters are not the checkpoint's.
+        """
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"checkpoint={path} is of another model: {reason}") from error
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint onto the CPU; a run directory stands for its `best.pt`.
+
+    Only tensors and plain containers are unpickled, so reading runs no code of the file's.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, or no checkpoint of robusttrain.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.pt"
+    if not path.is_file():
+        raise InputError(f"checkpoint={path} is not there: name a best.pt, checkpoint.pt or run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0][:150]
+        raise InputError(f"checkpoint={path} cannot be read, it is damaged or foreign: {reason}") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise InputError(f"checkpoint={path} is not a checkpoint of robusttrain ({FORMAT!r})")
+    return Checkpoint(**content)

@@ -1,0 +1,341 @@
+"""From YAML and command line to objects: schemas, fractions, and building with clear refusals."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum, StrEnum
+from pathlib import Path
+from types import ModuleType, NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from robusttrain import checkpoint as checkpoints
+from robusttrain import ranges
+from robusttrain.attacks import Attack
+from robusttrain.data import Dataset
+from robusttrain.defenses import Defense
+from robusttrain.errors import InputError
+from robusttrain.evaluation import Evaluation
+from robusttrain.models import Architecture
+from robusttrain.noise import Noise
+from robusttrain.optimizers import Optimizer
+from robusttrain.schedules import Schedule
+from robusttrain.threat import Norm
+from robusttrain.training import Training
+
+# Where the components of a config group are defined: a package of one file each, or one module.
+GROUPS = {
+    "attack": "robusttrain.attacks",
+    "dataset": "robusttrain.data",
+    "defense": "robusttrain.defenses",
+    "evaluation": "robusttrain.evaluation",
+    "model": "robusttrain.models",
+    "noise": "robusttrain.noise",
+    "optimizer": "robusttrain.optimizers",
+    "schedule": "robusttrain.schedules",
+    "training": "robusttrain.training",
+}
+
+# Keys in pixel units, which may be given as a fraction.
+PIXEL_KEYS = ("eps", "step_size", "sigma")
+
+# What a saved model brings along when it is evaluated again, unless the command line says otherwise.
+INHERITED = ("dataset", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
+
+# Packages whose classes may be built from a configuration that somebody else has saved.
+TRUSTED = ("robusttrain",)
+
+
+class Stage(StrEnum):
+    """A part of a run."""
+
+    train = "train"
+    evaluate = "evaluate"
+
+
+@dataclasses.dataclass
+class Config:
+    """A run, with every component built.
+
+    Parameters
+    ----------
+    norm, eps
+        The threat model that attacks, defenses and evaluation share unless told otherwise; `eps`
+        in pixel units of [0, 1].
+    seed
+        From which every random stream is derived, 0 or more.
+    device
+        `auto` (CUDA where there is one), or a device of torch: cpu, cuda, cuda:1, mps.
+    stages
+        What to do, of train and evaluate.
+    checkpoint
+        A saved model to evaluate, or to train further from.
+    data_dir, download
+        Where data sets lie, and whether missing ones are downloaded to there.
+    trust
+        Packages of yours whose classes may be built from a checkpoint's configuration.
+    """
+
+    dataset: Dataset
+    model: Architecture
+    noise: Noise
+    attack: Attack
+    defense: Defense
+    optimizer: Optimizer
+    schedule: Schedule
+    training: Training
+    evaluation: Evaluation
+    norm: Norm = Norm.linf
+    eps: float = 0.1
+    seed: int = 0
+    epochs: int = 20
+    batch_size: int = 128
+    device: str = "auto"
+    stages: list[Stage] = dataclasses.field(default_factory=lambda: list(Stage))
+    checkpoint: str | None = None
+    data_dir: str = "data"
+    download: bool = True
+    trust: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, eps=self.eps, seed=self.seed)
+        ranges.require(bool(self.stages), "stages", [], "at least one of train, evaluate")
+        ranges.require(
+            Stage.train in self.stages or self.checkpoint is not None,
+            "stages",
+            "[evaluate]",
+            "combined with checkpoint=..., or contain train",
+        )
+        self.training.curriculum.at(self.defense, 1, max(1, self.training.epochs))
+        self.torch_device()
+
+    def torch_device(self) -> torch.device:
+        """The device that `device` stands for."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            allowed = f"auto, cpu, or a device that is present ({_first_line(error)})"
+            raise InputError(f"device={self.device} is not allowed: it must be {allowed}") from error
+        return device
+
+
+def register() -> None:
+    """Make the schema of every component known to Hydra, as `schema/<group>/<class>`."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="Config", node=schema(Config))
+    for group, where in GROUPS.items():
+        for component in _components(importlib.import_module(where)):
+            store.store(group=f"schema/{group}", name=component.__name__, node=schema(component))
+
+
+def schema(component: type) -> type:
+    """A structured config with the fields of a component, and its class as `_target_`."""
+    hints = get_type_hints(component)
+    target = ("_target_", str, dataclasses.field(default=_path(component)))
+    members = [
+        (member.name, *_schema_field(member, hints[member.name]))
+        for member in dataclasses.fields(component)
+        if member.init
+    ]
+    return dataclasses.make_dataclass(component.__name__, [target, *members])
+
+
+def compose_again(
+    config: DictConfig, saved: checkpoints.Checkpoint, overridden: Sequence[str]
+) -> list[str]:
+    """Take from a saved run what the command line did not choose, in place; returns the keys.
+
+    Raises
+    ------
+    InputError
+        If that would build a class that neither the project nor `trust` vouches for.
+    """
+    chosen = {re.split(r"[.=@]", override.lstrip("+~"))[0] for override in overridden}
+    inherited = [key for key in INHERITED if key not in chosen]
+    for key in inherited:
+        _refuse_strangers(saved.config[key], [*TRUSTED, *config.trust])
+        OmegaConf.update(config, key, saved.config[key], merge=False, force_add=True)
+    return inherited
+
+
+def with_numbers(config: DictConfig) -> DictConfig:
+    """The configuration with fractions such as eps=8/255 as numbers.
+
+    Raises
+    ------
+    InputError
+        If a key in pixel units is neither a number nor a fraction.
+    """
+    plain = OmegaConf.to_container(config, resolve=False)
+    return OmegaConf.create(_with_numbers(cast("dict[str, Any]", plain), ""))
+
+
+def build(config: DictConfig) -> Config:
+    """Build every component; nothing is loaded or computed yet.
+
+    Raises
+    ------
+    InputError
+        If a component refuses a value; the message starts with the full key.
+    """
+    return cast(Config, build_component(config))
+
+
+def build_component(config: DictConfig) -> Any:
+    """Build the object that a node with a `_target_` describes."""
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        raise InputError(_refusal(error)) from error
+
+
+def load_model(
+    run: Path | str, *, trust: Sequence[str] = (), device: torch.device | str = "cpu"
+) -> torch.nn.Module:
+    """The trained model of a run, in eval mode, taking images (N, C, H, W) in [0, 1] to logits.
+
+    Parameters
+    ----------
+    run
+        A run directory, which stands for its `best.pt`, or a checkpoint file.
+    trust
+        Packages beside robusttrain whose classes may be built from the saved configuration.
+    device
+        Where to put it.
+
+    Raises
+    ------
+    InputError
+        If there is no such checkpoint, it is damaged, or it names a class of no trusted package.
+    """
+    saved = checkpoints.load(run)
+    config = OmegaConf.create(saved.config)
+    _refuse_strangers([saved.config["model"], saved.config["noise"]], [*TRUSTED, *trust])
+    channels, height, width = saved.image_shape
+    model = build_component(config.model).build(saved.num_classes, (channels, height, width))
+    build_component(config.noise).install(model, config.seed)
+    saved.load_into(model, run)
+    return cast(torch.nn.Module, model.eval().to(device))
+
+
+def _components(place: ModuleType) -> Iterator[type]:
+    """Public dataclasses of a module, or of the modules of a package."""
+    inside = getattr(place, "__path__", None)
+    names = [m.name for m in pkgutil.iter_modules(inside)] if inside else []
+    modules = [importlib.import_module(f"{place.__name__}.{name}") for name in names] or [place]
+    for module in modules:
+        for name, value in vars(module).items():
+            own = inspect.isclass(value) and value.__module__ == module.__name__
+            if own and dataclasses.is_dataclass(value) and not name.startswith("_"):
+                yield value
+
+
+def _schema_field(member: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Any]:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        nested = schema(hint)
+        return nested, dataclasses.field(default_factory=nested)
+    if member.default_factory is not dataclasses.MISSING:
+        default = dataclasses.field(default_factory=member.default_factory)
+    elif member.default is not dataclasses.MISSING:
+        default = dataclasses.field(default=member.default)
+    else:
+        default = dataclasses.field(default="???")
+    return (hint if member.name not in PIXEL_KEYS and _is_plain(hint) else Any), default
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether OmegaConf can check a type: scalars, enums, lists of them, and optional ones."""
+    if get_origin(hint) in (Union, UnionType, list):
+        return all(_is_plain(argument) for argument in get_args(hint))
+    return hint in (bool, int, float, str, NoneType) or (
+        inspect.isclass(hint) and issubclass(hint, Enum)
+    )
+
+
+def _path(component: type) -> str:
+    return f"{component.__module__}.{component.__qualname__}"
+
+
+def _with_numbers(node: Any, where: str) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: _pixels(f"{where}{key}", value)
+            if key in PIXEL_KEYS
+            else _with_numbers(value, f"{where}{key}.")
+            for key, value in node.items()
+        }
+    return node
+
+
+def _pixels(key: str, value: Any) -> Any:
+    """A number from a number or a fraction; null and interpolations stay."""
+    if value is None or isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (value == "???" or "${" in value):
+        return value
+    try:
+        numerator, _, denominator = str(value).partition("/")
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        allowed = "a number or a fraction such as 0.03 or 8/255"
+        raise InputError(f"{key}={value} is not allowed: it must be {allowed}") from None
+
+
+def _refusal(error: InstantiationException) -> str:
+    """One line from an exception that Hydra wrapped: the full key, then what the component said."""
+    found = re.search(r"full_key: (\S+)", str(error))
+    prefix = f"{found[1]}." if found else ""
+    cause = error.__cause__
+    if isinstance(cause, InputError):
+        return f"{prefix}{cause}"
+    return f"{prefix.rstrip('.') or 'config'}: {_first_line(cause or error)}"
+
+
+def _refuse_strangers(node: Any, trusted: Sequence[str]) -> None:
+    for target in _targets(node):
+        if not _is_class_of(target, trusted):
+            raise InputError(
+                f"the checkpoint's configuration would build {target}, which is no class of "
+                f"robusttrain: if you trust it, name its package in trust=[...]"
+            )
+
+
+def _is_class_of(target: str, packages: Sequence[str]) -> bool:
+    """Whether a dotted name is a class where one of `packages` defines it.
+
+    A prefix alone proves nothing: every module of a package also holds what it imports.
+    """
+    module, _, name = target.rpartition(".")
+    if module.partition(".")[0] not in packages:
+        return False
+    try:
+        value = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return False
+    return inspect.isclass(value) and value.__module__ == module
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

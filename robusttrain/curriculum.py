@@ -1,0 +1,79 @@
+"""Growth of the training attack over the epochs."""
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+from robusttrain import ranges
+from robusttrain.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Curriculum:
+    """Starts training against a weaker attack than the one that is asked for.
+
+    A large radius from the first step on can leave training stuck at the uniform output.
+
+    Parameters
+    ----------
+    eps_warmup
+        Share of the epochs, from 0 to 1, over which the radius of the defense, or of its attack,
+        grows linearly to its full value.
+    steps
+        Numbers of attack steps, each for an equal share of the epochs; that of the attack
+        throughout where empty.
+    """
+
+    eps_warmup: float = 0.0
+    steps: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ranges.within(0, 1, eps_warmup=self.eps_warmup)
+        for number in self.steps:
+            ranges.at_least(1, steps=number)
+
+    def at(self, defense: T, epoch: int, epochs: int) -> T:
+        """`defense` as it is in `epoch` of `epochs`, counted from 1.
+
+        Raises
+        ------
+        InputError
+            If neither the defense nor its attack has what is to grow.
+        """
+        if self.eps_warmup > 0:
+            growing = max(1.0, self.eps_warmup * epochs)
+            share = min(1.0, epoch / growing)
+            defense = _scaled(defense, share)
+        if self.steps:
+            number = self.steps[(epoch - 1) * len(self.steps) // epochs]
+            defense = _changed(defense, "steps", number)
+        return defense
+
+
+def _scaled(defense: T, share: float) -> T:
+    return _changed(defense, "eps", share * float(_found(defense, "eps")))
+
+
+def _found(component: Any, name: str) -> Any:
+    """The field `name` of a component, or of its attack."""
+    owner = component if _has(component, name) else getattr(component, "attack", None)
+    if not _has(owner, name):
+        raise InputError(
+            f"training.curriculum cannot change {name!r}: neither the defense "
+            f"{type(component).__name__} nor its attack has it"
+        )
+    return getattr(owner, name)
+
+
+def _changed(component: T, name: str, value: object) -> T:
+    """A copy of a component with another value of `name`, in itself or in its attack."""
+    _found(component, name)
+    if _has(component, name):
+        return cast(T, replace(cast(Any, component), **{name: value}))
+    attack = replace(cast(Any, component).attack, **{name: value})
+    return cast(T, replace(cast(Any, component), attack=attack))
+
+
+def _has(component: Any, name: str) -> bool:
+    return is_dataclass(component) and name in {f.name for f in fields(component) if f.init}

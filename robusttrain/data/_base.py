@@ -1,0 +1,18 @@
+"""The fields that every data set shares."""
+
+from dataclasses import dataclass
+
+from robusttrain import ranges
+
+
+@dataclass(kw_only=True)
+class _Base:
+    validation: float = 0.1
+    crop: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, validation=self.validation, crop=self.crop)
+        share_or_count = self.validation < 1 or self.validation == int(self.validation)
+        allowed = "a share below 1 or a whole number of images"
+        ranges.require(share_or_count, "validation", self.validation, allowed)

@@ -1,0 +1,35 @@
+"""The 8x8 digits that come with scikit-learn: no download, seconds to train on."""
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+
+from robusttrain.data._base import _Base
+from robusttrain.data.split import Info, Split
+from robusttrain.streams import stream
+
+TEST_SIZE = 360
+
+
+@dataclass
+class Digits(_Base):
+    """1,797 handwritten digits of 8x8 pixels: 1,437 to train on, 360 to test on.
+
+    The test set is the same for every seed, so that runs over seeds can be compared in pairs.
+    """
+
+    _: KW_ONLY
+    validation: float = 150
+
+    def info(self) -> Info:
+        return Info((1, 8, 8), 10, tuple("0123456789"))
+
+    def load(self) -> tuple[Split, Split]:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        # The pixels count inked dots of a 4x4 block, 0 to 16.
+        images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)
+        digits = Split(images.unsqueeze(1), torch.from_numpy(bunch.target).long())
+        order = torch.randperm(digits.size, generator=stream(0, "digits test split"))
+        return digits.take(order[TEST_SIZE:]), digits.take(order[:TEST_SIZE])

@@ -1,0 +1,44 @@
+"""Adversarial training on a mixture of clean and adversarial images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.attacks import Attack, Loss
+from robusttrain.defenses import Objective
+
+
+@dataclass
+class AlphaMix:
+    """min E[ alpha L(f(x), y) + (1 - alpha) L(f(adv(x)), y) ].
+
+    Szegedy et al. 2014 train on such a mixture with L-BFGS examples; Goodfellow, Shlens and Szegedy
+    2015 (section 6) make it practical with FGSM and alpha = 0.5. The adversarial images are
+    constants of the outer gradient. Two forward passes and one backward pass through both, beside
+    those of the attack.
+
+    Parameters
+    ----------
+    attack
+        Any attack.
+    alpha
+        Weight of the clean loss, strictly between 0 and 1.
+    """
+
+    attack: Attack
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        ranges.inside(0, 1, alpha=self.alpha)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The mixed loss."""
+        x_adv = self.attack(model, x, y, generator=generator)
+        clean, adversarial = model(x), model(x_adv)
+        mixture = self.alpha * loss(clean, y) + (1 - self.alpha) * loss(adversarial, y)
+        yield Objective(mixture.mean(), clean=clean, adversarial=adversarial)

@@ -1,0 +1,47 @@
+"""Learning with a Strong Adversary (Huang et al. 2016)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain.attacks import Loss
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
+from robusttrain.defenses import Objective
+from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.threat import Norm
+
+
+class Direction(StrEnum):
+    """Which function the adversary linearises: the loss, or the softmax outputs (alpha)."""
+
+    loss = "loss"
+    alpha = "alpha"
+
+
+@dataclass
+class LSA:
+    """min E[ max_{|r| <= eps} L(f(x + r), y) ], r from a linearisation (Huang et al. 2016, eq. 1).
+
+    `direction=loss` takes the maximiser of the linearised loss (section 3.2): eps g/|g|_2 in l2,
+    eps sign(g) in linf, the pixel of largest gradient in l1. `direction=alpha` is Algorithm 1: the
+    shortest way to another class over the Jacobian of the softmax outputs, made `eps` long; it
+    costs a backward pass for each class.
+    """
+
+    norm: Norm = Norm.l2
+    eps: float = 0.5
+    direction: Direction = Direction.loss
+
+    def __post_init__(self) -> None:
+        attacks = {Direction.loss: FGSM, Direction.alpha: SoftmaxLinearisation}
+        self._objective = WorstCase(attacks[self.direction](norm=self.norm, eps=self.eps))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The loss at the perturbed images alone."""
+        return self._objective(model, x, y, loss=loss, generator=generator)

@@ -1,0 +1,22 @@
+"""Training without a defense, the baseline."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain.attacks import Loss
+from robusttrain.defenses import Objective
+
+
+@dataclass
+class Standard:
+    """min E[ L(f(x), y) ]. One forward and one backward pass."""
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The loss at the clean images."""
+        logits = model(x)
+        yield Objective(loss(logits, y).mean(), clean=logits)

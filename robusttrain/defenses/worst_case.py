@@ -1,0 +1,31 @@
+"""The min-max formulation, of which most defenses are special cases by their attack."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain.attacks import Attack, Loss
+from robusttrain.defenses import Objective
+
+
+@dataclass
+class WorstCase:
+    """min E[ max_{z in S(x)} L(f(z), y) ] (Madry et al. 2018, eq. 2.1).
+
+    The attack stands for the inner maximum, and its result is a constant of the outer gradient
+    (Danskin's theorem). With PGD this is PGD-AT; with the linearised loss's maximiser it is the
+    alternating algorithm of Robust Training (Shaham, Yamada and Negahban 2018, Algorithm 1), and
+    the first form of learning with a strong adversary (Huang et al. 2016). One forward and one
+    backward pass beside those of the attack.
+    """
+
+    attack: Attack
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The loss at the adversarial images alone."""
+        logits = model(self.attack(model, x, y, generator=generator))
+        yield Objective(loss(logits, y).mean(), adversarial=logits)

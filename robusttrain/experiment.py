@@ -1,0 +1,162 @@
+"""A run from top to bottom: data, model, training, evaluation, report."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from robusttrain import checkpoint as checkpoints
+from robusttrain import streams
+from robusttrain.checkpoint import Checkpoint
+from robusttrain.config import Config, Stage
+from robusttrain.data import Info, Split, hold_out
+from robusttrain.evaluation import evaluate
+from robusttrain.manifest import manifest
+from robusttrain.models import build_model
+from robusttrain.report.files import write_csv, write_json
+from robusttrain.report.ledger import Ledger
+from robusttrain.report.terminal import Terminal
+from robusttrain.training import Epoch, Trainer
+
+
+class Origin(NamedTuple):
+    """Where a run comes from: its configuration as containers, and the option of each group."""
+
+    config: dict[str, Any]
+    names: Mapping[str, str]
+
+
+def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
+    """Train and evaluate as `config.stages` say, and leave the results in `run_dir`.
+
+    Returns the robust accuracy on the validation split of the weights in `best.pt`, the figure
+    that a search over settings may maximise without touching the test set; None where none was
+    measured.
+
+    Raises
+    ------
+    InputError
+        If the parts do not fit together, before data is loaded; or if data cannot be read.
+    NonFiniteLossError
+        If training diverges; what earlier epochs left stays on disk.
+    """
+    device = config.torch_device()
+    info = config.dataset.info()
+    model = _model(config, info)
+    seconds: dict[str, float] = {}
+    train, test = config.dataset.load()
+    digests = {"train": train.digest(), "test": test.digest()}
+    best: Epoch | None = None
+    model.to(device)
+    if Stage.train in config.stages:
+        started = time.perf_counter()
+        best = _train(config, origin, model, info, train.to(device), run_dir, terminal)
+        seconds["train"] = time.perf_counter() - started
+    if Stage.evaluate in config.stages:
+        started = time.perf_counter()
+        _evaluate(config, origin.names, model, test.to(device), run_dir, terminal)
+        seconds["evaluate"] = time.perf_counter() - started
+    write_json(run_dir / "manifest.json", manifest(device, digests, seconds))
+    return best.val_robust_accuracy if best else None
+
+
+def _model(config: Config, info: Info) -> nn.Module:
+    """The model on the CPU, with its noise, and with the weights of `checkpoint` where given."""
+    # Initialisation draws from the global stream; the model is the only thing that does.
+    torch.manual_seed(streams.derived_seed(config.seed, "initialisation"))
+    model = build_model(config.model, info.num_classes, info.image_shape)
+    config.noise.install(model, streams.derived_seed(config.seed, "noise"))
+    if config.checkpoint is not None:
+        checkpoints.load(config.checkpoint).load_into(model, config.checkpoint)
+    return model
+
+
+def _train(
+    config: Config,
+    origin: Origin,
+    model: nn.Module,
+    info: Info,
+    split: Split,
+    run_dir: Path,
+    terminal: Terminal,
+) -> Epoch | None:
+    """Train `model` and leave it with the weights of `best.pt`; returns the epoch they are of."""
+    train, validation = hold_out(split, config.dataset.validation, config.seed)
+    trainer = Trainer(
+        model, config.defense, config.optimizer, config.schedule, config.training,
+        train=train, validation=validation, dataset=config.dataset,
+        norm=config.norm, eps=config.eps, seed=config.seed, terminal=terminal,
+    )  # fmt: skip
+    _save(run_dir / "best.pt", trainer, origin, info, 0)
+    epochs: list[Epoch] = []
+    best: Epoch | None = None
+    for epoch in trainer.epochs():
+        epochs.append(epoch)
+        _say_epoch(terminal, epoch, config.training.epochs)
+        write_csv(run_dir / "train.csv", [epoch.row() for epoch in epochs])
+        _save(run_dir / "checkpoint.pt", trainer, origin, info, epoch.epoch)
+        # Without a validation split all ranks are equal, and the last epoch is the best one.
+        if best is None or epoch.rank >= best.rank:
+            best = epoch
+            _save(run_dir / "best.pt", trainer, origin, info, epoch.epoch)
+    checkpoints.load(run_dir / "best.pt").load_into(model, run_dir / "best.pt")
+    return best
+
+
+def _evaluate(
+    config: Config,
+    names: Mapping[str, str],
+    model: nn.Module,
+    test: Split,
+    run_dir: Path,
+    terminal: Terminal,
+) -> None:
+    count = len(config.evaluation.choose(test.size)) * len(config.evaluation.attacks)
+    with terminal.progress("evaluation", count) as bar:
+        ledger = evaluate(
+            model, test, config.evaluation,
+            norm=config.norm, eps=config.eps, seed=config.seed, bar=bar,
+        )  # fmt: skip
+    _report(config, names, ledger, run_dir, terminal)
+
+
+def _report(
+    config: Config, names: Mapping[str, str], ledger: Ledger, run_dir: Path, terminal: Terminal
+) -> None:
+    report = ledger.report(config.norm)
+    facts = {key: names[key] for key in ("dataset", "model", "defense", "noise")}
+    for position, (key, value) in enumerate({**facts, "seed": config.seed}.items()):
+        report.insert(position, key, value)
+    write_csv(run_dir / "samples.csv", ledger.samples())
+    write_csv(run_dir / "report.csv", report)
+    terminal.report(report, f"{names['defense']}, {names['model']} on {names['dataset']}")
+
+
+def _save(path: Path, trainer: Trainer, origin: Origin, info: Info, epoch: int) -> None:
+    Checkpoint(
+        model=trainer.model.state_dict(),
+        num_classes=info.num_classes,
+        image_shape=list(info.image_shape),
+        config=origin.config,
+        names=dict(origin.names),
+        epoch=epoch,
+        training={
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.scheduler.state_dict(),
+            "random_states": trainer.random_states(),
+        },
+    ).save(path)
+
+
+def _say_epoch(terminal: Terminal, epoch: Epoch, epochs: int) -> None:
+    shown = {
+        "loss": epoch.loss,
+        "clean": epoch.val_clean_accuracy,
+        "robust": epoch.val_robust_accuracy,
+        "seconds": epoch.seconds,
+    }
+    figures = {name: value for name, value in shown.items() if value is not None}
+    terminal.figures(f"epoch {epoch.epoch}/{epochs}", **figures)

@@ -1,0 +1,42 @@
+"""What a run was: versions, machine, source, data and command, so that it can be repeated."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("robusttrain", "torch", "torchvision", "hydra-core", "numpy", "scipy", "pandas")
+
+
+def manifest(device: torch.device, data: dict[str, str], seconds: dict[str, float]) -> dict[str, Any]:
+    """The content of `manifest.json`; `data` holds digests, `seconds` the time of each stage."""
+    return {
+        "command": sys.argv,
+        "seconds": seconds,
+        "data": data,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "git": _git(Path(__file__).parent),
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit and dirtiness of the source, or None where it is not a checkout."""
+    try:
+        commit = _run_git(folder, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_run_git(folder, "status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _run_git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

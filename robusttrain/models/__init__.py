@@ -1,0 +1,93 @@
+"""Networks, one family a file, each a dataclass whose fields are its configuration.
+
+A network takes images (N, C, H, W) with values in [0, 1] and returns logits (N, num_classes).
+Where it wants centred pixels, the shift and scale are its first layer, so that a radius `eps`
+always means pixels. Forward passes are free of randomness, but for dropout in train mode, which
+draws from torch's global stream.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain.errors import InputError
+
+__all__ = ["Architecture", "build_model"]
+
+
+class Architecture(Protocol):
+    """The plan of a network, before classes and image size are known."""
+
+    def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """A freshly initialised network for images of `image_shape`, which is (C, H, W).
+
+        Initialisation draws from torch's global random stream.
+        """
+
+
+def build_model(
+    architecture: Architecture, num_classes: int, image_shape: tuple[int, int, int]
+) -> nn.Module:
+    """Build the network and try it on two black images, so that a misfit is found before training.
+
+    The trial moves no BatchNorm statistics, changes no module's mode and leaves torch's global
+    random stream where the initialisation left it.
+
+    Parameters
+    ----------
+    architecture : the plan to build
+    num_classes : how many logits the network returns
+    image_shape : (C, H, W)
+
+    Raises
+    ------
+    InputError
+        If the network cannot be built for these images, cannot take them, or returns anything but
+        a tensor (N, num_classes).
+
+    Examples
+    --------
+    >>> from robusttrain.models.mlp import MLP
+    >>> model = build_model(MLP(widths=[32]), num_classes=10, image_shape=(1, 8, 8))
+    >>> model(torch.rand(5, 1, 8, 8)).shape
+    torch.Size([5, 10])
+    """
+    try:
+        model = architecture.build(num_classes, image_shape)
+        output = _dry_run(model, image_shape)
+    except InputError:
+        raise
+    # torchvision's transformers refuse a size through torch._assert.
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _misfit(architecture, image_shape, _first_line(error)) from error
+    if not isinstance(output, Tensor) or output.shape != (2, num_classes):
+        reason = f"for 2 of them it returns {_kind(output)}, not logits of shape (2, {num_classes})"
+        raise _misfit(architecture, image_shape, reason)
+    return model
+
+
+def _dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        output: object = model.eval()(torch.zeros(2, *image_shape))
+    for module, training in modes:
+        module.training = training
+    return output
+
+
+def _misfit(
+    architecture: Architecture, image_shape: tuple[int, int, int], reason: str
+) -> InputError:
+    shape = tuple(image_shape)
+    return InputError(f"model {architecture} cannot take images of shape {shape}: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _kind(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    return f"a {type(output).__name__}"

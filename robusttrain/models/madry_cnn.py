@@ -1,0 +1,40 @@
+"""The network of the MNIST challenge."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import nn
+
+from robusttrain import ranges
+
+
+@dataclass
+class MadryCNN:
+    """5 x 5 convolutions, each halved by a max pool, and one hidden layer (Madry et al. 2018).
+
+    `channels` has one entry per convolution. k of them need images of 2^k x 2^k pixels at least.
+    """
+
+    channels: list[int] = field(default_factory=lambda: [32, 64])
+    hidden: int = 1024
+
+    def __post_init__(self) -> None:
+        ok = len(self.channels) > 0 and all(count >= 1 for count in self.channels)
+        allowed = "a list of one or more whole numbers, each 1 or more"
+        ranges.require(ok, "channels", self.channels, allowed)
+        ranges.at_least(1, hidden=self.hidden)
+
+    def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        in_channels, height, width = image_shape
+        layers: list[nn.Module] = []
+        for before, after in pairwise([in_channels, *self.channels]):
+            layers += [nn.Conv2d(before, after, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+        shrink = 2 ** len(self.channels)
+        features = self.channels[-1] * (height // shrink) * (width // shrink)
+        return nn.Sequential(
+            *layers,
+            nn.Flatten(1),
+            nn.Linear(features, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, num_classes),
+        )

@@ -1,0 +1,36 @@
+"""Normalisation as a layer, so that attacks and radii stay in pixel units."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+
+
+def check_statistics(mean: list[float], std: list[float]) -> None:
+    """Raise `InputError` unless every mean is finite and every standard deviation above 0."""
+    ranges.require(all(map(math.isfinite, mean)), "mean", mean, "a list of finite numbers")
+    ok = all(math.isfinite(value) and value > 0 for value in std)
+    ranges.require(ok, "std", std, "a list of finite numbers above 0")
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std, per channel, of images (N, channels, H, W) in [0, 1].
+
+    `mean` and `std` have one entry for all channels or one per channel; `InputError` otherwise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: list[float], std: list[float], channels: int) -> None:
+        super().__init__()
+        check_statistics(mean, std)
+        for key, values in (("mean", mean), ("std", std)):
+            allowed = f"a list of 1 number, or of one for each channel of the images ({channels})"
+            ranges.require(len(values) in (1, channels), key, values, allowed)
+            self.register_buffer(key, torch.tensor(values).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std

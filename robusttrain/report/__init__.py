@@ -1,0 +1,1 @@
+"""What a run shows and leaves behind: files, tables, the terminal. Knows no torch."""

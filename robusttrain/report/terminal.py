@@ -1,0 +1,99 @@
+"""The terminal: progress, messages and tables; plain lines where the output is a file or a pipe."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+log = logging.getLogger("robusttrain")
+
+# Often enough to look alive, seldom enough to cost nothing.
+SECONDS_BETWEEN_UPDATES = 0.2
+
+
+class Bar:
+    """Progress of one piece of work, shown at most a few times a second."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+        self._shown = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to show figures again; computing them can cost a synchronisation."""
+        return time.monotonic() - self._shown >= SECONDS_BETWEEN_UPDATES
+
+    def advance(self, steps: int = 1) -> None:
+        """`steps` more are done."""
+        self._progress.advance(self._task, steps)
+
+    def show(self, title: str, **figures: float) -> None:
+        """Replace the title and the figures; shares are shown as percentages, losses as they are."""
+        self._shown = time.monotonic()
+        self._progress.update(self._task, description=title, figures=_phrase(figures))
+
+
+class Terminal:
+    """Where a run speaks to its user. Everything said also goes to the run's log."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        log.info(text)
+        self.console.print(text, markup=False)
+
+    def figures(self, title: str, **figures: float) -> None:
+        """Print a line of figures."""
+        self.say(f"{title}  {_phrase(figures)}")
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Bar]:
+        """A live bar with the time left; nothing at all where the output is not a terminal."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        live = self.console.is_terminal
+        with Progress(
+            *columns, console=self.console, transient=True, expand=True, disable=not live
+        ) as progress:
+            yield Bar(progress, progress.add_task(title, total=total, figures=""))
+
+    def report(self, report: pd.DataFrame, title: str) -> None:
+        """Print the attack, eps, accuracy and interval columns of a report."""
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        table.add_column("attack")
+        table.add_column("norm")
+        for name in ("eps", "n", "accuracy", "95 % interval", "seconds"):
+            table.add_column(name, justify="right")
+        for row in report.to_dict("records"):
+            table.add_row(
+                row["attack"],
+                row["norm"],
+                f"{row['eps']:.4g}",
+                str(row["n"]),
+                f"{row['accuracy']:.2%}",
+                f"{row['ci_low']:.2%} to {row['ci_high']:.2%}",
+                f"{row['seconds']:.1f}",
+            )
+        self.console.print(table)
+
+
+def _phrase(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name} {_number(name, value)}" for name, value in figures.items())
+
+
+def _number(name: str, value: float) -> str:
+    if name in ("clean", "robust"):
+        return f"{value:.1%}"
+    return f"{value:.3g}"

@@ -1,0 +1,240 @@
+"""Threat models: the ball of radius `eps` around an image, cut with the box [0, 1].
+
+This is the one place that knows norms. With N images x of shape (N, ...), the set of allowed
+inputs is S(x) = {z in [0, 1] : ||z - x|| <= eps}, each image on its own. All tensors share their
+shape; radii and steps are in pixel units of [0, 1].
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robusttrain import ranges
+
+# Below this a gradient carries no direction; dividing by less would overflow in float32.
+TINY = 1e-12
+
+
+class Norm(StrEnum):
+    """The norm that measures a perturbation of one image."""
+
+    linf = "linf"
+    l2 = "l2"
+    l1 = "l1"
+
+
+class Ball(Protocol):
+    """The norm ball of radius `eps`; see `ball` for its making."""
+
+    eps: float
+
+    def size(self, delta: Tensor) -> Tensor:
+        """||delta|| of each image, shape (N,)."""
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Bring `x_adv` back into S(x)."""
+
+    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A point of S(x): uniform in the ball, then cut with the box."""
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The d with ||d|| <= 1 that maximises <gradient, d>, for each image."""
+
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
+        """The direction, of norm 1 at most, of one step of an iterated attack at `x_adv`."""
+
+    def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The point z of S(x) for the largest <gradient, z - x>; l2 cuts with the box afterwards."""
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        """max <gradient, d> over ||d|| <= 1 of each image, shape (N,); differentiable."""
+
+
+@dataclass(frozen=True)
+class _Radius:
+    eps: float
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, eps=self.eps)
+
+
+class LinfBall(_Radius):
+    """Every pixel moves by `eps` at most."""
+
+    def size(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().amax(1)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        return torch.clamp(x_adv, x - self.eps, x + self.eps).clamp_(0, 1)
+
+    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.empty_like(x).uniform_(-self.eps, self.eps, generator=generator)
+        return noise.add_(x).clamp_(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
+        return self.steepest(gradient)
+
+    def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
+        return (x + self.eps * self.steepest(gradient)).clamp_(0, 1)
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        return gradient.flatten(1).abs().sum(1)
+
+
+class L2Ball(_Radius):
+    """The Euclidean length of the perturbation of an image is `eps` at most."""
+
+    def size(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).norm(dim=1)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        # Ball first, box second: clipping moves each pixel towards x, so it never leaves the ball.
+        delta = x_adv - x
+        shrink = (self.eps / self.size(delta).clamp_min(TINY)).clamp_max(1)
+        return (x + delta * _per_image(shrink, x)).clamp_(0, 1)
+
+    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        direction = torch.empty_like(x).normal_(generator=generator)
+        radius = self.eps * _ball_radius(x, generator)
+        scale = radius / self.size(direction).clamp_min(TINY)
+        return (x + direction * _per_image(scale, x)).clamp_(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        length = self.size(gradient).clamp_min(TINY)
+        return gradient / _per_image(length, gradient)
+
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
+        return self.steepest(gradient)
+
+    def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
+        return (x + self.eps * self.steepest(gradient)).clamp_(0, 1)
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        # The square root has no slope at 0; the guard keeps the second derivative finite there.
+        return gradient.flatten(1).square().sum(1).add(TINY**2).sqrt()
+
+
+# The share of the pixels that one l1 step moves (SLIDE, Tramer and Boneh 2019, moves 1 %).
+L1_STEP_SHARE = 0.01
+
+
+class L1Ball(_Radius):
+    """The absolute changes of all pixels of an image sum to `eps` at most.
+
+    The box matters here more than for the other norms: a step that spends the whole radius on one
+    pixel is cut to nothing by it. `project` is therefore the exact Euclidean projection on the
+    intersection of ball and box (Croce and Hein 2021, "Mind the box", Proposition 3.1), `ascent`
+    looks only at pixels that can still move, and `linear_maximiser` spends the radius on pixel
+    after pixel, in the order of their gradients.
+    """
+
+    def size(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().sum(1)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        delta = (x_adv - x).flatten(1)
+        room = _room(delta, x.flatten(1))
+        moved = delta.abs()
+        threshold = _l1_threshold(moved, room, self.eps)
+        kept = torch.minimum((moved - threshold).clamp_min(0), room)
+        return (x + (delta.sign() * kept).view_as(x)).clamp_(0, 1)
+
+    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        # Exponential sizes divided by their sum are uniform on the simplex; signs spread them.
+        sizes = torch.empty_like(x).exponential_(generator=generator)
+        signs = torch.empty_like(x).uniform_(-1, 1, generator=generator).sign()
+        scale = self.eps * _ball_radius(x, generator) / self.size(sizes)
+        return (x + signs * sizes * _per_image(scale, x)).clamp_(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        return self._largest(gradient.flatten(1), 1).view_as(gradient)
+
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
+        flat = gradient.flatten(1)
+        movable = torch.where(_room(flat, x_adv.flatten(1)) > 0, flat, 0)
+        count = max(1, round(L1_STEP_SHARE * flat.shape[1]))
+        return self._largest(movable, count).view_as(gradient)
+
+    def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
+        flat = gradient.flatten(1)
+        order = flat.abs().argsort(dim=1, descending=True, stable=True)
+        # A pixel without gradient gains nothing and keeps its value.
+        room = torch.where(flat != 0, _room(flat, x.flatten(1)), 0).gather(1, order)
+        spent_before = room.cumsum(1) - room
+        spent = torch.minimum(room, (self.eps - spent_before).clamp_min(0))
+        moves = torch.zeros_like(flat).scatter_(1, order, spent) * flat.sign()
+        return (x + moves.view_as(x)).clamp_(0, 1)
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        return gradient.flatten(1).abs().amax(1)
+
+    @staticmethod
+    def _largest(flat: Tensor, count: int) -> Tensor:
+        """Signs of the `count` largest entries of each row, divided by how many they are."""
+        chosen = flat.abs().topk(count, dim=1).indices
+        signs = flat.gather(1, chosen).sign()
+        share = signs.abs().sum(1, keepdim=True).clamp_min(1)
+        return torch.zeros_like(flat).scatter_(1, chosen, signs / share)
+
+
+def ball(norm: Norm, eps: float) -> Ball:
+    """The ball of radius `eps` (pixel units, 0 or more) in `norm`.
+
+    Raises
+    ------
+    InputError
+        If `eps` is negative or not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.tensor([[0.5, 0.95]])
+    >>> ball(Norm.linf, 0.1).linear_maximiser(torch.tensor([[-1.0, 2.0]]), x)
+    tensor([[0.4000, 1.0000]])
+    """
+    balls: dict[Norm, type[Ball]] = {Norm.linf: LinfBall, Norm.l2: L2Ball, Norm.l1: L1Ball}
+    return balls[Norm(norm)](eps)
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    """`values` of shape (N,) in a shape that multiplies images `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _ball_radius(x: Tensor, generator: torch.Generator) -> Tensor:
+    """The radius of a point drawn uniformly from a unit ball of the dimension of one image."""
+    dimension = x[0].numel()
+    return torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype) ** (1 / dimension)
+
+
+def _room(direction: Tensor, x: Tensor) -> Tensor:
+    """How far each pixel can go in the sign of `direction` before it leaves the box."""
+    return torch.where(direction > 0, 1 - x, x)
+
+
+def _l1_threshold(moved: Tensor, room: Tensor, eps: float) -> Tensor:
+    """The smallest t >= 0 of each row with sum clip(moved - t, 0, room) <= eps, shape (N, 1).
+
+    The sum falls piecewise linearly in t, with kinks where a pixel leaves its bound (at
+    moved - room) and where it reaches zero (at moved). Between two kinks t solves a linear
+    equation. The sum at every kink comes from one sort and two cumulative sums.
+    """
+    kinks = torch.cat([(moved - room).clamp_min(0), moved], 1)
+    # Right of its first kink a pixel falls with slope -1, right of its second it is flat again.
+    slopes = torch.cat([-torch.ones_like(moved), torch.ones_like(moved)], 1)
+    kinks, order = kinks.sort(dim=1)
+    slopes = slopes.gather(1, order).cumsum(1)
+    start = torch.minimum(moved, room).sum(1, keepdim=True)
+    falls = slopes[:, :-1] * (kinks[:, 1:] - kinks[:, :-1])
+    sums = start + torch.cat([torch.zeros_like(start), falls.cumsum(1)], 1)
+    # The last kink whose sum is still above eps starts the piece that holds the solution.
+    last = ((sums > eps).sum(1, keepdim=True) - 1).clamp_min(0)
+    slope = slopes.gather(1, last).clamp_max(-1)
+    threshold = kinks.gather(1, last) + (eps - sums.gather(1, last)) / slope
+    return torch.where(start > eps, threshold, 0)

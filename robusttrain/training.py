@@ -1,0 +1,301 @@
+"""The training loop: epochs of batches, each defense's objectives descended one by one."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from robusttrain import ranges, streams
+from robusttrain.attacks import Attack
+from robusttrain.curriculum import Curriculum
+from robusttrain.data import Dataset, Split, augment, batch_count, batches
+from robusttrain.defenses import Defense, Objective
+from robusttrain.errors import NonFiniteLossError
+from robusttrain.evaluation import Evaluation, evaluate
+from robusttrain.noise import noise_layers
+from robusttrain.optimizers import Optimizer
+from robusttrain.report.terminal import Bar, Terminal
+from robusttrain.schedules import Schedule
+from robusttrain.threat import Norm
+
+
+class Precision(StrEnum):
+    """Number format inside the network; perturbations and updates are float32 in any case."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class Training:
+    """How long and in what form a model is trained.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the training split, 0 or more.
+    batch_size
+        Images a step, 1 or more.
+    label_smoothing
+        Share of the target spread over all classes, from 0 to below 1; in the outer loss only.
+    clip_gradient
+        Largest l2 norm of the gradient of all parameters together; not clipped where not given.
+    precision
+        bf16 autocast, or float32; `auto` takes bf16 on CUDA devices that compute in it.
+    channels_last
+        Keep images and weights with channels innermost; where not given, for images of more than
+        one channel.
+    compile
+        Run training through `torch.compile`.
+    curriculum
+        Growth of the training attack over the epochs.
+    validation_attack
+        The attack whose accuracy on the validation split chooses `best.pt`.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    label_smoothing: float = 0.0
+    clip_gradient: float | None = None
+    precision: Precision = Precision.auto
+    channels_last: bool | None = None
+    compile: bool = False
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    validation_attack: Attack | None = None
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, epochs=self.epochs)
+        ranges.at_least(1, batch_size=self.batch_size)
+        ranges.require(
+            0 <= self.label_smoothing < 1,
+            "label_smoothing",
+            self.label_smoothing,
+            "from 0 to below 1",
+        )
+        if self.clip_gradient is not None:
+            ranges.above(0, clip_gradient=self.clip_gradient)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A row of `train.csv`; accuracies are shares, and None where nothing was computed."""
+
+    epoch: int
+    seconds: float
+    lr: float
+    loss: float
+    train_clean_accuracy: float | None
+    train_robust_accuracy: float | None
+    val_clean_accuracy: float | None
+    val_robust_accuracy: float | None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What `best.pt` is chosen by: robust accuracy on the validation split, then clean."""
+        return (self.val_robust_accuracy or 0.0, self.val_clean_accuracy or 0.0)
+
+    def row(self) -> dict[str, Any]:
+        """The columns of `train.csv`."""
+        return asdict(self)
+
+
+class Trainer:
+    """A model in training, with everything that its next step depends on.
+
+    Parameters
+    ----------
+    model
+        On its device; it is trained in place.
+    train, validation
+        Splits on the same device. The validation split may be empty.
+    dataset
+        For its augmentation.
+    norm, eps, seed
+        Of the run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        defense: Defense,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        settings: Training,
+        *,
+        train: Split,
+        validation: Split,
+        dataset: Dataset,
+        norm: Norm,
+        eps: float,
+        seed: int,
+        terminal: Terminal,
+    ) -> None:
+        self.model, self.defense, self.settings = model, defense, settings
+        self.train, self.validation, self.dataset = train, validation, dataset
+        self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
+        device = train.images.device
+        self.device = device
+        self.memory_format = _memory_format(settings, train.images)
+        self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.forward = torch.compile(model) if settings.compile else model
+        self.loss = partial(
+            F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing
+        )
+        self.batches_per_epoch = batch_count(train.size, settings.batch_size)
+        self.optimizer = optimizer.build(model.parameters())
+        steps = max(1, settings.epochs * self.batches_per_epoch)
+        self.scheduler = schedule.build(self.optimizer, steps)
+        self.streams = {
+            "batches": streams.stream(seed, "batches"),
+            "augmentation": streams.stream(seed, "augmentation", device),
+            "attack": streams.stream(seed, "training attack", device),
+        }
+
+    def epochs(self) -> Iterator[Epoch]:
+        """Train, yielding after every epoch.
+
+        Raises
+        ------
+        NonFiniteLossError
+            As soon as a loss that is NaN or infinite is seen.
+        """
+        for number in range(1, self.settings.epochs + 1):
+            started = time.perf_counter()
+            lr = self.scheduler.get_last_lr()[0]
+            figures = self._epoch(number)
+            seconds = time.perf_counter() - started
+            yield Epoch(number, seconds, float(lr), **figures, **self._validate(number))
+
+    def random_states(self) -> dict[str, Any]:
+        """The state of every random stream that training draws from."""
+        return {
+            "torch": torch.get_rng_state(),
+            "streams": {name: stream.get_state() for name, stream in self.streams.items()},
+            "noise": [layer.random_states() for layer in noise_layers(self.model)],
+        }
+
+    def _epoch(self, number: int) -> dict[str, Any]:
+        settings = self.settings
+        defense = settings.curriculum.at(self.defense, number, settings.epochs)
+        tally = _Tally(number, self.optimizer)
+        title = f"epoch {number}/{settings.epochs}"
+        self.model.train()
+        with self.terminal.progress(title, self.batches_per_epoch) as bar:
+            for x, y in batches(self.train, settings.batch_size, self.streams["batches"]):
+                for objective in self._objectives(defense, x, y):
+                    self._descend(objective.loss)
+                    tally.add(objective, y)
+                self.scheduler.step()
+                bar.advance()
+                if bar.due:
+                    position = f"{title} batch {tally.steps}/{self.batches_per_epoch}"
+                    bar.show(position, **tally.shown())
+        return tally.figures()
+
+    def _objectives(self, defense: Defense, x: Tensor, y: Tensor) -> Iterator[Objective]:
+        x = augment(x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
+        x = x.contiguous(memory_format=self.memory_format)
+        objectives = defense(
+            self.forward, x, y, loss=self.loss, generator=self.streams["attack"]
+        )
+        while True:
+            # Autocast covers what the defense computes up to its next yield, not the step between.
+            with self._autocast():
+                objective = next(objectives, None)
+            if objective is None:
+                return
+            yield objective
+
+    def _descend(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.settings.clip_gradient is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_gradient)
+        self.optimizer.step()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        wanted = self.settings.precision
+        on_cuda = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16 = wanted is Precision.bf16 or (wanted is Precision.auto and on_cuda)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
+    def _validate(self, number: int) -> dict[str, float | None]:
+        attack = self.settings.validation_attack
+        if self.validation.size == 0 or attack is None:
+            return {"val_clean_accuracy": None, "val_robust_accuracy": None}
+        settings = Evaluation(attacks={"validation": attack}, votes=10, eot=1)
+        with self.terminal.progress("validation", self.validation.size) as bar:
+            ledger = evaluate(
+                self.model, self.validation, settings,
+                norm=self.norm, eps=self.eps, seed=streams.derived_seed(self.seed, "validation"),
+                bar=bar,
+            )  # fmt: skip
+        return {
+            "val_clean_accuracy": 1 - float(ledger.misclassified.mean()),
+            "val_robust_accuracy": 1 - float(ledger.worst_case.mean()),
+        }
+
+
+class _Tally:
+    """Losses and hits of an epoch, kept on the device until somebody wants to see them."""
+
+    def __init__(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        self.epoch, self.optimizer = epoch, optimizer
+        self.steps = 0
+        self.images = 0
+        self.losses: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.hits: dict[str, Tensor] = {}
+        self.rates: list[float] = []
+        self.seen = 0
+
+    def add(self, objective: Objective, y: Tensor) -> None:
+        """Count one objective."""
+        self.steps += 1
+        self.images += len(y)
+        self.losses.append(objective.loss.detach())
+        self.sizes.append(len(y))
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        for name, logits in (("clean", objective.clean), ("robust", objective.adversarial)):
+            if logits is not None:
+                hits = (logits.detach().argmax(1) == y).sum()
+                self.hits[name] = self.hits.get(name, torch.zeros_like(hits)) + hits
+
+    def shown(self) -> dict[str, float]:
+        """Loss and accuracies so far; this is where a loss that is not finite is noticed."""
+        recent = torch.stack(self.losses[self.seen :]).tolist()
+        for offset, loss in enumerate(recent):
+            if not abs(loss) < float("inf"):
+                batch = self.seen + offset
+                raise NonFiniteLossError(
+                    f"the loss became {loss} in epoch {self.epoch}, batch {batch + 1}, at learning "
+                    f"rate {self.rates[batch]:.3g}; try a lower optimizer.lr"
+                )
+        self.seen = len(self.losses)
+        shares = {name: float(hits) / self.images for name, hits in self.hits.items()}
+        return {"loss": recent[-1], **shares}
+
+    def figures(self) -> dict[str, Any]:
+        """The training columns of an `Epoch`."""
+        shares = self.shown()
+        losses = torch.stack(self.losses).double().cpu()
+        return {
+            "loss": float((losses * torch.tensor(self.sizes)).sum() / self.images),
+            "train_clean_accuracy": shares.get("clean"),
+            "train_robust_accuracy": shares.get("robust"),
+        }
+
+
+def _memory_format(settings: Training, images: Tensor) -> torch.memory_format:
+    wanted = images.shape[1] > 1 if settings.channels_last is None else settings.channels_last
+    return torch.channels_last if wanted else torch.contiguous_format
+
+

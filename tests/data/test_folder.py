@@ -1,0 +1,230 @@
+"""Image folders: layouts, decoding, and one clear line for each way to get them wrong."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from robusttrain.data.folder import IMAGE_EXTENSIONS, Folder
+from robusttrain.errors import InputError
+
+
+def save(path: Path, value: int | Sequence[int], size: tuple[int, int] = (6, 4)) -> Path:
+    """A picture of one colour, `size` = (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = "L" if isinstance(value, int) else "RGB"
+    Image.new(mode, size, value if isinstance(value, int) else tuple(value)).save(path)
+    return path
+
+
+def classes(root: Path, count: int = 5, size: tuple[int, int] = (6, 4)) -> Path:
+    """Classes a and b with `count` images each; the brightness of an image is unique in `root`."""
+    for label, name in enumerate("ab"):
+        for number in range(count):
+            save(root / name / f"{number:03}.png", 100 * label + number, size)
+    return root
+
+
+def brightness(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+def refusal(folder: Folder) -> str:
+    with pytest.raises(InputError) as caught:
+        folder.load()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_train_and_test_folders_are_read_in_order(tmp_path: Path) -> None:
+    classes(tmp_path / "train", 70)
+    classes(tmp_path / "test", 3)
+    train, test = Folder(str(tmp_path)).load()
+    assert brightness(train.images) == [*range(70), *range(100, 170)]
+    assert train.labels.tolist() == [0] * 70 + [1] * 70
+    assert brightness(test.images) == [0, 1, 2, 100, 101, 102]
+    assert train.images.shape == (140, 3, 4, 6)
+    assert train.images.dtype == torch.uint8
+    assert train.labels.dtype == torch.int64
+
+
+def test_info_tells_shape_and_names(tmp_path: Path) -> None:
+    classes(tmp_path)
+    info = Folder(str(tmp_path), channels=1).info()
+    assert info == ((1, 4, 6), 2, ("a", "b"))
+    assert Folder(str(tmp_path), image_size=9).info().image_shape == (3, 9, 9)
+
+
+def test_info_reads_one_image_at_most(tmp_path: Path) -> None:
+    classes(tmp_path)
+    for file in list(tmp_path.rglob("*.png"))[1:]:
+        if file.parent.name == "b":
+            file.write_bytes(b"no image")
+    assert Folder(str(tmp_path)).info().num_classes == 2
+
+
+def test_the_test_share_is_a_partition_of_each_class(tmp_path: Path) -> None:
+    classes(tmp_path, 10)
+    train, test = Folder(str(tmp_path), test_share=0.3).load()
+    assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    everything = sorted(brightness(train.images) + brightness(test.images))
+    assert everything == [*range(10), *range(100, 110)]
+    for part in (train, test):
+        assert [value // 100 for value in brightness(part.images)] == part.labels.tolist()
+
+
+def test_the_seed_alone_draws_the_test_share(tmp_path: Path) -> None:
+    classes(tmp_path, 30)
+    first = Folder(str(tmp_path), seed=1).load()[1]
+    assert Folder(str(tmp_path), seed=1).load()[1].digest() == first.digest()
+    assert Folder(str(tmp_path), seed=2).load()[1].digest() != first.digest()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_each_class_is_in_both_parts(share: float, tmp_path: Path) -> None:
+    classes(tmp_path, 2)
+    for part in Folder(str(tmp_path), test_share=share).load():
+        assert part.labels.tolist() == [0, 1]
+
+
+def test_colours_keep_their_channels_and_grey_is_their_luminance(tmp_path: Path) -> None:
+    for name in "ab":
+        for number in range(2):
+            save(tmp_path / name / f"{number}.png", (200, 100, 50))
+    colour, grey = (Folder(str(tmp_path), channels=n).load()[0].images for n in (3, 1))
+    assert colour[0, :, 2, 3].tolist() == [200, 100, 50]
+    assert int(grey[0, 0, 2, 3]) == pytest.approx(0.299 * 200 + 0.587 * 100 + 0.114 * 50, abs=1)
+
+
+def test_the_central_square_is_resampled(tmp_path: Path) -> None:
+    # Outside of the central square, 8 wide, everything is white.
+    picture = np.full((8, 24), 255, np.uint8)
+    picture[:, 8:16] = np.arange(0, 64, 8)[:, None]
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.fromarray(picture).save(tmp_path / name / f"{number}.png")
+    images = Folder(str(tmp_path), image_size=4, channels=1).load()[0].images
+    assert images.shape == (2, 1, 4, 4)
+    column = images[0, 0, :, 2].float()
+    # Two rows of the source to one: their mean, up to the filter's reach at the border.
+    assert torch.allclose(column, torch.tensor([4.0, 20.0, 36.0, 52.0]), atol=2.5)
+    assert bool((images[0, 0] == images[0, 0, :, :1]).all())
+
+
+def test_sizes_may_differ_when_one_is_asked_for(tmp_path: Path) -> None:
+    classes(tmp_path)
+    save(tmp_path / "b" / "tall.png", 7, (3, 50))
+    train, test = Folder(str(tmp_path), image_size=5).load()
+    assert train.size + test.size == 11
+    assert train.images.shape[1:] == (3, 5, 5)
+
+
+def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    classes(tmp_path)
+    (tmp_path / "a" / "notes.txt").write_text("notes")
+    (tmp_path / "a" / "._000.png").write_bytes(b"left by a Mac")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "README.md").write_text("about")
+    save(tmp_path / "b" / "LOUD.PNG", 42)
+    train, test = Folder(str(tmp_path)).load()
+    assert train.size + test.size == 11
+
+
+def test_the_extensions_are_torchvisions() -> None:
+    assert sorted(IMAGE_EXTENSIONS) == sorted(IMG_EXTENSIONS)
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    message = refusal(Folder(f"{tmp_path}/nowhere"))
+    assert f"dataset.path={tmp_path}/nowhere is not a folder" in message
+
+
+@pytest.mark.parametrize("names", [[], ["a"]])
+def test_too_few_class_folders_are_refused(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        save(tmp_path / name / "0.png", 0)
+    message = refusal(Folder(str(tmp_path)))
+    assert f"dataset.path={tmp_path}: two class folders or more are needed" in message
+    assert f"has {len(names)}: expected <path>/<class>/*" in message
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+    (classes(tmp_path) / "c").mkdir()
+    (tmp_path / "c" / "notes.txt").write_text("no image")
+    message = refusal(Folder(str(tmp_path)))
+    assert f"dataset.path={tmp_path}: empty image folder {tmp_path / 'c'}" in message
+
+
+def test_classes_of_train_and_test_must_agree(tmp_path: Path) -> None:
+    classes(tmp_path / "train")
+    classes(tmp_path / "test")
+    save(tmp_path / "test" / "zebra" / "0.png", 0)
+    message = refusal(Folder(str(tmp_path)))
+    assert f"dataset.path={tmp_path}: train and test have different classes" in message
+    assert message.endswith("in one alone: zebra")
+
+
+def test_a_class_of_one_image_cannot_be_shared(tmp_path: Path) -> None:
+    save(classes(tmp_path) / "lonely" / "0.png", 0)
+    assert "class lonely has one image" in refusal(Folder(str(tmp_path)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tiff", "webp"])
+@pytest.mark.parametrize("image_size", [None, 5])
+def test_an_unreadable_image_is_named(suffix: str, image_size: int | None, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    bad = classes(tmp_path, size=(60, 40)) / "b" / f"bad.{suffix}"
+    Image.fromarray(noise).save(bad)
+    whole = bad.read_bytes()
+    for content in (b"", b"no image", whole[:20], whole[: len(whole) // 2]):
+        bad.write_bytes(content)
+        message = refusal(Folder(str(tmp_path), image_size=image_size, test_share=0.1))
+        assert message.startswith(f"{bad}: unreadable image (")
+
+
+def test_of_several_bad_images_the_first_is_named(tmp_path: Path) -> None:
+    classes(tmp_path / "train", 200)
+    classes(tmp_path / "test", 1)
+    for number in (170, 90, 199):
+        (tmp_path / "train" / "a" / f"{number:03}.png").write_bytes(b"no image")
+    for _ in range(5):
+        assert "090.png" in refusal(Folder(str(tmp_path)))
+
+
+def test_different_sizes_are_named_with_a_way_out(tmp_path: Path) -> None:
+    classes(tmp_path / "train")
+    classes(tmp_path / "test")
+    odd = save(tmp_path / "train" / "b" / "odd.png", 0, (9, 8))
+    message = refusal(Folder(str(tmp_path)))
+    assert message.startswith(f"{odd} has 9x8 pixels, the first image has 6x4")
+    assert "dataset.image_size=4" in message
+
+
+def test_deep_images_are_refused_not_clipped(tmp_path: Path) -> None:
+    deep = classes(tmp_path) / "b" / "deep.png"
+    Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(deep)
+    message = refusal(Folder(str(tmp_path)))
+    assert re.match(rf"{re.escape(str(deep))} has pixels of mode I.*8 bits", message)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 0}, "image_size=0 "),
+        ({"channels": 2}, "channels=2 .*1 or 3"),
+        ({"test_share": 0.0}, "test_share=0.0 "),
+        ({"test_share": 1.0}, "test_share=1.0 "),
+        ({"validation": -1.0}, "validation=-1.0 "),
+    ],
+)
+def test_impossible_fields_are_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Folder("anywhere", **values)
