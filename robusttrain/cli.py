@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +21,9 @@ PACKAGE = Path(__file__).parent
 # An installed package carries conf/ inside, a checkout beside it.
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 
+# Read before `main` sets the variable for its own purpose.
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
 # What a job writes before it has done anything; alone, it is nothing to keep.
 PREAMBLE = {".hydra", "robusttrain.log"}
 
@@ -35,9 +38,11 @@ def job(config: DictConfig) -> float | None:
     try:
         built, origin = _prepared(config, names, list(chosen.overrides.task))
         result = experiment.run(built, origin, run_dir, terminal)
-    except InputError:
+    except InputError as error:
         _remove_if_untouched(run_dir)
-        raise
+        _leave(error)
+    except NonFiniteLossError as error:
+        _leave(error)
     # The last line, whole whatever the width of the terminal, for people and scripts to copy.
     terminal.say(str(run_dir))
     return result
@@ -46,19 +51,21 @@ def job(config: DictConfig) -> float | None:
 def main() -> None:
     """Run the command line; exit with 1 and one clear message where the input is at fault."""
     configs.register()
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         job()
-    except (InputError, HydraException, OmegaConfBaseException, OSError) as error:
-        if wants_traceback:
-            raise
-        sys.exit(f"robusttrain: {_message(error)}")
-    except NonFiniteLossError as error:
-        sys.exit(f"robusttrain: {error}")
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        _leave(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave(error: Exception) -> NoReturn:
+    """Exit with the message of a foreseen error, or with its traceback where that is wanted."""
+    if WANTS_TRACEBACK:
+        raise error
+    sys.exit(f"robusttrain: {_message(error)}")
 
 
 def _prepared(
@@ -71,7 +78,7 @@ def _prepared(
         inherited = configs.compose_again(config, saved, overrides)
         names |= {key: saved.names[key] for key in inherited if key in saved.names}
     config = configs.with_numbers(config)
-    plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
     return configs.build(config), experiment.Origin(plain, names)
 
 

@@ -242,7 +242,7 @@ def _components(place: ModuleType) -> Iterator[type]:
 
 
 def _schema_field(member: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Any]:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if member.default_factory is hint and dataclasses.is_dataclass(hint):
         nested = schema(hint)
         return nested, dataclasses.field(default_factory=nested)
     if member.default_factory is not dataclasses.MISSING:

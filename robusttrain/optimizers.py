@@ -51,7 +51,7 @@ class SGD:
 class Adam:
     """Adam; `lr` is the peak of the schedule, `weight_decay` an l2 penalty in the gradient."""
 
-    lr: float = 1e-3
+    lr: float = 5e-3
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:

@@ -51,8 +51,7 @@ class Training:
     precision
         bf16 autocast, or float32; `auto` takes bf16 on CUDA devices that compute in it.
     channels_last
-        Keep images and weights with channels innermost; where not given, for images of more than
-        one channel.
+        Keep images and weights with channels innermost, as fast convolutions want them.
     compile
         Run training through `torch.compile`.
     curriculum
@@ -66,7 +65,7 @@ class Training:
     label_smoothing: float = 0.0
     clip_gradient: float | None = None
     precision: Precision = Precision.auto
-    channels_last: bool | None = None
+    channels_last: bool = True
     compile: bool = False
     curriculum: Curriculum = field(default_factory=Curriculum)
     validation_attack: Attack | None = None
@@ -143,7 +142,9 @@ class Trainer:
         self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
         device = train.images.device
         self.device = device
-        self.memory_format = _memory_format(settings, train.images)
+        self.memory_format = (
+            torch.channels_last if settings.channels_last else torch.contiguous_format
+        )
         self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.forward = torch.compile(model) if settings.compile else model
         self.loss = partial(
@@ -255,7 +256,6 @@ class _Tally:
         self.sizes: list[int] = []
         self.hits: dict[str, Tensor] = {}
         self.rates: list[float] = []
-        self.seen = 0
 
     def add(self, objective: Objective, y: Tensor) -> None:
         """Count one objective."""
@@ -270,18 +270,21 @@ class _Tally:
                 self.hits[name] = self.hits.get(name, torch.zeros_like(hits)) + hits
 
     def shown(self) -> dict[str, float]:
-        """Loss and accuracies so far; this is where a loss that is not finite is noticed."""
-        recent = torch.stack(self.losses[self.seen :]).tolist()
-        for offset, loss in enumerate(recent):
-            if not abs(loss) < float("inf"):
-                batch = self.seen + offset
-                raise NonFiniteLossError(
-                    f"the loss became {loss} in epoch {self.epoch}, batch {batch + 1}, at learning "
-                    f"rate {self.rates[batch]:.3g}; try a lower optimizer.lr"
-                )
-        self.seen = len(self.losses)
+        """The latest loss, and the accuracies so far; a loss that is not finite is noticed here.
+
+        Raises
+        ------
+        NonFiniteLossError
+            Naming the first batch with such a loss.
+        """
+        losses = torch.stack(self.losses).cpu()
+        for batch in (~losses.isfinite()).nonzero().flatten().tolist():
+            raise NonFiniteLossError(
+                f"the loss became {losses[batch]} in epoch {self.epoch}, batch {batch + 1}, at "
+                f"learning rate {self.rates[batch]:.3g}; try a lower optimizer.lr"
+            )
         shares = {name: float(hits) / self.images for name, hits in self.hits.items()}
-        return {"loss": recent[-1], **shares}
+        return {"loss": float(losses[-1]), **shares}
 
     def figures(self) -> dict[str, Any]:
         """The training columns of an `Epoch`."""
@@ -292,10 +295,3 @@ class _Tally:
             "train_clean_accuracy": shares.get("clean"),
             "train_robust_accuracy": shares.get("robust"),
         }
-
-
-def _memory_format(settings: Training, images: Tensor) -> torch.memory_format:
-    wanted = images.shape[1] > 1 if settings.channels_last is None else settings.channels_last
-    return torch.channels_last if wanted else torch.contiguous_format
-
-

@@ -37,8 +37,8 @@ class Folder(_Base):
     """Images in one folder per class, in `path`/<class>/ or `path`/train/<class>/ and .../test/.
 
     Without a folder `test`, the share `test_share` of each class is drawn from `seed` as test set,
-    at least one image. Images become grey (`channels` 1) or RGB (3). With `image_size`, the largest
-    central square of each is resampled to that many pixels a side (bilinear, antialiased);
+    at least one image. Images become grey (`channels` 1) or RGB (3). With `image_size`, the shorter
+    side is resized to that many pixels (bilinear, antialiased) and the central square kept;
     without, all must have one size. Hidden files and files that are no images are passed over.
     """
 

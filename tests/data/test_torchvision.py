@@ -207,7 +207,7 @@ def test_a_truncated_file_says_what_to_do(
 
 def test_a_wrong_checksum_says_what_to_do(tmp_path: Path) -> None:
     write_cifar10(tmp_path)
-    with pytest.raises(InputError, match="cifar10 cannot be read .*delete it and download again"):
+    with pytest.raises(InputError, match=r"cifar10 cannot be read .*delete it and download again"):
         Torchvision("cifar10", str(tmp_path), download=True).load()
 
 
