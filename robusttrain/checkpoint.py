@@ -81,7 +81,9 @@ def load(path: Path | str) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"checkpoint={path} cannot be read: damaged or not of robusttrain") from error
+        raise InputError(
+            f"checkpoint={path} cannot be read: damaged or not of robusttrain"
+        ) from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"checkpoint={path} is not a checkpoint of robusttrain ({FORMAT!r})")
     return Checkpoint(**content)

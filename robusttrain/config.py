@@ -47,7 +47,7 @@ GROUPS = {
 # Keys in pixel units, which may be given as a fraction.
 PIXEL_KEYS = ("eps", "step_size", "sigma")
 
-# What a saved model brings along when it is evaluated again, unless the command line says otherwise.
+# What a saved model brings along when it is evaluated again, unless it is given once more.
 INHERITED = ("dataset", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
 
 # Packages whose classes may be built from a configuration that somebody else has saved.
@@ -126,7 +126,9 @@ class Config:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             allowed = f"auto, cpu, or a device that is present ({_first_line(error)})"
-            raise InputError(f"device={self.device} is not allowed: it must be {allowed}") from error
+            raise InputError(
+                f"device={self.device} is not allowed: it must be {allowed}"
+            ) from error
         return device
 
 
@@ -178,7 +180,7 @@ def with_numbers(config: DictConfig) -> DictConfig:
         If a key in pixel units is neither a number nor a fraction.
     """
     plain = OmegaConf.to_container(config, resolve=False)
-    return OmegaConf.create(_with_numbers(cast("dict[str, Any]", plain), ""))
+    return cast(DictConfig, OmegaConf.create(_with_numbers(plain, "")))
 
 
 def build(config: DictConfig) -> Config:
@@ -236,9 +238,9 @@ def _components(place: ModuleType) -> Iterator[type]:
     modules = [importlib.import_module(f"{place.__name__}.{name}") for name in names] or [place]
     for module in modules:
         for name, value in vars(module).items():
-            own = inspect.isclass(value) and value.__module__ == module.__name__
+            own = isinstance(value, type) and value.__module__ == module.__name__
             if own and dataclasses.is_dataclass(value) and not name.startswith("_"):
-                yield value
+                yield cast(type, value)
 
 
 def _schema_field(member: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Any]:
@@ -280,7 +282,7 @@ def _with_numbers(node: Any, where: str) -> Any:
 
 def _pixels(key: str, value: Any) -> Any:
     """A number from a number or a fraction; null and interpolations stay."""
-    if value is None or isinstance(value, int | float) and not isinstance(value, bool):
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     if isinstance(value, str) and (value == "???" or "${" in value):
         return value

@@ -127,9 +127,9 @@ def _report(
     config: Config, names: Mapping[str, str], ledger: Ledger, run_dir: Path, terminal: Terminal
 ) -> None:
     report = ledger.report(config.norm)
-    facts = {key: names[key] for key in ("dataset", "model", "defense", "noise")}
-    for position, (key, value) in enumerate({**facts, "seed": config.seed}.items()):
-        report.insert(position, key, value)
+    for position, key in enumerate(("dataset", "model", "defense", "noise")):
+        report.insert(position, key, names[key])
+    report.insert(4, "seed", config.seed)
     write_csv(run_dir / "samples.csv", ledger.samples())
     write_csv(run_dir / "report.csv", report)
     terminal.report(report, f"{names['defense']}, {names['model']} on {names['dataset']}")

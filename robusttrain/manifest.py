@@ -12,7 +12,9 @@ import torch
 PACKAGES = ("robusttrain", "torch", "torchvision", "hydra-core", "numpy", "scipy", "pandas")
 
 
-def manifest(device: torch.device, data: dict[str, str], seconds: dict[str, float]) -> dict[str, Any]:
+def manifest(
+    device: torch.device, data: dict[str, str], seconds: dict[str, float]
+) -> dict[str, Any]:
     """The content of `manifest.json`; `data` holds digests, `seconds` the time of each stage."""
     return {
         "command": sys.argv,

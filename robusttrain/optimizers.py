@@ -60,9 +60,7 @@ class Adam:
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """`torch.optim.Adam`, fused."""
-        return torch.optim.Adam(
-            parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True
-        )
+        return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass
@@ -73,6 +71,4 @@ class AdamW(Adam):
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """`torch.optim.AdamW`, fused."""
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)

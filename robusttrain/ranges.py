@@ -15,7 +15,9 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
 def at_least(low: float, **values: float) -> None:
     """Every value is finite and at least `low`."""
     for key, value in values.items():
-        require(math.isfinite(value) and value >= low, key, value, f"a finite number, {low} or more")
+        require(
+            math.isfinite(value) and value >= low, key, value, f"a finite number, {low} or more"
+        )
 
 
 def above(low: float, **values: float) -> None:

@@ -5,6 +5,7 @@ inputs is S(x) = {z in [0, 1] : ||z - x|| <= eps}, each image on its own. All te
 shape; radii and steps are in pixel units of [0, 1].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -29,7 +30,9 @@ class Norm(StrEnum):
 class Ball(Protocol):
     """The norm ball of radius `eps`; see `ball` for its making."""
 
-    eps: float
+    @property
+    def eps(self) -> float:
+        """The radius, in pixel units."""
 
     def size(self, delta: Tensor) -> Tensor:
         """||delta|| of each image, shape (N,)."""
@@ -47,7 +50,7 @@ class Ball(Protocol):
         """The direction, of norm 1 at most, of one step of an iterated attack at `x_adv`."""
 
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """The point z of S(x) for the largest <gradient, z - x>; l2 cuts with the box afterwards."""
+        """The z in S(x) of largest <gradient, z - x>; l2 maximises over the ball, then cuts."""
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         """max <gradient, d> over ||d|| <= 1 of each image, shape (N,); differentiable."""
@@ -91,7 +94,8 @@ class L2Ball(_Radius):
     """The Euclidean length of the perturbation of an image is `eps` at most."""
 
     def size(self, delta: Tensor) -> Tensor:
-        return delta.flatten(1).norm(dim=1)
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return length
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         # Ball first, box second: clipping moves each pixel towards x, so it never leaves the ball.
@@ -198,7 +202,11 @@ def ball(norm: Norm, eps: float) -> Ball:
     >>> ball(Norm.linf, 0.1).linear_maximiser(torch.tensor([[-1.0, 2.0]]), x)
     tensor([[0.4000, 1.0000]])
     """
-    balls: dict[Norm, type[Ball]] = {Norm.linf: LinfBall, Norm.l2: L2Ball, Norm.l1: L1Ball}
+    balls: dict[Norm, Callable[[float], Ball]] = {
+        Norm.linf: LinfBall,
+        Norm.l2: L2Ball,
+        Norm.l1: L1Ball,
+    }
     return balls[Norm(norm)](eps)
 
 
@@ -210,7 +218,9 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
 def _ball_radius(x: Tensor, generator: torch.Generator) -> Tensor:
     """The radius of a point drawn uniformly from a unit ball of the dimension of one image."""
     dimension = x[0].numel()
-    return torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype) ** (1 / dimension)
+    return torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype) ** (
+        1 / dimension
+    )
 
 
 def _room(direction: Tensor, x: Tensor) -> Tensor:

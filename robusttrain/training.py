@@ -1,12 +1,12 @@
 """The training loop: epochs of batches, each defense's objectives descended one by one."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,7 +21,7 @@ from robusttrain.errors import NonFiniteLossError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.noise import noise_layers
 from robusttrain.optimizers import Optimizer
-from robusttrain.report.terminal import Bar, Terminal
+from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Schedule
 from robusttrain.threat import Norm
 
@@ -145,8 +145,8 @@ class Trainer:
         self.memory_format = (
             torch.channels_last if settings.channels_last else torch.contiguous_format
         )
-        self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.forward = torch.compile(model) if settings.compile else model
+        self.model.to(memory_format=self.memory_format)
+        self.forward = cast(nn.Module, torch.compile(model)) if settings.compile else model
         self.loss = partial(
             F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing
         )
@@ -173,7 +173,7 @@ class Trainer:
             lr = self.scheduler.get_last_lr()[0]
             figures = self._epoch(number)
             seconds = time.perf_counter() - started
-            yield Epoch(number, seconds, float(lr), **figures, **self._validate(number))
+            yield Epoch(number, seconds, float(lr), **figures, **self._validate())
 
     def random_states(self) -> dict[str, Any]:
         """The state of every random stream that training draws from."""
@@ -204,9 +204,7 @@ class Trainer:
     def _objectives(self, defense: Defense, x: Tensor, y: Tensor) -> Iterator[Objective]:
         x = augment(x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
         x = x.contiguous(memory_format=self.memory_format)
-        objectives = defense(
-            self.forward, x, y, loss=self.loss, generator=self.streams["attack"]
-        )
+        objectives = defense(self.forward, x, y, loss=self.loss, generator=self.streams["attack"])
         while True:
             # Autocast covers what the defense computes up to its next yield, not the step between.
             with self._autocast():
@@ -228,7 +226,7 @@ class Trainer:
         bf16 = wanted is Precision.bf16 or (wanted is Precision.auto and on_cuda)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-    def _validate(self, number: int) -> dict[str, float | None]:
+    def _validate(self) -> dict[str, Any]:
         attack = self.settings.validation_attack
         if self.validation.size == 0 or attack is None:
             return {"val_clean_accuracy": None, "val_robust_accuracy": None}

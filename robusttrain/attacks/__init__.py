@@ -1,9 +1,9 @@
 """Attacks: searches for the worst point of S(x), the inner maximisation.
 
 An attack is called as `attack(model, x, y, loss=..., generator=...)` with images x of shape
-(N, C, H, W) in [0, 1] and labels y of shape (N,), and returns x_adv in S(x), of the shape, dtype and
-device of x. It keeps no model, leaves modes, buffers, parameters and the global random state as they
-were, and draws only from `generator`.
+(N, C, H, W) in [0, 1] and labels y of shape (N,), and returns x_adv in S(x), of the shape, dtype
+and device of x. It keeps no model, leaves modes, buffers, parameters and the global random state as
+they were, and draws only from `generator`.
 """
 
 from typing import Protocol

@@ -127,9 +127,7 @@ class Surrogate:
         return hit if self.targeted else ~hit
 
 
-def surrogate_for(
-    model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss: Loss
-) -> Surrogate:
+def surrogate_for(model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss: Loss) -> Surrogate:
     """The surrogate for `label`; all but the true label cost one more forward pass."""
     if label is Label.true:
         return Surrogate(model, y, loss, targeted=False)

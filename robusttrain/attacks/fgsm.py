@@ -35,7 +35,12 @@ class FGSM(BallAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.step_size is not None:
-            ranges.require(self.random_start, "step_size", self.step_size, "left out (null) unless random_start=true")
+            ranges.require(
+                self.random_start,
+                "step_size",
+                self.step_size,
+                "left out (null) unless random_start=true",
+            )
             ranges.above(0, step_size=self.step_size)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from robusttrain.attacks.crafting import BallAttack, Surrogate
 
 @dataclass
 class PGD(BallAttack):
-    """x_{t+1} = project(x_t + step_size * steepest(grad_x L(f(x_t), y))) (Madry et al. 2018, eq. 2).
+    """x_{t+1} = project(x_t + step_size * steepest(grad_x L(f(x_t), y))), Madry et al. 2018, eq. 2.
 
     With `restarts=1` and without `keep_best` it costs `steps` forward and `steps` backward passes
     and returns the last iterate. Otherwise every iterate is scored, the last one included, by one

@@ -106,7 +106,7 @@ class _Images:
 
     def batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(rows, images in [0, 1], labels) of the given rows."""
-        for part in rows.to(self.split.images.device).split(self.batch_size):
+        for part in torch.split(rows.to(self.split.images.device), self.batch_size):
             yield part, as_input(self.split.images[part]), self.split.labels[part]
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """The ledger: what each attack did to each test image. Every reported figure is counted from it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,13 +62,13 @@ class Ledger:
     @property
     def misclassified(self) -> Flags:
         """Which clean images the model gets wrong."""
-        return self.prediction != self.label
+        return np.not_equal(self.prediction, self.label)
 
     @property
     def worst_case(self) -> Flags:
         """Which images any attack broke: one success is enough."""
         broken = [outcome.broken for outcome in self.outcomes.values()]
-        return np.logical_or.reduce([self.misclassified, *broken])
+        return np.asarray(np.any([self.misclassified, *broken], axis=0), dtype=np.bool_)
 
     def samples(self) -> pd.DataFrame:
         """`samples.csv`: a row for each image."""
@@ -98,7 +99,7 @@ class Ledger:
         return pd.DataFrame(rows)
 
 
-def _row(attack: str, norm: str, eps: float, broken: Flags, seconds: float) -> dict[str, object]:
+def _row(attack: str, norm: str, eps: float, broken: Flags, seconds: float) -> dict[str, Any]:
     standing, n = int((~broken).sum()), len(broken)
     interval = binomtest(standing, n).proportion_ci(CONFIDENCE, method="wilson")
     return {

@@ -34,7 +34,7 @@ class Bar:
         self._progress.advance(self._task, steps)
 
     def show(self, title: str, **figures: float) -> None:
-        """Replace the title and the figures; shares are shown as percentages, losses as they are."""
+        """Replace the title and the figures; shares are shown as percentages."""
         self._shown = time.monotonic()
         self._progress.update(self._task, description=title, figures=_phrase(figures))
 
