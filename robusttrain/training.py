@@ -21,7 +21,7 @@ from robusttrain.errors import NonFiniteLossError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.noise import noise_layers
 from robusttrain.optimizers import Optimizer
-from robusttrain.report.terminal import Terminal
+from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.schedules import Schedule
 from robusttrain.threat import Norm
 
@@ -168,12 +168,18 @@ class Trainer:
         NonFiniteLossError
             As soon as a loss that is NaN or infinite is seen.
         """
-        for number in range(1, self.settings.epochs + 1):
-            started = time.perf_counter()
-            lr = self.scheduler.get_last_lr()[0]
-            figures = self._epoch(number)
-            seconds = time.perf_counter() - started
-            yield Epoch(number, seconds, float(lr), **figures, **self._validate())
+        total = self.settings.epochs * self.batches_per_epoch
+        with self.terminal.progress("training", total) as bar:
+            for number in range(1, self.settings.epochs + 1):
+                started = time.perf_counter()
+                lr = float(self.scheduler.get_last_lr()[0])
+                figures = self._epoch(number, bar)
+                seconds = time.perf_counter() - started
+                validated = self._validate()
+                bar.keep(
+                    clean=validated["val_clean_accuracy"], robust=validated["val_robust_accuracy"]
+                )
+                yield Epoch(number, seconds, lr, **figures, **validated)
 
     def random_states(self) -> dict[str, Any]:
         """The state of every random stream that training draws from."""
@@ -183,25 +189,8 @@ class Trainer:
             "noise": [layer.random_states() for layer in noise_layers(self.model)],
         }
 
-    def _epoch(self, number: int) -> dict[str, Any]:
-        settings = self.settings
-        defense = settings.curriculum.at(self.defense, number, settings.epochs)
-        tally = _Tally(number, self.optimizer)
-        title = f"epoch {number}/{settings.epochs}"
-        self.model.train()
-        with self.terminal.progress(title, self.batches_per_epoch) as bar:
-            for x, y in batches(self.train, settings.batch_size, self.streams["batches"]):
-                for objective in self._objectives(defense, x, y):
-                    self._descend(objective.loss)
-                    tally.add(objective, y)
-                self.scheduler.step()
-                bar.advance()
-                if bar.due:
-                    position = f"{title} batch {tally.steps}/{self.batches_per_epoch}"
-                    bar.show(position, **tally.shown())
-        return tally.figures()
-
-    def _objectives(self, defense: Defense, x: Tensor, y: Tensor) -> Iterator[Objective]:
+    def step(self, defense: Defense, x: Tensor, y: Tensor) -> Iterator[Objective]:
+        """Descend the objectives of one batch of images in [0, 1]; yields each after its step."""
         x = augment(x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
         x = x.contiguous(memory_format=self.memory_format)
         objectives = defense(self.forward, x, y, loss=self.loss, generator=self.streams["attack"])
@@ -210,8 +199,26 @@ class Trainer:
             with self._autocast():
                 objective = next(objectives, None)
             if objective is None:
-                return
+                break
+            self._descend(objective.loss)
             yield objective
+        self.scheduler.step()
+
+    def _epoch(self, number: int, bar: Bar) -> dict[str, Any]:
+        settings = self.settings
+        defense = settings.curriculum.at(self.defense, number, settings.epochs)
+        tally = _Tally(number, self.optimizer)
+        self.model.train()
+        for batch, (x, y) in enumerate(
+            batches(self.train, settings.batch_size, self.streams["batches"]), start=1
+        ):
+            for objective in self.step(defense, x, y):
+                tally.add(objective, y)
+            bar.advance()
+            if bar.due:
+                position = f"epoch {number}/{settings.epochs} {batch}/{self.batches_per_epoch}"
+                bar.show(position, **tally.shown())
+        return tally.figures()
 
     def _descend(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -23,6 +23,7 @@ class Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
         self._shown = time.monotonic()
+        self._kept: dict[str, float] = {}
 
     @property
     def due(self) -> bool:
@@ -33,10 +34,15 @@ class Bar:
         """`steps` more are done."""
         self._progress.advance(self._task, steps)
 
+    def keep(self, **figures: float | None) -> None:
+        """Figures to show from now on where `show` gives none of that name."""
+        self._kept |= {name: value for name, value in figures.items() if value is not None}
+
     def show(self, title: str, **figures: float) -> None:
         """Replace the title and the figures; shares are shown as percentages."""
         self._shown = time.monotonic()
-        self._progress.update(self._task, description=title, figures=_phrase(figures))
+        known = {**figures, **{n: v for n, v in self._kept.items() if n not in figures}}
+        self._progress.update(self._task, description=title, figures=_phrase(known))
 
 
 class Terminal:
@@ -44,6 +50,7 @@ class Terminal:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -56,18 +63,34 @@ class Terminal:
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Bar]:
-        """A live bar with the time left; nothing at all where the output is not a terminal."""
+        """A live bar with the time left; nothing at all where the output is not a terminal.
+
+        Within another one it is a second line below.
+        """
+        with self._live() as progress:
+            task = progress.add_task(title, total=total, figures="")
+            yield Bar(progress, task)
+            progress.remove_task(task)
+
+    @contextmanager
+    def _live(self) -> Iterator[Progress]:
+        if self._progress is not None:
+            yield self._progress
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
         )
-        live = self.console.is_terminal
+        disable = not self.console.is_terminal
         with Progress(
-            *columns, console=self.console, transient=True, expand=True, disable=not live
-        ) as progress:
-            yield Bar(progress, progress.add_task(title, total=total, figures=""))
+            *columns, console=self.console, transient=True, expand=True, disable=disable
+        ) as self._progress:
+            try:
+                yield self._progress
+            finally:
+                self._progress = None
 
     def report(self, report: pd.DataFrame, title: str) -> None:
         """Print the attack, eps, accuracy and interval columns of a report."""
