@@ -1,6 +1,8 @@
 """The command line: configuration in, exit code out."""
 
+import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -8,13 +10,16 @@ from typing import Any, NoReturn, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from robusttrain import checkpoint as checkpoints
 from robusttrain import config as configs
 from robusttrain import experiment
 from robusttrain.errors import InputError, NonFiniteLossError
+from robusttrain.refusals import explain
 from robusttrain.report.terminal import Terminal
 
 PACKAGE = Path(__file__).parent
@@ -27,6 +32,18 @@ WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # What a job writes before it has done anything; alone, it is nothing to keep.
 PREAMBLE = {".hydra", "robusttrain.log"}
 
+# What is no defect of ours: it ends with a message instead of a traceback.
+FORESEEN = (
+    InputError,
+    NonFiniteLossError,
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    OSError,
+)
+
+log = logging.getLogger("robusttrain")
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> float | None:
@@ -38,11 +55,13 @@ def job(config: DictConfig) -> float | None:
     try:
         built, origin = _prepared(config, names, list(chosen.overrides.task))
         result = experiment.run(built, origin, run_dir, terminal)
-    except InputError as error:
+    except FORESEEN as error:
+        log.error(explain(error))
         _remove_if_untouched(run_dir)
-        _leave(error)
-    except NonFiniteLossError as error:
-        _leave(error)
+        if chosen.mode == RunMode.RUN:
+            _leave(error)
+        # A sweep goes on with its other jobs; at its end Hydra raises the first failure again.
+        raise
     # The last line, whole whatever the width of the terminal, for people and scripts to copy.
     terminal.say(str(run_dir))
     return result
@@ -51,21 +70,27 @@ def job(config: DictConfig) -> float | None:
 def main() -> None:
     """Run the command line; exit with 1 and one clear message where the input is at fault."""
     configs.register()
+    sys.argv[1:] = _overrides_last(sys.argv[1:])
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         job()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except FORESEEN as error:
         _leave(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _overrides_last(arguments: list[str]) -> list[str]:
+    """Options and overrides in any order, as a user types them; argparse wants them apart."""
+    return sorted(arguments, key=lambda a: not a.startswith("-") and ("=" in a or a[0] == "~"))
 
 
 def _leave(error: Exception) -> NoReturn:
     """Exit with the message of a foreseen error, or with its traceback where that is wanted."""
     if WANTS_TRACEBACK:
         raise error
-    sys.exit(f"robusttrain: {_message(error)}")
+    sys.exit(f"robusttrain: {explain(error)}")
 
 
 def _prepared(
@@ -83,17 +108,9 @@ def _prepared(
 
 
 def _remove_if_untouched(run_dir: Path) -> None:
-    found = list(run_dir.iterdir())
-    if {path.name for path in found} - PREAMBLE:
-        return
-    for path in [*(run_dir / ".hydra").glob("*"), run_dir / ".hydra", *found, run_dir]:
-        if path.is_dir():
-            path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _message(error: Exception) -> str:
-    """At most two lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "\n".join(lines[:2])
+    """Remove a run directory that holds no result, and the folders that were made for it alone."""
+    for folder in (run_dir, *run_dir.parents):
+        made_here = folder == run_dir or Path.cwd() in folder.parents
+        if not made_here or {path.name for path in folder.iterdir()} - PREAMBLE:
+            return
+        shutil.rmtree(folder)

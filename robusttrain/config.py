@@ -48,7 +48,7 @@ GROUPS = {
 PIXEL_KEYS = ("eps", "step_size", "sigma")
 
 # What a saved model brings along when it is evaluated again, unless it is given once more.
-INHERITED = ("dataset", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
+INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
 
 # Packages whose classes may be built from a configuration that somebody else has saved.
 TRUSTED = ("robusttrain",)
@@ -164,6 +164,9 @@ def compose_again(
         If that would build a class that neither the project nor `trust` vouches for.
     """
     chosen = {re.split(r"[.=@]", override.lstrip("+~"))[0] for override in overridden}
+    # An option of defense chooses the attack that it trains with, too.
+    if "defense" in chosen:
+        chosen.add("attack")
     inherited = [key for key in INHERITED if key not in chosen]
     for key in inherited:
         _refuse_strangers(saved.config[key], [*TRUSTED, *config.trust])
@@ -191,6 +194,9 @@ def build(config: DictConfig) -> Config:
     InputError
         If a component refuses a value; the message starts with the full key.
     """
+    for group in GROUPS:
+        if "_target_" not in config[group]:
+            raise InputError(f"{group} names no class: its YAML lacks a _target_")
     return cast(Config, build_component(config))
 
 
@@ -199,7 +205,7 @@ def build_component(config: DictConfig) -> Any:
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
-        raise InputError(_refusal(error)) from error
+        raise InputError(_refusal(config, error)) from error
 
 
 def load_model(
@@ -294,14 +300,27 @@ def _pixels(key: str, value: Any) -> Any:
         raise InputError(f"{key}={value} is not allowed: it must be {allowed}") from None
 
 
-def _refusal(error: InstantiationException) -> str:
+def _refusal(config: DictConfig, error: InstantiationException) -> str:
     """One line from an exception that Hydra wrapped: the full key, then what the component said."""
     found = re.search(r"full_key: (\S+)", str(error))
-    prefix = f"{found[1]}." if found else ""
+    where = found[1] if found else ""
     cause = error.__cause__
     if isinstance(cause, InputError):
-        return f"{prefix}{cause}"
-    return f"{prefix.rstrip('.') or 'config'}: {_first_line(cause or error)}"
+        return _at_its_source(config, where, str(cause))
+    # Where a class cannot be imported, Hydra says why in the second line.
+    reason = " ".join(str(cause or error).splitlines()[:2])
+    return f"{where or 'config'}: {reason or type(cause).__name__}"
+
+
+def _at_its_source(config: DictConfig, where: str, message: str) -> str:
+    """A message that starts with a key of the node `where`, with the key that its value is from."""
+    node = OmegaConf.select(config, where) if where else config
+    key = message.partition("=")[0]
+    if key in node and OmegaConf.is_interpolation(node, key):
+        plain = cast("dict[str, str]", OmegaConf.to_container(node, resolve=False))
+        source = plain[key].removeprefix("${").removesuffix("}")
+        return source + message.removeprefix(key)
+    return f"{where}.{message}" if where else message
 
 
 def _refuse_strangers(node: Any, trusted: Sequence[str]) -> None:

@@ -110,8 +110,10 @@ class L2Ball(_Radius):
         return (x + direction * _per_image(scale, x)).clamp_(0, 1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        length = self.size(gradient).clamp_min(TINY)
-        return gradient / _per_image(length, gradient)
+        # A confident model has faint gradients, whose squares underflow unless scaled up first.
+        largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / _per_image(largest, gradient)
+        return scaled / _per_image(self.size(scaled).clamp_min(TINY), gradient)
 
     def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
         return self.steepest(gradient)

@@ -159,6 +159,11 @@ class BallAttack:
 
     def __post_init__(self) -> None:
         ranges.at_least(0, eps=self.eps)
+        ranges.one_of(list(Norm), norm=self.norm)
+        ranges.one_of(list(Label), label=self.label)
+        ranges.one_of(list(Mode), mode=self.mode)
+        # Plain words are welcome in a notebook, but `is` knows members only.
+        self.norm, self.label, self.mode = Norm(self.norm), Label(self.label), Mode(self.mode)
 
     @property
     def ball(self) -> Ball:

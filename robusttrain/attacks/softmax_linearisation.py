@@ -40,4 +40,5 @@ def _softmax_jacobian(surrogate: Surrogate, x: Tensor) -> tuple[Tensor, Tensor]:
         outputs = surrogate.model(point).softmax(1)
         columns = outputs.sum(0).unbind()
         rows = [torch.autograd.grad(column, point, retain_graph=True)[0] for column in columns]
-    return outputs.detach(), torch.stack(rows, 1)
+    # As in `Surrogate.evaluate`, a pixel without a usable slope stays.
+    return outputs.detach(), torch.stack(rows, 1).nan_to_num_(0, 0, 0)

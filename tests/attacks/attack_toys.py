@@ -1,0 +1,117 @@
+"""Small models and the list of all attacks, for the tests of this folder."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain.attacks.crafting import BallAttack
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.lbfgs import LBFGS
+from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
+from robusttrain.attacks.uniform import Uniform
+
+Make = Callable[..., BallAttack]
+
+# One row per behaviour of each attack that searches a ball.
+ATTACKS: dict[str, Make] = {
+    "fgsm": FGSM,
+    "fgsm_rs": partial(FGSM, random_start=True),
+    "pgd": partial(PGD, steps=3),
+    "pgd_best": partial(PGD, steps=2, restarts=2, keep_best=True),
+    "lbfgs": partial(LBFGS, steps=2, rounds=2),
+    "softmax_linearisation": SoftmaxLinearisation,
+    "uniform": Uniform,
+}
+RANDOM = ["fgsm_rs", "pgd", "pgd_best", "uniform"]
+GRADIENT_FREE = ["uniform"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def seeded(build: Callable[[], nn.Module], seed: int = 0) -> Any:
+    """`build()` with the weights that `seed` gives; the global stream stays where it is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def interior(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Images with every pixel between 0.4 and 0.6."""
+    return 0.4 + 0.2 * torch.rand(shape, generator=generator(seed), dtype=dtype)
+
+
+def everywhere(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Images with pixels all over the box, some of them exactly at its faces."""
+    values = torch.rand(shape, generator=generator(seed), dtype=torch.float64)
+    return (values * 1.4 - 0.2).clamp(0, 1).to(dtype)
+
+
+class Affine(nn.Module):
+    """logits = W x + b on the flattened pixels, in float64."""
+
+    def __init__(self, classes: int, pixels: int, seed: int = 0) -> None:
+        super().__init__()
+        draw = generator(seed)
+        self.weight = nn.Parameter(torch.randn(classes, pixels, generator=draw).double())
+        self.bias = nn.Parameter(torch.randn(classes, generator=draw).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias
+
+
+class OnFirstPixel(nn.Module):
+    """Logits that are a function of t = (first pixel) - 1/2 alone."""
+
+    def __init__(self, logits: Callable[[Tensor], list[Tensor]]) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack(self.logits(x.flatten(1)[:, 0] - 0.5), 1)
+
+
+def tanh_network(pixels: int, classes: int, seed: int = 0, gain: float = 3.0) -> nn.Module:
+    """A smooth two-layer network in float64."""
+
+    def build() -> nn.Module:
+        layers = nn.Sequential(
+            nn.Flatten(1), nn.Linear(pixels, 16), nn.Tanh(), nn.Linear(16, classes)
+        )
+        with torch.no_grad():
+            for parameter in layers.parameters():
+                parameter.mul_(gain)
+        return layers.double()
+
+    network: nn.Module = seeded(build, seed)
+    return network
+
+
+def batchnorm_network(channels: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A convolutional network in train mode, one of whose BatchNorms is frozen in eval mode."""
+
+    def build() -> nn.Module:
+        network = nn.Sequential(
+            nn.Conv2d(channels, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Tanh(),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Dropout(0.5),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(1),
+            nn.Linear(4, 3),
+        ).to(dtype)
+        for norm in (network[1], network[4]):
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+        network[1].eval().requires_grad_(False)
+        return network
+
+    network: nn.Module = seeded(build)
+    return network

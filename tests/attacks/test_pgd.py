@@ -1,0 +1,191 @@
+"""PGD against a plain reference in NumPy, and the guarantees of restarts."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from attack_toys import OnFirstPixel, everywhere, generator, tanh_network
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robusttrain.attacks.pgd import PGD
+from robusttrain.errors import InputError
+from robusttrain.threat import Norm, ball
+
+Array = NDArray[np.float64]
+
+
+def loss_gradient(network: nn.Module, x: Array, y: int) -> Array:
+    """d/dx of the cross-entropy of W2 tanh(W1 x + b1) + b2, by hand."""
+    w1, b1, w2, b2 = (parameter.detach().numpy() for parameter in network.parameters())
+    hidden = np.tanh(w1 @ x + b1)
+    logits = w2 @ hidden + b2
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    p[y] -= 1
+    result: Array = w1.T @ ((1 - hidden**2) * (w2.T @ p))
+    return result
+
+
+def reference_step(norm: Norm, g: Array, z: Array) -> Array:
+    if norm is Norm.linf:
+        return np.sign(g)
+    if norm is Norm.l2:
+        return g / math.sqrt((g**2).sum())
+    count = max(1, round(len(g) / 100))
+    free = [i for i in np.argsort(-np.abs(g)) if (z[i] < 1 if g[i] > 0 else z[i] > 0)]
+    step = np.zeros_like(g)
+    step[free[:count]] = np.sign(g[free[:count]]) / count
+    return step
+
+
+def reference_projection(norm: Norm, z: Array, x: Array, eps: float) -> Array:
+    delta = z - x
+    if norm is Norm.linf:
+        return np.clip(x + np.clip(delta, -eps, eps), 0, 1)
+    if norm is Norm.l2:
+        return np.clip(x + delta * min(1, eps / math.sqrt((delta**2).sum())), 0, 1)
+
+    def soft(threshold: float) -> Array:
+        return np.clip(x + np.sign(delta) * np.maximum(np.abs(delta) - threshold, 0), 0, 1)
+
+    if np.abs(soft(0) - x).sum() <= eps:
+        return soft(0)
+    low, high = 0.0, float(np.abs(delta).max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        above = np.abs(soft(middle) - x).sum() > eps
+        low, high = (middle, high) if above else (low, middle)
+    return soft(high)
+
+
+@pytest.mark.parametrize("given_step", [True, False])
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize(("norm", "eps"), [(Norm.linf, 0.1), (Norm.l2, 0.8), (Norm.l1, 5.0)])
+def test_iterates_are_those_of_the_plain_reference(
+    norm: Norm, eps: float, random_start: bool, given_step: bool
+) -> None:
+    steps, network, x = 7, tanh_network(300, 4, gain=1.5), everywhere(4, 3, 10, 10)
+    y = torch.tensor([0, 1, 2, 3])
+    step = eps / 3 if given_step else None
+    attack = PGD(norm=norm, eps=eps, steps=steps, step_size=step, random_start=random_start)
+    x_adv = attack(network, x, y, generator=generator(3))
+    start = ball(norm, eps).random_start(x, generator(3)) if random_start else x
+    length = eps / 3 if given_step else 2.5 * eps / 7
+    for i in range(len(x)):
+        centre, z = x[i].flatten().numpy(), start[i].flatten().numpy()
+        for _ in range(steps):
+            g = loss_gradient(network, z, int(y[i]))
+            z = reference_projection(norm, z + length * reference_step(norm, g, z), centre, eps)
+        assert np.allclose(x_adv[i].flatten().numpy(), z, rtol=0, atol=1e-9)
+
+
+def misleading(t: Tensor) -> list[Tensor]:
+    """Ten classes, 0 the right one: left of t = 0 class 1 wins, right of it none does.
+
+    On the right nine rivals share the rest: the cross-entropy is higher there, but no rival wins.
+    """
+    right = -2 + 6 * t.clamp_min(0)
+    return [0 * t, -1 + 5 * (-t).clamp_min(0), *[right] * 8]
+
+
+def pixel_images(count: int) -> tuple[Tensor, Tensor]:
+    """Grey images of one pixel, all of class 0."""
+    return torch.full((count, 1, 1, 1), 0.5), torch.zeros(count, dtype=torch.int64)
+
+
+def test_restarts_keep_any_point_that_fools_not_the_one_of_highest_loss() -> None:
+    """Trap 3."""
+    model, (x, y) = OnFirstPixel(misleading), pixel_images(64)
+    once = PGD(eps=0.3, steps=5)(model, x, y, generator=generator())
+    fooled_once = model(once).argmax(1) != 0
+    assert 0 < fooled_once.sum() < 64
+    losses = nn.functional.cross_entropy(model(once), y, reduction="none")
+    assert losses[fooled_once].max() < losses[~fooled_once].min()
+    often = PGD(eps=0.3, steps=5, restarts=20)(model, x, y, generator=generator())
+    assert (model(often).argmax(1) != 0).all()
+
+
+def test_more_restarts_never_fool_fewer() -> None:
+    """Trap 3: a later restart that fails does not replace an earlier one that fooled."""
+    model, (x, y) = OnFirstPixel(misleading), pixel_images(64)
+    fooled = []
+    for restarts in (1, 2, 3, 5):
+        attack = PGD(eps=0.3, steps=5, restarts=restarts, keep_best=True)
+        fooled.append(model(attack(model, x, y, generator=generator())).argmax(1) != 0)
+    for fewer, more in pairwise(fooled):
+        assert (fewer <= more).all()
+
+
+def test_an_image_fooled_at_an_intermediate_iterate_stays_fooled() -> None:
+    """Trap 3: a class that wins on a narrow strip only, passed on the way to a higher loss."""
+
+    def strip(t: Tensor) -> list[Tensor]:
+        bump = ((t - 0.15).abs() < 0.02).to(t.dtype)
+        return [0 * t, -1 + 1.5 * bump, *[-2 + 6 * t] * 8]
+
+    model, (x, y) = OnFirstPixel(strip), pixel_images(2)
+    steps = {"eps": 0.3, "steps": 6, "step_size": 0.05, "random_start": False}
+    last = PGD(**steps)(model, x, y)
+    assert torch.allclose(last, x + 0.3)
+    assert (model(last).argmax(1) == 0).all()
+    best = PGD(**steps, keep_best=True)(model, x, y)
+    assert torch.allclose(best, x + 0.15)
+    assert (model(best).argmax(1) != 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_the_last_step_is_scored(steps: int, restarts: int) -> None:
+    """Trap 3: only the end of the last step crosses the boundary, at t = 0.29."""
+    model, (x, y) = OnFirstPixel(lambda t: [0 * t, t - 0.29]), pixel_images(2)
+    attack = PGD(
+        eps=0.3,
+        steps=steps,
+        step_size=0.3 / steps,
+        random_start=False,
+        restarts=restarts,
+        keep_best=True,
+    )
+    assert (model(attack(model, x, y)).argmax(1) != 0).all()
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+@pytest.mark.parametrize("norm", list(Norm))
+def test_one_step_does_not_return_the_clean_image(norm: Norm, keep_best: bool) -> None:
+    """Trap 3."""
+    model, x = tanh_network(12, 3, gain=1.0), everywhere(6, 1, 3, 4)
+    y = model(x).argmax(1)
+    attack = PGD(norm=norm, eps=0.01, steps=1, random_start=False, keep_best=keep_best)
+    x_adv = attack(model, x, y)
+    losses = nn.functional.cross_entropy
+    assert (losses(model(x_adv), y, reduction="none") > losses(model(x), y, reduction="none")).all()
+
+
+def test_a_fooled_image_takes_no_part_in_later_restarts() -> None:
+    sizes: list[int] = []
+    model, (x, y) = OnFirstPixel(misleading), pixel_images(32)
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    PGD(eps=0.3, steps=3, restarts=4)(model, x, y, generator=generator())
+    per_restart = sizes[::4]
+    assert len(sizes) == 4 * len(per_restart)
+    assert per_restart[0] == 32
+    assert all(more > fewer for more, fewer in pairwise(per_restart))
+
+
+def test_images_that_are_wrong_already_stay_wrong() -> None:
+    model, x = tanh_network(12, 3), everywhere(30, 1, 3, 4)
+    y = (model(x).argmax(1) + 1) % 3
+    x_adv = PGD(eps=0.2, random_start=False, keep_best=True)(model, x, y)
+    assert torch.equal(x_adv, x)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"restarts": 0}, {"step_size": 0.0}, {"step_size": math.nan}]
+)
+def test_impossible_settings_are_refused_by_name(wrong: dict[str, float]) -> None:
+    ((key, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"^{key}={value} "):
+        PGD(**wrong)

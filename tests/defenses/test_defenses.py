@@ -1,0 +1,167 @@
+"""What holds for every defense: its cost, its limit at radius 0, where its loss is applied."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from robusttrain.attacks import Attack, cross_entropy
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.lbfgs import LBFGS
+from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
+from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses.alpha_mix import AlphaMix
+from robusttrain.defenses.lsa import LSA, Direction
+from robusttrain.defenses.rt import RT
+from robusttrain.defenses.standard import Standard
+from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.threat import Norm
+
+CLASSES = 4
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(1), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, CLASSES))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(1)
+    return torch.rand(8, 1, 2, 3, generator=draws), torch.arange(8) % CLASSES
+
+
+def objective_of(defense: Defense, model: nn.Module, loss: Any = cross_entropy) -> Objective:
+    generator = torch.Generator().manual_seed(2)
+    (objective,) = defense(model, *batch(), loss=loss, generator=generator)
+    return objective
+
+
+class _Passes(torch.autograd.Function):
+    """The identity, which tells how often gradients come through it, and to where."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, seen: Counter[str]) -> Tensor:
+        ctx.weight, ctx.seen = weight, seen
+        seen["forward"] += 1
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        ctx.seen["full" if ctx.weight.requires_grad else "input only"] += 1
+        return gradients[0], None, None
+
+
+class _Counted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+        self.seen: Counter[str] = Counter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = cast(nn.Linear, self.network[1]).weight
+        return cast(Tensor, _Passes.apply(self.network(x), weight, self.seen))
+
+
+# Defense, then forward passes, input-only backward passes and backward passes to the parameters.
+COSTS: list[tuple[Defense, int, int, int]] = [
+    (Standard(), 1, 0, 1),
+    (AlphaMix(FGSM()), 3, 1, 2),
+    (AlphaMix(PGD(steps=7)), 9, 7, 2),
+    (WorstCase(FGSM()), 2, 1, 1),
+    (WorstCase(FGSM(random_start=True)), 2, 1, 1),
+    (WorstCase(PGD(steps=1)), 2, 1, 1),
+    (WorstCase(PGD(steps=7)), 8, 7, 1),
+    (RT(), 1, 0, 2),
+    (LSA(direction=Direction.loss), 2, 1, 1),
+    (LSA(direction=Direction.alpha), 2, CLASSES, 1),
+]
+
+
+@pytest.mark.parametrize(("defense", "forward", "input_only", "full"), COSTS)
+def test_a_batch_costs_no_pass_too_many(
+    defense: Defense, forward: int, input_only: int, full: int
+) -> None:
+    model = _Counted()
+    objective_of(defense, model).loss.backward()  # type: ignore[no-untyped-call]
+    expected = {"forward": forward, "input only": input_only, "full": full}
+    assert model.seen == Counter({key: count for key, count in expected.items() if count})
+
+
+AT_ZERO: list[Callable[[Norm], Defense]] = [
+    lambda norm: RT(norm, 0.0),
+    lambda norm: LSA(norm, 0.0, Direction.loss),
+    lambda norm: LSA(norm, 0.0, Direction.alpha),
+    lambda norm: WorstCase(PGD(norm, 0.0, steps=3)),
+    lambda norm: WorstCase(PGD(norm, 0.0, steps=3, restarts=2)),
+    lambda norm: WorstCase(FGSM(norm, 0.0, random_start=True)),
+    lambda norm: AlphaMix(FGSM(norm, 0.0), 0.4),
+    lambda norm: AlphaMix(LBFGS(norm, 0.0, steps=2, rounds=2), 0.4),
+]
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("make", AT_ZERO)
+def test_at_radius_zero_every_defense_is_standard_training(
+    make: Callable[[Norm], Defense], norm: Norm
+) -> None:
+    model = network()
+    losses = [objective_of(defense, model).loss for defense in (make(norm), Standard())]
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    slopes = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+    for mine, standard in zip(*slopes, strict=True):
+        torch.testing.assert_close(mine, standard, rtol=1e-5, atol=1e-7)
+
+
+class _Recorded:
+    """An attack that keeps what it returned."""
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack = attack
+        self.images: list[Tensor] = []
+
+    def __call__(self, *arguments: Any, **keys: Any) -> Tensor:
+        self.images.append(self.attack(*arguments, **keys))
+        return self.images[-1]
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(eps=0.1, steps=5), FGSM(eps=0.1), SoftmaxLinearisation(eps=0.1)]
+)
+@pytest.mark.parametrize("defense", [WorstCase, AlphaMix])
+def test_label_smoothing_is_for_the_outer_loss_alone(
+    attack: Attack, defense: Callable[[Attack], Defense]
+) -> None:
+    model, (_, y) = network(), batch()
+    recorded = _Recorded(attack)
+    # With this much smoothing the smoothed loss has another steepest direction than the plain one.
+    smoothed = partial(F.cross_entropy, reduction="none", label_smoothing=0.9)
+    plain = objective_of(defense(recorded), model)
+    smooth = objective_of(defense(recorded), model, smoothed)
+    assert torch.equal(*recorded.images)
+    logp = model(recorded.images[0]).log_softmax(1)
+    by_hand = -0.1 * logp.gather(1, y[:, None]).squeeze(1) - 0.9 * logp.mean(1)
+    if defense is WorstCase:
+        torch.testing.assert_close(smooth.loss, by_hand.mean())
+    assert smooth.loss != plain.loss
+
+
+@pytest.mark.parametrize(
+    "defense", [case[0] for case in COSTS], ids=lambda defense: type(defense).__name__
+)
+def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense) -> None:
+    """Crafting moves no BatchNorm statistics: as many updates as outer forward passes."""
+    model = network()
+    norm = nn.BatchNorm1d(7)
+    model.insert(2, norm)
+    model.train()
+    objective_of(defense, model)
+    outer = 2 if isinstance(defense, AlphaMix) else 1
+    assert norm.num_batches_tracked == outer
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())

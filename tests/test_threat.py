@@ -1,0 +1,307 @@
+"""Threat models against linear programming, closed forms and statistics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.stats import beta, kstest
+from torch import Tensor
+
+from robusttrain.errors import InputError
+from robusttrain.threat import Ball, Norm, ball
+
+NORMS = list(Norm)
+CORNERED = [Norm.linf, Norm.l1]  # the norms whose ball is a polytope
+
+every_norm = pytest.mark.parametrize("norm", NORMS)
+seeds = st.integers(0, 2**32 - 1)
+radii = st.one_of(st.just(0.0), st.floats(1e-3, 4))
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(seed: int, count: int = 3, pixels: int = 6) -> Tensor:
+    """Images of shape (count, 1, 1, pixels), some of whose pixels are exactly 0 or 1."""
+    values = torch.rand(count, 1, 1, pixels, generator=generator(seed), dtype=torch.float64)
+    return (values * 1.6 - 0.3).clamp(0, 1)
+
+
+def directions(seed: int, like: Tensor) -> Tensor:
+    """Gaussian entries, some exactly 0."""
+    values = torch.randn(like.shape, generator=generator(seed), dtype=like.dtype)
+    return torch.where(values.abs() < 0.2, 0, values)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def reach(
+    norm: Norm, eps: float, x: NDArray[np.float64], g: NDArray[np.float64], boxed: bool
+) -> float:
+    """max <g, d> over |d| <= eps, and x + d in the box if `boxed`, as a linear programme.
+
+    d = up - down with up and down not negative.
+    """
+    up = 1 - x if boxed else np.full_like(x, np.inf)
+    down = x if boxed else np.full_like(x, np.inf)
+    if norm is Norm.linf:
+        up, down = np.minimum(up, eps), np.minimum(down, eps)
+    bounds = list(zip(np.zeros(2 * len(x)), np.concatenate([up, down]), strict=True))
+    total = {"A_ub": np.ones((1, 2 * len(x))), "b_ub": [eps]} if norm is Norm.l1 else {}
+    solution = linprog(np.concatenate([-g, g]), bounds=bounds, **total)
+    assert solution.success
+    return float(-solution.fun)
+
+
+def feasible(threat: Ball, z: Tensor, x: Tensor) -> bool:
+    inside = (threat.size(z.double() - x.double()) <= threat.eps * (1 + 1e-5) + 1e-6).all()
+    return bool(inside and z.min() >= 0 and z.max() <= 1)
+
+
+class TestProjection:
+    @every_norm
+    @given(seed=seeds, eps=radii)
+    def test_is_feasible_idempotent_and_leaves_feasible_points(
+        self, norm: Norm, seed: int, eps: float
+    ) -> None:
+        threat, x = ball(norm, eps), images(seed)
+        z = threat.project(x + directions(seed + 1, x), x)
+        assert feasible(threat, z, x)
+        assert torch.allclose(threat.project(z, x), z, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("norm", CORNERED)
+    @given(seed=seeds, eps=radii)
+    def test_is_the_nearest_point(self, norm: Norm, seed: int, eps: float) -> None:
+        """z is nearest to p in a convex set if and only if no point w of it has <p - z, w - z> > 0.
+
+        A linear programme finds the w of largest <p - z, w - x>.
+        """
+        threat, x = ball(norm, eps), images(seed, count=1)
+        p = x + 2 * directions(seed + 1, x)
+        z = threat.project(p, x)
+        outward, moved = (p - z).flatten().numpy(), (z - x).flatten().numpy()
+        best = reach(norm, eps, x.flatten().numpy(), outward, boxed=True)
+        assert best - outward @ moved <= 1e-9
+
+    @given(seed=seeds, eps=st.floats(1e-3, 0.5))
+    def test_l2_is_radial_where_the_box_is_out_of_reach(self, seed: int, eps: float) -> None:
+        x = 0.5 * torch.ones(4, 3, 2, 2, dtype=torch.float64)
+        delta = directions(seed, x)
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        expected = x + delta * (eps / length).clamp_max(1)
+        assert torch.allclose(ball(Norm.l2, eps).project(x + delta, x), expected)
+
+    @pytest.mark.parametrize("pixels", [784, 3072])
+    @every_norm
+    def test_is_feasible_for_many_pixels_in_float32(self, norm: Norm, pixels: int) -> None:
+        eps = {Norm.linf: 8 / 255, Norm.l2: 0.5, Norm.l1: 12.0}[norm]
+        threat, x = ball(norm, eps), torch.rand(8, 1, 1, pixels, generator=generator(0))
+        noise = torch.randn(x.shape, generator=generator(1))
+        # As far out as a step of an attack gets.
+        p = x + noise * (2 * eps / threat.size(noise)).view(-1, 1, 1, 1)
+        assert feasible(threat, threat.project(p, x), x)
+
+
+class TestLinearForms:
+    @every_norm
+    @given(seed=seeds)
+    def test_the_steepest_direction_attains_the_dual_norm(self, norm: Norm, seed: int) -> None:
+        threat, g = ball(norm, 1.0), directions(seed, images(seed))
+        steepest = threat.steepest(g)
+        assert (threat.size(steepest) <= 1 + 1e-12).all()
+        assert torch.allclose(inner(g, steepest), threat.dual_norm(g), rtol=1e-12, atol=1e-11)
+
+    @pytest.mark.parametrize("norm", CORNERED)
+    @given(seed=seeds)
+    def test_the_dual_norm_is_the_maximum_over_the_unit_ball(self, norm: Norm, seed: int) -> None:
+        g = directions(seed, images(seed, count=1))
+        flat = g.flatten().numpy()
+        expected = reach(norm, 1.0, np.zeros_like(flat), flat, boxed=False)
+        assert ball(norm, 1.0).dual_norm(g).item() == pytest.approx(expected, abs=1e-11)
+
+    @given(seed=seeds)
+    def test_the_dual_norm_of_l2_is_l2(self, seed: int) -> None:
+        g = directions(seed, images(seed))
+        expected = [math.hypot(*row) for row in g.flatten(1).tolist()]
+        assert ball(Norm.l2, 1.0).dual_norm(g).tolist() == pytest.approx(expected, abs=1e-11)
+
+    @every_norm
+    @given(seed=seeds)
+    def test_the_slope_of_the_dual_norm_is_the_steepest_direction(
+        self, norm: Norm, seed: int
+    ) -> None:
+        threat = ball(norm, 1.0)
+        g = torch.randn(3, 1, 2, 3, generator=generator(seed), dtype=torch.float64).requires_grad_()
+        (slope,) = torch.autograd.grad(threat.dual_norm(g).sum(), g)
+        assert torch.allclose(slope, threat.steepest(g.detach()), atol=1e-12)
+
+    @every_norm
+    def test_the_dual_norm_has_finite_derivatives_at_zero(self, norm: Norm) -> None:
+        g = torch.zeros(2, 1, 2, 2, requires_grad=True)
+        (first,) = torch.autograd.grad(
+            ball(norm, 1.0).dual_norm(g).square().sum(), g, create_graph=True
+        )
+        (second,) = torch.autograd.grad(first.sum(), g)
+        assert first.isfinite().all()
+        assert second.isfinite().all()
+
+    @pytest.mark.parametrize("norm", CORNERED)
+    @given(seed=seeds, eps=radii)
+    def test_the_linear_maximiser_solves_the_linear_programme(
+        self, norm: Norm, seed: int, eps: float
+    ) -> None:
+        threat, x = ball(norm, eps), images(seed, count=1)
+        g = directions(seed + 1, x)
+        z = threat.linear_maximiser(g, x)
+        assert feasible(threat, z, x)
+        best = reach(norm, eps, x.flatten().numpy(), g.flatten().numpy(), boxed=True)
+        assert inner(g, z - x).item() == pytest.approx(best, abs=1e-9)
+
+    @given(seed=seeds, eps=st.floats(1e-3, 0.5))
+    def test_the_l2_linear_maximiser_attains_the_dual_norm_inside_the_box(
+        self, seed: int, eps: float
+    ) -> None:
+        threat, x = ball(Norm.l2, eps), 0.5 * torch.ones(3, 1, 2, 2, dtype=torch.float64)
+        g = directions(seed, x)
+        gain = inner(g, threat.linear_maximiser(g, x) - x)
+        assert torch.allclose(gain, eps * threat.dual_norm(g), atol=1e-10)
+
+    @every_norm
+    @pytest.mark.parametrize("scale", [1e-20, 1e-30, 1e-36])
+    def test_a_faint_gradient_still_has_a_direction(self, norm: Norm, scale: float) -> None:
+        """A logit gap of 45 leaves gradients of 1e-20: squared, they are 0 in float32."""
+        g = torch.tensor([[[[3.0, -2.0, 1.0]]]])
+        assert torch.allclose(ball(norm, 1).steepest(scale * g), ball(norm, 1).steepest(g))
+
+    @every_norm
+    def test_no_gradient_no_direction(self, norm: Norm) -> None:
+        threat, x = ball(norm, 0.3), images(0)
+        zero = torch.zeros_like(x)
+        assert not threat.steepest(zero).any()
+        assert not threat.ascent(zero, x).any()
+        assert torch.equal(threat.linear_maximiser(zero, x), x)
+
+
+class TestAscent:
+    @every_norm
+    @given(seed=seeds)
+    def test_never_descends_and_has_norm_one_at_most(self, norm: Norm, seed: int) -> None:
+        threat, x = ball(norm, 1.0), images(seed)
+        g = directions(seed + 1, x)
+        step = threat.ascent(g, x)
+        assert (threat.size(step) <= 1 + 1e-12).all()
+        assert (g * step >= 0).all()
+
+    @given(seed=seeds, pixels=st.sampled_from([6, 100, 500]))
+    def test_l1_never_proposes_a_pixel_that_the_box_blocks(self, seed: int, pixels: int) -> None:
+        x = images(seed, pixels=pixels)
+        g = directions(seed + 1, x)
+        step = ball(Norm.l1, 1.0).ascent(g, x)
+        assert not ((step > 0) & (x == 1)).any()
+        assert not ((step < 0) & (x == 0)).any()
+        movable = ((g > 0) & (x < 1)) | ((g < 0) & (x > 0))
+        expected = torch.minimum(movable.flatten(1).sum(1), torch.tensor(max(1, pixels // 100)))
+        assert torch.equal((step != 0).flatten(1).sum(1), expected)
+        # The steepest of those that can move, in equal parts.
+        weakest_chosen = torch.where(step != 0, g.abs(), torch.inf).flatten(1).amin(1)
+        strongest_left = torch.where(movable & (step == 0), g.abs(), 0).flatten(1).amax(1)
+        assert (weakest_chosen >= strongest_left).all()
+
+
+class TestRandomStart:
+    COUNT = 4000
+
+    def draw(self, norm: Norm, eps: float, pixels: int) -> NDArray[np.float64]:
+        x = torch.full((self.COUNT, 1, 1, pixels), 0.5, dtype=torch.float64)
+        delta = ball(norm, eps).random_start(x, generator(0)) - x
+        return (delta.flatten(1) / eps).numpy()
+
+    @every_norm
+    @given(seed=seeds, eps=radii)
+    def test_is_feasible(self, norm: Norm, seed: int, eps: float) -> None:
+        x = images(seed)
+        assert feasible(ball(norm, eps), ball(norm, eps).random_start(x, generator(seed)), x)
+
+    @every_norm
+    @pytest.mark.parametrize("pixels", [1, 2, 9])
+    def test_the_radius_is_that_of_a_uniform_point(self, norm: Norm, pixels: int) -> None:
+        """The share of a ball within radius r of its centre is r^d."""
+        order = {Norm.linf: np.inf, Norm.l2: 2, Norm.l1: 1}[norm]
+        radius = np.linalg.norm(self.draw(norm, 0.4, pixels), ord=order, axis=1)
+        assert kstest(radius**pixels, "uniform").pvalue > 1e-3
+
+    def test_linf_pixels_are_uniform(self) -> None:
+        for pixel in self.draw(Norm.linf, 0.4, 3).T:
+            assert kstest(pixel, "uniform", args=(-1, 2)).pvalue > 1e-3
+
+    def test_l2_directions_are_isotropic(self) -> None:
+        """The square of one coordinate of a uniform direction is Beta(1/2, (d - 1)/2)."""
+        delta = self.draw(Norm.l2, 0.4, 5)
+        for pixel in (delta / np.linalg.norm(delta, axis=1, keepdims=True)).T:
+            assert kstest(pixel**2, beta(0.5, 2).cdf).pvalue > 1e-3
+            assert abs(np.sign(pixel).mean()) < 4 / math.sqrt(self.COUNT)
+
+    def test_l1_shares_are_uniform_on_the_simplex(self) -> None:
+        """The share of one coordinate of a uniform point of the simplex is Beta(1, d - 1)."""
+        delta = self.draw(Norm.l1, 0.4, 5)
+        for pixel in (delta / np.abs(delta).sum(1, keepdims=True)).T:
+            assert kstest(np.abs(pixel), beta(1, 4).cdf).pvalue > 1e-3
+            assert abs(np.sign(pixel).mean()) < 4 / math.sqrt(self.COUNT)
+
+    @every_norm
+    def test_depends_on_the_generator_alone(self, norm: Norm) -> None:
+        x, threat = images(0), ball(norm, 0.3)
+        first = threat.random_start(x, generator(5))
+        torch.rand(3)
+        assert torch.equal(first, threat.random_start(x, generator(5)))
+        assert not torch.equal(first, threat.random_start(x, generator(6)))
+
+
+@every_norm
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=seeds)
+def test_eps_zero_gives_back_the_images(norm: Norm, dtype: torch.dtype, seed: int) -> None:
+    threat, x = ball(norm, 0), images(seed).to(dtype)
+    g = directions(seed + 1, x)
+    assert torch.allclose(threat.project(x + g, x), x, rtol=0, atol=1e-6)
+    assert torch.equal(threat.linear_maximiser(g, x), x)
+    assert torch.equal(threat.random_start(x, generator(seed)), x)
+
+
+@every_norm
+@pytest.mark.parametrize("eps", [-1e-9, -1.0, math.nan, math.inf, -math.inf])
+def test_an_impossible_radius_is_refused_by_name(norm: Norm, eps: float) -> None:
+    with pytest.raises(InputError, match=f"^eps={eps} .*0 or more$"):
+        ball(norm, eps)
+
+
+@every_norm
+@given(seed=seeds, eps=st.floats(1e-3, 2))
+def test_each_image_has_a_ball_of_its_own(norm: Norm, seed: int, eps: float) -> None:
+    threat, x = ball(norm, eps), images(seed)
+    g = directions(seed + 1, x)
+    whole = (threat.project(x + g, x), threat.linear_maximiser(g, x), threat.ascent(g, x))
+    for i in range(len(x)):
+        row = slice(i, i + 1)
+        alone = (
+            threat.project(x[row] + g[row], x[row]),
+            threat.linear_maximiser(g[row], x[row]),
+            threat.ascent(g[row], x[row]),
+        )
+        for one, many in zip(alone, whole, strict=True):
+            assert torch.allclose(one, many[row], rtol=0, atol=1e-12)
+
+
+def test_sizes_are_the_norms() -> None:
+    delta = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.5]]]])
+    assert ball(Norm.linf, 1).size(delta).tolist() == [4, 0.5]
+    assert ball(Norm.l2, 1).size(delta).tolist() == [5, 0.5]
+    assert ball(Norm.l1, 1).size(delta).tolist() == [7, 0.5]
