@@ -1,3 +1,18 @@
 """robusttrain: train image classifiers against adversarial examples, and measure it honestly."""
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+__all__ = ["load_model"]
+
+if TYPE_CHECKING:
+    from robusttrain.config import load_model
+else:
+
+    def __getattr__(name: str) -> object:
+        """`load_model`, imported when it is asked for: it needs torch and takes seconds."""
+        if name == "load_model":
+            from robusttrain.config import load_model
+
+            return load_model
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robusttrain import ranges, streams
+from robusttrain.models.modes import modes_restored
 from robusttrain.noise import NoiseLayer
 from robusttrain.threat import Ball, Norm, ball
 
@@ -51,24 +52,22 @@ def held_still(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
     of the batch, as in training, but its running statistics stay as they are.
     """
     modules = [module for module in model.modules() if not isinstance(module, NoiseLayer)]
-    modes = [module.training for module in modules]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    try:
-        for module in modules:
-            module.training = mode is Mode.train
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        for norm in tracking:
-            norm.track_running_stats = mode is Mode.eval
-        yield
-    finally:
-        for module, training in zip(modules, modes, strict=True):
-            module.training = training
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for norm in tracking:
-            norm.track_running_stats = True
+    with modes_restored(model):
+        try:
+            for module in modules:
+                module.training = mode is Mode.train
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            for norm in tracking:
+                norm.track_running_stats = mode is Mode.eval
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            for norm in tracking:
+                norm.track_running_stats = True
 
 
 def predictions(logits: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +14,7 @@ from robusttrain.attacks import Attack
 from robusttrain.attacks.crafting import predictions
 from robusttrain.data import Split, as_input
 from robusttrain.evaluation.randomised import MeanPrediction
+from robusttrain.models.modes import modes_restored
 from robusttrain.noise import predicts_randomly
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.report.terminal import Bar
@@ -77,7 +77,8 @@ def evaluate(
     """
     rows = settings.choose(split.size)
     images = _Images(split.take(rows), settings.batch_size)
-    with _predicting(model):
+    with modes_restored(model):
+        model.eval()
         crafted, scored = _views(model, settings)
         started = time.perf_counter()
         prediction, margin = images.score(scored)
@@ -107,7 +108,9 @@ class _Images:
     def batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(rows, images in [0, 1], labels) of the given rows."""
         for part in torch.split(rows.to(self.split.images.device), self.batch_size):
-            yield part, as_input(self.split.images[part]), self.split.labels[part]
+            # No rows at all are split into one empty part, which an attack need not be able to take.
+            if len(part) > 0:
+                yield part, as_input(self.split.images[part]), self.split.labels[part]
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -151,17 +154,6 @@ def _margins(logits: Tensor, y: Tensor) -> Tensor:
     own = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf)
     return (own - others.amax(1)).float()
-
-
-@contextmanager
-def _predicting(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _views(model: nn.Module, settings: Evaluation) -> tuple[nn.Module, nn.Module]:

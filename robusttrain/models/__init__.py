@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
+from robusttrain.models.modes import modes_restored
 
 __all__ = ["Architecture", "build_model"]
 
@@ -68,11 +69,8 @@ def build_model(
 
 
 def _dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with modes_restored(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         output: object = model.eval()(torch.zeros(2, *image_shape))
-    for module, training in modes:
-        module.training = training
     return output
 
 

@@ -77,16 +77,16 @@ class OnFirstPixel(nn.Module):
 
 
 def tanh_network(pixels: int, classes: int, seed: int = 0, gain: float = 3.0) -> nn.Module:
-    """A smooth two-layer network in float64."""
+    """A smooth two-layer network in float64 with equal logits for the grey image."""
 
     def build() -> nn.Module:
-        layers = nn.Sequential(
-            nn.Flatten(1), nn.Linear(pixels, 16), nn.Tanh(), nn.Linear(16, classes)
-        )
+        first, last = nn.Linear(pixels, 16), nn.Linear(16, classes)
         with torch.no_grad():
-            for parameter in layers.parameters():
-                parameter.mul_(gain)
-        return layers.double()
+            for layer in (first, last):
+                layer.weight.mul_(gain)
+            first.bias.copy_(-first.weight.sum(1) / 2)
+            last.bias.zero_()
+        return nn.Sequential(nn.Flatten(1), first, nn.Tanh(), last).double()
 
     network: nn.Module = seeded(build, seed)
     return network

@@ -32,15 +32,16 @@ def test_the_search_over_c_approaches_the_smallest_perturbation() -> None:
     y = model(x).argmax(1)
     margin = (model(x)[:, 0] - model(x)[:, 1]).abs()
     smallest = margin / (model.weight[0] - model.weight[1]).norm()
-    inside = smallest < 0.2
-    assert inside.sum() >= 3
-    found = {rounds: LBFGS(eps=0.4, c=1e-3, steps=40, rounds=rounds)(model, x, y) for rounds in (1, 6)}
-    for x_adv in found.values():
-        assert (model(x_adv).argmax(1) != y)[inside].all()
-        assert (length(x_adv - x) >= smallest - 1e-9)[inside].all()
-    first, last = (length(found[rounds] - x)[inside] for rounds in (1, 6))
-    assert (last <= first + 1e-12).all()
-    assert last.mean() < 0.7 * first.mean()
+    assert smallest.max() < 0.7
+    lengths = []
+    for rounds in (1, 6):
+        x_adv = LBFGS(eps=0.4, c=1e-3, steps=40, rounds=rounds)(model, x, y)
+        assert (model(x_adv).argmax(1) != y).all()
+        assert (length(x_adv - x) >= smallest - 1e-9).all()
+        lengths.append(length(x_adv - x))
+    first, last = lengths
+    assert (last <= first).all()
+    assert last.mean() < 0.8 * first.mean()
 
 
 @pytest.mark.parametrize("norm", list(Norm))

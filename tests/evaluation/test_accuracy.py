@@ -1,0 +1,282 @@
+"""Evaluation on problems whose robust accuracy is known image by image."""
+
+import io
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from robusttrain.attacks import Attack
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.uniform import Uniform
+from robusttrain.data import Split, as_input
+from robusttrain.errors import InputError
+from robusttrain.evaluation import Evaluation, evaluate
+from robusttrain.report.ledger import Ledger
+from robusttrain.report.terminal import Terminal
+from robusttrain.threat import Norm
+
+EPS = 0.2
+
+
+class Threshold(nn.Module):
+    """Class 1 where the one pixel is above 1/2: an image is robust iff it is eps away from that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(8.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.slope * (x.flatten(1) - 0.5)
+        return torch.cat([-score, score], 1)
+
+
+def split(pixels: list[int], labels: list[int] | None = None) -> Split:
+    images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1)
+    right = (images.flatten() > 127).long()
+    return Split(images, right if labels is None else torch.tensor(labels))
+
+
+def everywhere(count: int = 103, wrong: int = 5) -> Split:
+    """Pixels over the whole range, of which the first `wrong` carry the wrong label."""
+    draws = torch.Generator().manual_seed(0)
+    made = split(torch.randint(0, 256, (count,), generator=draws).tolist())
+    made.labels[:wrong] = 1 - made.labels[:wrong]
+    return made
+
+
+def ledger_of(
+    data: Split,
+    attacks: dict[str, Attack],
+    model: nn.Module | None = None,
+    *,
+    seed: int = 0,
+    eps: float = EPS,
+    **settings: Any,
+) -> Ledger:
+    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
+        return evaluate(
+            model or Threshold().eval(), data, Evaluation(attacks, **settings),
+            norm=Norm.linf, eps=eps, seed=seed, bar=bar,
+        )  # fmt: skip
+
+
+def accuracies(ledger: Ledger) -> dict[str, float]:
+    report = ledger.report(Norm.linf)
+    return dict(zip(report["attack"], report["accuracy"], strict=True))
+
+
+class Recorded:
+    """An attack that keeps what it was given and what it returned."""
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack = attack
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+        x_adv = self.attack(model, x, y, **keys)
+        self.calls.append((x, y, x_adv))
+        return x_adv
+
+    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, x_adv = (torch.cat(parts) for parts in zip(*self.calls, strict=True))
+        return x, y, x_adv
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 102, 103, 500])
+def test_accuracies_count_images_not_batches(batch_size: int) -> None:
+    """The last batch is shorter for most of these sizes, and all of it is broken."""
+    data = everywhere()
+    near = split([128] * 3)
+    data = Split(*(torch.cat(parts) for parts in zip(data, near, strict=True)))
+    ledger = ledger_of(data, {"fgsm": FGSM(eps=EPS)}, batch_size=batch_size)
+    pixel = data.images.flatten().double() / 255
+    right = (pixel > 0.5).long() == data.labels
+    robust = right & ((pixel - 0.5).abs() > EPS)
+    assert accuracies(ledger) == {
+        "clean": right.double().mean().item(),
+        "fgsm": robust.double().mean().item(),
+        "worst_case": robust.double().mean().item(),
+    }
+    assert np.array_equal(ledger.outcomes["fgsm"].broken, ~robust.numpy())
+    assert np.array_equal(ledger.misclassified, ~right.numpy())
+    assert np.array_equal(ledger.index, np.arange(106))
+
+
+def test_margin_and_size_are_those_of_the_attacked_image() -> None:
+    data = everywhere()
+    outcome = ledger_of(data, {"fgsm": FGSM(eps=EPS)}).outcomes["fgsm"]
+    pixel = data.images.flatten().double().numpy() / 255
+    sign = 2 * data.labels.numpy() - 1
+    moved = (pixel - sign * EPS).clip(0, 1)
+    attacked = np.arange(len(pixel)) >= 5
+    expected = np.where(attacked, 16 * sign * (moved - 0.5), 16 * sign * (pixel - 0.5))
+    np.testing.assert_allclose(outcome.margin, expected, atol=1e-5)
+    np.testing.assert_allclose(outcome.size, attacked * np.abs(moved - pixel), atol=1e-6)
+    assert np.array_equal(outcome.margin < 0, outcome.broken)
+
+
+@pytest.mark.parametrize("attack", [FGSM(eps=EPS), PGD(eps=EPS, steps=5), Uniform(eps=EPS)])
+def test_the_figures_are_those_of_the_returned_images(attack: Attack) -> None:
+    recorded, data = Recorded(attack), everywhere()
+    ledger = ledger_of(data, {"attack": recorded}, batch_size=10)
+    x, y, x_adv = recorded.joined()
+    assert (x_adv - x).abs().max() <= EPS + 1e-6
+    with torch.no_grad():
+        wrong = Threshold()(x_adv).argmax(1) != y
+    attacked = ~ledger.misclassified
+    assert np.array_equal(ledger.outcomes["attack"].broken[attacked], wrong.numpy())
+    assert ledger.outcomes["attack"].broken[~attacked].all()
+
+
+def test_misclassified_images_cost_no_attack() -> None:
+    recorded, data = Recorded(NoAttack()), everywhere()
+    ledger_of(data, {"none": recorded}, batch_size=10)
+    x, y, _ = recorded.joined()
+    assert torch.equal(x, as_input(data.images[5:]))
+    assert torch.equal(y, data.labels[5:])
+    # Batches are refilled: none but the last is short.
+    assert [len(call[0]) for call in recorded.calls] == [10] * 9 + [8]
+
+
+def test_a_model_that_is_always_wrong_is_never_attacked() -> None:
+    data = everywhere()
+    data = Split(data.images, 1 - (data.images.flatten() > 127).long())
+    recorded = Recorded(NoAttack())
+    assert accuracies(ledger_of(data, {"none": recorded})) == dict.fromkeys(
+        ("clean", "none", "worst_case"), 0.0
+    )
+    assert recorded.calls == []
+
+
+class Shift:
+    """Moves every pixel by a fixed amount."""
+
+    eps = 0.3
+
+    def __init__(self, amount: float) -> None:
+        self.amount = amount
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+        return (x + self.amount).clamp(0, 1)
+
+
+def test_worst_case_means_that_every_attack_failed_on_the_image() -> None:
+    # Up breaks the second image, down the third, neither breaks the first and the last.
+    data = split([10, 100, 150, 250])
+    ledger = ledger_of(data, {"up": Shift(0.2), "down": Shift(-0.2)})
+    assert ledger.outcomes["up"].broken.tolist() == [False, True, False, False]
+    assert ledger.outcomes["down"].broken.tolist() == [False, False, True, False]
+    assert ledger.worst_case.tolist() == [False, True, True, False]
+    assert accuracies(ledger) == {"clean": 1, "up": 0.75, "down": 0.75, "worst_case": 0.5}
+
+
+def test_each_row_states_the_threat_model_of_its_attack() -> None:
+    attacks: dict[str, Attack] = {"own": FGSM(Norm.l2, 0.05), "none": NoAttack()}
+    report = ledger_of(everywhere(), attacks, eps=0.125).report(Norm.linf)
+    rows = report.set_index("attack")[["norm", "eps"]].to_dict("index")
+    assert rows["own"] == {"norm": "l2", "eps": 0.05}
+    assert rows["none"] == {"norm": "linf", "eps": 0.125}
+
+
+def test_the_choice_of_images_belongs_to_the_data_set() -> None:
+    data = everywhere(400)
+    chosen = [ledger_of(data, {}, samples=50, seed=seed).index for seed in (0, 1, 2)]
+    assert np.array_equal(chosen[0], chosen[1])
+    assert np.array_equal(chosen[0], chosen[2])
+    assert len(set(chosen[0])) == 50
+    assert np.array_equal(chosen[0], np.sort(chosen[0]))
+    assert chosen[0].max() > 200
+    labels = ledger_of(data, {}, samples=50).label
+    assert np.array_equal(labels, data.labels.numpy()[chosen[0]])
+    assert np.array_equal(ledger_of(data, {}, samples=401).index, np.arange(400))
+
+
+def test_the_seed_decides_what_attacks_draw() -> None:
+    data = everywhere()
+    found = []
+    for seed in (0, 0, 1):
+        recorded = Recorded(Uniform(eps=EPS))
+        ledger_of(data, {"uniform": recorded}, seed=seed)
+        found.append(recorded.joined()[2])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_an_attack_draws_the_same_with_and_without_others() -> None:
+    recorded = [Recorded(Uniform(eps=EPS)) for _ in range(2)]
+    ledger_of(everywhere(), {"uniform": recorded[0]})
+    ledger_of(everywhere(), {"first": Uniform(eps=0.1), "uniform": recorded[1]})
+    assert torch.equal(recorded[0].joined()[2], recorded[1].joined()[2])
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(1), nn.Linear(1, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(16, 2),
+    )  # fmt: skip
+
+
+ZERO: list[Callable[[], Attack]] = [
+    lambda: FGSM(eps=0.0),
+    lambda: FGSM(eps=0.0, random_start=True),
+    lambda: PGD(eps=0.0, steps=3),
+    lambda: PGD(Norm.l2, 0.0, steps=3, restarts=2),
+    lambda: PGD(Norm.l1, 0.0, steps=3),
+    lambda: Uniform(eps=0.0),
+]
+
+
+@pytest.mark.parametrize("make", ZERO)
+def test_at_radius_zero_robust_is_clean(make: Callable[[], Attack]) -> None:
+    ledger = ledger_of(everywhere(), {"zero": make()}, network(), eps=0.0)
+    assert 0 < ledger.misclassified.sum() < 103
+    assert np.array_equal(ledger.outcomes["zero"].broken, ledger.misclassified)
+    np.testing.assert_array_equal(ledger.outcomes["zero"].size, 0)
+
+
+def test_the_model_comes_back_as_it_was_and_nothing_global_moved() -> None:
+    model = network().train()
+    cast(nn.Module, model[4]).eval()
+    cast(nn.Linear, model[1]).weight.requires_grad_(False)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    stream = torch.get_rng_state()
+    ledger_of(everywhere(), {"pgd": PGD(eps=EPS, restarts=2), "uniform": Uniform()}, model)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert [module.training for module in model] == [True, True, True, True, False, True]
+    assert [p.requires_grad for p in model.parameters()] == [False, *[True] * 5]
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+class NaNAbove(nn.Module):
+    """Right below the limit, not a number above it."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1)
+        return torch.where(x.flatten(1) > self.limit, torch.nan, logits)
+
+
+def test_logits_that_are_not_numbers_count_as_broken() -> None:
+    data = split([0, 100, 240], labels=[0, 0, 0])
+    ledger = ledger_of(data, {"up": Shift(0.5)}, NaNAbove(0.8))
+    assert ledger.misclassified.tolist() == [False, False, True]
+    assert ledger.outcomes["up"].broken.tolist() == [False, True, True]
+    assert accuracies(ledger)["worst_case"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("key", ["samples", "batch_size", "eot", "votes"])
+def test_counts_start_at_one(key: str) -> None:
+    with pytest.raises(InputError, match=rf"^{key}=0 is not allowed"):
+        Evaluation(**{key: 0})

@@ -1,0 +1,100 @@
+"""The report's arithmetic, against published intervals and by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robusttrain.report.ledger import Ledger, Outcome
+
+
+def ledger(label: list[int], prediction: list[int], broken: dict[str, list[int]]) -> Ledger:
+    count = len(label)
+    made = Ledger(
+        index=np.arange(count) * 3,
+        label=np.array(label),
+        prediction=np.array(prediction),
+        margin=np.linspace(-1, 1, count),
+        seconds=1.5,
+    )
+    for number, (name, flags) in enumerate(broken.items(), 1):
+        made.outcomes[name] = Outcome(
+            "l2", number / 10, np.array(flags, dtype=bool), np.zeros(count), np.ones(count), 2.0
+        )
+    return made
+
+
+def standing(right: int, count: int) -> Ledger:
+    return ledger([1] * count, [1] * right + [0] * (count - right), {})
+
+
+# Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_intervals_are_those_of_the_textbook(
+    right: int, count: int, low: float, high: float
+) -> None:
+    row = standing(right, count).report("linf").iloc[0]
+    assert row["ci_low"] == pytest.approx(low, abs=5e-5)
+    assert row["ci_high"] == pytest.approx(high, abs=5e-5)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_intervals_are_wilsons(case: tuple[int, int]) -> None:
+    right, n = case
+    p, z = right / n, 1.959963984540054
+    centre = p + z * z / (2 * n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    row = standing(right, n).report("linf").iloc[0]
+    assert row["accuracy"] == p
+    assert row["ci_low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-9)
+    assert row["ci_high"] == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-9)
+
+
+def test_clean_comes_first_and_worst_case_last() -> None:
+    made = ledger(
+        [0, 1, 2, 0], [0, 1, 2, 1],
+        {"zeta": [0, 1, 0, 1], "alpha": [0, 0, 1, 1]},
+    )  # fmt: skip
+    report = made.report("linf")
+    assert list(report["attack"]) == ["clean", "zeta", "alpha", "worst_case"]
+    assert list(report["accuracy"]) == [0.75, 0.5, 0.5, 0.25]
+    assert list(report["eps"]) == [0.0, 0.1, 0.2, 0.2]
+    assert list(report["norm"]) == ["linf", "l2", "l2", "linf"]
+    assert list(report["n"]) == [4] * 4
+    assert list(report["seconds"]) == [1.5, 2.0, 2.0, 5.5]
+
+
+def test_without_attacks_the_worst_case_is_clean() -> None:
+    report = standing(7, 10).report("l1")
+    assert list(report["attack"]) == ["clean", "worst_case"]
+    assert list(report["accuracy"]) == [0.7, 0.7]
+    assert list(report["eps"]) == [0.0, 0.0]
+
+
+def test_a_misclassified_image_is_broken_in_the_worst_case_whatever_attacks_say() -> None:
+    assert ledger([0, 0], [1, 0], {"pgd": [0, 0]}).worst_case.tolist() == [True, False]
+
+
+def test_a_prediction_of_no_class_is_wrong_for_every_label() -> None:
+    assert ledger([0, 1, 2], [-1, -1, -1], {}).misclassified.all()
+
+
+def test_every_figure_can_be_counted_from_the_samples() -> None:
+    made = ledger([0, 1, 2, 0], [0, 1, 2, 1], {"a": [0, 1, 0, 1], "b": [0, 0, 1, 1]})
+    samples, report = made.samples(), made.report("l2").set_index("attack")["accuracy"]
+    assert list(samples["index"]) == [0, 3, 6, 9]
+    right = samples["clean_prediction"] == samples["label"]
+    assert right.mean() == report["clean"]
+    for name in ("a", "b"):
+        assert 1 - samples[f"{name}_broken"].mean() == report[name]
+    every = right & (samples["a_broken"] == 0) & (samples["b_broken"] == 0)
+    assert every.mean() == report["worst_case"]
+    assert {"clean_margin", "a_margin", "a_size"} <= set(samples.columns)
