@@ -81,7 +81,7 @@ class LBFGS(BallAttack):
             bounds=bounds,
             options={"maxiter": self.steps},
         )
-        return torch.as_tensor(found.x, dtype=x.dtype, device=x.device).view_as(x)
+        return torch.tensor(found.x, dtype=x.dtype, device=x.device).view_as(x)
 
 
 def _rank(fooled: Tensor, value: Tensor, size: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class _Images:
     def batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(rows, images in [0, 1], labels) of the given rows."""
         for part in torch.split(rows.to(self.split.images.device), self.batch_size):
-            # No rows at all are split into one empty part, which an attack need not be able to take.
+            # No rows split into one empty part, which an attack need not be able to take.
             if len(part) > 0:
                 yield part, as_input(self.split.images[part]), self.split.labels[part]
 

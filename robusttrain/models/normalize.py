@@ -30,7 +30,7 @@ class Normalize(nn.Module):
         for key, values in (("mean", mean), ("std", std)):
             allowed = f"a list of 1 number, or of one for each channel of the images ({channels})"
             ranges.require(len(values) in (1, channels), key, values, allowed)
-            self.register_buffer(key, torch.tensor(values).view(-1, 1, 1))
+            self.register_buffer(key, torch.tensor(values)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std

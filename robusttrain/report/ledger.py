@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 
@@ -100,6 +99,9 @@ class Ledger:
 
 
 def _row(attack: str, norm: str, eps: float, broken: Flags, seconds: float) -> dict[str, Any]:
+    # Takes a second to import, which a command line with a mistake in it need not wait for.
+    from scipy.stats import binomtest
+
     standing, n = int((~broken).sum()), len(broken)
     interval = binomtest(standing, n).proportion_ci(CONFIDENCE, method="wilson")
     return {

@@ -25,6 +25,15 @@ EXACT: dict[str, Make] = {
     "lbfgs": partial(LBFGS, c=0.0, steps=30),
 }
 every_exact = pytest.mark.parametrize("make", EXACT.values(), ids=EXACT.keys())
+# L-BFGS searches the linf ball, so that only there it is sure to end in a corner.
+every_exact_and_norm = pytest.mark.parametrize(
+    ("make", "norm"),
+    [
+        pytest.param(make, norm, id=f"{name}-{norm}")
+        for name, make in EXACT.items()
+        for norm in ([Norm.linf] if name == "lbfgs" else Norm)
+    ],
+)
 every_norm = pytest.mark.parametrize("norm", list(Norm))
 
 
@@ -38,12 +47,9 @@ def two_classes() -> tuple[Affine, Tensor, Tensor]:
     return Affine(2, 12), x, torch.arange(len(x)) % 2
 
 
-@every_norm
-@every_exact
+@every_exact_and_norm
 def test_the_worst_two_class_loss_is_reached(make: Make, norm: Norm) -> None:
     """min over the ball of the margin <w, x> + b is its value at x minus eps |w|_dual."""
-    if make is EXACT["lbfgs"] and norm is not Norm.linf:
-        pytest.skip("L-BFGS searches the linf ball and projects at the end")
     model, x, y = two_classes()
     x_adv = make(norm=norm, eps=EPS[norm])(model, x, y, generator=generator())
     slope = torch.linalg.vector_norm(model.weight[0] - model.weight[1], ord=DUAL_ORDER[norm])
@@ -74,12 +80,9 @@ def test_softmax_linearisation_knows_the_only_way_between_two_classes(norm: Norm
     assert torch.allclose(x_adv, FGSM(norm=norm, eps=EPS[norm])(model, x, y), rtol=0, atol=1e-7)
 
 
-@every_norm
-@every_exact
+@every_exact_and_norm
 def test_a_given_loss_is_the_one_that_is_climbed(make: Make, norm: Norm) -> None:
     """With z_3 - z_y as the loss, four classes are as linear as two."""
-    if make is EXACT["lbfgs"] and norm is not Norm.linf:
-        pytest.skip("L-BFGS searches the linf ball and projects at the end")
     model, x = Affine(4, 12), interior(*SHAPE)
     other = torch.full((len(x),), 3)
     # L-BFGS prefers small perturbations to high losses once the model is fooled; here it never is.
@@ -131,8 +134,7 @@ def test_fgsm_in_l1_is_the_fractional_knapsack(eps: float) -> None:
     assert torch.allclose(margins(model(x_adv), y, 1 - y), worst, rtol=0, atol=1e-9)
 
 
-@every_norm
-@every_exact
+@every_exact_and_norm
 def test_a_targeted_attack_of_two_classes_is_the_untargeted_one(make: Make, norm: Norm) -> None:
     """The least likely class of two is the one that is not predicted."""
     model, x, _ = two_classes()

@@ -1,0 +1,465 @@
+"""The command line as a user meets it: what a run leaves behind, and what it refuses."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import robusttrain
+from robusttrain.data import as_input
+from robusttrain.data.synthetic import Synthetic
+
+TINY = [
+    "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "dataset.validation=16",
+    "model=linear", "epochs=2", "batch_size=32", "evaluation.attacks.pgd.steps=3",
+]  # fmt: skip
+ATTACKS = ["uniform", "fgsm", "pgd"]
+
+
+class Answer(NamedTuple):
+    """What a command line came to, given in the folder `cwd`, which was empty."""
+
+    code: int
+    out: str
+    err: str
+    cwd: Path
+
+    @property
+    def run_dir(self) -> Path:
+        """The last line, as a script would take it."""
+        return Path(self.out.splitlines()[-1])
+
+
+def robust(*arguments: str, cwd: Path, **variables: str) -> Answer:
+    """Run the command line in a process of its own, with its output piped."""
+    cwd.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "robusttrain", *arguments],
+        cwd=cwd, env=os.environ | variables, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    return Answer(done.returncode, done.stdout, done.stderr, cwd)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# Many command lines, each from a working directory of its own, for one import of torch. A set of
+# data that is loaded says so.
+DRIVER = """
+import contextlib, io, json, os, sys, traceback
+from hydra.core.global_hydra import GlobalHydra
+from robusttrain import cli
+from robusttrain.data.synthetic import Synthetic
+
+# Once is enough, and takes a tenth of a second.
+cli.configs.register()
+cli.configs.register = lambda: None
+load = Synthetic.load
+Synthetic.load = lambda self: print("LOADED") or load(self)
+for folder, arguments in json.load(sys.stdin):
+    GlobalHydra.instance().clear()
+    os.makedirs(folder)
+    os.chdir(folder)
+    sys.argv = ["robusttrain", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code
+        except BaseException:
+            code = -1
+            traceback.print_exc()
+    if isinstance(code, str):
+        code = 1 if err.write(code) else 0
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def drive(commands: dict[str, list[str]], folder: Path) -> dict[str, Answer]:
+    places = [folder / str(number) for number in range(len(commands))]
+    todo = [(str(place), command) for place, command in zip(places, commands.values(), strict=True)]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=json.dumps(todo), capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    answers = zip(commands, lines, places, strict=True)
+    return {name: Answer(*json.loads(line), place) for name, line, place in answers}
+
+
+def rows(path: Path, *, without: str = "") -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != without} for row in csv.DictReader(file)]
+
+
+def accuracies(run_dir: Path) -> dict[str, float]:
+    return {row["attack"]: float(row["accuracy"]) for row in rows(run_dir / "report.csv")}
+
+
+# --- a whole run -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """A whole run in a process of its own, from a folder that is not the checkout."""
+    answer = robust(*TINY, cwd=tmp_path_factory.mktemp("finished"))
+    assert answer.code == 0, answer.err
+    return answer
+
+
+@pytest.fixture(scope="module")
+def more(finished: Answer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    """Further runs that need no process of their own."""
+    best = finished.run_dir / "best.pt"
+    mild = [*TINY, "optimizer=sgd", "schedule=step", "schedule.milestones=[0.5]"]
+    answers = drive(
+        {
+            "again": TINY,
+            "other seed": [*TINY, "seed=1"],
+            "train": [*TINY, "stages=[train]"],
+            "evaluate": ["stages=[evaluate]", f"checkpoint={best}", *TINY[-1:]],
+            "evaluate run": ["stages=[evaluate]", f"checkpoint={finished.run_dir}", *TINY[-1:]],
+            "eps=0": [*TINY, "eps=0", "epochs=1"],
+            "smoke": ["experiment=smoke"],
+            "diverges": [*mild, "schedule.gamma=1e38"],
+        },
+        tmp_path_factory.mktemp("more"),
+    )
+    assert [answer.code for answer in answers.values()] == [0] * 7 + [1], answers
+    return answers
+
+
+def test_a_run_leaves_its_files_and_no_others(finished: Answer) -> None:
+    assert finished.run_dir.is_absolute()
+    assert listing(finished.run_dir) == [
+        ".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
+        "best.pt", "checkpoint.pt", "manifest.json", "report.csv", "robusttrain.log",
+        "samples.csv", "train.csv",
+    ]  # fmt: skip
+
+
+def test_the_training_record_has_a_row_an_epoch(finished: Answer) -> None:
+    epochs = rows(finished.run_dir / "train.csv")
+    assert list(epochs[0]) == [
+        "epoch", "seconds", "lr", "loss", "train_clean_accuracy", "train_robust_accuracy",
+        "val_clean_accuracy", "val_robust_accuracy",
+    ]  # fmt: skip
+    assert [row["epoch"] for row in epochs] == ["1", "2"]
+
+
+def test_the_report_has_a_row_an_attack(finished: Answer) -> None:
+    report = rows(finished.run_dir / "report.csv")
+    assert list(report[0]) == [
+        "dataset", "model", "defense", "noise", "seed", "attack", "norm", "eps", "n", "accuracy",
+        "ci_low", "ci_high", "seconds",
+    ]  # fmt: skip
+    assert [row["attack"] for row in report] == ["clean", *ATTACKS, "worst_case"]
+    first = [report[0][key] for key in ("dataset", "model", "defense", "noise", "seed", "n")]
+    assert first == ["synthetic", "linear", "madry", "none", "0", "40"]
+    assert [row["eps"] for row in report] == ["0", "0.1", "0.1", "0.1", "0.1"]
+    for row in report:
+        assert float(row["ci_low"]) <= float(row["accuracy"]) <= float(row["ci_high"])
+
+
+def test_the_report_is_counted_from_the_samples(finished: Answer) -> None:
+    samples = rows(finished.run_dir / "samples.csv")
+    assert list(samples[0]) == ["index", "label", "clean_prediction", "clean_margin"] + [
+        f"{name}_{column}" for name in ATTACKS for column in ("broken", "margin", "size")
+    ]
+    assert [row["index"] for row in samples] == [str(index) for index in range(40)]
+    wrong = np.array([row["clean_prediction"] != row["label"] for row in samples])
+    broken = {a: np.array([row[f"{a}_broken"] == "1" for row in samples]) for a in ATTACKS}
+    broken = {"clean": wrong, **broken}
+    counted = {name: 1 - flags.mean() for name, flags in broken.items()}
+    counted["worst_case"] = 1 - np.any(list(broken.values()), axis=0).mean()
+    assert accuracies(finished.run_dir) == pytest.approx(counted, abs=1e-6)
+    sizes = [float(row[f"{name}_size"]) for row in samples for name in ATTACKS]
+    assert max(sizes) <= 0.1 + 1e-6
+
+
+def test_the_manifest_says_what_the_run_was(finished: Answer) -> None:
+    manifest = json.loads((finished.run_dir / "manifest.json").read_text())
+    assert manifest["command"][1:] == TINY
+    assert manifest["seconds"].keys() == {"train", "evaluate"}
+    assert manifest["versions"]["torch"] == version("torch")
+    assert all(len(digest) == 64 for digest in manifest["data"].values())
+
+
+def test_piped_output_is_plain_lines(finished: Answer) -> None:
+    assert "\x1b" not in finished.out
+    assert "\r" not in finished.out
+    assert finished.err == ""
+    for expected in ("epoch 1/2", "epoch 2/2", "worst_case", "95 % interval"):
+        assert expected in finished.out
+
+
+def test_the_saved_model_is_the_one_that_was_reported(finished: Answer) -> None:
+    model = robusttrain.load_model(finished.run_dir)
+    assert not model.training
+    samples = rows(finished.run_dir / "samples.csv")
+    _, test = Synthetic(train_size=96, test_size=40, validation=16).load()
+    said = [int(row["clean_prediction"]) for row in samples]
+    assert model(as_input(test.images)).argmax(1).tolist() == said
+
+
+# --- repetition and stages ---------------------------------------------------------------------
+
+
+def test_one_seed_gives_one_result(finished: Answer, more: dict[str, Answer]) -> None:
+    first, second = finished.run_dir, more["again"].run_dir
+    for name in ("train.csv", "report.csv"):
+        assert rows(first / name, without="seconds") == rows(second / name, without="seconds")
+    assert (first / "samples.csv").read_bytes() == (second / "samples.csv").read_bytes()
+    for name in ("best.pt", "checkpoint.pt"):
+        weights = [torch.load(run / name)["model"] for run in (first, second)]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_another_seed_gives_another_result(finished: Answer, more: dict[str, Answer]) -> None:
+    runs = (finished.run_dir, more["other seed"].run_dir)
+    losses = [[row["loss"] for row in rows(run / "train.csv")] for run in runs]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("name", ["evaluate", "evaluate run"])
+def test_evaluation_alone_repeats_the_report(
+    finished: Answer, more: dict[str, Answer], name: str
+) -> None:
+    again = more[name].run_dir
+    report = rows(finished.run_dir / "report.csv", without="seconds")
+    assert rows(again / "report.csv", without="seconds") == report
+    assert not {"train.csv", "best.pt", "checkpoint.pt"} & set(listing(again))
+
+
+def test_training_alone_leaves_no_report(more: dict[str, Answer]) -> None:
+    left = set(listing(more["train"].run_dir))
+    assert {"train.csv", "best.pt", "checkpoint.pt", "manifest.json"} <= left
+    assert not {"report.csv", "samples.csv"} & left
+
+
+def test_at_eps_0_robust_is_clean(more: dict[str, Answer]) -> None:
+    run_dir = more["eps=0"].run_dir
+    assert len(set(accuracies(run_dir).values())) == 1
+    assert {float(row["pgd_size"]) for row in rows(run_dir / "samples.csv")} == {0.0}
+
+
+def test_the_smoke_experiment_passes_every_stage(more: dict[str, Answer]) -> None:
+    left = listing(more["smoke"].run_dir)
+    assert {"train.csv", "report.csv"} <= set(left)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_trained(
+    more: dict[str, Answer],
+) -> None:
+    answer = more["diverges"]
+    assert answer.err.count("\n") == 0
+    for named in ("the loss became", "epoch 2", "batch 2", "learning rate 1e+37"):
+        assert named in answer.err
+    (run_dir,) = answer.cwd.glob("outputs/*/*")
+    assert [row["epoch"] for row in rows(run_dir / "train.csv")] == ["1"]
+    assert "the loss became" in (run_dir / "robusttrain.log").read_text()
+    for name in ("best.pt", "checkpoint.pt"):
+        model = robusttrain.load_model(run_dir / name)
+        assert all(bool(weights.isfinite().all()) for weights in model.parameters())
+
+
+# --- sweeps ------------------------------------------------------------------------------------
+
+
+def test_a_sweep_leaves_a_directory_a_job(tmp_path: Path) -> None:
+    """Options may stand anywhere, and a job that fails does not take the others along."""
+    defenses = ["standard", "alpha_mix", "fgsm", "rt", "lsa", "madry"]
+    answer = robust(
+        *TINY, f"defense={','.join(defenses)}", "-m", "eps=20/100,-1", "epochs=1", cwd=tmp_path
+    )
+    assert answer.code == 1
+    assert answer.err.splitlines()[-1].startswith("robusttrain: eps=-1 is not allowed")
+    assert "Traceback" not in answer.err
+    (sweep,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
+    jobs = {int(path.name): path for path in sweep.iterdir() if path.is_dir()}
+    assert sorted(jobs) == list(range(0, 12, 2))
+    for number, path in jobs.items():
+        last = rows(path / "report.csv")[-1]
+        expected = (defenses[number // 2], "0.2", "worst_case")
+        assert (last["defense"], last["eps"], last["attack"]) == expected
+
+
+# --- components of the user's own --------------------------------------------------------------
+
+
+def test_a_defense_of_the_users_own_is_trained_saved_and_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "defense").mkdir(parents=True)
+    (tmp_path / "conf" / "defense" / "mine.yaml").write_text("_target_: mypackage.Mine\n")
+    (tmp_path / "mypackage.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from robusttrain.defenses import Objective\n\n\n"
+        "@dataclass\nclass Mine:\n"
+        "    def __call__(self, model, x, y, *, loss, generator):\n"
+        "        yield Objective(loss(model(x), y).mean())\n"
+    )
+    mine = ["--config-dir", "conf", "defense=mine"]
+    first = robust(*TINY, *mine, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert first.code == 0, first.err
+    report = rows(first.run_dir / "report.csv", without="seconds")
+    assert report[0]["defense"] == "mine"
+
+    again = ["stages=[evaluate]", f"checkpoint={first.run_dir}", *TINY[-1:], "trust=[mypackage]"]
+    second = robust(*again, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert second.code == 0, second.err
+    assert rows(second.run_dir / "report.csv", without="seconds") == report
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(finished: Answer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files that are wrong in one way each."""
+    folder = tmp_path_factory.mktemp("files")
+    whole = (finished.run_dir / "best.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")
+    (folder / "text.pt").write_text("no checkpoint\n")
+    (folder / "empty.pt").touch()
+    (folder / "best.pt").write_bytes(whole)
+
+    raw = folder / "corrupt" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(b"\x00\x00\x08\x03 not an idx file")
+
+    (folder / "no images").mkdir()
+    for name in ("cat", "dog"):
+        (folder / "no files" / name).mkdir(parents=True)
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.full((8, 8, 3), 40 * number, np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
+    (folder / "images" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+    return folder
+
+
+# A command line and what its message must name; {files} stands for the folder of the fixture.
+REFUSALS: dict[str, list[str]] = {
+    "defense=foo": ["defense=foo", "alpha_mix", "madry", "standard"],
+    "experiment=foo": ["experiment=foo", "smoke"],
+    "attack@evaluation.attacks.pgd=foo": ["attack=foo", "pgd20"],
+    "defence=madry": ["defence=madry", "did you mean defense?"],
+    "alpha=1.5 defense=alpha_mix": ["alpha=1.5", "did you mean defense.alpha?"],
+    "steps=5": ["steps=5", "did you mean attack.steps"],
+    "attack.stps=5": ["attack.stps=5", "did you mean attack.steps", "step_size"],
+    "~foo": ["foo"],
+    "eps={a": ["eps={a"],
+    "eps=0.1,0.2": ["eps=0.1,0.2", "--multirun"],
+    "attack.steps=2.5": ["attack.steps=2.5", "Integer"],
+    "seed=abc": ["seed=abc", "Integer"],
+    "norm=l3": ["norm=l3", "linf, l2, l1"],
+    "eps=-1": ["eps=-1", "0 or more"],
+    "eps=nan": ["eps=nan", "finite"],
+    "eps=abc": ["eps=abc", "8/255"],
+    "defense=alpha_mix defense.alpha=1.5": ["defense.alpha=1.5", "between 0 and 1"],
+    "attack.steps=0": ["attack.steps=0", "1 or more"],
+    "epochs=-1": ["epochs=-1", "0 or more"],
+    "batch_size=0": ["batch_size=0", "1 or more"],
+    "device=nonsense": ["device=nonsense", "auto", "cpu"],
+    "model=torchvision model.name=vgg11": ["vgg11", "(1, 8, 8)"],
+    "model=torchvision model.name=resnet8": ["model.name=resnet8", "resnet18"],
+    "training.curriculum.steps=[1,2] defense=rt": ["training.curriculum", "steps", "RT"],
+    "dataset.validation=600": ["validation=600", "512"],
+    "stages=[evaluate]": ["stages=[evaluate]", "checkpoint"],
+    "stages=[]": ["stages=[]", "train, evaluate"],
+    "stages=[walk]": ["stages=[walk]", "train, evaluate"],
+    "checkpoint={files}/missing.pt": ["checkpoint={files}/missing.pt"],
+    "checkpoint={files}/truncated.pt": ["checkpoint={files}/truncated.pt"],
+    "checkpoint={files}/foreign.pt": ["checkpoint={files}/foreign.pt"],
+    "checkpoint={files}/text.pt": ["checkpoint={files}/text.pt"],
+    "checkpoint={files}/empty.pt": ["checkpoint={files}/empty.pt"],
+    "checkpoint={files}/best.pt model=mlp": ["checkpoint={files}/best.pt", "another model"],
+    "dataset=mnist data_dir={files}/none download=false": ["data_dir={files}/none", "download"],
+    "dataset=mnist data_dir={files}/corrupt download=false": ["data_dir={files}/corrupt", "mnist"],
+    "dataset=folder": ["dataset.path"],
+    "dataset=folder dataset.path={files}/missing": ["dataset.path={files}/missing"],
+    "dataset=folder dataset.path='{files}/no images'": ["dataset.path={files}/no images"],
+    "dataset=folder dataset.path='{files}/no files'": ["{files}/no files/cat"],
+    "dataset=folder dataset.path={files}/images": ["{files}/images/dog/2.png"],
+    "hydra.run.dir={files}/text.pt/run": ["{files}/text.pt/run", "hydra.run.dir"],
+    "--config-dir={files}/missing": ["{files}/missing"],
+    "--config-name=foo": ["foo"],
+}
+# These lie in the data, or are seen when training and validation data are parted.
+NEED_DATA = {"dataset.validation=600"}
+
+
+def words(command: str, files: Path) -> list[str]:
+    """The arguments, each of which may be quoted for a space inside."""
+    parts = command.split(" ") if "'" not in command else command.split(" ", 1)
+    return [part.replace("{files}", str(files)) for part in parts]
+
+
+@pytest.fixture(scope="module")
+def refused(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    commands = {command: ["dataset=synthetic", *words(command, files)] for command in REFUSALS}
+    return drive(commands, tmp_path_factory.mktemp("refused"))
+
+
+def assert_refused(answer: Answer, names: list[str]) -> None:
+    assert answer.code in (1, 2)
+    message = answer.err.strip()
+    assert message.startswith("robusttrain: ")
+    assert "Traceback" not in answer.err
+    assert len(message.splitlines()) <= 2, message
+    for name in names:
+        assert name in message, message
+    assert listing(answer.cwd) == []
+
+
+@pytest.mark.parametrize("command", REFUSALS)
+def test_bad_input_ends_with_a_line_and_leaves_nothing(
+    refused: dict[str, Answer], files: Path, command: str
+) -> None:
+    names = [name.replace("{files}", str(files)) for name in REFUSALS[command]]
+    assert_refused(refused[command], names)
+    assert ("LOADED" in refused[command].out) == (command in NEED_DATA)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["defense=foo"], ["defense=foo", "madry"]),
+        (["model.wdth=3"], ["model.wdth=3", "model.width"]),
+        (["eps=-1"], ["eps=-1", "0 or more"]),
+    ],
+)
+def test_bad_input_of_a_real_command_line(
+    tmp_path: Path, arguments: list[str], names: list[str]
+) -> None:
+    answer = robust(*arguments, cwd=tmp_path)
+    assert_refused(answer, names)
+    assert answer.out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused_and_the_traceback_is_there_for_the_asking(
+    tmp_path: Path,
+) -> None:
+    answer = robust("device=cuda", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert answer.code == 1
+    assert "Traceback" in answer.err
+    assert "device=cuda is not allowed: it must be auto, cpu" in answer.err
+    assert listing(answer.cwd) == []

@@ -1,0 +1,136 @@
+"""The package as it is shipped: built, installed elsewhere and run; and the rules of its source."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import robusttrain
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "robusttrain").rglob("*.py"))
+OPTIONS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
+SHIPPED = ["robusttrain", "conf", "tests", "README.md", "CONTRIBUTING.md", "pyproject.toml"]
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=os.environ | variables, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("built")
+    # From a copy: a build must not depend on, or leave, anything beside the sources.
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / "source" / name)
+        elif (ROOT / name).is_file():
+            shutil.copy(ROOT / name, folder / "source" / name)
+    run("-m", "build", "--no-isolation", "--outdir", folder, folder / "source", cwd=folder)
+    return folder
+
+
+def test_the_wheel_holds_the_package_and_its_configuration(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {str(file.relative_to(ROOT)) for file in SOURCES}
+    expected |= {f"robusttrain/{option}" for option in OPTIONS}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_the_sdist_holds_the_tests_too(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "tests/test_package.py", *OPTIONS} <= names
+
+
+def test_the_wheel_runs_from_another_directory(built: Path, tmp_path: Path) -> None:
+    """With the dependencies of this environment, but with no sight of the checkout."""
+    (wheel,) = built.glob("*.whl")
+    place = tmp_path / "site"
+    run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", place, wheel)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    arguments = ["dataset=synthetic", "model=linear", "epochs=1"]
+    # The target comes first on the path, before an editable installation of the checkout.
+    output = run("-m", "robusttrain", *arguments, cwd=elsewhere, PYTHONPATH=str(place))
+    run_dir = Path(output.splitlines()[-1])
+    assert run_dir.is_relative_to(elsewhere)
+    assert (run_dir / "report.csv").is_file()
+    # Hydra says in the run directory where its configuration came from.
+    assert str(place / "robusttrain" / "conf") in (run_dir / ".hydra" / "hydra.yaml").read_text()
+    assert json.loads((run_dir / "manifest.json").read_text())["git"] is None
+
+
+def test_the_package_imports_without_torch_and_loads_models(tmp_path: Path) -> None:
+    code = "import robusttrain, sys; print('torch' in sys.modules, 'hydra' in sys.modules)"
+    assert run("-c", code, cwd=tmp_path).split() == ["False", "False"]
+    assert callable(robusttrain.load_model)
+    with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
+        robusttrain.load_modle  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(robusttrain.config.InputError, match="is not there"):  # type: ignore[attr-defined]
+        robusttrain.load_model(tmp_path / "missing")
+
+
+def test_the_version_is_said_once_and_the_same() -> None:
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert declared is not None
+    assert declared[1] == robusttrain.__version__
+
+
+# --- rules of the source -----------------------------------------------------------------------
+
+
+def test_imports_run_downward(tmp_path: Path) -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    if not lint.is_file():
+        pytest.skip("import-linter is not installed")
+    command = [lint, "--config", ROOT / "pyproject.toml", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_module_has_its_layer() -> None:
+    """A module that the contract does not name may import anything."""
+    contract = (ROOT / "pyproject.toml").read_text().partition('type = "layers"')[2]
+    layers = set(re.findall(r"robusttrain\.(\w+)", contract.partition("]")[0]))
+    top = {path.relative_to(ROOT / "robusttrain").parts[0].removesuffix(".py") for path in SOURCES}
+    assert top - {"__init__"} == layers
+
+
+def test_no_module_is_a_drawer_of_odds_and_ends() -> None:
+    assert not [file for file in SOURCES if file.stem in ("utils", "util", "helpers", "misc")]
+
+
+def test_networks_never_call_view() -> None:
+    """It fails on images in channels_last; flatten(1) does not."""
+    models = [file for file in SOURCES if file.parent.name == "models"]
+    assert models
+    assert not [file.name for file in models if ".view(" in file.read_text()]
+
+
+def test_only_the_threat_model_knows_norms() -> None:
+    """An attack or a defense that asks which norm it has would have to be told of the next one."""
+    asked = re.compile(r"\bnorm (==|is|!=)|\bmatch .*norm|\bNorm\.l")
+    others = [file for file in SOURCES if file.parent.name in ("attacks", "defenses")]
+    guilty = {
+        f"{file.name}: {line.strip()}"
+        for file in others
+        for line in file.read_text().splitlines()
+        if asked.search(line) and not line.lstrip().startswith("norm: Norm = ")
+    }
+    assert guilty == set()
