@@ -83,7 +83,9 @@ def main() -> None:
 
 def _overrides_last(arguments: list[str]) -> list[str]:
     """Options and overrides in any order, as a user types them; argparse wants them apart."""
-    return sorted(arguments, key=lambda a: not a.startswith("-") and ("=" in a or a[0] == "~"))
+    return sorted(
+        arguments, key=lambda a: not a.startswith("-") and ("=" in a or a.startswith("~"))
+    )
 
 
 def _leave(error: Exception) -> NoReturn:
@@ -109,8 +111,9 @@ def _prepared(
 
 def _remove_if_untouched(run_dir: Path) -> None:
     """Remove a run directory that holds no result, and the folders that were made for it alone."""
+    here = Path.cwd()
     for folder in (run_dir, *run_dir.parents):
-        made_here = folder == run_dir or Path.cwd() in folder.parents
-        if not made_here or {path.name for path in folder.iterdir()} - PREAMBLE:
+        made_for_it = here in folder.parents or folder == run_dir != here
+        if not made_for_it or {path.name for path in folder.iterdir()} - PREAMBLE:
             return
         shutil.rmtree(folder)

@@ -50,8 +50,15 @@ PIXEL_KEYS = ("eps", "step_size", "sigma")
 # What a saved model brings along when it is evaluated again, unless it is given once more.
 INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
 
+# The part of it that a model alone needs, with all that its values may refer to.
+INHERITED_BY_MODEL = ("model", "noise", "norm", "eps", "seed", "data_dir")
+
 # Packages whose classes may be built from a configuration that somebody else has saved.
 TRUSTED = ("robusttrain",)
+
+# What a value in it may refer to: another key, or a variable of the environment. Other resolvers of
+# OmegaConf make nodes out of text, and with them classes that nobody has looked at.
+REFERENCE = re.compile(r"\$\{([\w.]+|oc\.env:[\w.,/ -]+)\}")
 
 
 class Stage(StrEnum):
@@ -228,8 +235,9 @@ def load_model(
         If there is no such checkpoint, it is damaged, or it names a class of no trusted package.
     """
     saved = checkpoints.load(run)
-    config = OmegaConf.create(saved.config)
-    _refuse_strangers([saved.config["model"], saved.config["noise"]], [*TRUSTED, *trust])
+    parts = {key: saved.config[key] for key in INHERITED_BY_MODEL}
+    _refuse_strangers(parts, [*TRUSTED, *trust])
+    config = OmegaConf.create(parts)
     channels, height, width = saved.image_shape
     model = build_component(config.model).build(saved.num_classes, (channels, height, width))
     build_component(config.noise).install(model, config.seed)
@@ -324,11 +332,16 @@ def _at_its_source(config: DictConfig, where: str, message: str) -> str:
 
 
 def _refuse_strangers(node: Any, trusted: Sequence[str]) -> None:
-    for target in _targets(node):
-        if not _is_class_of(target, trusted):
+    for key, value in _leaves(node):
+        if key == "_target_" and not _is_class_of(str(value), trusted):
             raise InputError(
-                f"the checkpoint's configuration would build {target}, which is no class of "
+                f"the checkpoint's configuration would build {value}, which is no class of "
                 f"robusttrain: if you trust it, name its package in trust=[...]"
+            )
+        if "${" in REFERENCE.sub("", str(value)):
+            raise InputError(
+                f"the checkpoint's configuration would compute {value}: "
+                f"only references to other keys are allowed there"
             )
 
 
@@ -347,15 +360,16 @@ def _is_class_of(target: str, packages: Sequence[str]) -> bool:
     return inspect.isclass(value) and value.__module__ == module
 
 
-def _targets(node: Any) -> Iterator[str]:
+def _leaves(node: Any, key: object = "") -> Iterator[tuple[object, Any]]:
+    """(key, value) of all that is no container; what a sequence holds goes by the key of that."""
     if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
+        for name, value in node.items():
+            yield from _leaves(value, name)
+    elif isinstance(node, list | tuple):
         for value in node:
-            yield from _targets(value)
+            yield from _leaves(value, key)
+    else:
+        yield key, node
 
 
 def _first_line(error: BaseException) -> str:

@@ -152,11 +152,10 @@ def _save(path: Path, trainer: Trainer, origin: Origin, info: Info, epoch: int) 
 
 
 def _say_epoch(terminal: Terminal, epoch: Epoch, epochs: int) -> None:
-    shown = {
-        "loss": epoch.loss,
-        "clean": epoch.val_clean_accuracy,
-        "robust": epoch.val_robust_accuracy,
-        "seconds": epoch.seconds,
-    }
-    figures = {name: value for name, value in shown.items() if value is not None}
-    terminal.figures(f"epoch {epoch.epoch}/{epochs}", **figures)
+    terminal.figures(
+        f"epoch {epoch.epoch}/{epochs}",
+        loss=epoch.loss,
+        clean=epoch.val_clean_accuracy,
+        robust=epoch.val_robust_accuracy,
+        seconds=epoch.seconds,
+    )

@@ -40,8 +40,11 @@ class Ball(Protocol):
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring `x_adv` back into S(x)."""
 
+    def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A perturbation drawn uniformly from the ball, for each image; it may leave the box."""
+
     def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A point of S(x): uniform in the ball, then cut with the box."""
+        """A point of S(x): `random_offset`, cut with the box."""
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The d with ||d|| <= 1 that maximises <gradient, d>, for each image."""
@@ -63,6 +66,12 @@ class _Radius:
     def __post_init__(self) -> None:
         ranges.at_least(0, eps=self.eps)
 
+    def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return (x + self.random_offset(x, generator)).clamp_(0, 1)
+
 
 class LinfBall(_Radius):
     """Every pixel moves by `eps` at most."""
@@ -73,9 +82,8 @@ class LinfBall(_Radius):
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         return torch.clamp(x_adv, x - self.eps, x + self.eps).clamp_(0, 1)
 
-    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.empty_like(x).uniform_(-self.eps, self.eps, generator=generator)
-        return noise.add_(x).clamp_(0, 1)
+    def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.empty_like(x).uniform_(-self.eps, self.eps, generator=generator)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
@@ -103,11 +111,11 @@ class L2Ball(_Radius):
         shrink = (self.eps / self.size(delta).clamp_min(TINY)).clamp_max(1)
         return (x + delta * _per_image(shrink, x)).clamp_(0, 1)
 
-    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         direction = torch.empty_like(x).normal_(generator=generator)
         radius = self.eps * _ball_radius(x, generator)
         scale = radius / self.size(direction).clamp_min(TINY)
-        return (x + direction * _per_image(scale, x)).clamp_(0, 1)
+        return direction * _per_image(scale, x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         # A confident model has faint gradients, whose squares underflow unless scaled up first.
@@ -151,12 +159,12 @@ class L1Ball(_Radius):
         kept = torch.minimum((moved - threshold).clamp_min(0), room)
         return (x + (delta.sign() * kept).view_as(x)).clamp_(0, 1)
 
-    def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         # Exponential sizes divided by their sum are uniform on the simplex; signs spread them.
         sizes = torch.empty_like(x).exponential_(generator=generator)
         signs = torch.empty_like(x).uniform_(-1, 1, generator=generator).sign()
         scale = self.eps * _ball_radius(x, generator) / self.size(sizes)
-        return (x + signs * sizes * _per_image(scale, x)).clamp_(0, 1)
+        return signs * sizes * _per_image(scale, x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return self._largest(gradient.flatten(1), 1).view_as(gradient)

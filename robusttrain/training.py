@@ -154,6 +154,8 @@ class Trainer:
         self.optimizer = optimizer.build(model.parameters())
         steps = max(1, settings.epochs * self.batches_per_epoch)
         self.scheduler = schedule.build(self.optimizer, steps)
+        # What is known of the model where a defense computes no clean or no adversarial logits.
+        self.accuracies: dict[str, float | None] = {}
         self.streams = {
             "batches": streams.stream(seed, "batches"),
             "augmentation": streams.stream(seed, "augmentation", device),
@@ -176,9 +178,10 @@ class Trainer:
                 figures = self._epoch(number, bar)
                 seconds = time.perf_counter() - started
                 validated = self._validate()
-                bar.keep(
-                    clean=validated["val_clean_accuracy"], robust=validated["val_robust_accuracy"]
-                )
+                self.accuracies = {
+                    "clean": validated["val_clean_accuracy"],
+                    "robust": validated["val_robust_accuracy"],
+                }
                 yield Epoch(number, seconds, lr, **figures, **validated)
 
     def random_states(self) -> dict[str, Any]:
@@ -217,7 +220,8 @@ class Trainer:
             bar.advance()
             if bar.due:
                 position = f"epoch {number}/{settings.epochs} {batch}/{self.batches_per_epoch}"
-                bar.show(position, **tally.shown())
+                loss, accuracies = tally.shown()
+                bar.show(position, loss=loss, **{**self.accuracies, **accuracies})
         return tally.figures()
 
     def _descend(self, loss: Tensor) -> None:
@@ -274,7 +278,7 @@ class _Tally:
                 hits = (logits.detach().argmax(1) == y).sum()
                 self.hits[name] = self.hits.get(name, torch.zeros_like(hits)) + hits
 
-    def shown(self) -> dict[str, float]:
+    def shown(self) -> tuple[float, dict[str, float]]:
         """The latest loss, and the accuracies so far; a loss that is not finite is noticed here.
 
         Raises
@@ -289,11 +293,11 @@ class _Tally:
                 f"learning rate {self.rates[batch]:.3g}; try a lower optimizer.lr"
             )
         shares = {name: float(hits) / self.images for name, hits in self.hits.items()}
-        return {"loss": float(losses[-1]), **shares}
+        return float(losses[-1]), shares
 
     def figures(self) -> dict[str, Any]:
         """The training columns of an `Epoch`."""
-        shares = self.shown()
+        _, shares = self.shown()
         losses = torch.stack(self.losses).double().cpu()
         return {
             "loss": float((losses * torch.tensor(self.sizes)).sum() / self.images),

@@ -42,7 +42,15 @@ def saved(network_: nn.Module | None = None, **config: Any) -> Checkpoint:
         model=model.state_dict(),
         num_classes=CLASSES,
         image_shape=list(SHAPE),
-        config={"model": MODEL, "noise": NOISE, "seed": 1, "eps": 0.25, **config},
+        config={
+            "model": MODEL,
+            "noise": NOISE,
+            "norm": "linf",
+            "eps": 0.25,
+            "seed": 1,
+            "data_dir": "data",
+            **config,
+        },  # fmt: skip
         names={"model": "mlp"},
         epoch=3,
         training={"optimizer": optimizer.state_dict(), "torch": torch.get_rng_state()},
@@ -214,12 +222,38 @@ def test_a_configuration_builds_only_classes_of_the_project(
     tmp_path: Path, target: str, key: str
 ) -> None:
     executed = tmp_path / "executed"
-    for node in (touching(executed, target), {**MODEL, "widths": [touching(executed, target)]}):
+    evil = touching(executed, target)
+    # OmegaConf takes tuples for lists, and weights_only lets them through.
+    for node in (evil, {**MODEL, "widths": [evil]}, {**MODEL, "widths": ({"a": evil},)}):
         saved(**{key: node}).save(tmp_path / "best.pt")
         named = rf"would build {re.escape(target)}, which is no class of robusttrain: .*trust"
         with pytest.raises(InputError, match=named):
             load_model(tmp_path)
         assert not executed.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${evil}",
+        "${oc.create:'{_target_: os.mkdir, path: PATH}'}",
+        "${oc.decode:'{_target_: os.mkdir, path: PATH}'}",
+        "${oc.${epsilon}:'{_target_: os.mkdir, path: PATH}'}",
+        "\\${oc.create:'{_target_: os.mkdir, path: PATH}'}",
+        "${oc.dict.values:evil}",
+        "$${eps}{oc.create:'{_target_: os.mkdir, path: PATH}'}",
+    ],
+)
+def test_no_reference_leads_around_that(tmp_path: Path, text: str) -> None:
+    executed = tmp_path / "executed"
+    text = text.replace("PATH", str(executed))
+    evil = {"evil": touching(executed, "os.mkdir"), "epsilon": "create"}
+    for node in (text, {**MODEL, "widths": text}, {**MODEL, "widths": (text,)}):
+        for key in ("model", "noise"):
+            saved(**evil, **{key: node}).save(tmp_path / "best.pt")
+            with pytest.raises(Exception, match=r"compute|evil|_target_|build|node"):
+                load_model(tmp_path)
+            assert not executed.exists()
 
 
 def test_a_package_that_is_trusted_may_build(

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import robusttrain
+from robusttrain import cli
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
 
@@ -463,3 +464,41 @@ def test_cuda_without_a_device_is_refused_and_the_traceback_is_there_for_the_ask
     assert "Traceback" in answer.err
     assert "device=cuda is not allowed: it must be auto, cpu" in answer.err
     assert listing(answer.cwd) == []
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "kept", "removed"),
+    [
+        ("outputs/day/time", [], ["outputs"]),
+        ("outputs/other/../day", ["outputs/other"], ["outputs/day"]),
+        (".", [".hydra"], []),
+        ("../elsewhere", [], ["../elsewhere"]),
+    ],
+)
+def test_only_what_was_made_for_a_refused_run_is_removed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_dir: str,
+    kept: list[str],
+    removed: list[str],
+) -> None:
+    here = tmp_path / "here"
+    for path in [here, *(here / name for name in kept)]:
+        path.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(here)
+    (here / run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
+    (here / run_dir / "robusttrain.log").touch()
+    cli._remove_if_untouched((here / run_dir).resolve())
+    assert here.is_dir()
+    assert all((here / name).exists() for name in kept)
+    assert not any((here / name).exists() for name in removed)
+
+
+def test_a_run_with_results_is_never_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / "best.pt").touch()
+    cli._remove_if_untouched(tmp_path / "run")
+    assert listing(tmp_path / "run") == [".hydra", "best.pt"]

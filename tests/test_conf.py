@@ -80,10 +80,10 @@ def test_a_defense_takes_every_attack(defense: str) -> None:
 
 
 def test_defenses_that_are_named_after_an_attack_train_with_it() -> None:
-    assert type(built("defense=fgsm").defense.attack).__name__ == "FGSM"  # type: ignore[attr-defined]
-    assert type(built("defense=madry").defense.attack).__name__ == "PGD"  # type: ignore[attr-defined]
+    assert type(built("defense=fgsm").defense.attack).__name__ == "FGSM"
+    assert type(built("defense=madry").defense.attack).__name__ == "PGD"
     config = built("attack=lbfgs", "defense=fgsm")
-    assert type(config.defense.attack).__name__ == "LBFGS"  # type: ignore[attr-defined]
+    assert type(config.defense.attack).__name__ == "LBFGS"
 
 
 COMPONENTS = [
@@ -122,9 +122,9 @@ def test_every_component_has_an_option() -> None:
 
 def test_one_eps_reaches_every_part() -> None:
     config = built("eps=8/255", "defense=rt", "attack=fgsm")
-    radii = [config.eps, config.attack.eps, config.defense.eps]  # type: ignore[attr-defined]
-    radii += [config.training.validation_attack.eps]  # type: ignore[union-attr]
-    radii += [attack.eps for attack in config.evaluation.attacks.values()]  # type: ignore[attr-defined]
+    radii = [config.eps, config.attack.eps, config.defense.eps]
+    radii += [config.training.validation_attack.eps]
+    radii += [attack.eps for attack in config.evaluation.attacks.values()]
     assert radii == [8 / 255] * len(radii)
     assert len(radii) == 7
 
@@ -150,7 +150,7 @@ def test_a_fraction_works_in_a_yaml_of_the_users_own(tmp_path: Path) -> None:
         "defaults: [/schema/attack/PGD@_here_, _self_]\neps: 2/255\nstep_size: 1/255\n"
     )
     attack = built(f"hydra.searchpath=[file://{tmp_path}]", "attack=mine").attack
-    assert (attack.eps, attack.step_size) == (2 / 255, 1 / 255)  # type: ignore[attr-defined]
+    assert (attack.eps, attack.step_size) == (2 / 255, 1 / 255)
 
 
 @pytest.mark.parametrize("value", ["abc", "8/0", "", "1/2/3", True, [1]])
@@ -215,13 +215,13 @@ def test_an_evaluation_attack_is_added_with_settings_of_its_own() -> None:
         "+attack@evaluation.attacks.strong=pgd", "evaluation.attacks.strong.steps=100"
     ).evaluation.attacks
     assert list(attacks) == ["uniform", "fgsm", "pgd", "strong"]
-    assert attacks["strong"].steps == 100  # type: ignore[attr-defined]
-    assert attacks["pgd"].steps == 20  # type: ignore[attr-defined]
+    assert attacks["strong"].steps == 100
+    assert attacks["pgd"].steps == 20
 
 
 def test_an_evaluation_attack_is_replaced() -> None:
     attacks = built("attack@evaluation.attacks.pgd=pgd50_10").evaluation.attacks
-    assert attacks["pgd"].restarts == 10  # type: ignore[attr-defined]
+    assert attacks["pgd"].restarts == 10
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_an_evaluation_attack_is_removed(override: str) -> None:
 def saved(*overrides: str) -> Checkpoint:
     config = OmegaConf.to_container(composed(*overrides), resolve=False, enum_to_str=True)
     assert isinstance(config, dict)
-    return Checkpoint({}, 10, [1, 8, 8], config, {}, 1, {})  # type: ignore[arg-type]
+    return Checkpoint({}, 10, [1, 8, 8], config, {}, 1, {})
 
 
 def continued(checkpoint: Checkpoint, *overrides: str) -> configs.Config:
@@ -258,7 +258,7 @@ def test_a_saved_run_lends_what_is_not_chosen_again() -> None:
     before = configs.build(OmegaConf.create(checkpoint.config))
     for key in configs.INHERITED:
         assert getattr(config, key) == getattr(before, key), key
-    assert config.evaluation.attacks["pgd"].eps == 8 / 255  # type: ignore[attr-defined]
+    assert config.evaluation.attacks["pgd"].eps == 8 / 255
     # How long to train is a matter of the new run.
     assert config.epochs == 20
 
@@ -275,9 +275,9 @@ def test_the_command_line_wins_over_a_saved_run(override: str) -> None:
 
 def test_a_saved_defense_keeps_its_attack_and_a_new_one_brings_its_own() -> None:
     checkpoint = saved("defense=fgsm")
-    assert type(continued(checkpoint).defense.attack).__name__ == "FGSM"  # type: ignore[attr-defined]
+    assert type(continued(checkpoint).defense.attack).__name__ == "FGSM"
     new = continued(checkpoint, "defense=madry")
-    assert type(new.defense.attack).__name__ == "PGD"  # type: ignore[attr-defined]
+    assert type(new.defense.attack).__name__ == "PGD"
 
 
 @pytest.mark.parametrize(
@@ -392,9 +392,9 @@ def test_a_class_of_the_users_own_takes_any_place(mine: str, group: str) -> None
 
 def test_all_parts_may_be_the_users_own(mine: str) -> None:
     config = built(mine, "eps=8/255", *[f"{group}=mine" for group in MY_OPTIONS])
-    assert config.defense.weight == 0.5  # type: ignore[attr-defined]
-    assert config.defense.attack.eps == 8 / 255  # type: ignore[attr-defined]
-    assert config.noise.sigma == 1 / 255  # type: ignore[attr-defined]
+    assert config.defense.weight == 0.5
+    assert config.defense.attack.eps == 8 / 255
+    assert config.noise.sigma == 1 / 255
     info = config.dataset.info()
     model = build_model(config.model, info.num_classes, info.image_shape)
     assert model(torch.rand(3, 1, 4, 4)).shape == (3, 2)
@@ -405,7 +405,7 @@ def test_a_saved_run_with_parts_of_the_users_own_needs_trust(mine: str) -> None:
     with pytest.raises(InputError, match=r"my_components\.Defense.*trust=\[\.\.\.\]"):
         continued(checkpoint)
     config = continued(checkpoint, "trust=[my_components]")
-    assert config.defense.weight == 0.5  # type: ignore[attr-defined]
+    assert config.defense.weight == 0.5
 
 
 def test_an_option_that_names_no_class_is_refused(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def test_the_package_imports_without_torch_and_loads_models(tmp_path: Path) -> N
     assert run("-c", code, cwd=tmp_path).split() == ["False", "False"]
     assert callable(robusttrain.load_model)
     with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
-        robusttrain.load_modle  # type: ignore[attr-defined]  # noqa: B018
-    with pytest.raises(robusttrain.config.InputError, match="is not there"):  # type: ignore[attr-defined]
+        robusttrain.load_modle  # noqa: B018
+    with pytest.raises(robusttrain.config.InputError, match="is not there"):
         robusttrain.load_model(tmp_path / "missing")
 
 

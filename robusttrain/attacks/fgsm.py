@@ -23,8 +23,8 @@ class FGSM(BallAttack):
     Parameters
     ----------
     random_start
-        Step from a random point of S(x) instead, and project back: FGSM-RS of Wong, Rice and
-        Kolter 2020.
+        Step from a random point of the ball, also outside the box, and project on S(x): FGSM-RS
+        of Wong, Rice and Kolter 2020, Algorithm 3.
     step_size
         Length of the step after a random start, in pixel units; 1.25 * eps where not given.
     """
@@ -47,7 +47,9 @@ class FGSM(BallAttack):
         """The end of the step."""
         if not self.random_start:
             return self.ball.linear_maximiser(surrogate.evaluate(x).gradient, x)
-        start = self.ball.random_start(x, generator)
+        # Not cut with the box: where images are black or white, a cut start puts half the pixels
+        # back on x, and training falls to catastrophic overfitting as with plain FGSM.
+        start = x + self.ball.random_offset(x, generator)
         gradient = surrogate.evaluate(start).gradient
         step = RANDOM_START_STEP * self.eps if self.step_size is None else self.step_size
         return self.ball.project(start + step * self.ball.ascent(gradient, start), x)

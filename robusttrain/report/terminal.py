@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pandas as pd
@@ -23,7 +23,6 @@ class Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
         self._shown = time.monotonic()
-        self._kept: dict[str, float] = {}
 
     @property
     def due(self) -> bool:
@@ -34,15 +33,10 @@ class Bar:
         """`steps` more are done."""
         self._progress.advance(self._task, steps)
 
-    def keep(self, **figures: float | None) -> None:
-        """Figures to show from now on where `show` gives none of that name."""
-        self._kept |= {name: value for name, value in figures.items() if value is not None}
-
-    def show(self, title: str, **figures: float) -> None:
-        """Replace the title and the figures; shares are shown as percentages."""
+    def show(self, title: str, **figures: float | None) -> None:
+        """Replace the title and the figures; those that are None are not known, and left out."""
         self._shown = time.monotonic()
-        known = {**figures, **{n: v for n, v in self._kept.items() if n not in figures}}
-        self._progress.update(self._task, description=title, figures=_phrase(known))
+        self._progress.update(self._task, description=title, figures=_phrase(figures))
 
 
 class Terminal:
@@ -57,7 +51,7 @@ class Terminal:
         log.info(text)
         self.console.print(text, markup=False)
 
-    def figures(self, title: str, **figures: float) -> None:
+    def figures(self, title: str, **figures: float | None) -> None:
         """Print a line of figures."""
         self.say(f"{title}  {_phrase(figures)}")
 
@@ -112,8 +106,9 @@ class Terminal:
         self.console.print(table)
 
 
-def _phrase(figures: dict[str, float]) -> str:
-    return "  ".join(f"{name} {_number(name, value)}" for name, value in figures.items())
+def _phrase(figures: Mapping[str, float | None]) -> str:
+    known = ((name, value) for name, value in figures.items() if value is not None)
+    return "  ".join(f"{name} {_number(name, value)}" for name, value in known)
 
 
 def _number(name: str, value: float) -> str:

@@ -136,6 +136,21 @@ def test_stays_in_the_ball_and_the_box_and_touches_nothing(
 
 @every_attack
 @every_norm
+def test_the_model_is_never_asked_about_a_point_that_is_not_allowed(make: Make, norm: Norm) -> None:
+    network, x = batchnorm_network(1), everywhere(1, 1, 4, 4, dtype=torch.float32)
+    asked: list[Tensor] = []
+    network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].detach()))
+    attack = make(norm=norm, eps=0.3, label=Label.predicted)
+    attack(network, x, torch.tensor([1]), generator=generator())
+    points = torch.cat(asked)
+    assert points.min() >= 0
+    assert points.max() <= 1
+    # The other balls lie in that of linf, the one that L-BFGS searches.
+    assert ((points - x).abs() <= 0.3 + 1e-6).all()
+
+
+@every_attack
+@every_norm
 def test_eps_zero_gives_back_the_images(make: Make, norm: Norm) -> None:
     x = everywhere(4, 1, 4, 4, dtype=torch.float32)
     x_adv = make(norm=norm, eps=0.0)(batchnorm_network(1), x, torch.zeros(4).long())

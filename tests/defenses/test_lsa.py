@@ -37,7 +37,10 @@ STEEPEST: dict[Norm, Callable[[Array], Array]] = {
 
 def problem() -> tuple[nn.Sequential, Tensor, Tensor]:
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Flatten(1), nn.Linear(PIXELS, CLASSES)).double()
+    layer = nn.Linear(PIXELS, CLASSES)
+    # Slopes of different steepness: the nearest class is not always the one second in line.
+    layer.weight.detach().mul_(torch.tensor([[1.0], [0.3], [2.0]]))
+    model = nn.Sequential(nn.Flatten(1), layer).double()
     # Away from the edges of the box, so that only the ball matters.
     x = 0.3 + 0.4 * torch.rand(COUNT, 1, 2, 4, dtype=torch.float64)
     return model, x, torch.arange(COUNT) % CLASSES
