@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read as data only, and turned back into models."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def load(path: Path | str) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"checkpoint={path} is not there: name a best.pt, checkpoint.pt or run")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     # Bytes that are no pickle can fail anywhere in its reader: IndexError, struct.error, TypeError.
     except Exception as error:
@@ -87,3 +89,11 @@ def load(path: Path | str) -> Checkpoint:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"checkpoint={path} is not a checkpoint of robusttrain ({FORMAT!r})")
     return Checkpoint(**content)
+
+
+def _check_sums(path: Path) -> None:
+    """Raise unless every record has its check sum, which torch does not look at for tensors."""
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(broken)

@@ -19,6 +19,7 @@ from robusttrain.noise import noise_layers
 
 CLASSES, SHAPE = 3, (1, 2, 2)
 MODEL = {"_target_": "robusttrain.models.mlp.MLP", "widths": [5]}
+REST = {"norm": "linf", "eps": 0.25, "seed": 1, "data_dir": "data"}
 NOISE = {"_target_": "robusttrain.noise.none.NoNoise"}
 GAUSSIAN = {
     "_target_": "robusttrain.noise.gaussian.Gaussian",
@@ -42,15 +43,7 @@ def saved(network_: nn.Module | None = None, **config: Any) -> Checkpoint:
         model=model.state_dict(),
         num_classes=CLASSES,
         image_shape=list(SHAPE),
-        config={
-            "model": MODEL,
-            "noise": NOISE,
-            "norm": "linf",
-            "eps": 0.25,
-            "seed": 1,
-            "data_dir": "data",
-            **config,
-        },  # fmt: skip
+        config={**REST, "model": MODEL, "noise": NOISE, **config},
         names={"model": "mlp"},
         epoch=3,
         training={"optimizer": optimizer.state_dict(), "torch": torch.get_rng_state()},

@@ -112,7 +112,7 @@ class Surrogate:
             logits = self.model(point)
             value = self.value(logits)
             (gradient,) = torch.autograd.grad(value.sum(), point)
-        return Evaluation(gradient.nan_to_num_(0, 0, 0), value.detach(), logits.detach())
+        return Evaluation(gradient.nan_to_num(0, 0, 0), value.detach(), logits.detach())
 
     @torch.no_grad()
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:

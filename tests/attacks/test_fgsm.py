@@ -41,8 +41,8 @@ def test_random_start_steps_by_a_quarter_more_than_the_radius_and_is_cut_back(
 def test_the_random_start_may_leave_the_box() -> None:
     """On a black image with slopes upwards, a share of 5/8 of the starts reaches x + eps.
 
-    A start u uniform in [-eps, eps] gets there where u + 1.25 eps >= eps. Cut with the box first, all
-    would: the perturbation is then that of plain FGSM, and training with it breaks down on MNIST.
+    A start u uniform in [-eps, eps] gets there where u + 1.25 eps >= eps. Cut with the box first,
+    all would: that is plain FGSM again, and training with it breaks down on MNIST.
     """
 
     def brightness(images: torch.Tensor) -> torch.Tensor:
