@@ -18,13 +18,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import checkpoint as checkpoints
-from robusttrain import ranges
+from robusttrain import ranges, streams
 from robusttrain.attacks import Attack
-from robusttrain.data import Dataset
+from robusttrain.data import Dataset, Info
 from robusttrain.defenses import Defense
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
-from robusttrain.models import Architecture
+from robusttrain.models import Architecture, build_model
 from robusttrain.noise import Noise
 from robusttrain.optimizers import Optimizer
 from robusttrain.schedules import Schedule
@@ -239,10 +239,27 @@ def load_model(
     _refuse_strangers(parts, [*TRUSTED, *trust])
     config = OmegaConf.create(parts)
     channels, height, width = saved.image_shape
-    model = build_component(config.model).build(saved.num_classes, (channels, height, width))
-    build_component(config.noise).install(model, config.seed)
+    info = Info((channels, height, width), saved.num_classes, ())
+    parts = build_component(config)
+    with torch.random.fork_rng(devices=[]):
+        model = network(parts["model"], parts["noise"], info, config.seed)
     saved.load_into(model, run)
-    return cast(torch.nn.Module, model.eval().to(device))
+    return model.eval().to(device)
+
+
+def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> torch.nn.Module:
+    """A freshly initialised model for the images of `info`, with its noise, on the CPU.
+
+    Raises
+    ------
+    InputError
+        If the architecture cannot take such images.
+    """
+    # Initialisation draws from the global stream; it is the only thing that may.
+    torch.manual_seed(streams.derived_seed(seed, "initialisation"))
+    model = build_model(architecture, info.num_classes, info.image_shape)
+    noise.install(model, streams.derived_seed(seed, "noise"))
+    return model
 
 
 def _components(place: ModuleType) -> Iterator[type]:

@@ -19,7 +19,7 @@ class Curriculum:
     ----------
     eps_warmup
         Share of the epochs, from 0 to 1, over which the radius of the defense, or of its attack,
-        grows linearly to its full value.
+        grows linearly to its full value; a defense without one has nothing to grow.
     steps
         Numbers of attack steps, each for an equal share of the epochs; that of the attack
         throughout where empty.
@@ -39,9 +39,10 @@ class Curriculum:
         Raises
         ------
         InputError
-            If neither the defense nor its attack has what is to grow.
+            If the number of steps, or a radius that there is, is no setting of the defense or of
+            its attack.
         """
-        if self.eps_warmup > 0:
+        if self.eps_warmup > 0 and _has_radius(defense):
             growing = max(1.0, self.eps_warmup * epochs)
             share = min(1.0, epoch / growing)
             defense = _scaled(defense, share)
@@ -49,6 +50,10 @@ class Curriculum:
             number = self.steps[(epoch - 1) * len(self.steps) // epochs]
             defense = _changed(defense, "steps", number)
         return defense
+
+
+def _has_radius(component: Any) -> bool:
+    return hasattr(component, "eps") or hasattr(getattr(component, "attack", None), "eps")
 
 
 def _scaled(defense: T, share: float) -> T:

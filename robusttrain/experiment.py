@@ -5,17 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from robusttrain import checkpoint as checkpoints
-from robusttrain import streams
 from robusttrain.checkpoint import Checkpoint
-from robusttrain.config import Config, Stage
+from robusttrain.config import Config, Stage, network
 from robusttrain.data import Info, Split, hold_out
 from robusttrain.evaluation import evaluate
 from robusttrain.manifest import manifest
-from robusttrain.models import build_model
 from robusttrain.report.files import write_csv, write_json
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
@@ -65,10 +62,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
 
 def _model(config: Config, info: Info) -> nn.Module:
     """The model on the CPU, with its noise, and with the weights of `checkpoint` where given."""
-    # Initialisation draws from the global stream; the model is the only thing that does.
-    torch.manual_seed(streams.derived_seed(config.seed, "initialisation"))
-    model = build_model(config.model, info.num_classes, info.image_shape)
-    config.noise.install(model, streams.derived_seed(config.seed, "noise"))
+    model = network(config.model, config.noise, info, config.seed)
     if config.checkpoint is not None:
         checkpoints.load(config.checkpoint).load_into(model, config.checkpoint)
     return model

@@ -99,8 +99,6 @@ class Foreign:
         (Curriculum(steps=[1, 2]), WorstCase(FGSM()), "steps"),
         (Curriculum(steps=[1, 2]), WorstCase(Stateful()), "steps"),
         (Curriculum(steps=[1, 2]), WorstCase(Foreign()), "steps"),
-        (Curriculum(eps_warmup=0.5), Standard(), "eps"),
-        (Curriculum(eps_warmup=0.5), WorstCase(NoAttack()), "eps"),
         (Curriculum(eps_warmup=0.5), WorstCase(Foreign()), "eps"),
     ],
 )
@@ -110,6 +108,11 @@ def test_what_cannot_grow_is_refused_by_name(
     name = type(defense).__name__
     with pytest.raises(InputError, match=rf"training\.curriculum cannot change '{key}'.*{name}"):
         curriculum.at(defense, 1, 10)
+
+
+@pytest.mark.parametrize("defense", [Standard(), WorstCase(NoAttack())])
+def test_a_defense_without_a_radius_is_left_as_it_is(defense: Any) -> None:
+    assert Curriculum(eps_warmup=0.5).at(defense, 1, 10) is defense
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

@@ -2,8 +2,9 @@
 
 An attack is called as `attack(model, x, y, loss=..., generator=...)` with images x of shape
 (N, C, H, W) in [0, 1] and labels y of shape (N,), and returns x_adv in S(x), of the shape, dtype
-and device of x. It keeps no model, leaves modes, buffers, parameters and the global random state as
-they were, and draws only from `generator`.
+and device of x. It keeps no model, leaves modes, parameters, BatchNorm statistics and the global
+random state as they were, and draws only from `generator`. (Crafting in train mode runs the model's
+own dropout, which draws from the global stream.)
 """
 
 from typing import Protocol

@@ -23,7 +23,8 @@ class LBFGS(BallAttack):
     the linf ball of radius `eps`, which holds the l2 and l1 balls, as part of its bounds; what lies
     outside the ball of `norm` is projected on it at the end. A search over c looks for the smallest
     perturbation that fools the model: c grows tenfold for an image that was fooled and shrinks
-    tenfold for one that was not. `label=least_likely` is the targeted form of the paper.
+    tenfold for one that was not; once it is known from both sides, their geometric mean is next.
+    `label=least_likely` is the targeted form of the paper.
 
     Parameters
     ----------
@@ -48,6 +49,7 @@ class LBFGS(BallAttack):
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, or the one of highest loss."""
         weights = torch.full((len(x),), self.c, dtype=x.dtype, device=x.device)
+        fools, fails = torch.zeros_like(weights), torch.full_like(weights, torch.inf)
         best, best_rank = x, torch.full_like(weights, -torch.inf)
         for _ in range(self.rounds):
             x_adv = self.ball.project(self._solve(surrogate, x, weights), x)
@@ -56,7 +58,9 @@ class LBFGS(BallAttack):
             rank = _rank(fooled, value, (x_adv - x).flatten(1).norm(dim=1))
             better = (rank > best_rank).view(-1, *[1] * (x.dim() - 1))
             best, best_rank = torch.where(better, x_adv, best), torch.maximum(rank, best_rank)
-            weights = torch.where(fooled, weights * C_FACTOR, weights / C_FACTOR)
+            fools = torch.where(fooled, weights.maximum(fools), fools)
+            fails = torch.where(fooled, fails, weights.minimum(fails))
+            weights = _next_weights(fools, fails)
         return best
 
     def _solve(self, surrogate: Surrogate, x: Tensor, weights: Tensor) -> Tensor:
@@ -82,6 +86,13 @@ class LBFGS(BallAttack):
             options={"maxiter": self.steps},
         )
         return torch.tensor(found.x, dtype=x.dtype, device=x.device).view_as(x)
+
+
+def _next_weights(fools: Tensor, fails: Tensor) -> Tensor:
+    """The c of the next round from the largest that fooled (or 0) and the smallest that did not."""
+    between = (fools * fails).sqrt()
+    open_ended = torch.where(fails.isinf(), fools * C_FACTOR, fails / C_FACTOR)
+    return torch.where((fools > 0) & fails.isfinite(), between, open_ended)
 
 
 def _rank(fooled: Tensor, value: Tensor, size: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ class PGD(BallAttack):
 
     With `restarts=1` and without `keep_best` it costs `steps` forward and `steps` backward passes
     and returns the last iterate. Otherwise every iterate is scored, the last one included, by one
-    more forward pass a restart: an image keeps the first iterate that fools the model, or else the
-    one of highest loss, and takes no part in later restarts once it is fooled.
+    more forward pass a restart: an image keeps the iterate of highest loss among those that fool
+    the model, or else among all, and takes no part in later restarts once it is fooled.
 
     In l1 a step moves 1 % of the pixels (SLIDE, Tramer and Boneh 2019), and the projection is exact
     for the intersection of ball and box (Croce and Hein 2021).
@@ -44,6 +44,12 @@ class PGD(BallAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         ranges.at_least(1, steps=self.steps, restarts=self.restarts)
+        ranges.require(
+            self.random_start or self.restarts == 1,
+            "restarts",
+            self.restarts,
+            "1 when random_start=false: all restarts would be the same search",
+        )
         if self.step_size is not None:
             ranges.above(0, step_size=self.step_size)
 
@@ -100,7 +106,8 @@ class _Record:
         best, rows = self.best, self.rows
         fooled = self.surrogate.succeeded(logits)
         # "not smaller" instead of "greater": a loss that is not a number must not look worse.
-        better = ~best.fooled[rows] & (fooled | ~(value <= best.value[rows]))
+        higher = ~(value <= best.value[rows])
+        better = (fooled & ~best.fooled[rows]) | (higher & (fooled == best.fooled[rows]))
         chosen = rows[better]
         best.x_adv[chosen] = x_adv[better]
         best.value[chosen] = value[better].to(best.value.dtype)

@@ -15,7 +15,8 @@ class SoftmaxLinearisation(BallAttack):
     With a = softmax(f(x)) and H its Jacobian in x, the class j is reached at distance
     (a_y - a_j) / |H_j - H_y|_dual along the steepest direction of H_j - H_y (Huang et al. 2016,
     Algorithm 1). One forward pass and K backward passes for K classes. `label=least_likely` heads
-    for that class instead, away from the one that leads it most steeply.
+    for that class instead, away from the rival that leads it by the largest distance. It has a
+    direction of its own, and `loss` is not asked.
     """
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -70,3 +70,24 @@ def test_the_images_of_a_batch_do_not_share_a_fate() -> None:
 def test_impossible_settings_are_refused_by_name(key: str, value: float) -> None:
     with pytest.raises(InputError, match=f"^{key}={value} "):
         LBFGS(**{key: value})
+
+
+def test_the_search_over_c_closes_in_on_the_smallest_perturbation() -> None:
+    """On a linear model the smallest l2 perturbation is the distance from the boundary."""
+    model, x = Affine(2, 36).requires_grad_(False), interior(8, 1, 6, 6)
+    logits = model(x)
+    y = logits.argmax(1)
+    gap = (logits[:, 0] - logits[:, 1]).abs()
+    distance = gap / (model.weight[0] - model.weight[1]).norm()
+    attack = LBFGS(
+        norm=Norm.l2,
+        eps=2 * float(distance.max()),
+        label=Label.least_likely,
+        steps=50,
+        rounds=14,
+    )
+    x_adv = attack(model, x, y)
+    assert (model(x_adv).argmax(1) != y).all()
+    size = length(x_adv - x)
+    assert (size >= distance * (1 - 1e-6)).all()
+    assert (size <= 1.1 * distance).all()
