@@ -1,7 +1,7 @@
 """Checkpoints: written whole, read as data only, and turned back into models."""
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,10 @@ def load(path: Path | str) -> Checkpoint:
         raise InputError(
             f"checkpoint={path} cannot be read: damaged or not of robusttrain"
         ) from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+    expected = {"format", *(member.name for member in fields(Checkpoint))}
+    if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
         raise InputError(f"checkpoint={path} is not a checkpoint of robusttrain ({FORMAT!r})")
+    del content["format"]
     return Checkpoint(**content)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("robusttrain", "torch", "torchvision", "hydra-core", "numpy", "scipy", "pandas")
+from robusttrain import __version__
+
+PACKAGES = ("torchvision", "hydra-core", "numpy", "scipy", "pandas")
 
 
 def manifest(
@@ -25,7 +27,11 @@ def manifest(
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {
+            "robusttrain": __version__,
+            "torch": torch.__version__,
+            **{name: version(name) for name in PACKAGES},
+        },
         "git": _git(Path(__file__).parent),
     }
 

@@ -1,8 +1,9 @@
 """Clean and adversarial accuracy of a model on a split."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from robusttrain.attacks.crafting import predictions
 from robusttrain.data import Split, as_input
 from robusttrain.evaluation.randomised import MeanPrediction
 from robusttrain.models.modes import modes_restored
-from robusttrain.noise import predicts_randomly
+from robusttrain.noise import drawing_from, predicts_randomly
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.report.terminal import Bar
 from robusttrain.threat import Norm, ball
@@ -72,82 +73,82 @@ def evaluate(
     """Attack `model` on the chosen images of `split` and score every result on fresh passes.
 
     An image that is misclassified by itself counts as broken by every attack and costs no attack.
-    The model comes back in the mode it was in. `norm` and `eps` are stated for attacks that have
-    none of their own; `bar` advances once an image and attack.
+    A model that predicts at random is scored, clean or attacked, on the same draws for the same
+    image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
+    several attacks have no more luck than one. Mode and noise streams of the model are left as
+    they were. `norm` and `eps` are stated for attacks that have none of their own; `bar` advances
+    once an image and attack.
     """
     rows = settings.choose(split.size)
-    images = _Images(split.take(rows), settings.batch_size)
+    images = _Images(split.take(rows), settings, seed)
     with modes_restored(model):
         model.eval()
-        crafted, scored = _views(model, settings)
         started = time.perf_counter()
-        prediction, margin = images.score(scored)
+        clean = images.look(model, images.x)
         ledger = Ledger(
             index=rows.numpy(),
-            label=images.split.labels.cpu().numpy(),
-            prediction=prediction,
-            margin=margin,
+            label=images.y.cpu().numpy(),
+            prediction=clean.prediction,
+            margin=clean.margin,
             seconds=time.perf_counter() - started,
         )
+        standing = torch.from_numpy(np.flatnonzero(~ledger.misclassified))
         for name, attack in settings.attacks.items():
             bar.show(name)
-            generator = streams.stream(seed, f"evaluation/{name}", split.images.device)
-            ledger.outcomes[name] = _outcome(
-                attack, images, ledger, crafted, scored, generator, bar,
-                norm=Norm(getattr(attack, "norm", norm)), eps=getattr(attack, "eps", eps),
-            )  # fmt: skip
+            bar.advance(len(rows) - len(standing))
+            started = time.perf_counter()
+            x_adv = images.attacked(model, attack, standing, name, bar)
+            seen = images.look(model, x_adv)
+            own_norm = Norm(getattr(attack, "norm", norm))
+            ledger.outcomes[name] = Outcome(
+                norm=own_norm,
+                eps=float(getattr(attack, "eps", eps)),
+                broken=np.not_equal(seen.prediction, ledger.label),
+                margin=seen.margin,
+                size=ball(own_norm, 0).size(x_adv - images.x).cpu().numpy(),
+                seconds=time.perf_counter() - started,
+            )
     return ledger
 
 
+class _Seen(NamedTuple):
+    """What the model says of each image."""
+
+    prediction: NDArray[np.int64]
+    margin: NDArray[np.float32]
+
+
 class _Images:
-    """The images under evaluation, handed out in batches."""
+    """The images under evaluation, on their device, as floats in [0, 1]."""
 
-    def __init__(self, split: Split, batch_size: int) -> None:
-        self.split, self.batch_size = split, batch_size
+    def __init__(self, split: Split, settings: Evaluation, seed: int) -> None:
+        self.x, self.y = as_input(split.images), split.labels
+        self.settings, self.seed = settings, seed
 
-    def batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(rows, images in [0, 1], labels) of the given rows."""
-        for part in torch.split(rows.to(self.split.images.device), self.batch_size):
+    def attacked(
+        self, model: nn.Module, attack: Attack, rows: Tensor, name: str, bar: Bar
+    ) -> Tensor:
+        """All images, those at `rows` attacked, in full batches."""
+        crafted = _averaged(model, self.settings.eot)
+        generator = streams.stream(self.seed, f"evaluation/{name}", self.x.device)
+        x_adv = self.x.clone()
+        with drawing_from(model, streams.derived_seed(self.seed, f"noise/{name}")):
             # No rows split into one empty part, which an attack need not be able to take.
-            if len(part) > 0:
-                yield part, as_input(self.split.images[part]), self.split.labels[part]
+            for part in torch.split(rows, self.settings.batch_size) if len(rows) else ():
+                here = part.to(self.x.device)
+                x_adv[here] = attack(crafted, self.x[here], self.y[here], generator=generator)
+                bar.advance(len(part))
+        return x_adv
 
     @torch.no_grad()
-    def score(self, model: nn.Module) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(predictions, margins) on the clean images."""
-        everything = torch.arange(self.split.size)
-        parts = [(model(x), y) for _, x, y in self.batches(everything)]
-        logits = torch.cat([logits for logits, _ in parts])
-        margins = torch.cat([_margins(logits, y) for logits, y in parts])
-        return predictions(logits).cpu().numpy(), margins.cpu().numpy()
-
-
-def _outcome(
-    attack: Attack,
-    images: _Images,
-    ledger: Ledger,
-    crafted: nn.Module,
-    scored: nn.Module,
-    generator: torch.Generator,
-    bar: Bar,
-    *,
-    norm: Norm,
-    eps: float,
-) -> Outcome:
-    started = time.perf_counter()
-    broken, margin = ledger.misclassified.copy(), ledger.margin.copy()
-    size = np.zeros_like(margin)
-    for rows, x, y in images.batches(torch.from_numpy(np.flatnonzero(~broken))):
-        x_adv = attack(crafted, x, y, generator=generator)
-        with torch.no_grad():
-            logits = scored(x_adv)
-        where = rows.cpu().numpy()
-        broken[where] = (predictions(logits) != y).cpu().numpy()
-        margin[where] = _margins(logits, y).cpu().numpy()
-        size[where] = ball(norm, eps).size(x_adv - x).cpu().numpy()
-        bar.advance(len(where))
-    bar.advance(int(ledger.misclassified.sum()))
-    return Outcome(norm, float(eps), broken, margin, size, time.perf_counter() - started)
+    def look(self, model: nn.Module, x: Tensor) -> _Seen:
+        """Classify the images `x`; noise is drawn the same for each image, look after look."""
+        scored = _averaged(model, self.settings.votes)
+        size = self.settings.batch_size
+        with drawing_from(model, streams.derived_seed(self.seed, "votes")):
+            logits = torch.cat([scored(part) for part in torch.split(x, size)])
+        margins = _margins(logits, self.y)
+        return _Seen(predictions(logits).cpu().numpy(), margins.cpu().numpy())
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:
@@ -156,8 +157,6 @@ def _margins(logits: Tensor, y: Tensor) -> Tensor:
     return (own - others.amax(1)).float()
 
 
-def _views(model: nn.Module, settings: Evaluation) -> tuple[nn.Module, nn.Module]:
-    """The model as an attack sees it and as it is scored."""
-    if not predicts_randomly(model):
-        return model, model
-    return MeanPrediction(model, settings.eot), MeanPrediction(model, settings.votes)
+def _averaged(model: nn.Module, draws: int) -> nn.Module:
+    """The model, or its mean over `draws` passes where it predicts at random."""
+    return MeanPrediction(model, draws) if predicts_randomly(model) else model

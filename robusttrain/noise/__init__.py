@@ -4,10 +4,14 @@ A mechanism is a dataclass with `install(model, seed)`, which adds layers and ho
 leaves its code alone. What it adds derives from `NoiseLayer`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from robusttrain.streams import derived_seed
 
 
 class Noise(Protocol):
@@ -57,6 +61,23 @@ class NoiseLayer(nn.Module):
     def random_states(self) -> dict[str, Tensor]:
         """The state of each stream in use, by device."""
         return {key: generator.get_state() for key, generator in self._generators.items()}
+
+
+@contextmanager
+def drawing_from(model: nn.Module, seed: int) -> Iterator[None]:
+    """Let the noise layers of `model` draw from streams of `seed` for the length of the block.
+
+    Afterwards they go on where they were: who looks at a model does not change its training.
+    """
+    layers = noise_layers(model)
+    before = [(layer.seed, layer._generators) for layer in layers]
+    for number, layer in enumerate(layers):
+        layer.seed, layer._generators = derived_seed(seed, f"layer {number}"), {}
+    try:
+        yield
+    finally:
+        for layer, (own_seed, generators) in zip(layers, before, strict=True):
+            layer.seed, layer._generators = own_seed, generators
 
 
 def noise_layers(model: nn.Module) -> list[NoiseLayer]:
