@@ -160,7 +160,7 @@ def test_the_seed_decides_the_weights(defense: Defense) -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(0.2)])
+@pytest.mark.parametrize("noise", [NoNoise(), Gaussian(0.2), Gaussian(0.2, predict=True)])
 @pytest.mark.parametrize("attack", [FGSM(eps=EPS), PGD(eps=EPS, steps=3, restarts=2)])
 def test_looking_does_not_change_the_training(noise: Noise, attack: Attack) -> None:
     data = replace(DATA, crop=1, flip=True)

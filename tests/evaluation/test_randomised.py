@@ -111,6 +111,15 @@ def test_noise_alone_breaks_nothing(eps: float) -> None:
     assert (report["accuracy"] <= clean["ci_high"]).all()
 
 
+def test_several_attacks_without_size_have_no_more_luck_than_none() -> None:
+    """Near the boundary a second vote would often differ; the same draws give the same class."""
+    split = at_distance(0.01, 200)
+    attacks = {name: PGD(eps=0.0, steps=2) for name in "abcd"}
+    ledger = ledger_of(noisy_step(), split, attacks, eps=0.0, eot=1, votes=5, batch_size=32)
+    assert 0 < ledger.misclassified.sum() < 200
+    assert (ledger.worst_case == ledger.misclassified).all()
+
+
 def test_the_score_comes_from_draws_that_no_attack_has_seen() -> None:
     """An attack that looks for draws instead of directions gains nothing by it."""
     split = at_distance(0.128, 400)
