@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from robusttrain import config as configs
+from robusttrain.allocator import keep_freed_memory
 from robusttrain.cli import CONF
 from robusttrain.data import Split, batches
 from robusttrain.models import build_model
@@ -85,6 +86,8 @@ def ours(network: str, defense: str) -> Iterator[None]:
         norm=built.norm, eps=EPS, seed=0, terminal=Terminal(),
     )  # fmt: skip
     model.train()
+    # As the command line does.
+    keep_freed_memory()
     for x, y in endless(split, NETWORKS[network][1]):
         yield from (None for _ in trainer.step(built.defense, x, y))
 
@@ -158,7 +161,7 @@ def measure_afresh(network: str, contender: str, seconds: float) -> float:
     """Samples a second in a process of its own."""
     command = [sys.executable, __file__, "--measure", contender, "--network", network]
     command += ["--seconds", str(seconds)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def compare(network: str, defenses: list[str], rounds: int, seconds: float) -> None:

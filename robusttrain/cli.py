@@ -18,9 +18,11 @@ from yaml import YAMLError
 from robusttrain import checkpoint as checkpoints
 from robusttrain import config as configs
 from robusttrain import experiment
+from robusttrain.allocator import keep_freed_memory
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.refusals import explain
 from robusttrain.report.terminal import Terminal
+from robusttrain.saved import compose_again
 
 PACKAGE = Path(__file__).parent
 # An installed package carries conf/ inside, a checkout beside it.
@@ -54,13 +56,16 @@ def job(config: DictConfig) -> float | None:
     names = {key: str(value) for key, value in chosen.runtime.choices.items()}
     try:
         built, origin = _prepared(config, names, list(chosen.overrides.task))
+        if built.keep_memory:
+            keep_freed_memory()
         result = experiment.run(built, origin, run_dir, terminal)
     except FORESEEN as error:
         log.error(explain(error))
         _remove_if_untouched(run_dir)
         if chosen.mode == RunMode.RUN:
             _leave(error)
-        # A sweep goes on with its other jobs; at its end Hydra raises the first failure again.
+        # A sweep goes on with its other jobs; at its end Hydra raises its first failure again.
+        print(f"robusttrain: job {chosen.job.num} failed: {explain(error)}", file=sys.stderr)
         raise
     # The last line, whole whatever the width of the terminal, for people and scripts to copy.
     terminal.say(str(run_dir))
@@ -102,7 +107,7 @@ def _prepared(
     OmegaConf.set_struct(config, False)
     if config.checkpoint is not None:
         saved = checkpoints.load(config.checkpoint)
-        inherited = configs.compose_again(config, saved, overrides)
+        inherited = compose_again(config, saved, overrides)
         names |= {key: saved.names[key] for key in inherited if key in saved.names}
     config = configs.with_numbers(config)
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))

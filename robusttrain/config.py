@@ -5,9 +5,8 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from enum import Enum, StrEnum
-from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -17,7 +16,6 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from robusttrain import checkpoint as checkpoints
 from robusttrain import ranges, streams
 from robusttrain.attacks import Attack
 from robusttrain.data import Dataset, Info
@@ -47,19 +45,6 @@ GROUPS = {
 # Keys in pixel units, which may be given as a fraction.
 PIXEL_KEYS = ("eps", "step_size", "sigma")
 
-# What a saved model brings along when it is evaluated again, unless it is given once more.
-INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
-
-# The part of it that a model alone needs, with all that its values may refer to.
-INHERITED_BY_MODEL = ("model", "noise", "norm", "eps", "seed", "data_dir")
-
-# Packages whose classes may be built from a configuration that somebody else has saved.
-TRUSTED = ("robusttrain",)
-
-# What a value in it may refer to: another key, or a variable of the environment. Other resolvers of
-# OmegaConf make nodes out of text, and with them classes that nobody has looked at.
-REFERENCE = re.compile(r"\$\{([\w.]+|oc\.env:[\w.,/ -]+)\}")
-
 
 class Stage(StrEnum):
     """A part of a run."""
@@ -81,10 +66,14 @@ class Config:
         From which every random stream is derived, 0 or more.
     device
         `auto` (CUDA where there is one), or a device of torch: cpu, cuda, cuda:1, mps.
+    epochs, batch_size
+        Passes over the training split, and images a step.
     stages
         What to do, of train and evaluate.
     checkpoint
         A saved model to evaluate, or to train further from.
+    keep_memory
+        Whether the process keeps freed memory for its next tensors (glibc only; for speed).
     data_dir, download
         Where data sets lie, and whether missing ones are downloaded to there.
     trust
@@ -108,6 +97,7 @@ class Config:
     device: str = "auto"
     stages: list[Stage] = dataclasses.field(default_factory=lambda: list(Stage))
     checkpoint: str | None = None
+    keep_memory: bool = True
     data_dir: str = "data"
     download: bool = True
     trust: list[str] = dataclasses.field(default_factory=list)
@@ -160,27 +150,6 @@ def schema(component: type) -> type:
     return dataclasses.make_dataclass(component.__name__, [target, *members])
 
 
-def compose_again(
-    config: DictConfig, saved: checkpoints.Checkpoint, overridden: Sequence[str]
-) -> list[str]:
-    """Take from a saved run what the command line did not choose, in place; returns the keys.
-
-    Raises
-    ------
-    InputError
-        If that would build a class that neither the project nor `trust` vouches for.
-    """
-    chosen = {re.split(r"[.=@]", override.lstrip("+~"))[0] for override in overridden}
-    # An option of defense chooses the attack that it trains with, too.
-    if "defense" in chosen:
-        chosen.add("attack")
-    inherited = [key for key in INHERITED if key not in chosen]
-    for key in inherited:
-        _refuse_strangers(saved.config[key], [*TRUSTED, *config.trust])
-        OmegaConf.update(config, key, saved.config[key], merge=False, force_add=True)
-    return inherited
-
-
 def with_numbers(config: DictConfig) -> DictConfig:
     """The configuration with fractions such as eps=8/255 as numbers.
 
@@ -213,38 +182,6 @@ def build_component(config: DictConfig) -> Any:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
         raise InputError(_refusal(config, error)) from error
-
-
-def load_model(
-    run: Path | str, *, trust: Sequence[str] = (), device: torch.device | str = "cpu"
-) -> torch.nn.Module:
-    """The trained model of a run, in eval mode, taking images (N, C, H, W) in [0, 1] to logits.
-
-    Parameters
-    ----------
-    run
-        A run directory, which stands for its `best.pt`, or a checkpoint file.
-    trust
-        Packages beside robusttrain whose classes may be built from the saved configuration.
-    device
-        Where to put it.
-
-    Raises
-    ------
-    InputError
-        If there is no such checkpoint, it is damaged, or it names a class of no trusted package.
-    """
-    saved = checkpoints.load(run)
-    parts = {key: saved.config[key] for key in INHERITED_BY_MODEL}
-    _refuse_strangers(parts, [*TRUSTED, *trust])
-    config = OmegaConf.create(parts)
-    channels, height, width = saved.image_shape
-    info = Info((channels, height, width), saved.num_classes, ())
-    parts = build_component(config)
-    with torch.random.fork_rng(devices=[]):
-        model = network(parts["model"], parts["noise"], info, config.seed)
-    saved.load_into(model, run)
-    return model.eval().to(device)
 
 
 def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> torch.nn.Module:
@@ -312,8 +249,9 @@ def _with_numbers(node: Any, where: str) -> Any:
 
 
 def _pixels(key: str, value: Any) -> Any:
-    """A number from a number or a fraction; null and interpolations stay."""
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+    """A number from a number or a fraction; interpolations, and a step size left out, stay."""
+    left_out = value is None and key.endswith("step_size")
+    if left_out or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     if isinstance(value, str) and (value == "???" or "${" in value):
         return value
@@ -346,47 +284,6 @@ def _at_its_source(config: DictConfig, where: str, message: str) -> str:
         source = plain[key].removeprefix("${").removesuffix("}")
         return source + message.removeprefix(key)
     return f"{where}.{message}" if where else message
-
-
-def _refuse_strangers(node: Any, trusted: Sequence[str]) -> None:
-    for key, value in _leaves(node):
-        if key == "_target_" and not _is_class_of(str(value), trusted):
-            raise InputError(
-                f"the checkpoint's configuration would build {value}, which is no class of "
-                f"robusttrain: if you trust it, name its package in trust=[...]"
-            )
-        if "${" in REFERENCE.sub("", str(value)):
-            raise InputError(
-                f"the checkpoint's configuration would compute {value}: "
-                f"only references to other keys are allowed there"
-            )
-
-
-def _is_class_of(target: str, packages: Sequence[str]) -> bool:
-    """Whether a dotted name is a class where one of `packages` defines it.
-
-    A prefix alone proves nothing: every module of a package also holds what it imports.
-    """
-    module, _, name = target.rpartition(".")
-    if module.partition(".")[0] not in packages:
-        return False
-    try:
-        value = getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        return False
-    return inspect.isclass(value) and value.__module__ == module
-
-
-def _leaves(node: Any, key: object = "") -> Iterator[tuple[object, Any]]:
-    """(key, value) of all that is no container; what a sequence holds goes by the key of that."""
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _leaves(value, name)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _leaves(value, key)
-    else:
-        yield key, node
 
 
 def _first_line(error: BaseException) -> str:

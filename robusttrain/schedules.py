@@ -1,22 +1,13 @@
-"""Learning rate schedules of torch, stepped after every batch, with a linear warm-up in front."""
+"""Learning rate schedules, stepped after every batch, each a share of the peak rate."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    LinearLR,
-    LRScheduler,
-    MultiStepLR,
-    SequentialLR,
-)
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from robusttrain import ranges
-
-# LinearLR refuses a factor of exactly 0.
-NEARLY_ZERO = 1e-4
 
 
 class Schedule(Protocol):
@@ -28,7 +19,14 @@ class Schedule(Protocol):
 
 @dataclass
 class Constant:
-    """The peak rate throughout, after `warmup`, a share of the training from 0 to below 1."""
+    """The peak rate throughout.
+
+    Parameters
+    ----------
+    warmup
+        Share of the training, from 0 to below 1, in which the rate first climbs from 0 to its peak
+        in a straight line.
+    """
 
     warmup: float = 0.0
 
@@ -36,27 +34,24 @@ class Constant:
         ranges.require(0 <= self.warmup < 1, "warmup", self.warmup, "from 0 to below 1")
 
     def build(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-        """Warm-up, then the schedule proper over the remaining steps."""
-        steps = round(self.warmup * total_steps)
-        if steps == 0:
-            return self.after_warmup(optimizer, total_steps)
-        warmup = LinearLR(optimizer, NEARLY_ZERO, total_iters=steps)
-        return SequentialLR(
-            optimizer, [warmup, self.after_warmup(optimizer, total_steps - steps)], [steps]
+        """Warm-up, then `share` over the remaining steps."""
+        warm = round(self.warmup * total_steps)
+        rest = max(1, total_steps - warm)
+        return LambdaLR(
+            optimizer, lambda step: step / warm if step < warm else self.share(step - warm, rest)
         )
 
-    def after_warmup(self, optimizer: Optimizer, steps: int) -> LRScheduler:
-        """The schedule of the steps behind the warm-up."""
-        return ConstantLR(optimizer, factor=1, total_iters=0)
+    def share(self, step: int, steps: int) -> float:
+        """Share of the peak rate at `step` of the `steps` behind the warm-up."""
+        return 1.0
 
 
 @dataclass
 class Cosine(Constant):
-    """Half a cosine wave down to 0."""
+    """Half a cosine wave down to 0 (Loshchilov and Hutter 2017)."""
 
-    def after_warmup(self, optimizer: Optimizer, steps: int) -> LRScheduler:
-        """Cosine annealing over `steps`."""
-        return CosineAnnealingLR(optimizer, T_max=max(1, steps))
+    def share(self, step: int, steps: int) -> float:
+        return (1 + math.cos(math.pi * step / steps)) / 2
 
 
 @dataclass
@@ -68,9 +63,8 @@ class OneCycle(Constant):
 
     warmup: float = 0.4
 
-    def after_warmup(self, optimizer: Optimizer, steps: int) -> LRScheduler:
-        """A straight line down to 0 over `steps`."""
-        return LinearLR(optimizer, 1, NEARLY_ZERO, total_iters=max(1, steps))
+    def share(self, step: int, steps: int) -> float:
+        return 1 - step / steps
 
 
 @dataclass
@@ -86,6 +80,6 @@ class Step(Constant):
         for milestone in self.milestones:
             ranges.within(0, 1, milestones=milestone)
 
-    def after_warmup(self, optimizer: Optimizer, steps: int) -> LRScheduler:
-        """Drops at the milestones."""
-        return MultiStepLR(optimizer, [round(m * steps) for m in self.milestones], self.gamma)
+    def share(self, step: int, steps: int) -> float:
+        passed = sum(step >= round(milestone * steps) for milestone in self.milestones)
+        return self.gamma**passed

@@ -216,7 +216,7 @@ class Trainer:
             batches(self.train, settings.batch_size, self.streams["batches"]), start=1
         ):
             for objective in self.step(defense, x, y):
-                tally.add(objective, y)
+                tally.add(batch, objective, y)
             bar.advance()
             if bar.due:
                 position = f"epoch {number}/{settings.epochs} {batch}/{self.batches_per_epoch}"
@@ -233,7 +233,9 @@ class Trainer:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         wanted = self.settings.precision
-        on_cuda = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        on_cuda = self.device.type == "cuda" and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
         bf16 = wanted is Precision.bf16 or (wanted is Precision.auto and on_cuda)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
@@ -241,7 +243,10 @@ class Trainer:
         attack = self.settings.validation_attack
         if self.validation.size == 0 or attack is None:
             return {"val_clean_accuracy": None, "val_robust_accuracy": None}
-        settings = Evaluation(attacks={"validation": attack}, votes=10, eot=1)
+        # Few draws for a model that predicts at random: this only ranks epochs.
+        settings = Evaluation(
+            attacks={"validation": attack}, batch_size=self.settings.batch_size, eot=1, votes=10
+        )
         with self.terminal.progress("validation", self.validation.size) as bar:
             ledger = evaluate(
                 self.model, self.validation, settings,
@@ -259,17 +264,17 @@ class _Tally:
 
     def __init__(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         self.epoch, self.optimizer = epoch, optimizer
-        self.steps = 0
         self.images = 0
+        self.batches: list[int] = []
         self.losses: list[Tensor] = []
         self.sizes: list[int] = []
         self.hits: dict[str, Tensor] = {}
         self.rates: list[float] = []
 
-    def add(self, objective: Objective, y: Tensor) -> None:
-        """Count one objective."""
-        self.steps += 1
+    def add(self, batch: int, objective: Objective, y: Tensor) -> None:
+        """Count one objective of a batch."""
         self.images += len(y)
+        self.batches.append(batch)
         self.losses.append(objective.loss.detach())
         self.sizes.append(len(y))
         self.rates.append(self.optimizer.param_groups[0]["lr"])
@@ -287,10 +292,11 @@ class _Tally:
             Naming the first batch with such a loss.
         """
         losses = torch.stack(self.losses).cpu()
-        for batch in (~losses.isfinite()).nonzero().flatten().tolist():
+        for step in (~losses.isfinite()).nonzero().flatten().tolist():
             raise NonFiniteLossError(
-                f"the loss became {losses[batch]} in epoch {self.epoch}, batch {batch + 1}, at "
-                f"learning rate {self.rates[batch]:.3g}; try a lower optimizer.lr"
+                f"the loss became {losses[step]} in epoch {self.epoch}, batch "
+                f"{self.batches[step]}, at learning rate {self.rates[step]:.3g}; "
+                f"try a lower optimizer.lr"
             )
         shares = {name: float(hits) / self.images for name, hits in self.hits.items()}
         return float(losses[-1]), shares

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from robusttrain import checkpoint
 from robusttrain.checkpoint import Checkpoint
-from robusttrain.config import load_model
 from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP
 from robusttrain.noise import noise_layers
+from robusttrain.saved import load_model
 
 CLASSES, SHAPE = 3, (1, 2, 2)
 MODEL = {"_target_": "robusttrain.models.mlp.MLP", "widths": [5]}

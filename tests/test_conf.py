@@ -21,6 +21,7 @@ from robusttrain.checkpoint import Checkpoint
 from robusttrain.cli import CONF
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
+from robusttrain.saved import INHERITED, compose_again
 
 # Hydra's own settings are no components.
 FOLDERS = sorted(folder for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
@@ -244,7 +245,7 @@ def continued(checkpoint: Checkpoint, *overrides: str) -> configs.Config:
     """The run that these overrides describe when `checkpoint` is given with them."""
     config = raw(*overrides)
     OmegaConf.set_struct(config, False)
-    configs.compose_again(config, checkpoint, overrides)
+    compose_again(config, checkpoint, overrides)
     return configs.build(configs.with_numbers(config))
 
 
@@ -256,7 +257,7 @@ def test_a_saved_run_lends_what_is_not_chosen_again() -> None:
     )  # fmt: skip
     config = continued(checkpoint)
     before = configs.build(OmegaConf.create(checkpoint.config))
-    for key in configs.INHERITED:
+    for key in INHERITED:
         assert getattr(config, key) == getattr(before, key), key
     assert config.evaluation.attacks["pgd"].eps == 8 / 255
     # How long to train is a matter of the new run.
@@ -271,6 +272,21 @@ def test_the_command_line_wins_over_a_saved_run(override: str) -> None:
     assert getattr(config, key) == getattr(fresh, key)
     others = {"eps": 0.2, "norm": "l2", "seed": 1}
     assert all(getattr(config, k) == value for k, value in others.items() if k != key)
+
+
+def test_a_key_inside_of_a_part_is_set_on_the_saved_part() -> None:
+    checkpoint = saved("defense=fgsm", "model=mlp", "model.widths=[3]", "dataset=synthetic")
+    config = continued(checkpoint, "dataset.validation=7", "attack.eps=0.7")
+    assert type(config.dataset).__name__ == "Synthetic"
+    assert config.dataset.validation == 7
+    assert type(config.defense.attack).__name__ == "FGSM"
+    assert config.defense.attack.eps == 0.7
+
+
+def test_an_attack_for_the_evaluation_does_not_choose_the_training_attack() -> None:
+    config = continued(saved("defense=fgsm"), "+attack@evaluation.attacks.strong=pgd")
+    assert type(config.defense.attack).__name__ == "FGSM"
+    assert type(config.evaluation.attacks["strong"]).__name__ == "PGD"
 
 
 def test_a_saved_defense_keeps_its_attack_and_a_new_one_brings_its_own() -> None:

@@ -21,6 +21,9 @@ from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.report.terminal import Bar
 from robusttrain.threat import Norm, ball
 
+# Rows that a report has beside those of its attacks.
+RESERVED = ("clean", "worst_case")
+
 
 @dataclass
 class Evaluation:
@@ -51,6 +54,11 @@ class Evaluation:
         ranges.at_least(1, batch_size=self.batch_size, eot=self.eot, votes=self.votes)
         if self.samples is not None:
             ranges.at_least(1, samples=self.samples)
+        for name in self.attacks:
+            ranges.require(
+                name not in RESERVED, "attacks", name, f"named otherwise: {', '.join(RESERVED)} are"
+                " rows of every report",
+            )  # fmt: skip
 
     def choose(self, size: int) -> Tensor:
         """Positions of the images to evaluate in a split of `size`, in increasing order."""

@@ -47,8 +47,10 @@ class Ledger:
     ----------
     index
         Position of each image in the test set.
-    label, prediction
-        Its class, and what the model says about the clean image.
+    label, prediction, margin
+        Its class, what the model says about the clean image, and by how much.
+    seconds
+        Duration of the clean pass.
     """
 
     index: NDArray[np.int64]
