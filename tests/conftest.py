@@ -1,5 +1,12 @@
 """Settings of every test: examples are drawn anew from a fixed seed and are never timed."""
 
+import os
+
+# Two threads that wait for each other are far slower than one where other programs keep the cores
+# busy, and the models here are too small to gain from a second. Before torch is imported, and for
+# the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import settings
 
 # Deadlines measure the load of the machine, and a random failure in CI helps nobody.
