@@ -429,3 +429,12 @@ def test_an_option_that_names_no_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "attack" / "mine.yaml").write_text("eps: 0.1\n")
     with pytest.raises(InputError, match=r"^attack names no class.*_target_"):
         built(f"hydra.searchpath=[file://{tmp_path}]", "attack=mine")
+
+
+def test_the_help_names_every_option_and_every_top_level_key() -> None:
+    """The help is written by hand; an option that it does not name stays unknown to its users."""
+    text = (CONF / "hydra" / "help" / "robusttrain.yaml").read_text()
+    words = set(re.findall(r"\w+", text))
+    options = {path.stem for path in CONF.glob("*/*.yaml")}
+    keys = {field.name for field in dataclasses.fields(configs.Config)}
+    assert options | keys <= words
