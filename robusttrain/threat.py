@@ -52,6 +52,15 @@ class Ball(Protocol):
     def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
         """The direction, of norm 1 at most, of one step of an iterated attack at `x_adv`."""
 
+    def sparse_ascent(self, gradient: Tensor, x_adv: Tensor, count: Tensor) -> Tensor:
+        """As `ascent`, but of at most `count` (N,) pixels an image where the norm is l1."""
+
+    def shortest_way(self, weights: Tensor, gain: Tensor, x: Tensor) -> Tensor:
+        """The shortest d with <weights, d> = gain (N,) and x + d in the box, whatever the radius.
+
+        Where the box does not let it get so far, d goes as far as the box lets it.
+        """
+
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
         """The z in S(x) of largest <gradient, z - x>; l2 maximises over the ball, then cuts."""
 
@@ -72,6 +81,29 @@ class _Radius:
     def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return (x + self.random_offset(x, generator)).clamp_(0, 1)
 
+    def steepest(self, gradient: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
+        return self.steepest(gradient)
+
+    def sparse_ascent(self, gradient: Tensor, x_adv: Tensor, count: Tensor) -> Tensor:
+        return self.ascent(gradient, x_adv)
+
+    def shortest_way(self, weights: Tensor, gain: Tensor, x: Tensor) -> Tensor:
+        flat = weights.flatten(1)
+        # Faint weights, those of a confident model, would drown in the guards against zero.
+        scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+        # Each pixel can only gain in one direction; what is left is how far each of them goes.
+        direction = flat.sign() * gain.sign().unsqueeze(1)
+        room = _room(direction, x.flatten(1))
+        moves = self._spend(flat.abs() / scale, room, gain.abs().unsqueeze(1) / scale)
+        return (direction * moves).view_as(x)
+
+    def _spend(self, slopes: Tensor, room: Tensor, gain: Tensor) -> Tensor:
+        """Cheapest moves (N, D), from 0 to `room`, with <slopes, moves> = gain (N, 1)."""
+        raise NotImplementedError
+
 
 class LinfBall(_Radius):
     """Every pixel moves by `eps` at most."""
@@ -88,8 +120,8 @@ class LinfBall(_Radius):
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
 
-    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
-        return self.steepest(gradient)
+    def _spend(self, slopes: Tensor, room: Tensor, gain: Tensor) -> Tensor:
+        return _filled(slopes, torch.ones_like(slopes), room, gain)
 
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
         return (x + self.eps * self.steepest(gradient)).clamp_(0, 1)
@@ -109,22 +141,22 @@ class L2Ball(_Radius):
         # Ball first, box second: clipping moves each pixel towards x, so it never leaves the ball.
         delta = x_adv - x
         shrink = (self.eps / self.size(delta).clamp_min(TINY)).clamp_max(1)
-        return (x + delta * _per_image(shrink, x)).clamp_(0, 1)
+        return (x + delta * per_image(shrink, x)).clamp_(0, 1)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         direction = torch.empty_like(x).normal_(generator=generator)
         radius = self.eps * _ball_radius(x, generator)
         scale = radius / self.size(direction).clamp_min(TINY)
-        return direction * _per_image(scale, x)
+        return direction * per_image(scale, x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         # A confident model has faint gradients, whose squares underflow unless scaled up first.
         largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        scaled = gradient / _per_image(largest, gradient)
-        return scaled / _per_image(self.size(scaled).clamp_min(TINY), gradient)
+        scaled = gradient / per_image(largest, gradient)
+        return scaled / per_image(self.size(scaled).clamp_min(TINY), gradient)
 
-    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
-        return self.steepest(gradient)
+    def _spend(self, slopes: Tensor, room: Tensor, gain: Tensor) -> Tensor:
+        return _filled(slopes, slopes, room, gain)
 
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
         return (x + self.eps * self.steepest(gradient)).clamp_(0, 1)
@@ -164,7 +196,7 @@ class L1Ball(_Radius):
         sizes = torch.empty_like(x).exponential_(generator=generator)
         signs = torch.empty_like(x).uniform_(-1, 1, generator=generator).sign()
         scale = self.eps * _ball_radius(x, generator) / self.size(sizes)
-        return signs * sizes * _per_image(scale, x)
+        return signs * sizes * per_image(scale, x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return self._largest(gradient.flatten(1), 1).view_as(gradient)
@@ -174,6 +206,23 @@ class L1Ball(_Radius):
         movable = torch.where(_room(flat, x_adv.flatten(1)) > 0, flat, 0)
         count = max(1, round(L1_STEP_SHARE * flat.shape[1]))
         return self._largest(movable, count).view_as(gradient)
+
+    def sparse_ascent(self, gradient: Tensor, x_adv: Tensor, count: Tensor) -> Tensor:
+        flat = gradient.flatten(1)
+        movable = torch.where(_room(flat, x_adv.flatten(1)) > 0, flat, 0)
+        ordered = movable.abs().sort(dim=1, descending=True).values
+        last = count.clamp(1, flat.shape[1]).long().unsqueeze(1) - 1
+        chosen = torch.where(movable.abs() >= ordered.gather(1, last), movable, 0).sign()
+        return (chosen / chosen.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)
+
+    def _spend(self, slopes: Tensor, room: Tensor, gain: Tensor) -> Tensor:
+        # The steepest pixels first, each to the end of its room, until the gain is reached.
+        steepest_first = slopes.argsort(dim=1, descending=True)
+        slope = slopes.gather(1, steepest_first)
+        gains = slope * room.gather(1, steepest_first)
+        missing = (gain - (gains.cumsum(1) - gains)).clamp_min(0)
+        moves = torch.minimum(missing, gains) / slope.clamp_min(TINY)
+        return torch.zeros_like(moves).scatter_(1, steepest_first, moves)
 
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
         flat = gradient.flatten(1)
@@ -220,7 +269,7 @@ def ball(norm: Norm, eps: float) -> Ball:
     return balls[Norm(norm)](eps)
 
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
+def per_image(values: Tensor, like: Tensor) -> Tensor:
     """`values` of shape (N,) in a shape that multiplies images `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
@@ -236,6 +285,30 @@ def _ball_radius(x: Tensor, generator: torch.Generator) -> Tensor:
 def _room(direction: Tensor, x: Tensor) -> Tensor:
     """How far each pixel can go in the sign of `direction` before it leaves the box."""
     return torch.where(direction > 0, 1 - x, x)
+
+
+# The kinks that Newton's method passes in `_filled` at most; a handful is what it takes.
+NEWTON_STEPS = 50
+
+
+def _filled(slopes: Tensor, speeds: Tensor, room: Tensor, gain: Tensor) -> Tensor:
+    """Moves min(t * speeds, room) with the smallest t for which <slopes, moves> = gain (N, 1).
+
+    The gain is concave and piecewise linear in t, so that Newton's method from t = 0 climbs to the
+    solution without ever passing it, and ends after finitely many steps.
+    """
+    end = torch.where(speeds > 0, room / speeds.clamp_min(TINY), 0)
+    t = torch.zeros_like(gain)
+    for _ in range(NEWTON_STEPS):
+        moving = end > t
+        rate = torch.where(moving, slopes * speeds, 0).sum(1, keepdim=True)
+        reached = torch.where(moving, 0, slopes * room).sum(1, keepdim=True)
+        # Where nothing moves any more, the box is what ends the way.
+        ahead = torch.where(rate > 0, (gain - reached) / rate, t)
+        if bool((ahead <= t).all()):
+            break
+        t = torch.maximum(t, ahead)
+    return torch.minimum(t * speeds, room)
 
 
 def _l1_threshold(moved: Tensor, room: Tensor, eps: float) -> Tensor:

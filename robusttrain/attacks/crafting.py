@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -75,12 +75,64 @@ def predictions(logits: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
+class Metered(nn.Module):
+    """The view of a model that evaluation gives to attacks: passes are counted, batches are cut.
+
+    Parameters
+    ----------
+    model
+        The model; all but the passes and the batches is its own.
+    size
+        Most images in one pass, 1 or more.
+    draws
+        How many passes of the network one call stands for: those that a mean over noise takes.
+
+    Attributes
+    ----------
+    forward_passes, backward_passes
+        Images that went through the network, in each direction.
+    non_finite
+        How many of them met logits or gradients that are not finite.
+    """
+
+    def __init__(self, model: nn.Module, size: int, draws: int = 1) -> None:
+        super().__init__()
+        self.model, self.size, self.draws = model, size, draws
+        self.forward_passes = self.backward_passes = 0
+        # Where the model is: reading it earlier than at the end would wait for the device.
+        self.non_finite: Tensor | int = 0
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K), in passes of `size` images at most."""
+        return torch.cat([self._counted(part) for part in torch.split(x, self.size)])
+
+    def _counted(self, x: Tensor) -> Tensor:
+        self.forward_passes += self.draws * len(x)
+        if x.requires_grad:
+            # The hook belongs to this pass alone, whatever else the caller does with its tensor.
+            x = x.view_as(x)
+            x.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        logits: Tensor = self.model(x)
+        self.non_finite = (~logits.isfinite().all(1)).sum() + self.non_finite
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward_passes += self.draws * len(gradient)
+        self.non_finite = (~gradient.isfinite().flatten(1).all(1)).sum() + self.non_finite
+
+
 class Evaluation(NamedTuple):
-    """What the surrogate says about a batch of points: gradient (N, ...), value (N,), logits."""
+    """What the surrogate says about a batch of points.
+
+    `gradient` is (N, ...), `value` (N,), `logits` (N, K); `usable` (N,) says whose gradient shows
+    any direction, that is, has an entry that is finite.
+    """
 
     gradient: Tensor
     value: Tensor
     logits: Tensor
+    usable: Tensor
 
 
 @dataclass
@@ -92,9 +144,9 @@ class Surrogate:
     loss: Loss
     targeted: bool
 
-    def take(self, rows: Tensor) -> Self:
+    def take(self, rows: Tensor | slice) -> Self:
         """The same function for some of the images."""
-        return type(self)(self.model, self.labels[rows], self.loss, self.targeted)
+        return replace(self, labels=self.labels[rows])
 
     def value(self, logits: Tensor) -> Tensor:
         """What the attack maximises, shape (N,)."""
@@ -105,14 +157,24 @@ class Surrogate:
         """One forward pass and one backward pass that reaches the input only.
 
         Entries of the gradient that are not finite count as zero: a pixel without a usable slope
-        stays, and does not poison the others.
+        stays, and does not poison the others. Where the model is metered, its batches bound the
+        memory of the backward pass, too.
         """
+        size = self.model.size if isinstance(self.model, Metered) else max(1, len(x_adv))
+        parts = [slice(start, start + size) for start in range(0, max(1, len(x_adv)), size)]
+        if len(parts) == 1:
+            return self._evaluate(x_adv)
+        seen = [self.take(part)._evaluate(x_adv[part]) for part in parts]
+        return Evaluation(*map(torch.cat, zip(*seen, strict=True)))
+
+    def _evaluate(self, x_adv: Tensor) -> Evaluation:
         point = x_adv.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.model(point)
             value = self.value(logits)
             (gradient,) = torch.autograd.grad(value.sum(), point)
-        return Evaluation(gradient.nan_to_num(0, 0, 0), value.detach(), logits.detach())
+        usable = gradient.isfinite().flatten(1).any(1)
+        return Evaluation(gradient.nan_to_num(0, 0, 0), value.detach(), logits.detach(), usable)
 
     @torch.no_grad()
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,12 +66,12 @@ class LBFGS(BallAttack):
     def _solve(self, surrogate: Surrogate, x: Tensor, weights: Tensor) -> Tensor:
         def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             point = torch.tensor(flat, dtype=x.dtype, device=x.device).view_as(x)
-            gradient, value, _ = surrogate.evaluate(point)
+            seen = surrogate.evaluate(point)
             delta = (point - x).flatten(1)
             penalty = (weights * delta.square().sum(1)).sum()
-            slope = 2 * weights[:, None] * delta - gradient.flatten(1)
+            slope = 2 * weights[:, None] * delta - seen.gradient.flatten(1)
             # One image whose loss is not a number must not end the search of the others.
-            gain = value.nan_to_num(0, 0, 0).sum()
+            gain = seen.value.nan_to_num(0, 0, 0).sum()
             return float(penalty - gain), _as_numpy(slope)
 
         bounds = Bounds(

@@ -6,33 +6,41 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.attacks.crafting import Surrogate
+from robusttrain.attacks.objectives import ObjectiveAttack
+from robusttrain.attacks.standing import Best, Rows, standing
+from robusttrain.threat import per_image
 
 
 @dataclass
-class PGD(BallAttack):
+class PGD(ObjectiveAttack):
     """x_{t+1} = project(x_t + step_size * steepest(grad_x L(f(x_t), y))), Madry et al. 2018, eq. 2.
 
-    With `restarts=1` and without `keep_best` it costs `steps` forward and `steps` backward passes
-    and returns the last iterate. Otherwise every iterate is scored, the last one included, by one
-    more forward pass a restart: an image keeps the iterate of highest loss among those that fool
-    the model, or else among all, and takes no part in later restarts once it is fooled.
+    With one restart, no targets and without `keep_best` it costs `steps` forward and `steps`
+    backward passes and returns the last iterate, as training wants it. Otherwise every iterate is
+    scored, the last one of each search by one more forward pass: an image keeps the iterate of
+    highest value among those that fool the model, or else among all, and takes no part in later
+    searches once it is fooled.
 
-    In l1 a step moves 1 % of the pixels (SLIDE, Tramer and Boneh 2019), and the projection is exact
+    With `targets` and `objective=margin` it is the multi-targeted attack of Gowal et al. 2019. In
+    l1 a step moves 1 % of the pixels (SLIDE, Tramer and Boneh 2019), and the projection is exact
     for the intersection of ball and box (Croce and Hein 2021).
 
     Parameters
     ----------
     steps
-        Gradient steps a restart, 1 or more.
+        Gradient steps a search, 1 or more.
     step_size
         Length of a step in the norm, in pixel units; 2.5 * eps / steps where not given.
     random_start
         Start from a random point of S(x) instead of x.
     restarts
-        Independent searches, 1 or more.
+        Independent searches for each target, 1 or more.
     keep_best
-        Score every iterate, also with a single restart.
+        Score every iterate, also in a single search.
+    stop_early
+        Keep the first iterate that fools the model and spend nothing on the image from then on:
+        for evaluation, where one success is enough, while training wants the worst point.
     """
 
     steps: int = 10
@@ -40,6 +48,7 @@ class PGD(BallAttack):
     random_start: bool = True
     restarts: int = 1
     keep_best: bool = False
+    stop_early: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,61 +63,80 @@ class PGD(BallAttack):
             ranges.above(0, step_size=self.step_size)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The last iterate, or the best one of all restarts."""
-        if self.restarts == 1 and not self.keep_best:
-            return self._climb(surrogate, x, generator, None)
-        best = _Best(x)
-        rows = torch.arange(len(x), device=x.device)
-        for _ in range(self.restarts):
-            part = surrogate.take(rows)
-            record = _Record(best, part, rows)
-            last = self._climb(part, x[rows], generator, record)
-            record(last, *part.score(last))
-            rows = rows[~best.fooled[rows]]
-            if len(rows) == 0:
-                break
+        """The last iterate, or the best one of all searches."""
+        surrogates = self.surrogates(surrogate, x)
+        if not self._scores_all:
+            return self._last_iterate(surrogates[0], x, generator)
+        best = Best(x)
+        for aimed in (aimed for aimed in surrogates for _ in range(self.restarts)):
+            # Drawn for all images, so that the draws of one do not hang on who else stands.
+            walk = _Walk.at(self._start(x, generator), aimed, x).take(best.standing)
+            if len(walk.rows):
+                self._climb(walk, best)
         return best.x_adv
 
-    def _climb(
-        self,
-        surrogate: Surrogate,
-        x: Tensor,
-        generator: torch.Generator,
-        record: "_Record | None",
+    @property
+    def _scores_all(self) -> bool:
+        searches_once = self.restarts == 1 and self.targets is None
+        return self.keep_best or self.stop_early or not searches_once
+
+    @property
+    def _step(self) -> float:
+        return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+
+    def _start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.ball.random_start(x, generator) if self.random_start else x
+
+    def _last_iterate(
+        self, surrogate: Surrogate, x: Tensor, generator: torch.Generator
     ) -> Tensor:
-        step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        x_adv = self.ball.random_start(x, generator) if self.random_start else x
+        x_adv = self._start(x, generator)
         for _ in range(self.steps):
-            gradient, value, logits = surrogate.evaluate(x_adv)
-            if record is not None:
-                record(x_adv, value, logits)
-            direction = self.ball.ascent(gradient, x_adv)
-            x_adv = self.ball.project(x_adv + step * direction, x)
+            direction = self.ball.ascent(surrogate.evaluate(x_adv).gradient, x_adv)
+            x_adv = self.ball.project(x_adv + self._step * direction, x)
         return x_adv
 
+    def _climb(self, walk: "_Walk", best: Best) -> None:
+        for _ in range(self.steps):
+            seen = walk.surrogate.evaluate(walk.x_adv)
+            fooled = walk.surrogate.succeeded(seen.logits)
+            best.offer(walk.rows, walk.x_adv, seen.value, fooled)
+            walk.stand_at(seen.gradient, seen.usable)
+            if self.stop_early:
+                walk = walk.take(standing(fooled))
+            if len(walk.rows) == 0:
+                return
+            step = self._step * walk.share * self.ball.ascent(walk.gradient, walk.x_adv)
+            walk.x_adv = self.ball.project(walk.x_adv + step, walk.x)
+        value, logits = walk.surrogate.score(walk.x_adv)
+        best.offer(walk.rows, walk.x_adv, value, walk.surrogate.succeeded(logits))
 
-class _Best:
-    """The best point found so far for each image of a batch."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.x_adv = x.clone()
-        self.value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+@dataclass
+class _Walk(Rows):
+    """A search under way.
 
+    `x_safe` and `gradient` are of the last point that had a usable gradient, `share` (N, 1, ...)
+    is what is left of the step length.
+    """
 
-class _Record:
-    """Offers iterates for some rows of a batch to its `_Best`."""
+    rows: Tensor
+    surrogate: Surrogate
+    x: Tensor
+    x_adv: Tensor
+    x_safe: Tensor
+    gradient: Tensor
+    share: Tensor
 
-    def __init__(self, best: _Best, surrogate: Surrogate, rows: Tensor) -> None:
-        self.best, self.surrogate, self.rows = best, surrogate, rows
+    @classmethod
+    def at(cls, start: Tensor, surrogate: Surrogate, x: Tensor) -> "_Walk":
+        rows = torch.arange(len(x), device=x.device)
+        share = per_image(torch.ones(len(x), dtype=x.dtype, device=x.device), x)
+        return cls(rows, surrogate, x, start, x, torch.zeros_like(x), share)
 
-    def __call__(self, x_adv: Tensor, value: Tensor, logits: Tensor) -> None:
-        best, rows = self.best, self.rows
-        fooled = self.surrogate.succeeded(logits)
-        # "not smaller" instead of "greater": a loss that is not a number must not look worse.
-        higher = ~(value <= best.value[rows])
-        better = (fooled & ~best.fooled[rows]) | (higher & (fooled == best.fooled[rows]))
-        chosen = rows[better]
-        best.x_adv[chosen] = x_adv[better]
-        best.value[chosen] = value[better].to(best.value.dtype)
-        best.fooled[chosen] = fooled[better]
+    def stand_at(self, gradient: Tensor, usable: Tensor) -> None:
+        """Go on from here or, with half the step, from the last point with a usable gradient."""
+        here = per_image(usable, gradient)
+        self.x_adv = self.x_safe = torch.where(here, self.x_adv, self.x_safe)
+        self.gradient = torch.where(here, gradient, self.gradient)
+        self.share = torch.where(here, self.share, self.share / 2)

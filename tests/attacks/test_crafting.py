@@ -77,7 +77,8 @@ def test_success_is_leaving_the_label_or_reaching_the_target() -> None:
 def test_the_gradient_is_that_of_the_loss() -> None:
     network, x, y, _ = setting()
     surrogate = surrogate_for(network, x, y, label=Label.true, loss=cross_entropy)
-    gradient, value, logits = surrogate.evaluate(x)
+    gradient, value, logits, usable = surrogate.evaluate(x)
+    assert usable.all()
     assert torch.equal(logits, network(x))
     assert torch.equal(value, cross_entropy(logits, y))
     step = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
