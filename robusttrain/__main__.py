@@ -1,6 +1,20 @@
-"""`python -m robusttrain`."""
+"""`robusttrain` and `python -m robusttrain`: which command line it is."""
 
-from robusttrain.cli import main
+import sys
+
+
+def main() -> None:
+    """Run `robusttrain compare`, or the job that Hydra makes of anything else."""
+    # Each is imported where it is run: a comparison need not wait for torch.
+    if sys.argv[1:2] == ["compare"]:
+        from robusttrain import commands
+
+        commands.compare(sys.argv[2:])
+    else:
+        from robusttrain import cli
+
+        cli.main()
+
 
 if __name__ == "__main__":
     main()

@@ -73,29 +73,77 @@ def load(path: Path | str) -> Checkpoint:
     InputError
         If the file is missing, damaged, or no checkpoint of robusttrain.
     """
+    path = located(path)
+    return parse(read(path), path)
+
+
+def located(path: Path | str) -> Path:
+    """The file that `path` stands for: itself, or the `best.pt` of a run directory.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / "best.pt"
     if not path.is_file():
-        raise InputError(f"checkpoint={path} is not there: name a best.pt, checkpoint.pt or run")
+        raise InputError(f"checkpoint={path} is not there: name a file or a run directory")
+    return path
+
+
+def read(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, on the CPU: tensors, plain values and containers of them.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or holds anything else, which might run code.
+    """
     try:
-        _check_sums(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if _is_archive(path):
+            check_sums(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     # Bytes that are no pickle can fail anywhere in its reader: IndexError, struct.error, TypeError.
     except Exception as error:
         raise InputError(
-            f"checkpoint={path} cannot be read: damaged or not of robusttrain"
+            f"checkpoint={path} cannot be read: it is damaged, or neither of robusttrain nor "
+            f"tensors alone (of another file save the state dict by itself)"
         ) from error
+
+
+def is_ours(content: object) -> bool:
+    """Whether what a file holds says that robusttrain wrote it, in this version or another."""
+    return isinstance(content, dict) and str(content.get("format")).startswith("robusttrain ")
+
+
+def parse(content: Any, path: Path) -> Checkpoint:
+    """The checkpoint in the content of the file `path`.
+
+    Raises
+    ------
+    InputError
+        If it is no checkpoint, or one of another format.
+    """
     expected = {"format", *(member.name for member in fields(Checkpoint))}
     if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
         raise InputError(f"checkpoint={path} is not a checkpoint of robusttrain ({FORMAT!r})")
-    del content["format"]
-    return Checkpoint(**content)
+    return Checkpoint(**{key: value for key, value in content.items() if key != "format"})
 
 
-def _check_sums(path: Path) -> None:
-    """Raise unless every record has its check sum, which torch does not look at for tensors."""
+def _is_archive(path: Path) -> bool:
+    """Whether torch reads `path` as the archive that it writes today, not as its old format."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def check_sums(path: Path) -> None:
+    """Raise `BadZipFile` unless every record of an archive has its check sum.
+
+    torch does not look at those of tensors.
+    """
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()
     if broken is not None:
-        raise zipfile.BadZipFile(broken)
+        raise zipfile.BadZipFile(f"{broken} is damaged")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -15,14 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from robusttrain import checkpoint as checkpoints
 from robusttrain import config as configs
-from robusttrain import experiment
+from robusttrain import experiment, streams
 from robusttrain.allocator import keep_freed_memory
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.refusals import explain
 from robusttrain.report.terminal import Terminal
-from robusttrain.saved import compose_again
+from robusttrain.saved import take_over
 
 PACKAGE = Path(__file__).parent
 # An installed package carries conf/ inside, a checkout beside it.
@@ -106,10 +106,10 @@ def _prepared(
     """Everything built, and what a checkpoint has to say of the run."""
     OmegaConf.set_struct(config, False)
     if config.checkpoint is not None:
-        saved = checkpoints.load(config.checkpoint)
-        inherited = compose_again(config, saved, overrides)
-        names |= {key: saved.names[key] for key in inherited if key in saved.names}
+        names |= take_over(config, overrides)
     config = configs.with_numbers(config)
+    # A model that is a network already is initialised as soon as it is built.
+    torch.manual_seed(streams.derived_seed(config.seed, "initialisation"))
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
     return configs.build(config), experiment.Origin(plain, names)
 

@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from robusttrain import checkpoint as checkpoints
+from robusttrain import foreign
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import Config, Stage, network
 from robusttrain.data import Info, Split, hold_out
-from robusttrain.evaluation import evaluate
+from robusttrain.errors import InputError
+from robusttrain.evaluation import evaluate, intake
+from robusttrain.evaluation.intake import Finding
+from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.manifest import manifest
 from robusttrain.report.files import write_csv, write_json
 from robusttrain.report.ledger import Ledger
@@ -42,9 +46,12 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     """
     device = config.torch_device()
     info = config.dataset.info()
-    model = _model(config, info)
+    given = None if config.checkpoint is None else foreign.load(config.checkpoint)
+    model = _model(config, info, given, terminal)
     seconds: dict[str, float] = {}
     train, test = config.dataset.load()
+    for split in (train, test):
+        intake.refuse_outside_box(split, origin.names["dataset"])
     digests = {"train": train.digest(), "test": test.digest()}
     best: Epoch | None = None
     model.to(device)
@@ -54,17 +61,31 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         seconds["train"] = time.perf_counter() - started
     if Stage.evaluate in config.stages:
         started = time.perf_counter()
-        _evaluate(config, origin.names, model, test.to(device), run_dir, terminal)
+        test = test.to(device)
+        _inspect(config, origin.names, model, isinstance(given, Foreign), test, terminal)
+        _evaluate(config, origin.names, model, test, run_dir, terminal)
         seconds["evaluate"] = time.perf_counter() - started
     write_json(run_dir / "manifest.json", manifest(device, digests, seconds))
     return best.val_robust_accuracy if best else None
 
 
-def _model(config: Config, info: Info) -> nn.Module:
-    """The model on the CPU, with its noise, and with the weights of `checkpoint` where given."""
+def _model(
+    config: Config, info: Info, given: Checkpoint | Foreign | None, terminal: Terminal
+) -> nn.Module:
+    """The model on the CPU, with its noise, and with what `checkpoint` has given for it."""
+    if isinstance(given, Program):
+        if Stage.train in config.stages:
+            raise InputError(
+                f"{given} is a program, which cannot be trained: give stages=[evaluate]"
+            )
+        model = network(given, config.noise, info, config.seed)
+        terminal.say(f"{given} is a program of {given.kind}, which takes the place of model=")
+        return model
     model = network(config.model, config.noise, info, config.seed)
-    if config.checkpoint is not None:
-        checkpoints.load(config.checkpoint).load_into(model, config.checkpoint)
+    if isinstance(given, Weights):
+        terminal.say(given.load_into(model, str(config.checkpoint)))
+    elif given is not None:
+        given.load_into(model, str(config.checkpoint))
     return model
 
 
@@ -98,6 +119,24 @@ def _train(
             _save(run_dir / "best.pt", trainer, origin, info, epoch.epoch)
     checkpoints.load(run_dir / "best.pt").load_into(model, run_dir / "best.pt")
     return best
+
+
+def _inspect(
+    config: Config,
+    names: Mapping[str, str],
+    model: nn.Module,
+    is_foreign: bool,
+    test: Split,
+    terminal: Terminal,
+) -> list[Finding]:
+    """Say what makes the figures of an evaluation mean something else than they seem to."""
+    x, y = intake.sample(test, config.evaluation.choose(test.size))
+    intake.refuse_without_gradient(model, x, names["model"])
+    findings = intake.inspect(model, x, y, foreign=is_foreign)
+    for finding in findings:
+        if finding.message:
+            terminal.say(f"warning: {finding.message}")
+    return findings
 
 
 def _evaluate(

@@ -11,7 +11,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import checkpoint as checkpoints
-from robusttrain.config import build_component, network
+from robusttrain import foreign
+from robusttrain.config import Stage, build_component, network
 from robusttrain.data import Info
 from robusttrain.errors import InputError
 
@@ -27,6 +28,31 @@ TRUSTED = ("robusttrain",)
 # What a value in it may refer to: another key, or a variable of the environment. Other resolvers of
 # OmegaConf make nodes out of text, and with them classes that nobody has looked at.
 REFERENCE = re.compile(r"\$\{([\w.]+|oc\.env:[\w.,/ -]+)\}")
+
+
+def take_over(config: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
+    """Take from `config.checkpoint` what the command line did not choose, in place.
+
+    Returns the names of options, by their groups, that reports have to give otherwise. A model of
+    somebody else's brings no configuration: that of the command line holds, but nobody has said
+    what the model was trained with.
+
+    Raises
+    ------
+    InputError
+        If there is no such checkpoint, or it would build a class that nobody vouches for.
+    """
+    given = foreign.load(config.checkpoint)
+    if isinstance(given, checkpoints.Checkpoint):
+        inherited = compose_again(config, given, overrides)
+        return {key: given.names[key] for key in inherited if key in given.names}
+    chosen = {_destination(override) for override in overrides}
+    names = {}
+    if Stage.train not in config.stages and "defense" not in chosen:
+        names["defense"] = "foreign"
+    if isinstance(given, foreign.Program):
+        names["model"] = given.name
+    return names
 
 
 def compose_again(
@@ -78,8 +104,9 @@ def load_model(
     _refuse_strangers(plain, [*TRUSTED, *trust])
     channels, height, width = saved.image_shape
     info = Info((channels, height, width), saved.num_classes, ())
-    parts = build_component(OmegaConf.create(plain))
+    # A model that is a network already is initialised as soon as it is built.
     with torch.random.fork_rng(devices=[]):
+        parts = build_component(OmegaConf.create(plain))
         model = network(parts["model"], parts["noise"], info, plain["seed"])
     saved.load_into(model, run)
     return model.eval().to(device)

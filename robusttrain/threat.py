@@ -290,6 +290,9 @@ def _room(direction: Tensor, x: Tensor) -> Tensor:
 # The kinks that Newton's method passes in `_filled` at most; a handful is what it takes.
 NEWTON_STEPS = 50
 
+# Relative growth of t below which the rest is rounding.
+PRECISION = 1e-7
+
 
 def _filled(slopes: Tensor, speeds: Tensor, room: Tensor, gain: Tensor) -> Tensor:
     """Moves min(t * speeds, room) with the smallest t for which <slopes, moves> = gain (N, 1).
@@ -297,15 +300,16 @@ def _filled(slopes: Tensor, speeds: Tensor, room: Tensor, gain: Tensor) -> Tenso
     The gain is concave and piecewise linear in t, so that Newton's method from t = 0 climbs to the
     solution without ever passing it, and ends after finitely many steps.
     """
-    end = torch.where(speeds > 0, room / speeds.clamp_min(TINY), 0)
-    t = torch.zeros_like(gain)
+    end, rates, gains = room / speeds.clamp_min(TINY), slopes * speeds, slopes * room
+    all_gains = gains.sum(1, keepdim=True)
+    t = gain / rates.sum(1, keepdim=True).clamp_min(TINY)
     for _ in range(NEWTON_STEPS):
-        moving = end > t
-        rate = torch.where(moving, slopes * speeds, 0).sum(1, keepdim=True)
-        reached = torch.where(moving, 0, slopes * room).sum(1, keepdim=True)
+        moving = (end > t).to(room.dtype)
+        rate = (rates * moving).sum(1, keepdim=True)
+        missing = gain - all_gains + (gains * moving).sum(1, keepdim=True)
         # Where nothing moves any more, the box is what ends the way.
-        ahead = torch.where(rate > 0, (gain - reached) / rate, t)
-        if bool((ahead <= t).all()):
+        ahead = torch.where(rate > TINY, missing / rate, t)
+        if bool((ahead <= t * (1 + PRECISION)).all()):
             break
         t = torch.maximum(t, ahead)
     return torch.minimum(t * speeds, room)

@@ -249,6 +249,23 @@ def test_no_reference_leads_around_that(tmp_path: Path, text: str) -> None:
             assert not executed.exists()
 
 
+def test_a_saved_network_of_the_users_own_is_loaded_without_global_randomness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a module as soon as its configuration is built, which draws its first weights."""
+    (tmp_path / "house_networks.py").write_text(
+        "from torch import nn\nclass Flat(nn.Sequential):\n"
+        "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    saved(model, model={"_target_": "house_networks.Flat"}).save(tmp_path / "best.pt")
+    before = torch.get_rng_state()
+    loaded = load_model(tmp_path, trust=["house_networks"])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(loaded(images()), model(images()))
+
+
 def test_a_package_that_is_trusted_may_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

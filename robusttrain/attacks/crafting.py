@@ -54,6 +54,9 @@ def held_still(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
     modules = [module for module in model.modules() if not isinstance(module, NoiseLayer)]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    # The layers of a TorchScript program cannot be told; what they do is undone.
+    scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
+    buffers = [(b, b.clone()) for m in scripted for b in m.buffers(recurse=False)]
     with modes_restored(model):
         try:
             for module in modules:
@@ -68,6 +71,8 @@ def held_still(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
                 parameter.requires_grad_(True)
             for norm in tracking:
                 norm.track_running_stats = True
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def predictions(logits: Tensor) -> Tensor:
@@ -225,6 +230,10 @@ class BallAttack:
         ranges.one_of(list(Mode), mode=self.mode)
         # Plain words are welcome in a notebook, but `is` knows members only.
         self.norm, self.label, self.mode = Norm(self.norm), Label(self.label), Mode(self.mode)
+
+    def fitted(self, num_classes: int) -> Self:
+        """The attack for a model with so many classes; itself, where it can take any number."""
+        return self
 
     @property
     def ball(self) -> Ball:

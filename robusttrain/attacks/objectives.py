@@ -38,7 +38,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """-(z_y - max_{i != y} z_i) / (z_pi1 - z_pi3) (Croce and Hein 2020, eq. 6); 3 classes or more.
+    """-(z_y - max_{i != y} z_i) / (z_pi1 - z_pi3), from 3 classes on (Croce and Hein 2020, eq. 6).
 
     pi orders the logits from the largest to the smallest.
     """
@@ -52,7 +52,7 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2) (Croce and Hein 2020, eq. 7); 4 classes or more."""
+    """-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2), 4 classes or more (Croce and Hein, eq. 7)."""
     ordered = logits.topk(4, dim=1).values
     spread = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
     return targeted_margin(logits, y, target) / (spread + TINY)

@@ -87,9 +87,7 @@ class PGD(ObjectiveAttack):
     def _start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return self.ball.random_start(x, generator) if self.random_start else x
 
-    def _last_iterate(
-        self, surrogate: Surrogate, x: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def _last_iterate(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         x_adv = self._start(x, generator)
         for _ in range(self.steps):
             direction = self.ball.ascent(surrogate.evaluate(x_adv).gradient, x_adv)

@@ -24,7 +24,7 @@ class Rows:
 
 
 class Best:
-    """The best point found for each image: of those that fool, or else of all, the highest value."""
+    """The best point of each image: the one of highest value that fools, or else of them all."""
 
     def __init__(self, x: Tensor) -> None:
         self.x_adv = x.clone()

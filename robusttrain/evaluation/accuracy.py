@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,17 +11,21 @@ from torch import Tensor, nn
 
 from robusttrain import ranges, streams
 from robusttrain.attacks import Attack
-from robusttrain.attacks.crafting import predictions
+from robusttrain.attacks.crafting import BallAttack
+from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split, as_input
-from robusttrain.evaluation.randomised import MeanPrediction
+from robusttrain.evaluation.partial import NOTHING_SAVED, Partial
+from robusttrain.evaluation.subject import Crafted, Seen, Subject
 from robusttrain.models.modes import modes_restored
-from robusttrain.noise import drawing_from, predicts_randomly
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.report.terminal import Bar
 from robusttrain.threat import Norm, ball
 
 # Rows that a report has beside those of its attacks.
-RESERVED = ("clean", "worst_case")
+RESERVED = ("clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked", "eot_")
+
+# Small batches stay in a processor's cache; a GPU wants large ones.
+CPU_BATCH, GPU_BATCH = 128, 512
 
 
 @dataclass
@@ -32,32 +35,56 @@ class Evaluation:
     Parameters
     ----------
     attacks
-        The attacks by the names of their rows.
+        The attacks by the names of their rows, in the order in which they run.
+    survivors_only
+        Whether an attack runs on the images that all before it left standing, as in AutoAttack, so
+        that its row shows what is left after it; otherwise each runs on every image that is
+        classified correctly, and its row stands for itself.
     samples
         How many test images; all of them where not given. The choice does not depend on the seed,
         so that runs can be paired.
     batch_size
-        Images attacked at a time, 1 or more.
+        Most images in one pass, 1 or more; 128 on a CPU and 512 elsewhere where not given.
     eot, votes
         For a model that draws noise when it predicts: draws that an attack averages its gradient
         over (expectation over transformation, Athalye et al. 2018), and fresh draws whose mean
         softmax is the prediction.
+    probe
+        The gradient attack behind the curves and the audit, which need one.
+    curves, audit
+        Whether to measure accuracy over eps and steps, and to check whether the figures can be
+        believed.
+    save_adversarial
+        Whether to keep the attacked images, in `adversarial.npz`.
     """
 
     attacks: Mapping[str, Attack] = field(default_factory=dict)
+    survivors_only: bool = False
     samples: int | None = None
-    batch_size: int = 500
+    batch_size: int | None = None
     eot: int = 20
     votes: int = 50
+    probe: PGD | None = None
+    curves: bool = False
+    audit: bool = False
+    save_adversarial: bool = False
 
     def __post_init__(self) -> None:
-        ranges.at_least(1, batch_size=self.batch_size, eot=self.eot, votes=self.votes)
-        if self.samples is not None:
-            ranges.at_least(1, samples=self.samples)
+        ranges.at_least(1, eot=self.eot, votes=self.votes)
+        for key in ("samples", "batch_size"):
+            value = getattr(self, key)
+            if value is not None:
+                ranges.at_least(1, **{key: value})
+        ranges.require(
+            self.probe is not None or not (self.curves or self.audit),
+            "probe",
+            None,
+            "an attack (attack@evaluation.probe=pgd20) where curves or audit are asked for",
+        )
         for name in self.attacks:
             ranges.require(
-                name not in RESERVED, "attacks", name, f"named otherwise: {', '.join(RESERVED)} are"
-                " rows of every report",
+                not name.startswith(RESERVED), "attacks", name,
+                f"named otherwise: {', '.join(RESERVED)} are rows of every report",
             )  # fmt: skip
 
     def choose(self, size: int) -> Tensor:
@@ -66,6 +93,27 @@ class Evaluation:
             return torch.arange(size)
         order = torch.randperm(size, generator=streams.stream(0, "evaluated samples"))
         return order[: self.samples].sort().values
+
+    def suite(self, num_classes: int) -> dict[str, Attack]:
+        """The attacks, fitted to the number of classes; one that had to change says so by name."""
+        fitted: dict[str, Attack] = {}
+        for name, attack in self.attacks.items():
+            changed = attack.fitted(num_classes) if isinstance(attack, BallAttack) else attack
+            fitted[" ".join([name, *_differences(attack, changed)])] = changed
+        return fitted
+
+
+def examine(
+    model: nn.Module, split: Split, settings: Evaluation, seed: int
+) -> tuple[NDArray[np.int64], Subject]:
+    """The positions of the images to evaluate, and the subject of the evaluation."""
+    rows = settings.choose(split.size)
+    images = split.take(rows)
+    on_cpu = images.images.device.type == "cpu"
+    batch_size = settings.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
+    x, y = as_input(images.images), images.labels
+    subject = Subject(model, x, y, batch_size, settings.eot, settings.votes, seed)
+    return rows.numpy(), subject
 
 
 def evaluate(
@@ -77,6 +125,7 @@ def evaluate(
     eps: float,
     seed: int,
     bar: Bar,
+    saved: Partial = NOTHING_SAVED,
 ) -> Ledger:
     """Attack `model` on the chosen images of `split` and score every result on fresh passes.
 
@@ -85,86 +134,95 @@ def evaluate(
     image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
     several attacks have no more luck than one. Mode and noise streams of the model are left as
     they were. `norm` and `eps` are stated for attacks that have none of their own; `bar` advances
-    once an image and attack.
+    once an image and attack; work that `saved` holds is not done again.
     """
-    rows = settings.choose(split.size)
-    images = _Images(split.take(rows), settings, seed)
     with modes_restored(model):
         model.eval()
+        index, subject = examine(model, split, settings, seed)
         started = time.perf_counter()
-        clean = images.look(model, images.x)
+        clean = subject.look(subject.x)
         ledger = Ledger(
-            index=rows.numpy(),
-            label=images.y.cpu().numpy(),
+            index=index,
+            label=subject.y.cpu().numpy(),
             prediction=clean.prediction,
             margin=clean.margin,
             seconds=time.perf_counter() - started,
         )
-        standing = torch.from_numpy(np.flatnonzero(~ledger.misclassified))
-        for name, attack in settings.attacks.items():
+        worst = _Worst(subject, clean)
+        for name, attack in settings.suite(subject.num_classes).items():
             bar.show(name)
-            bar.advance(len(rows) - len(standing))
+            threat = Norm(getattr(attack, "norm", norm)), float(getattr(attack, "eps", eps))
+            fallen = ledger.worst_case if settings.survivors_only else ledger.misclassified
+            bar.advance(int(fallen.sum()))
             started = time.perf_counter()
-            x_adv = images.attacked(model, attack, standing, name, bar)
-            seen = images.look(model, x_adv)
-            own_norm = Norm(getattr(attack, "norm", norm))
-            ledger.outcomes[name] = Outcome(
-                norm=own_norm,
-                eps=float(getattr(attack, "eps", eps)),
-                broken=np.not_equal(seen.prediction, ledger.label),
-                margin=seen.margin,
-                size=ball(own_norm, 0).size(x_adv - images.x).cpu().numpy(),
-                seconds=time.perf_counter() - started,
-            )
+            crafted = _crafted(subject, attack, np.flatnonzero(~fallen), name, saved, bar)
+            seen = subject.look(crafted.x_adv)
+            outcome = _outcome(subject, crafted, seen, fallen, threat)
+            ledger.outcomes[name] = replace(outcome, seconds=time.perf_counter() - started)
+            worst.offer(crafted.x_adv, seen)
+        ledger.adversarial = worst.x_adv.cpu().numpy()
     return ledger
 
 
-class _Seen(NamedTuple):
-    """What the model says of each image."""
-
-    prediction: NDArray[np.int64]
-    margin: NDArray[np.float32]
-
-
-class _Images:
-    """The images under evaluation, on their device, as floats in [0, 1]."""
-
-    def __init__(self, split: Split, settings: Evaluation, seed: int) -> None:
-        self.x, self.y = as_input(split.images), split.labels
-        self.settings, self.seed = settings, seed
-
-    def attacked(
-        self, model: nn.Module, attack: Attack, rows: Tensor, name: str, bar: Bar
-    ) -> Tensor:
-        """All images, those at `rows` attacked, in full batches."""
-        crafted = _averaged(model, self.settings.eot)
-        generator = streams.stream(self.seed, f"evaluation/{name}", self.x.device)
-        x_adv = self.x.clone()
-        with drawing_from(model, streams.derived_seed(self.seed, f"noise/{name}")):
-            # No rows split into one empty part, which an attack need not be able to take.
-            for part in torch.split(rows, self.settings.batch_size) if len(rows) else ():
-                here = part.to(self.x.device)
-                x_adv[here] = attack(crafted, self.x[here], self.y[here], generator=generator)
-                bar.advance(len(part))
-        return x_adv
-
-    @torch.no_grad()
-    def look(self, model: nn.Module, x: Tensor) -> _Seen:
-        """Classify the images `x`; noise is drawn the same for each image, look after look."""
-        scored = _averaged(model, self.settings.votes)
-        size = self.settings.batch_size
-        with drawing_from(model, streams.derived_seed(self.seed, "votes")):
-            logits = torch.cat([scored(part) for part in torch.split(x, size)])
-        margins = _margins(logits, self.y)
-        return _Seen(predictions(logits).cpu().numpy(), margins.cpu().numpy())
+def _crafted(
+    subject: Subject,
+    attack: Attack,
+    rows: NDArray[np.int64],
+    name: str,
+    saved: Partial,
+    bar: Bar,
+) -> Crafted:
+    """All images, those at `rows` attacked; the bar moves pool by pool."""
+    total = Crafted(subject.x.clone(), 0, 0, 0)
+    for part, crafted in subject.craft(attack, torch.from_numpy(rows), name, saved=saved):
+        total.x_adv[part.to(subject.x.device)] = crafted.x_adv.to(subject.x.device)
+        total = Crafted(total.x_adv, *(a + b for a, b in zip(total[1:], crafted[1:], strict=True)))
+        bar.advance(len(part))
+    return total
 
 
-def _margins(logits: Tensor, y: Tensor) -> Tensor:
-    own = logits.gather(1, y[:, None]).squeeze(1)
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return (own - others.amax(1)).float()
+def _outcome(
+    subject: Subject,
+    crafted: Crafted,
+    seen: Seen,
+    fallen: NDArray[np.bool_],
+    threat: tuple[Norm, float],
+) -> Outcome:
+    norm, eps = threat
+    return Outcome(
+        norm=norm,
+        eps=eps,
+        broken=np.not_equal(seen.prediction, subject.y.cpu().numpy()) | fallen,
+        margin=seen.margin,
+        size=ball(norm, 0).size(crafted.x_adv - subject.x).cpu().numpy(),
+        seconds=0.0,
+        attacked=~fallen,
+        forward_passes=crafted.forward_passes,
+        backward_passes=crafted.backward_passes,
+        non_finite=crafted.non_finite,
+    )
 
 
-def _averaged(model: nn.Module, draws: int) -> nn.Module:
-    """The model, or its mean over `draws` passes where it predicts at random."""
-    return MeanPrediction(model, draws) if predicts_randomly(model) else model
+class _Worst:
+    """For each image the first point that broke it, or else the one of smallest margin."""
+
+    def __init__(self, subject: Subject, clean: Seen) -> None:
+        self.x_adv, self.margin = subject.x.clone(), clean.margin.copy()
+        self.label = subject.y.cpu().numpy()
+        self.broken = np.not_equal(clean.prediction, self.label)
+
+    def offer(self, x_adv: Tensor, seen: Seen) -> None:
+        """Take up the points of one more attack."""
+        broken = np.not_equal(seen.prediction, self.label)
+        worse = ~self.broken & (broken | (seen.margin < self.margin))
+        self.x_adv[worse] = x_adv[worse]
+        self.margin[worse] = seen.margin[worse]
+        self.broken |= broken
+
+
+def _differences(attack: Attack, fitted: Attack) -> list[str]:
+    """The settings that changed, as key=value."""
+    if attack == fitted:
+        return []
+    before, after = vars(attack), vars(fitted)
+    return [f"{key}={after[key]}" for key in after if before[key] != after[key]]

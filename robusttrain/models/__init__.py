@@ -28,16 +28,18 @@ class Architecture(Protocol):
 
 
 def build_model(
-    architecture: Architecture, num_classes: int, image_shape: tuple[int, int, int]
+    architecture: Architecture | nn.Module, num_classes: int, image_shape: tuple[int, int, int]
 ) -> nn.Module:
     """Build the network and try it on two black images, so that a misfit is found before training.
+
+    What is a network already is tried and returned as it is.
 
     The trial moves no BatchNorm statistics, changes no module's mode and leaves torch's global
     random stream where the initialisation left it.
 
     Parameters
     ----------
-    architecture : the plan to build
+    architecture : the plan to build, or a network
     num_classes : how many logits the network returns
     image_shape : (C, H, W)
 
@@ -55,17 +57,29 @@ def build_model(
     torch.Size([5, 10])
     """
     try:
-        model = architecture.build(num_classes, image_shape)
+        model = _network(architecture, num_classes, image_shape)
         output = _dry_run(model, image_shape)
     except InputError:
         raise
     # torchvision's transformers refuse a size through torch._assert.
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise _misfit(architecture, image_shape, _first_line(error)) from error
+    # A forward that wants more than images is refused as a TypeError.
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise _misfit(architecture, image_shape, _reason(error)) from error
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         reason = f"for 2 of them it returns {_kind(output)}, not logits of shape (2, {num_classes})"
         raise _misfit(architecture, image_shape, reason)
     return model
+
+
+def _network(
+    architecture: Architecture | nn.Module, num_classes: int, image_shape: tuple[int, int, int]
+) -> nn.Module:
+    if isinstance(architecture, nn.Module):
+        return architecture
+    if not hasattr(architecture, "build"):
+        allowed = "an nn.Module, or have a method build(num_classes, image_shape)"
+        raise InputError(f"model {architecture} is not allowed: it must be {allowed}")
+    return architecture.build(num_classes, image_shape)
 
 
 def _dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
@@ -75,14 +89,19 @@ def _dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
 
 
 def _misfit(
-    architecture: Architecture, image_shape: tuple[int, int, int], reason: str
+    architecture: Architecture | nn.Module, image_shape: tuple[int, int, int], reason: str
 ) -> InputError:
+    # A module prints all of its layers.
+    is_module = isinstance(architecture, nn.Module)
+    name = type(architecture).__name__ if is_module else str(architecture)
     shape = tuple(image_shape)
-    return InputError(f"model {architecture} cannot take images of shape {shape}: {reason}")
+    return InputError(f"model {name} cannot take images of shape {shape}: {reason}")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def _reason(error: Exception) -> str:
+    """The line that says what is wrong: TorchScript puts a traceback of its own before it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if "TorchScript" in lines[0] else lines[0]
 
 
 def _kind(output: object) -> str:

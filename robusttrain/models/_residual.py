@@ -5,6 +5,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from robusttrain.models.first_conv import FirstConv2d
+
 
 class Block(nn.Module):
     """x + conv(relu(bn(conv(relu(bn(x)))))) with 3 x 3 convolutions (He et al. 2016, figure 4e).
@@ -41,7 +43,7 @@ def residual_layers(
     stage. Every stage but the first halves the image. Convolutions are drawn from
     N(0, 2 / fan_out), as both papers do.
     """
-    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)]
+    layers: list[nn.Module] = [FirstConv2d(channels, widths[0], 3, padding=1, bias=False)]
     for stage, (before, after) in enumerate(pairwise(widths)):
         layers.append(_stage(before, after, blocks[stage], 1 if stage == 0 else 2, dropout))
     last = widths[-1]

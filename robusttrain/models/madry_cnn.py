@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import nn
 
 from robusttrain import ranges
+from robusttrain.models.first_conv import FirstConv2d
 
 
 @dataclass
@@ -28,7 +29,8 @@ class MadryCNN:
         in_channels, height, width = image_shape
         layers: list[nn.Module] = []
         for before, after in pairwise([in_channels, *self.channels]):
-            layers += [nn.Conv2d(before, after, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+            convolution = nn.Conv2d if layers else FirstConv2d
+            layers += [convolution(before, after, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
         shrink = 2 ** len(self.channels)
         features = self.channels[-1] * (height // shrink) * (width // shrink)
         return nn.Sequential(

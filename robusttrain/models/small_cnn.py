@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from robusttrain import ranges
+from robusttrain.models.first_conv import FirstConv2d
 
 HIDDEN = 100
 
@@ -26,7 +27,7 @@ class SmallCNN:
         # A 4 x 4 kernel with stride 2 and padding 1 turns n pixels into n // 2.
         features = 2 * self.width * (height // 4) * (width // 4)
         return nn.Sequential(
-            nn.Conv2d(channels, self.width, 4, stride=2, padding=1),
+            FirstConv2d(channels, self.width, 4, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(self.width, 2 * self.width, 4, stride=2, padding=1),
             nn.ReLU(),

@@ -22,13 +22,20 @@ class Outcome:
     norm, eps
         The threat model of the attack; `eps` in pixel units.
     broken
-        Whether the image is misclassified, either by itself or under the attack.
+        Whether the image is misclassified, either by itself or under the attack, or, in a suite
+        that attacks survivors only, under one of the attacks before.
     margin
         Score of the true class minus the largest other one at the attacked image.
     size
         Norm of the perturbation, in pixel units.
     seconds
         Duration of the attack on all images.
+    attacked
+        Whether the attack was run on the image; all where not given.
+    forward_passes, backward_passes
+        Images that the attack sent through the model, in each direction.
+    non_finite
+        How many of them met outputs or gradients that are not finite.
     """
 
     norm: str
@@ -37,6 +44,10 @@ class Outcome:
     margin: Floats
     size: Floats
     seconds: float
+    attacked: Flags | None = None
+    forward_passes: int = 0
+    backward_passes: int = 0
+    non_finite: int = 0
 
 
 @dataclass
@@ -51,6 +62,11 @@ class Ledger:
         Its class, what the model says about the clean image, and by how much.
     seconds
         Duration of the clean pass.
+    outcomes
+        What each attack did, in the order in which they ran.
+    adversarial
+        The image that broke each sample first, or else the attacked one of smallest margin, or the
+        clean one: floats (N, C, H, W).
     """
 
     index: NDArray[np.int64]
@@ -59,6 +75,7 @@ class Ledger:
     margin: Floats
     seconds: float
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    adversarial: Floats | None = None
 
     @property
     def misclassified(self) -> Flags:
@@ -71,18 +88,32 @@ class Ledger:
         broken = [outcome.broken for outcome in self.outcomes.values()]
         return np.asarray(np.any([self.misclassified, *broken], axis=0), dtype=np.bool_)
 
+    @property
+    def broken_by(self) -> NDArray[np.str_]:
+        """What broke each image first: `clean`, the name of an attack, or nothing ("")."""
+        first = np.where(self.misclassified, "clean", "").astype(object)
+        for name, outcome in self.outcomes.items():
+            first[(first == "") & outcome.broken] = name
+        return first.astype(np.str_)
+
     def samples(self) -> pd.DataFrame:
-        """`samples.csv`: a row for each image."""
-        columns = {
+        """`samples.csv`: a row for each image.
+
+        The entries of an attack that was not run on an image are empty.
+        """
+        columns: dict[str, Any] = {
             "index": self.index,
             "label": self.label,
             "clean_prediction": self.prediction,
             "clean_margin": self.margin,
         }
         for name, outcome in self.outcomes.items():
-            columns[f"{name}_broken"] = outcome.broken.astype(int)
-            columns[f"{name}_margin"] = outcome.margin
-            columns[f"{name}_size"] = outcome.size
+            ran = np.full_like(self.label, True) if outcome.attacked is None else outcome.attacked
+            broken = pd.array(outcome.broken.astype(int), dtype="Int64")
+            columns[f"{name}_broken"] = pd.Series(broken).where(ran.astype(bool))
+            columns[f"{name}_margin"] = pd.Series(outcome.margin).where(ran.astype(bool))
+            columns[f"{name}_size"] = pd.Series(outcome.size).where(ran.astype(bool))
+        columns["broken_by"] = self.broken_by
         return pd.DataFrame(columns)
 
     def report(self, norm: str) -> pd.DataFrame:
@@ -92,15 +123,25 @@ class Ledger:
         run, for the rows that no single attack stands for.
         """
         largest = max((outcome.eps for outcome in self.outcomes.values()), default=0.0)
-        rows = [_row("clean", norm, 0.0, self.misclassified, self.seconds)]
+        rows = [row("clean", norm, 0.0, self.misclassified, self.seconds)]
         for name, o in self.outcomes.items():
-            rows.append(_row(name, o.norm, o.eps, o.broken, o.seconds))
-        spent = sum(row["seconds"] for row in rows)
-        rows.append(_row("worst_case", norm, largest, self.worst_case, spent))
+            passes = (o.forward_passes / len(o.broken), o.backward_passes / len(o.broken))
+            rows.append(row(name, o.norm, o.eps, o.broken, o.seconds, *passes))
+        spent = [sum(r[key] for r in rows) for key in ("seconds", "forward", "backward")]
+        rows.append(row("worst_case", norm, largest, self.worst_case, *spent))
         return pd.DataFrame(rows)
 
 
-def _row(attack: str, norm: str, eps: float, broken: Flags, seconds: float) -> dict[str, Any]:
+def row(
+    attack: str,
+    norm: str,
+    eps: float,
+    broken: Flags,
+    seconds: float,
+    forward: float = 0.0,
+    backward: float = 0.0,
+) -> dict[str, Any]:
+    """A row of `report.csv`; `forward` and `backward` are the attack's passes an image."""
     # Takes a second to import, which a command line with a mistake in it need not wait for.
     from scipy.stats import binomtest
 
@@ -114,5 +155,7 @@ def _row(attack: str, norm: str, eps: float, broken: Flags, seconds: float) -> d
         "accuracy": standing / n,
         "ci_low": interval.low,
         "ci_high": interval.high,
+        "forward": forward,
+        "backward": backward,
         "seconds": seconds,
     }

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import pandas as pd
@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 log = logging.getLogger("robusttrain")
 
@@ -103,6 +104,24 @@ class Terminal:
                 f"{row['ci_low']:.2%} to {row['ci_high']:.2%}",
                 f"{row['seconds']:.1f}",
             )
+        self.console.print(table)
+
+    def table(self, cells: pd.DataFrame, title: str, figures: Collection[str]) -> None:
+        """Print a table of text within the width of the terminal.
+
+        Columns in `figures` stand on the right and are kept whole; the others are broken over
+        lines where there is no room.
+        """
+        table = Table(
+            title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
+        )
+        for name in cells.columns:
+            if name in figures:
+                table.add_column(name, justify="right", no_wrap=True)
+            else:
+                table.add_column(name, overflow="fold", min_width=len(name))
+        for row in cells.itertuples(index=False):
+            table.add_row(*(Text(cell) for cell in row))
         self.console.print(table)
 
 

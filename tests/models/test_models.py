@@ -1,6 +1,7 @@
 import copy
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,9 @@ every_family = pytest.mark.parametrize("architecture", SMALL.values(), ids=SMALL
 every_normalised = pytest.mark.parametrize("make", NORMALISED.values(), ids=NORMALISED.keys())
 
 
-def built(architecture: Architecture, shape: tuple[int, int, int], classes: int = 10) -> nn.Module:
+def built(
+    architecture: Architecture | nn.Module, shape: tuple[int, int, int], classes: int = 10
+) -> nn.Module:
     torch.manual_seed(0)
     return build_model(architecture, classes, shape)
 
@@ -381,3 +384,22 @@ class TestBuildModel:
     def test_defects_are_not_blamed_on_the_images(self) -> None:
         with pytest.raises(KeyError, match="a defect"):
             built(_Given(_Defective()), (1, 8, 8))
+
+    def test_a_network_is_tried_and_used_as_it_is(self) -> None:
+        network = nn.Sequential(nn.Flatten(1), nn.Linear(64, 10))
+        assert built(network, (1, 8, 8)) is network
+        message = (
+            r"^model Sequential cannot take images of shape \(3, 8, 8\): .*\(2x192 and 64x10\)"
+        )
+        with pytest.raises(InputError, match=message) as caught:
+            built(network, (3, 8, 8))
+        assert "\n" not in str(caught.value)
+
+    def test_a_network_that_wants_more_than_images_is_refused(self) -> None:
+        with pytest.raises(InputError, match=r"^model Bilinear cannot .* missing 1 required"):
+            built(nn.Bilinear(4, 4, 10), (1, 8, 8))
+
+    @pytest.mark.parametrize("plan", [dict, (1, 2), nn.Linear])
+    def test_what_builds_no_network_is_refused(self, plan: Any) -> None:
+        with pytest.raises(InputError, match=r"must be .* nn\.Module.* or .*build\(num_classes, "):
+            built(plan, (1, 8, 8))

@@ -1,0 +1,280 @@
+"""Auto-PGD, the parameter-free attack of AutoAttack (Croce and Hein 2020, 2021)."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robusttrain import ranges
+from robusttrain.attacks.crafting import Surrogate
+from robusttrain.attacks.objectives import ObjectiveAttack
+from robusttrain.attacks.standing import Best, Rows, standing
+from robusttrain.threat import Ball, Norm, ball, per_image
+
+# Croce and Hein 2020: share of the old move in a step, and when the step is reviewed.
+MOMENTUM = 0.25
+FIRST_REVIEW, REVIEW_SHRINKS, LEAST_REVIEW = 0.22, 0.03, 0.06
+
+# Croce and Hein 2021, section 3: the l1 attack comes from outside, through larger balls.
+L1_STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
+L1_REVIEW, L1_SPARSER, L1_SHRINK, L1_LEAST_STEP = 0.04, 0.95, 1.5, 0.1
+
+# Length of the first step, in radii.
+FIRST_STEP = {Norm.linf: 2.0, Norm.l2: 2.0, Norm.l1: 1.0}
+
+
+@dataclass
+class APGD(ObjectiveAttack):
+    """PGD with momentum whose step halves where it stops paying (Croce and Hein 2020, Algorithm 1).
+
+    z = project(x_t + s * steepest(g_t)); x_{t+1} = project(x_t + 0.75 (z - x_t) + 0.25
+    (x_t - x_{t-1})), from s = 2 eps on. At checkpoints that come closer together, s halves and the
+    search returns to its best point where fewer than `rho` of the steps raised the objective, or
+    where neither step nor best value changed since the last checkpoint.
+
+    In l1 (Croce and Hein 2021, Algorithm 1) steps are sparse, as sparse as the best point is, and
+    have no momentum; the first 30 % of the steps search the ball of 3 eps, the next 30 % that of
+    2 eps.
+
+    With `targets` every target has its search (APGD-T). An image is done with once it is fooled.
+    A search takes `steps` + 1 forward and backward passes an image, in l1 two more.
+
+    Parameters
+    ----------
+    steps
+        Steps a search, 1 or more.
+    restarts
+        Searches from random points for each target, 1 or more.
+    rho
+        Share of the steps that have to raise the objective, in ]0, 1[.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    rho: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.at_least(1, steps=self.steps, restarts=self.restarts)
+        ranges.inside(0, 1, rho=self.rho)
+
+    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The first point that fools the model, or the one of highest value."""
+        best = Best(x)
+        surrogates = self.surrogates(surrogate, x)
+        for aimed in (aimed for aimed in surrogates for _ in range(self.restarts)):
+            start = ball(self.norm, self._stages[0][0]).random_start(x, generator)
+            rows = best.standing
+            if len(rows) == 0:
+                break
+            self._run(_Subject(rows, aimed.take(rows), x[rows]), start[rows], best)
+        return best.x_adv
+
+    @property
+    def _stages(self) -> list[tuple[float, int]]:
+        """(radius, steps) of the balls that a search goes through."""
+        if self.norm is not Norm.l1:
+            return [(self.eps, self.steps)]
+        steps = [math.ceil(share * self.steps) for _, share in L1_STAGES[:-1]]
+        steps.append(max(1, self.steps - sum(steps)))
+        return [(size * self.eps, n) for (size, _), n in zip(L1_STAGES, steps, strict=True)]
+
+    def _run(self, subject: "_Subject", start: Tensor, best: Best) -> None:
+        *before, (_, last_steps) = self._stages
+        for radius, steps in before:
+            larger = ball(self.norm, radius)
+            unscored = self._climb(larger, steps, subject, larger.project(start, subject.x))
+            start = unscored.best_x
+        self._climb(self.ball, last_steps, subject, self.ball.project(start, subject.x), best)
+
+    def _climb(
+        self, ball: Ball, steps: int, subject: "_Subject", start: Tensor, best: Best | None = None
+    ) -> "_State":
+        """Climb within `ball`; with `best`, report every point there and let go who is fooled."""
+        rule: _Rule = RULES[self.norm](ball, steps, self.rho)
+        state = _State.at(subject, start, FIRST_STEP[self.norm] * ball.eps).scored(best)
+        for step in range(1, steps + 1):
+            if len(state.rows) == 0:
+                break
+            state.previous, state.x_adv = state.x_adv, rule.move(state, step)
+            state.look()
+            state = state.scored(best)
+            if step in rule.reviews:
+                rule.review(state, rule.reviews[step])
+        return state
+
+
+@dataclass
+class _Subject:
+    """Whom a search is about: positions among all images, what to climb, and the images."""
+
+    rows: Tensor
+    surrogate: Surrogate
+    x: Tensor
+
+
+@dataclass
+class _State(Rows):
+    """A search under way: the last two points, the best one, and what the next review needs."""
+
+    rows: Tensor
+    surrogate: Surrogate
+    x: Tensor
+    x_adv: Tensor
+    previous: Tensor
+    gradient: Tensor
+    value: Tensor
+    fooled: Tensor
+    best_x: Tensor
+    best_gradient: Tensor
+    best_value: Tensor
+    step_size: Tensor
+    rises: Tensor
+    reviewed_value: Tensor
+    halved: Tensor
+    changed: Tensor
+    count: Tensor
+
+    @classmethod
+    def at(cls, subject: _Subject, start: Tensor, step_size: float) -> "_State":
+        seen = subject.surrogate.evaluate(start)
+        ones = torch.ones_like(seen.value)
+        value = _comparable(seen.value)
+        changed = _changed(start, subject.x)
+        return cls(
+            rows=subject.rows, surrogate=subject.surrogate, x=subject.x, x_adv=start,
+            previous=start, gradient=seen.gradient, value=value,
+            fooled=subject.surrogate.succeeded(seen.logits),
+            best_x=start.clone(), best_gradient=seen.gradient.clone(), best_value=value.clone(),
+            step_size=ones * step_size, rises=0 * ones, reviewed_value=value.clone(), halved=ones < 0,
+            changed=changed, count=changed / L1_SHRINK,
+        )  # fmt: skip
+
+    def look(self) -> None:
+        """Evaluate the new point; where it shows no way on, go on from the best one."""
+        seen = self.surrogate.evaluate(self.x_adv)
+        value = _comparable(seen.value)
+        self.fooled = self.surrogate.succeeded(seen.logits)
+        self.rises = self.rises + (value > self.value)
+        better = (value > self.best_value).nonzero().squeeze(1)
+        self.best_x[better] = self.x_adv[better]
+        self.best_gradient[better] = seen.gradient[better]
+        self.best_value[better] = value[better]
+        self.value, self.gradient = value, seen.gradient
+        # A fooled image keeps its point, whatever its gradient is.
+        lost = ~seen.usable & ~self.fooled
+        self.return_to_best(lost)
+        self.step_size = torch.where(lost, self.step_size / 2, self.step_size)
+
+    def return_to_best(self, who: Tensor) -> None:
+        """Go on from the best point."""
+        rows = who.nonzero().squeeze(1)
+        self.x_adv[rows] = self.best_x[rows]
+        self.gradient[rows] = self.best_gradient[rows]
+
+    def scored(self, best: Best | None) -> "_State":
+        """Report the points to `best`; returns the state of those that are not fooled."""
+        if best is None:
+            return self
+        best.offer(self.rows, self.x_adv, self.value, self.fooled)
+        return self.take(standing(self.fooled)) if bool(self.fooled.any()) else self
+
+
+class _Rule(Protocol):
+    """How far a step goes, and in how many pixels."""
+
+    @property
+    def reviews(self) -> dict[int, int]:
+        """Steps after which the step is reviewed, and how many steps each of them looks back."""
+
+    def move(self, state: _State, step: int) -> Tensor:
+        """The next point."""
+
+    def review(self, state: _State, since: int) -> None:
+        """Set the step, in place, after `since` more steps."""
+
+
+@dataclass(frozen=True)
+class _Halving:
+    """Croce and Hein 2020: halve where too few steps pay, conditions 1 and 2 of section 3."""
+
+    ball: Ball
+    steps: int
+    rho: float
+
+    @property
+    def reviews(self) -> dict[int, int]:
+        first, shrink, least = (
+            max(1, int(share * self.steps))
+            for share in (FIRST_REVIEW, REVIEW_SHRINKS, LEAST_REVIEW)
+        )
+        step, since, found = first, first, {}
+        while step <= self.steps:
+            found[step] = since
+            since = max(since - shrink, least)
+            step += since
+        return found
+
+    def move(self, state: _State, step: int) -> Tensor:
+        ascent = self.ball.ascent(state.gradient, state.x_adv)
+        size = per_image(state.step_size, state.x)
+        there = self.ball.project(state.x_adv + size * ascent, state.x)
+        if step == 1:
+            return there
+        onwards = (1 - MOMENTUM) * (there - state.x_adv)
+        inertia = MOMENTUM * (state.x_adv - state.previous)
+        return self.ball.project(state.x_adv + onwards + inertia, state.x)
+
+    def review(self, state: _State, since: int) -> None:
+        stuck = ~state.halved & (state.reviewed_value >= state.best_value)
+        state.halved = (state.rises <= self.rho * since) | stuck
+        state.step_size = torch.where(state.halved, state.step_size / 2, state.step_size)
+        state.reviewed_value = state.best_value.clone()
+        state.rises = torch.zeros_like(state.rises)
+        state.return_to_best(state.halved)
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    """Croce and Hein 2021: move fewer pixels at a time as the best point gets sparser."""
+
+    ball: Ball
+    steps: int
+    rho: float
+
+    @property
+    def reviews(self) -> dict[int, int]:
+        since = max(1, int(L1_REVIEW * self.steps))
+        return dict.fromkeys(range(since, self.steps + 1, since), since)
+
+    def move(self, state: _State, step: int) -> Tensor:
+        ascent = self.ball.sparse_ascent(state.gradient, state.x_adv, state.count)
+        size = per_image(state.step_size, state.x)
+        return self.ball.project(state.x_adv + size * ascent, state.x)
+
+    def review(self, state: _State, since: int) -> None:
+        changed = _changed(state.best_x, state.x)
+        sparser = changed < L1_SPARSER * state.changed
+        smaller = (state.step_size / L1_SHRINK).clamp_min(L1_LEAST_STEP * self.ball.eps)
+        state.step_size = torch.where(sparser, self.ball.eps, smaller)
+        state.changed, state.count = changed, changed / L1_SHRINK
+        state.return_to_best(sparser)
+
+
+def _changed(x_adv: Tensor, x: Tensor) -> Tensor:
+    """How many pixels of each image differ, (N,)."""
+    return (x_adv != x).flatten(1).sum(1).to(x.dtype)
+
+
+def _comparable(value: Tensor) -> Tensor:
+    """Values of which one that is not a number is the smallest."""
+    return value.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+RULES: dict[Norm, type[_Halving] | type[_Sparse]] = {
+    Norm.linf: _Halving,
+    Norm.l2: _Halving,
+    Norm.l1: _Sparse,
+}

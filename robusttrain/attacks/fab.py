@@ -1,0 +1,124 @@
+"""Fast adaptive boundary attack, for minimal perturbations (Croce and Hein 2020)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusttrain import ranges
+from robusttrain.attacks.crafting import Surrogate
+from robusttrain.attacks.objectives import Objective, TargetingAttack, aims
+from robusttrain.attacks.standing import Best, Rows, standing
+from robusttrain.threat import per_image
+
+# Below this the way to the boundary has no length to compare.
+TINY = 1e-8
+
+# Share of the steps after which a search ends, if its smallest success is that much above eps.
+GIVE_UP = ((0.2, 1.3), (0.35, 1.15), (0.6, 1.05))
+
+
+@dataclass
+class FAB(TargetingAttack):
+    """Steps to the linearised decision boundary, drawn towards the image (Algorithm 1).
+
+    With d and d_0 the shortest ways from x_t and from x to the plane where the linearised margin is
+    zero, within the box, and alpha = min(|d| / (|d| + |d_0|), alpha_max): x_{t+1} =
+    clip((1 - alpha) (x_t + eta d) + alpha (x + eta d_0)); from a point that fools the model it goes
+    back to x + beta (x_{t+1} - x). A step takes two forward passes and one backward pass.
+
+    Without targets the margin over the best other class is linearised, where the paper looks for
+    the nearest plane of all classes by a backward pass each; with `targets` (FAB-T) the lead of
+    each of these classes in turn.
+
+    Parameters
+    ----------
+    steps
+        Steps a search, 1 or more.
+    restarts
+        Searches for each target, 1 or more; all but the first start at a random point.
+    alpha_max, eta, beta
+        Largest pull towards the image, overshoot over the boundary, and share of the way that is
+        kept after a success: in [0, 1], 1 or more, and in ]0, 1[.
+    give_up
+        Whether a search ends that is far from the ball: after 20, 35 and 60 % of its steps, if its
+        smallest success is still larger than 1.3, 1.15 and 1.05 eps. Few searches shrink as much as
+        that in the steps that remain.
+    minimal
+        Look for the smallest perturbation to the last step, instead of letting an image go as
+        soon as one is within the ball.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    give_up: bool = True
+    minimal: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.at_least(1, steps=self.steps, restarts=self.restarts, eta=self.eta)
+        ranges.within(0, 1, alpha_max=self.alpha_max)
+        ranges.inside(0, 1, beta=self.beta)
+
+    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The smallest perturbation that fools the model, cut to the ball."""
+        best = Best(x)
+        for aimed in aims(surrogate, x, self.targets, Objective.margin):
+            for restart in range(self.restarts):
+                start = self.ball.random_start(x, generator) if restart else x
+                rows = torch.arange(len(x), device=x.device) if self.minimal else best.standing
+                if len(rows):
+                    unknown = torch.full_like(x[rows].flatten(1)[:, 0], torch.inf)
+                    search = _Search(rows, aimed.take(rows), x[rows], start[rows], unknown)
+                    self._run(search, best)
+        return self.ball.project(best.x_adv, x)
+
+    def _run(self, search: "_Search", best: Best) -> None:
+        limits = self._limits
+        for step in range(1, self.steps + 1):
+            search.x_adv = self._step(search)
+            fooled = search.surrogate.succeeded(search.surrogate.score(search.x_adv)[1])
+            size = self.ball.size(search.x_adv - search.x)
+            within = fooled & (size <= self.eps)
+            # Outside of the ball the smallest perturbation is kept as well, and cut in the end.
+            best.offer(search.rows, search.x_adv, torch.where(fooled, -size, -torch.inf), within)
+            back = search.x + self.beta * (search.x_adv - search.x)
+            search.x_adv = torch.where(per_image(fooled, back), back, search.x_adv)
+            search.smallest = torch.where(fooled, search.smallest.minimum(size), search.smallest)
+            if not self.minimal:
+                over = within | (search.smallest > limits.get(step, torch.inf))
+                search = search.take(standing(over)) if bool(over.any()) else search
+            if len(search.rows) == 0:
+                return
+
+    @property
+    def _limits(self) -> dict[int, float]:
+        """Sizes of which a search has to be below after so many steps."""
+        if not self.give_up:
+            return {}
+        return {max(1, round(share * self.steps)): size * self.eps for share, size in GIVE_UP}
+
+    def _step(self, search: "_Search") -> Tensor:
+        x, x_adv = search.x, search.x_adv
+        seen = search.surrogate.evaluate(x_adv)
+        lead = (seen.gradient * (x_adv - x)).flatten(1).sum(1)
+        way = self.ball.shortest_way(seen.gradient, -seen.value, x_adv)
+        way_from_x = self.ball.shortest_way(seen.gradient, lead - seen.value, x)
+        length, length_from_x = (self.ball.size(d).clamp_min(TINY) for d in (way, way_from_x))
+        alpha = per_image((length / (length + length_from_x)).clamp_max(self.alpha_max), x)
+        there = (1 - alpha) * (x_adv + self.eta * way) + alpha * (x + self.eta * way_from_x)
+        # Without a usable gradient there is no plane: go back half the way to the image.
+        there = torch.where(per_image(seen.usable, x), there, (x_adv + x) / 2)
+        return there.clamp(0, 1)
+
+
+@dataclass
+class _Search(Rows):
+    rows: Tensor
+    surrogate: Surrogate
+    x: Tensor
+    x_adv: Tensor
+    smallest: Tensor

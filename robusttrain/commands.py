@@ -1,0 +1,151 @@
+"""Commands that work on finished runs. They need neither Hydra nor torch, and start fast."""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pandas as pd
+
+from robusttrain.errors import InputError
+from robusttrain.report import compare as comparison
+from robusttrain.report.compare import MEASURES, Run
+from robusttrain.report.files import write_csv
+from robusttrain.report.terminal import Terminal
+
+DESCRIPTION = """\
+Pair finished runs sample by sample and say which of them differ. The first
+table ranks them. The others have a row for each pair of runs, for their clean
+accuracy and for their worst case over all attacks: the difference of the
+accuracies with its 95 % interval (Wald's, adjusted by Bonett and Price),
+McNemar's exact test, and its p after Holm's correction for all tests made. A
+winner is named only where the corrected p is below 0.05.
+
+Runs must have been evaluated on the same data, and under the same norm and
+eps unless --clean is given."""
+
+EXAMPLES = """\
+examples:
+  robusttrain compare outputs/2026-01-31/12-00-00-000000 outputs/2026-02-01/*
+  robusttrain compare outputs/sweeps/*/*/* --csv pairs.csv"""
+
+LEGEND = (
+    "difference: first run minus second, on the n samples they share",
+    "b, c: samples that only the first, only the second run gets right",
+    "p: McNemar's exact test; Holm: p corrected for all tests made here",
+)
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (robusttrain compare --help says what is allowed)")
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """`robusttrain compare`; exits with 1 and one clear message where the input is at fault."""
+    try:
+        _compare(arguments)
+    except InputError as error:
+        sys.exit(f"robusttrain: {error}")
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    chosen = _parser().parse_intermixed_args(arguments)
+    measures = MEASURES[:1] if chosen.clean else MEASURES
+    runs = comparison.read_runs([folder for folder in chosen.run if not _left_by_hydra(folder)])
+    runs = comparison.ranked(runs, measures[-1])
+    pairs = comparison.compare(runs, measures)
+    if chosen.csv is not None:
+        _write(chosen.csv, pairs)
+    _show(runs, pairs, measures, Terminal())
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        "robusttrain compare",
+        usage="robusttrain compare RUN RUN [RUN ...] [--clean] [--csv FILE]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", nargs="*", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--clean", action="store_true", help="compare clean accuracies alone")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write the pairs, a row for each and measure"
+    )
+    return parser
+
+
+def _left_by_hydra(path: Path) -> bool:
+    """What lies beside the jobs of a sweep, where a wildcard finds it: `multirun.yaml`."""
+    return path.suffix == ".yaml" and path.is_file()
+
+
+def _write(path: Path, pairs: pd.DataFrame) -> None:
+    try:
+        write_csv(path, pairs)
+    except OSError as error:
+        raise InputError(f"--csv {path} cannot be written: {error.strerror or error}") from error
+
+
+def _show(
+    runs: Sequence[Run], pairs: pd.DataFrame, measures: Sequence[str], terminal: Terminal
+) -> None:
+    numbers = {str(run.folder): str(number) for number, run in enumerate(runs, 1)}
+    threat = f": worst case in {runs[0].threat}" if "worst_case" in measures else ""
+    ranking = [{"run": numbers[str(run.folder)]} | _described(run, measures) for run in runs]
+    terminal.table(
+        pd.DataFrame(ranking), f"{len(runs)} runs{threat}", {"run", "n", *map(_words, measures)}
+    )
+    for folder, number in numbers.items():
+        terminal.say(f"run {number}: {folder}")
+    for measure, rows in pairs.groupby("measure", sort=False):
+        cells = pd.DataFrame([_tested(row, numbers) for row in rows.to_dict("records")])
+        terminal.say("")
+        terminal.table(cells, f"{_words(str(measure))} accuracy", cells.columns)
+    for line in LEGEND:
+        terminal.say(line)
+    suites = comparison.suites(runs)
+    if "worst_case" in measures and len(suites) > 1:
+        terminal.say(f"beware: not all runs faced the same attacks, but {' or '.join(suites)}")
+
+
+def _described(run: Run, measures: Sequence[str]) -> dict[str, str]:
+    rows = {measure: run.report.loc[measure] for measure in measures}
+    names = {
+        key: str(rows["clean"][key]) for key in ("dataset", "model", "defense", "noise", "seed")
+    }
+    return (
+        names
+        | {"n": f"{rows['clean']['n']:.0f}"}
+        | {
+            _words(
+                measure
+            ): f"{row['accuracy']:.2%}\n{100 * row['ci_low']:.2f}-{100 * row['ci_high']:.2f}"
+            for measure, row in rows.items()
+        }
+    )
+
+
+def _tested(row: Mapping[Hashable, Any], numbers: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "runs": f"{numbers[row['run_a']]} - {numbers[row['run_b']]}",
+        "n": str(row["n"]),
+        "difference": f"{row['difference']:+.2%}",
+        "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",
+        "b": str(row["b"]),
+        "c": str(row["c"]),
+        "p": _probability(row["p"]),
+        "Holm": _probability(row["p_holm"]),
+        "winner": numbers.get(row["winner"], ""),
+    }
+
+
+def _probability(p: float) -> str:
+    return f"{p:.4f}" if p >= 1e-4 else "<.0001"
+
+
+def _words(measure: str) -> str:
+    return measure.replace("_", " ")

@@ -1,0 +1,60 @@
+"""The convolution that images enter through, with a faster way back to their pixels on a CPU."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.grad import conv2d_weight
+
+
+class FirstConv2d(nn.Conv2d):
+    """`nn.Conv2d` without groups and dilation, and with zeros around the image.
+
+    Attacks differentiate with respect to images, which training never does. On a CPU torch gives
+    that gradient of a convolution with one or three input channels to a kernel that takes two to
+    six times as long as a matrix product followed by a sum over overlapping windows.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not x.requires_grad:
+            return super().forward(x)
+        result: Tensor = _Convolution.apply(x, self.weight, self.bias, self.stride, self.padding)
+        return result
+
+
+class _Convolution(torch.autograd.Function):
+    """conv2d whose backward consists of differentiable operations, so that it can be repeated."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding  # type: ignore[attr-defined]
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        settings: dict[str, Any] = {"stride": ctx.stride, "padding": ctx.padding}
+        wanted = ctx.needs_input_grad
+        to_x = to_weight = to_bias = None
+        if wanted[0]:
+            # Autocast ends before the backward pass: the gradient's type is what counts.
+            windows = weight.flatten(1).T.to(gradient.dtype) @ gradient.flatten(2)
+            to_x = F.fold(windows, x.shape[-2:], weight.shape[-2:], **settings).to(x.dtype)
+        if wanted[1]:
+            to_weight = conv2d_weight(x.to(gradient.dtype), weight.shape, gradient, **settings).to(
+                weight.dtype
+            )
+        if wanted[2]:
+            to_bias = gradient.sum((0, 2, 3))
+        return to_x, to_weight, to_bias, None, None

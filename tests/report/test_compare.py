@@ -1,0 +1,309 @@
+"""Comparing runs: p values, corrections and intervals against other ways to get them."""
+
+from itertools import combinations
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from robusttrain.errors import InputError
+from robusttrain.report.compare import Run, compare, paired_interval, ranked, read_runs, suites
+
+CLEAN = ("clean",)
+
+
+def run(name: str, clean: list[int], worst: list[int] | None = None, **changes: object) -> Run:
+    """A run that is right where a flag is 1."""
+    count = len(clean)
+    worst = clean if worst is None else worst
+    settings = {"index": range(count), "label": 0, "norm": "linf", "eps": 0.1} | changes
+    report = pd.DataFrame(
+        {"norm": settings["norm"], "eps": settings["eps"]}
+        | {"accuracy": [np.mean(clean), np.mean(worst)]},
+        index=["clean", "worst_case"],
+    )
+    samples = pd.DataFrame(
+        {"label": settings["label"], "clean": clean, "worst_case": worst},
+        index=list(settings["index"]),
+    ).astype({"clean": bool, "worst_case": bool})
+    return Run(Path(name), report, ("pgd",), samples)
+
+
+def discordant(b: int, c: int, n: int) -> list[Run]:
+    """Two runs, the first alone right on b samples and the second alone on c of n."""
+    rest = n - b - c
+    first, second = [1] * b + [0] * c + [1] * rest, [0] * b + [1] * c + [1] * rest
+    return [run("first", first), run("second", second)]
+
+
+def a_pair(largest: int = 60) -> st.SearchStrategy[tuple[int, int, int]]:
+    counts = st.integers(0, largest)
+    return st.tuples(counts, counts, counts).map(lambda t: (t[0], t[1], sum(t) + 1))
+
+
+# --- the test ----------------------------------------------------------------------------------
+
+
+@given(a_pair())
+def test_p_is_that_of_a_fair_coin_on_the_discordant_samples(case: tuple[int, int, int]) -> None:
+    b, c, n = case
+    row = compare(discordant(b, c, n), CLEAN).iloc[0]
+    assert (row["b"], row["c"], row["n"]) == (b, c, n)
+    assert row["difference"] == pytest.approx((b - c) / n)
+    assert row["difference"] == pytest.approx(row["accuracy_a"] - row["accuracy_b"])
+    assert row["p"] == pytest.approx(binomtest(b, b + c).pvalue if b + c else 1.0)
+
+
+def test_p_by_hand() -> None:
+    """One coin in eight or fewer, on either side: 2 (1 + 8) / 2^8."""
+    assert compare(discordant(1, 7, 21), CLEAN)["p"][0] == pytest.approx(18 / 256)
+
+
+def test_p_is_corrected_for_all_tests_by_holm() -> None:
+    generator = np.random.default_rng(0)
+    skills = (0.95, 0.93, 0.85, 0.6)
+    runs = [
+        run(f"{skill}", *(generator.random((2, 80)) < [[skill], [skill - 0.1]]).tolist())
+        for skill in skills
+    ]
+    table = compare(runs)
+    assert len(table) == 12
+    smallest_first = table.sort_values("p")
+    expected: list[float] = []
+    for rank, p in enumerate(smallest_first["p"]):
+        expected.append(min(1.0, max([(12 - rank) * p, *expected])))
+    assert smallest_first["p_holm"].tolist() == pytest.approx(expected)
+    assert 0 < (table["winner"] != "").sum() < 12
+    assert ((table["winner"] != "") == (table["p_holm"] < 0.05)).all()
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "measures", "winner"),
+    [
+        (5, 0, CLEAN, ""),  # p = 2 / 32
+        (6, 0, CLEAN, "first"),  # p = 2 / 64
+        (0, 6, CLEAN, "second"),
+        (6, 0, ("clean", "worst_case"), ""),  # p = 2 * 2 / 64
+        (7, 0, ("clean", "worst_case"), "first"),
+        (40, 30, CLEAN, ""),
+    ],
+)
+def test_a_winner_is_named_only_where_the_difference_is_significant(
+    b: int, c: int, measures: tuple[str, ...], winner: str
+) -> None:
+    assert set(compare(discordant(b, c, 100), measures)["winner"]) == {winner}
+
+
+def test_runs_that_are_equally_good_have_no_winner_in_19_of_20_tables() -> None:
+    """Without the correction 7 of these 80 have one."""
+    generator = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(80):
+        flags = generator.random((4, 60)) < 0.7
+        runs = [run(str(number), row) for number, row in enumerate(flags.tolist())]
+        wrong += bool((compare(runs, CLEAN)["winner"] != "").any())
+    assert wrong <= 4
+
+
+# --- the interval ------------------------------------------------------------------------------
+
+
+def test_the_interval_is_the_published_one() -> None:
+    """The example of ci.prop.ps in the R package statpsych, by D. G. Bonett."""
+    assert paired_interval(26, 4, 48) == pytest.approx((0.2548067, 0.6251933), abs=1e-7)
+
+
+@given(a_pair(), st.sampled_from([1, 20]))
+def test_the_interval_holds_the_difference_and_has_no_side(
+    case: tuple[int, int, int], times: int
+) -> None:
+    b, c, n = (times * count for count in case)
+    low, high = paired_interval(b, c, n)
+    assert -1 <= low <= (b - c) / n <= high <= 1
+    assert paired_interval(c, b, n) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("n", [20, 60])
+@pytest.mark.parametrize(
+    ("first", "second"), [(0.1, 0.1), (0.2, 0.05), (0.02, 0.02), (0.4, 0.1), (0.3, 0.3)]
+)
+def test_the_interval_covers_as_often_as_it_says(n: int, first: float, second: float) -> None:
+    """By the sum over all tables that can be drawn, which is what a simulation approaches."""
+    covered = 0.0
+    for b in range(n + 1):
+        for c in range(n - b + 1):
+            ways = comb(n, b) * comb(n - b, c)
+            chance = ways * first**b * second**c * (1 - first - second) ** (n - b - c)
+            low, high = paired_interval(b, c, n)
+            covered += chance * (low <= first - second <= high)
+    assert 0.94 <= covered <= 1
+    if n == 60 and min(first, second) >= 0.05:
+        assert covered <= 0.965
+
+
+def test_the_interval_covers_where_errors_go_together() -> None:
+    """A simulation of two models that fail on the same hard samples."""
+    generator = np.random.default_rng(2)
+    # The mean of x^p under Beta(4, 1) is 4 / (4 + p).
+    difference, covered = 4 / 5 - 4 / 6, 0
+    for _ in range(2000):
+        ease = generator.beta(4, 1, 200)
+        first, second = (generator.random(200) < ease**power for power in (1, 2))
+        b, c = int((first & ~second).sum()), int((second & ~first).sum())
+        low, high = paired_interval(b, c, 200)
+        covered += low <= difference <= high
+    assert 0.94 <= covered / 2000 <= 0.965
+
+
+# --- pairs -------------------------------------------------------------------------------------
+
+
+def test_swapped_runs_swap_every_sign() -> None:
+    first, second = discordant(14, 2, 50)
+    there, back = (compare(pair).iloc[0] for pair in ([first, second], [second, first]))
+    assert (there["run_a"], there["run_b"]) == (back["run_b"], back["run_a"])
+    assert there["difference"] == -back["difference"] == 12 / 50
+    assert (there["ci_low"], there["ci_high"]) == pytest.approx((-back["ci_high"], -back["ci_low"]))
+    assert (there["b"], there["c"]) == (back["c"], back["b"])
+    assert there["accuracy_a"] == back["accuracy_b"] == 48 / 50
+    assert there["p"] == back["p"]
+    assert there["winner"] == back["winner"] == "first"
+
+
+def test_every_pair_has_a_row_a_measure() -> None:
+    runs = [run(name, [1, 0], [0, 0]) for name in "abc"]
+    table = compare(runs)
+    found = list(table[["measure", "run_a", "run_b"]].itertuples(index=False, name=None))
+    pairs = list(combinations("abc", 2))
+    assert found == [(measure, *pair) for measure in ("clean", "worst_case") for pair in pairs]
+
+
+def test_only_samples_of_both_runs_count() -> None:
+    first = run("first", [1, 1, 0, 1], index=[7, 2, 9, 4], label=[1, 2, 3, 4])
+    second = run("second", [0, 1, 1, 0], index=[4, 9, 0, 7], label=[4, 3, 5, 1])
+    row = compare([first, second], CLEAN).iloc[0]
+    # They share 4, 7 and 9: right are 4 and 7 in the first run, 9 in the second one.
+    assert (row["n"], row["b"], row["c"]) == (3, 2, 1)
+    assert (row["accuracy_a"], row["accuracy_b"]) == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_the_rank_is_by_the_chosen_measure() -> None:
+    runs = [run("a", [1, 1, 1], [0, 0, 1]), run("b", [1, 0, 1], [1, 0, 1])]
+    assert [r.folder.name for r in ranked(runs, "clean")] == ["a", "b"]
+    assert [r.folder.name for r in ranked(runs, "worst_case")] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"index": [5, 6, 7]}, "a and b have no test sample in common"),
+        ({"label": [0, 0, 1]}, "a and b .*same data: sample 2 is of class 0 and 1"),
+        ({"eps": 0.2}, r"a \(linf, eps 0.1\) and b \(linf, eps 0.2\).*--clean"),
+        ({"norm": "l2"}, r"a \(linf, eps 0.1\) and b \(l2, eps 0.1\).*--clean"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused_by_name(
+    changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        compare([run("a", [1, 1, 0]), run("b", [1, 1, 0], **changes)])
+
+
+def test_clean_accuracies_can_be_compared_across_threat_models() -> None:
+    compare([run("a", [1, 0]), run("b", [1, 0], norm="l2", eps=1.0)], CLEAN)
+
+
+# --- files -------------------------------------------------------------------------------------
+
+SAMPLES = """index,label,clean_prediction,clean_margin,fgsm_broken,fgsm_margin,pgd_broken
+0,3,3,1.5,0,0.5,0
+2,1,1,1.5,0,0.5,1
+4,1,1,1.5,1,-0.5,1
+6,5,2,-1.5,1,-0.5,1
+8,5,-1,-1.5,0,-0.5,0
+"""
+# The same, where not every attack was run on every sample and the ledger says what broke it.
+STANDING = """index,label,clean_prediction,clean_margin,fgsm_broken,fgsm_margin,pgd_broken,broken_by
+8,5,-1,-1.5,,,,clean
+6,5,2,-1.5,,,,clean
+4,1,1,1.5,1,-0.5,,fgsm
+2,1,1,1.5,0,0.5,1,pgd
+0,3,3,1.5,,,0,
+"""
+REPORT = """dataset,model,defense,noise,seed,attack,norm,eps,n,accuracy,ci_low,ci_high,seconds
+digits,mlp,madry,None,0,clean,linf,0,5,0.6,0.23,0.88,0.1
+digits,mlp,madry,None,0,pgd,linf,0.1,5,0.2,0.03,0.62,0.1
+digits,mlp,madry,None,0,worst_case,linf,0.1,5,0.2,0.03,0.62,0.2
+"""
+
+
+def write(folder: Path, samples: str = SAMPLES, report: str = REPORT) -> Path:
+    folder.mkdir()
+    (folder / "samples.csv").write_text(samples)
+    (folder / "report.csv").write_text(report)
+    return folder
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, STANDING], ids=["all attacked", "standing only"])
+def test_the_worst_case_is_counted_from_the_ledger(tmp_path: Path, samples: str) -> None:
+    read, _ = read_runs([write(tmp_path / "a", samples), write(tmp_path / "b")])
+    right = read.samples.sort_index()
+    assert right.index.tolist() == [0, 2, 4, 6, 8]
+    assert right["label"].tolist() == [3, 1, 1, 5, 5]
+    assert right["clean"].tolist() == [True, True, True, False, False]
+    assert right["worst_case"].tolist() == [True, False, False, False, False]
+    assert read.attacks == ("fgsm", "pgd")
+    assert read.threat == "linf, eps 0.1"
+    assert read.report["noise"].tolist() == ["None", "None"]
+    assert read.report["accuracy"].tolist() == [0.6, 0.2]
+
+
+def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
+    other = SAMPLES.replace("0,3,3,1.5", "0,3,1,-1.5")
+    header, *lines = other.splitlines()
+    shuffled = "\n".join([header, *reversed(lines)])
+    first = write(tmp_path / "first")
+    tables = []
+    for name, samples in (("in order", other), ("shuffled", shuffled)):
+        (tmp_path / name).mkdir()
+        second = write(tmp_path / name / "second", samples)
+        table = compare(read_runs([first, second]))
+        tables.append(table.drop(columns="run_b"))
+    pd.testing.assert_frame_equal(*tables)
+    assert tables[0]["b"].tolist() == [1, 1]
+    assert tables[0]["c"].tolist() == [0, 0]
+
+
+def test_runs_that_faced_other_attacks_are_told_apart(tmp_path: Path) -> None:
+    fewer = "\n".join(line.rpartition(",")[0] for line in SAMPLES.splitlines())
+    runs = read_runs([write(tmp_path / "a"), write(tmp_path / "b"), write(tmp_path / "c", fewer)])
+    assert suites(runs) == ["fgsm", "fgsm, pgd"]
+    assert suites(runs[:2]) == ["fgsm, pgd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("samples.csv", "", "samples.csv cannot be read: No columns"),
+        ("samples.csv", "index,label\n0,1\n", "samples.csv lacks the columns clean_prediction"),
+        ("samples.csv", SAMPLES.replace("0,3,3", "0,,3"), "samples.csv cannot be read"),
+        ("samples.csv", SAMPLES.replace("0.5,1\n", "0.5,yes\n"), "samples.csv cannot be read"),
+        ("samples.csv", SAMPLES.replace("2,1,1", "0,1,1"), "two rows of the same sample"),
+        ("report.csv", REPORT.replace("worst_case", "worst"), "one row clean and one row worst"),
+        ("report.csv", REPORT.replace("pgd", "clean"), "one row clean and one row worst_case"),
+        ("report.csv", REPORT.replace("norm", "mron"), "report.csv lacks the columns norm"),
+        ("report.csv", REPORT.replace("5,0.6,", "5,,"), "report.csv cannot be read"),
+    ],
+)
+def test_files_that_are_no_ledgers_are_refused(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    first, second = write(tmp_path / "first"), write(tmp_path / "second")
+    (second / name).write_text(content)
+    with pytest.raises(InputError, match=f"^{second}/.*{words}"):
+        read_runs([first, second])
