@@ -47,7 +47,6 @@ def composed(arguments: argparse.Namespace, run: str) -> tuple[configs.Config, S
         f"evaluation={arguments.evaluation}",
         f"evaluation.samples={arguments.samples}",
         "evaluation.audit=false",
-        "evaluation.curves=false",
         f"norm={arguments.norm}",
         f"eps={arguments.eps}",
     ]

@@ -34,7 +34,7 @@ GROUPS = {
     "attack": "robusttrain.attacks",
     "dataset": "robusttrain.data",
     "defense": "robusttrain.defenses",
-    "evaluation": "robusttrain.evaluation",
+    "evaluation": "robusttrain.evaluation.accuracy",
     "model": "robusttrain.models",
     "noise": "robusttrain.noise",
     "optimizer": "robusttrain.optimizers",

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from robusttrain import checkpoint as checkpoints
@@ -13,11 +15,16 @@ from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import Config, Stage, network
 from robusttrain.data import Info, Split, hold_out
 from robusttrain.errors import InputError
-from robusttrain.evaluation import evaluate, intake
+from robusttrain.evaluation import intake
+from robusttrain.evaluation.accuracy import attack_all, examine, saved_rows
+from robusttrain.evaluation.audit import NO_AUDIT, PIECES, Audit, audit
+from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.intake import Finding
+from robusttrain.evaluation.partial import Folder, description
 from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.manifest import manifest
-from robusttrain.report.files import write_csv, write_json
+from robusttrain.models.modes import modes_restored
+from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
 from robusttrain.training import Epoch, Trainer
@@ -147,25 +154,54 @@ def _evaluate(
     run_dir: Path,
     terminal: Terminal,
 ) -> None:
-    count = len(config.evaluation.choose(test.size)) * len(config.evaluation.attacks)
-    with terminal.progress("evaluation", count) as bar:
-        ledger = evaluate(
-            model, test, config.evaluation,
-            norm=config.norm, eps=config.eps, seed=config.seed, bar=bar,
-        )  # fmt: skip
-    _report(config, names, ledger, run_dir, terminal)
+    """Attack `model` on `test`, look closer at the figures, and report both.
+
+    Finished pieces of work are kept in the run directory until the report is written, so that a
+    killed evaluation goes on when it is started again with the same settings and directory.
+    """
+    settings = config.evaluation
+    with modes_restored(model):
+        model.eval()
+        index, subject = examine(model, test, settings, config.seed)
+        work = (settings, config.norm, config.eps, config.seed, torch.__version__)
+        pieces = Folder(run_dir / "evaluation.partial", description(model, *subject.images, work))
+        subject = replace(subject, saved=pieces)
+        suite = settings.suite(subject.num_classes)
+        with terminal.progress("evaluation", len(index) * len(suite)) as bar:
+            ledger = attack_all(subject, index, settings, norm=config.norm, eps=config.eps, bar=bar)
+        closer = NO_AUDIT
+        if settings.audit and settings.probe is not None:
+            probe = Probe(subject.take(settings.probed(len(index))), settings.probe)
+            with terminal.progress("audit", PIECES) as bar:
+                closer = audit(probe, suite, ledger, bar.advance)
+        rows = [*closer.controls, *saved_rows(subject, ledger, settings)]
+    _report(config, names, ledger, rows, closer, run_dir, terminal)
+    pieces.remove()
 
 
 def _report(
-    config: Config, names: Mapping[str, str], ledger: Ledger, run_dir: Path, terminal: Terminal
+    config: Config,
+    names: Mapping[str, str],
+    ledger: Ledger,
+    rows: list[dict[str, Any]],
+    closer: Audit,
+    run_dir: Path,
+    terminal: Terminal,
 ) -> None:
-    report = ledger.report(config.norm)
+    report = ledger.report(config.norm, rows)
     for position, key in enumerate(("dataset", "model", "defense", "noise")):
         report.insert(position, key, names[key])
     report.insert(4, "seed", config.seed)
     write_csv(run_dir / "samples.csv", ledger.samples())
+    if config.evaluation.save_adversarial:
+        write_arrays(run_dir / "adversarial.npz", ledger.arrays())
+    if config.evaluation.audit:
+        write_csv(run_dir / "curve.csv", closer.curve)
+        write_csv(run_dir / "audit.csv", [check._asdict() for check in closer.checks])
     write_csv(run_dir / "report.csv", report)
     terminal.report(report, f"{names['defense']}, {names['model']} on {names['dataset']}")
+    if closer.checks:
+        terminal.audit([check._asdict() for check in closer.checks])
 
 
 def _save(path: Path, trainer: Trainer, origin: Origin, info: Info, epoch: int) -> None:

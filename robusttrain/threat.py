@@ -96,8 +96,10 @@ class _Radius:
         scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
         # Each pixel can only gain in one direction; what is left is how far each of them goes.
         direction = flat.sign() * gain.sign().unsqueeze(1)
-        room = _room(direction, x.flatten(1))
-        moves = self._spend(flat.abs() / scale, room, gain.abs().unsqueeze(1) / scale)
+        room, slopes = _room(direction, x.flatten(1)), flat.abs() / scale
+        # What is out of reach is cut, or it would overflow where the weights are all but zero.
+        most = (slopes * room).sum(1, keepdim=True)
+        moves = self._spend(slopes, room, torch.minimum(gain.abs().unsqueeze(1) / scale, most))
         return (direction * moves).view_as(x)
 
     def _spend(self, slopes: Tensor, room: Tensor, gain: Tensor) -> Tensor:
@@ -189,6 +191,11 @@ class L1Ball(_Radius):
         moved = delta.abs()
         threshold = _l1_threshold(moved, room, self.eps)
         kept = torch.minimum((moved - threshold).clamp_min(0), room)
+        # From far away the rounding of the sums over all pixels leaves a visible rest. Pixels at a
+        # face of the box stay exactly there: an attack has to see that they cannot move any more.
+        free = torch.where(kept < room, kept, 0)
+        rest = (kept.sum(1, keepdim=True) - self.eps).clamp_min(0)
+        kept = kept - free * (rest / free.sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)
         return (x + (delta.sign() * kept).view_as(x)).clamp_(0, 1)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.optimize import linprog
+from scipy.optimize import brentq, linprog
 from scipy.stats import beta, kstest
 from torch import Tensor
 
@@ -90,6 +90,23 @@ class TestProjection:
         outward, moved = (p - z).flatten().numpy(), (z - x).flatten().numpy()
         best = reach(norm, eps, x.flatten().numpy(), outward, boxed=True)
         assert best - outward @ moved <= 1e-9
+
+    @pytest.mark.parametrize("eps", [0.0, 1.0, 12.0])
+    def test_l1_is_exact_in_float32_from_far_away(self, eps: float) -> None:
+        """Sums over thousands of pixels are rounded by more than a small radius forgives."""
+        x, p = (torch.rand(8, 3, 32, 32, generator=generator(seed)) for seed in (0, 1))
+        moved = (ball(Norm.l1, eps).project(p, x).double() - x.double()).flatten(1)
+        # What is left is the rounding of each pixel's own value.
+        assert (moved.abs().sum(1) <= eps * (1 + 1e-6)).all()
+
+    def test_l1_leaves_pixels_at_the_faces_of_the_box(self) -> None:
+        """One that is a rounding error away from its face would look as if it could move."""
+        x, p = (torch.rand(8, 1, 8, 8, generator=generator(seed)).double() for seed in (0, 1))
+        p = x + 3 * (p - x)
+        z = ball(Norm.l1, 12.0).project(p, x)
+        near = torch.minimum(z, 1 - z)
+        assert (near == 0).any()
+        assert not ((near > 0) & (near < 1e-9)).any()
 
     @given(seed=seeds, eps=st.floats(1e-3, 0.5))
     def test_l2_is_radial_where_the_box_is_out_of_reach(self, seed: int, eps: float) -> None:
@@ -190,6 +207,103 @@ class TestLinearForms:
         assert torch.equal(threat.linear_maximiser(zero, x), x)
 
 
+def shortest(norm: Norm, w: NDArray[np.float64], gain: float, x: NDArray[np.float64]) -> float:
+    """min |d| over <w, d> = gain and x + d in the box: a linear programme but in l2."""
+    if norm is Norm.l2:
+        # By duality d = clip(m w, -x, 1 - x), with the m that gives the gain.
+        def way(m: float) -> NDArray[np.float64]:
+            return np.clip(m * w, -x, 1 - x)
+
+        end = 2 / np.abs(w[w != 0]).min()
+        return float(
+            np.linalg.norm(way(brentq(lambda m: w @ way(m) - gain, -end, end, xtol=1e-13)))
+        )
+    if norm is Norm.l1:
+        bounds = list(zip(np.zeros(2 * len(x)), np.concatenate([1 - x, x]), strict=True))
+        equal = {"A_eq": np.concatenate([w, -w])[None], "b_eq": [gain]}
+        return float(linprog(np.ones(2 * len(x)), bounds=bounds, **equal).fun)
+    # The last unknown bounds all moves.
+    moves = np.eye(len(x), len(x) + 1)
+    bound = np.eye(len(x) + 1)[-1]
+    smaller = {"A_ub": np.vstack([moves, -moves]) - bound, "b_ub": np.zeros(2 * len(x))}
+    equal = {"A_eq": np.append(w, 0)[None], "b_eq": [gain]}
+    return float(
+        linprog(bound, bounds=[*zip(-x, 1 - x, strict=True), (0, 1)], **smaller, **equal).fun
+    )
+
+
+def most_gain(w: Tensor, x: Tensor, sign: float) -> Tensor:
+    """How far <w, d> can get in the direction `sign` with x + d in the box."""
+    return sign * inner(w.abs(), torch.where(sign * w > 0, 1 - x, x))
+
+
+class TestShortestWay:
+    @every_norm
+    @given(seed=seeds, share=st.floats(1e-3, 0.999), sign=st.sampled_from([-1.0, 1.0]))
+    def test_is_the_shortest_within_the_box(
+        self, norm: Norm, seed: int, share: float, sign: float
+    ) -> None:
+        """Some pixels are at their faces, some weights zero."""
+        threat, x = ball(norm, 0.1), images(seed, count=1)
+        w = directions(seed + 1, x)
+        gain = share * most_gain(w, x, sign)
+        assume(gain.item() != 0)
+        d = threat.shortest_way(w, gain, x)
+        assert inner(w, d).item() == pytest.approx(gain.item(), rel=1e-6)
+        assert (x + d).min() >= -1e-12
+        assert (x + d).max() <= 1 + 1e-12
+        expected = shortest(norm, w.flatten().numpy(), gain.item(), x.flatten().numpy())
+        assert threat.size(d).item() == pytest.approx(expected, rel=1e-6)
+
+    @every_norm
+    @given(seed=seeds, excess=st.floats(1, 100), sign=st.sampled_from([-1.0, 1.0]))
+    def test_goes_to_the_end_of_the_box_where_the_gain_is_out_of_reach(
+        self, norm: Norm, seed: int, excess: float, sign: float
+    ) -> None:
+        x = images(seed)
+        w = directions(seed + 1, x)
+        most = most_gain(w, x, sign)
+        d = ball(norm, 0.1).shortest_way(w, excess * most, x)
+        assert torch.allclose(inner(w, d), most, rtol=1e-6)
+        assert (x + d).min() >= -1e-12
+        assert (x + d).max() <= 1 + 1e-12
+
+    @every_norm
+    @pytest.mark.parametrize("scale", [1e-20, 1e-30, 1e-36])
+    def test_faint_weights_lead_the_same_way(self, norm: Norm, scale: float) -> None:
+        """As steepest directions: the weights are gradients, and the gain is as small as they."""
+        threat, x = ball(norm, 0.1), images(0).float()
+        w = directions(1, x)
+        gain = 0.3 * most_gain(w, x, 1)
+        faint = threat.shortest_way(scale * w, scale * gain, x)
+        assert torch.allclose(faint, threat.shortest_way(w, gain, x), rtol=1e-4)
+
+    @every_norm
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-20])
+    def test_is_finite_and_in_the_box_where_the_weights_are_all_but_zero(
+        self, norm: Norm, dtype: torch.dtype, scale: float
+    ) -> None:
+        x = images(0).to(dtype)
+        w = torch.zeros_like(x)
+        w[..., :2] = torch.tensor([1, -0.5]) * scale
+        d = ball(norm, 0.1).shortest_way(w, torch.tensor([5.0, -5, 0], dtype=dtype), x)
+        assert d.isfinite().all()
+        assert not d[..., 2:].any()
+        assert (x + d).min() >= 0
+        assert (x + d).max() <= 1
+
+    @every_norm
+    def test_has_the_same_gain_for_many_pixels_in_float32(self, norm: Norm) -> None:
+        threat, x = ball(norm, 0.1), torch.rand(4, 3, 32, 32, generator=generator(0))
+        w = torch.randn(x.shape, generator=generator(1))
+        gain = torch.tensor([1e-2, 1.0, -30.0, 500.0])
+        d = threat.shortest_way(w, gain, x)
+        assert torch.allclose(inner(w.double(), d.double()), gain.double(), rtol=1e-2, atol=0)
+        exact = threat.shortest_way(w.double(), gain.double(), x.double())
+        assert torch.allclose(threat.size(d).double(), threat.size(exact), rtol=1e-2)
+
+
 class TestAscent:
     @every_norm
     @given(seed=seeds)
@@ -214,6 +328,30 @@ class TestAscent:
         weakest_chosen = torch.where(step != 0, g.abs(), torch.inf).flatten(1).amin(1)
         strongest_left = torch.where(movable & (step == 0), g.abs(), 0).flatten(1).amax(1)
         assert (weakest_chosen >= strongest_left).all()
+
+    @given(seed=seeds, counts=st.lists(st.integers(0, 60), min_size=3, max_size=3))
+    def test_a_sparse_l1_step_moves_as_many_pixels_as_it_is_told(
+        self, seed: int, counts: list[int]
+    ) -> None:
+        """One at least, and no pixel that the box blocks."""
+        x = images(seed, pixels=50)
+        g = directions(seed + 1, x)
+        step = ball(Norm.l1, 1.0).sparse_ascent(g, x, torch.tensor(counts, dtype=x.dtype))
+        movable = ((g > 0) & (x < 1)) | ((g < 0) & (x > 0))
+        free = movable.flatten(1).sum(1)
+        moved = (step != 0).flatten(1).sum(1)
+        assert torch.equal(moved, torch.minimum(free, torch.tensor(counts).clamp_min(1)))
+        assert torch.allclose(ball(Norm.l1, 1.0).size(step), torch.ones(3).double())
+        assert (g * step >= 0).all()
+        weakest_chosen = torch.where(step != 0, g.abs(), torch.inf).flatten(1).amin(1)
+        strongest_left = torch.where(movable & (step == 0), g.abs(), 0).flatten(1).amax(1)
+        assert (weakest_chosen >= strongest_left).all()
+
+    @pytest.mark.parametrize("norm", [Norm.linf, Norm.l2])
+    def test_other_norms_have_no_sparse_steps(self, norm: Norm) -> None:
+        x, threat = images(0), ball(norm, 1.0)
+        g = directions(1, x)
+        assert torch.equal(threat.sparse_ascent(g, x, torch.ones(3)), threat.ascent(g, x))
 
 
 class TestRandomStart:

@@ -21,6 +21,8 @@ FIRST_REVIEW, REVIEW_SHRINKS, LEAST_REVIEW = 0.22, 0.03, 0.06
 L1_STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 L1_REVIEW, L1_SPARSER, L1_SHRINK, L1_LEAST_STEP = 0.04, 0.95, 1.5, 0.1
 
+L1_RESTARTS = 5
+
 # Length of the first step, in radii.
 FIRST_STEP = {Norm.linf: 2.0, Norm.l2: 2.0, Norm.l1: 1.0}
 
@@ -46,25 +48,29 @@ class APGD(ObjectiveAttack):
     steps
         Steps a search, 1 or more.
     restarts
-        Searches from random points for each target, 1 or more.
+        Searches from random points for each target, 1 or more; where not given, as in AutoAttack: 1,
+        and 5 in l1 without targets.
     rho
         Share of the steps that have to raise the objective, in ]0, 1[.
     """
 
     steps: int = 100
-    restarts: int = 1
+    restarts: int | None = None
     rho: float = 0.75
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ranges.at_least(1, steps=self.steps, restarts=self.restarts)
+        ranges.at_least(1, steps=self.steps)
+        if self.restarts is None:
+            self.restarts = L1_RESTARTS if self.norm is Norm.l1 and self.targets is None else 1
+        ranges.at_least(1, restarts=self.restarts)
         ranges.inside(0, 1, rho=self.rho)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, or the one of highest value."""
         best = Best(x)
         surrogates = self.surrogates(surrogate, x)
-        for aimed in (aimed for aimed in surrogates for _ in range(self.restarts)):
+        for aimed in (aimed for aimed in surrogates for _ in range(self.restarts or 1)):
             start = ball(self.norm, self._stages[0][0]).random_start(x, generator)
             rows = best.standing
             if len(rows) == 0:
@@ -148,8 +154,8 @@ class _State(Rows):
             previous=start, gradient=seen.gradient, value=value,
             fooled=subject.surrogate.succeeded(seen.logits),
             best_x=start.clone(), best_gradient=seen.gradient.clone(), best_value=value.clone(),
-            step_size=ones * step_size, rises=0 * ones, reviewed_value=value.clone(), halved=ones < 0,
-            changed=changed, count=changed / L1_SHRINK,
+            step_size=ones * step_size, rises=0 * ones, reviewed_value=value.clone(),
+            halved=ones < 0, changed=changed, count=changed / L1_SHRINK,
         )  # fmt: skip
 
     def look(self) -> None:

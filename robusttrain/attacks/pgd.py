@@ -84,14 +84,18 @@ class PGD(ObjectiveAttack):
     def _step(self) -> float:
         return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
 
+    def _slope(self, gradient: Tensor, before: Tensor) -> Tensor:
+        """What a step ascends: the gradient; `before` is what the last step did, 0 at first."""
+        return gradient
+
     def _start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return self.ball.random_start(x, generator) if self.random_start else x
 
     def _last_iterate(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
-        x_adv = self._start(x, generator)
+        x_adv, slope = self._start(x, generator), torch.zeros_like(x)
         for _ in range(self.steps):
-            direction = self.ball.ascent(surrogate.evaluate(x_adv).gradient, x_adv)
-            x_adv = self.ball.project(x_adv + self._step * direction, x)
+            slope = self._slope(surrogate.evaluate(x_adv).gradient, slope)
+            x_adv = self.ball.project(x_adv + self._step * self.ball.ascent(slope, x_adv), x)
         return x_adv
 
     def _climb(self, walk: "_Walk", best: Best) -> None:
@@ -99,12 +103,12 @@ class PGD(ObjectiveAttack):
             seen = walk.surrogate.evaluate(walk.x_adv)
             fooled = walk.surrogate.succeeded(seen.logits)
             best.offer(walk.rows, walk.x_adv, seen.value, fooled)
-            walk.stand_at(seen.gradient, seen.usable)
+            walk.stand_at(self._slope(seen.gradient, walk.slope), seen.usable)
             if self.stop_early:
                 walk = walk.take(standing(fooled))
             if len(walk.rows) == 0:
                 return
-            step = self._step * walk.share * self.ball.ascent(walk.gradient, walk.x_adv)
+            step = self._step * walk.share * self.ball.ascent(walk.slope, walk.x_adv)
             walk.x_adv = self.ball.project(walk.x_adv + step, walk.x)
         value, logits = walk.surrogate.score(walk.x_adv)
         best.offer(walk.rows, walk.x_adv, value, walk.surrogate.succeeded(logits))
@@ -114,8 +118,8 @@ class PGD(ObjectiveAttack):
 class _Walk(Rows):
     """A search under way.
 
-    `x_safe` and `gradient` are of the last point that had a usable gradient, `share` (N, 1, ...)
-    is what is left of the step length.
+    `x_safe` is the last point that had a usable gradient and `slope` what was ascended from there,
+    `share` (N, 1, ...) is what is left of the step length.
     """
 
     rows: Tensor
@@ -123,7 +127,7 @@ class _Walk(Rows):
     x: Tensor
     x_adv: Tensor
     x_safe: Tensor
-    gradient: Tensor
+    slope: Tensor
     share: Tensor
 
     @classmethod
@@ -132,9 +136,9 @@ class _Walk(Rows):
         share = per_image(torch.ones(len(x), dtype=x.dtype, device=x.device), x)
         return cls(rows, surrogate, x, start, x, torch.zeros_like(x), share)
 
-    def stand_at(self, gradient: Tensor, usable: Tensor) -> None:
+    def stand_at(self, slope: Tensor, usable: Tensor) -> None:
         """Go on from here or, with half the step, from the last point with a usable gradient."""
-        here = per_image(usable, gradient)
+        here = per_image(usable, slope)
         self.x_adv = self.x_safe = torch.where(here, self.x_adv, self.x_safe)
-        self.gradient = torch.where(here, gradient, self.gradient)
+        self.slope = torch.where(here, slope, self.slope)
         self.share = torch.where(here, self.share, self.share / 2)

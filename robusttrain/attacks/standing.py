@@ -28,7 +28,8 @@ class Best:
 
     def __init__(self, x: Tensor) -> None:
         self.x_adv = x.clone()
-        self.value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        # Whatever is offered first is taken up: no value is smaller than one that is no number.
+        self.value = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     @property

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from robusttrain.data import Split, as_input
 from robusttrain.evaluation.partial import NOTHING_SAVED, Partial
 from robusttrain.evaluation.subject import Crafted, Seen, Subject
 from robusttrain.models.modes import modes_restored
-from robusttrain.report.ledger import Ledger, Outcome
+from robusttrain.report.ledger import Ledger, Outcome, row
 from robusttrain.report.terminal import Bar
 from robusttrain.threat import Norm, ball
 
@@ -51,9 +52,11 @@ class Evaluation:
         softmax is the prediction.
     probe
         The gradient attack behind the curves and the audit, which need one.
-    curves, audit
-        Whether to measure accuracy over eps and steps, and to check whether the figures can be
-        believed.
+    probe_samples
+        How many of the images the probe is tried on; all of them where not given.
+    audit
+        Whether to measure accuracy over eps and steps, and to check with them whether the figures
+        can be believed.
     save_adversarial
         Whether to keep the attacked images, in `adversarial.npz`.
     """
@@ -65,21 +68,21 @@ class Evaluation:
     eot: int = 20
     votes: int = 50
     probe: PGD | None = None
-    curves: bool = False
+    probe_samples: int | None = 200
     audit: bool = False
     save_adversarial: bool = False
 
     def __post_init__(self) -> None:
         ranges.at_least(1, eot=self.eot, votes=self.votes)
-        for key in ("samples", "batch_size"):
+        for key in ("samples", "batch_size", "probe_samples"):
             value = getattr(self, key)
             if value is not None:
                 ranges.at_least(1, **{key: value})
         ranges.require(
-            self.probe is not None or not (self.curves or self.audit),
+            self.probe is not None or not self.audit,
             "probe",
             None,
-            "an attack (attack@evaluation.probe=pgd20) where curves or audit are asked for",
+            "an attack (+attack@evaluation.probe=pgd20) where audit=true",
         )
         for name in self.attacks:
             ranges.require(
@@ -94,6 +97,11 @@ class Evaluation:
         order = torch.randperm(size, generator=streams.stream(0, "evaluated samples"))
         return order[: self.samples].sort().values
 
+    def probed(self, count: int) -> Tensor:
+        """Positions among `count` evaluated images that the probe is tried on, evenly spread."""
+        wanted = min(count, self.probe_samples or count)
+        return torch.arange(wanted) * count // max(1, wanted)
+
     def suite(self, num_classes: int) -> dict[str, Attack]:
         """The attacks, fitted to the number of classes; one that had to change says so by name."""
         fitted: dict[str, Attack] = {}
@@ -104,16 +112,14 @@ class Evaluation:
 
 
 def examine(
-    model: nn.Module, split: Split, settings: Evaluation, seed: int
+    model: nn.Module, split: Split, settings: Evaluation, seed: int, saved: Partial = NOTHING_SAVED
 ) -> tuple[NDArray[np.int64], Subject]:
     """The positions of the images to evaluate, and the subject of the evaluation."""
     rows = settings.choose(split.size)
-    images = split.take(rows)
-    on_cpu = images.images.device.type == "cpu"
-    batch_size = settings.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
-    x, y = as_input(images.images), images.labels
-    subject = Subject(model, x, y, batch_size, settings.eot, settings.votes, seed)
-    return rows.numpy(), subject
+    images, y = split.take(rows)
+    batch_size = settings.batch_size or (CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
+    draws = settings.eot, settings.votes
+    return rows.numpy(), Subject(model, as_input(images), y, batch_size, *draws, seed, saved)
 
 
 def evaluate(
@@ -125,60 +131,67 @@ def evaluate(
     eps: float,
     seed: int,
     bar: Bar,
-    saved: Partial = NOTHING_SAVED,
 ) -> Ledger:
-    """Attack `model` on the chosen images of `split` and score every result on fresh passes.
+    """Attack `model` on the chosen images of `split`; see `attack_all`.
 
-    An image that is misclassified by itself counts as broken by every attack and costs no attack.
-    A model that predicts at random is scored, clean or attacked, on the same draws for the same
-    image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
-    several attacks have no more luck than one. Mode and noise streams of the model are left as
-    they were. `norm` and `eps` are stated for attacks that have none of their own; `bar` advances
-    once an image and attack; work that `saved` holds is not done again.
+    Mode and noise streams of the model are left as they were.
     """
     with modes_restored(model):
         model.eval()
         index, subject = examine(model, split, settings, seed)
+        return attack_all(subject, index, settings, norm=norm, eps=eps, bar=bar)
+
+
+def attack_all(
+    subject: Subject,
+    index: NDArray[np.int64],
+    settings: Evaluation,
+    *,
+    norm: Norm,
+    eps: float,
+    bar: Bar,
+) -> Ledger:
+    """Run every attack on the images of `subject` and score its results on fresh passes.
+
+    An image that is misclassified by itself counts as broken by every attack and costs no attack.
+    A model that predicts at random is scored, clean or attacked, on the same draws for the same
+    image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
+    several attacks have no more luck than one. `norm` and `eps` are stated for attacks that have
+    none of their own; `bar` advances once an image and attack.
+    """
+    started = time.perf_counter()
+    clean = subject.look(subject.x)
+    ledger = Ledger(
+        index=index,
+        label=subject.y.cpu().numpy(),
+        prediction=clean.prediction,
+        margin=clean.margin,
+        seconds=time.perf_counter() - started,
+    )
+    worst = _Worst(subject, clean)
+    for name, attack in settings.suite(subject.num_classes).items():
+        bar.show(name)
+        threat = Norm(getattr(attack, "norm", norm)), float(getattr(attack, "eps", eps))
+        fallen = ledger.worst_case if settings.survivors_only else ledger.misclassified
+        bar.advance(int(fallen.sum()))
         started = time.perf_counter()
-        clean = subject.look(subject.x)
-        ledger = Ledger(
-            index=index,
-            label=subject.y.cpu().numpy(),
-            prediction=clean.prediction,
-            margin=clean.margin,
-            seconds=time.perf_counter() - started,
-        )
-        worst = _Worst(subject, clean)
-        for name, attack in settings.suite(subject.num_classes).items():
-            bar.show(name)
-            threat = Norm(getattr(attack, "norm", norm)), float(getattr(attack, "eps", eps))
-            fallen = ledger.worst_case if settings.survivors_only else ledger.misclassified
-            bar.advance(int(fallen.sum()))
-            started = time.perf_counter()
-            crafted = _crafted(subject, attack, np.flatnonzero(~fallen), name, saved, bar)
-            seen = subject.look(crafted.x_adv)
-            outcome = _outcome(subject, crafted, seen, fallen, threat)
-            ledger.outcomes[name] = replace(outcome, seconds=time.perf_counter() - started)
-            worst.offer(crafted.x_adv, seen)
-        ledger.adversarial = worst.x_adv.cpu().numpy()
+        crafted = subject.attacked(attack, np.flatnonzero(~fallen), name, advance=bar.advance)
+        seen = subject.look(crafted.x_adv)
+        outcome = _outcome(subject, crafted, seen, fallen, threat)
+        ledger.outcomes[name] = replace(outcome, seconds=time.perf_counter() - started)
+        worst.offer(crafted.x_adv, seen)
+    ledger.adversarial = worst.x_adv.cpu().numpy()
     return ledger
 
 
-def _crafted(
-    subject: Subject,
-    attack: Attack,
-    rows: NDArray[np.int64],
-    name: str,
-    saved: Partial,
-    bar: Bar,
-) -> Crafted:
-    """All images, those at `rows` attacked; the bar moves pool by pool."""
-    total = Crafted(subject.x.clone(), 0, 0, 0)
-    for part, crafted in subject.craft(attack, torch.from_numpy(rows), name, saved=saved):
-        total.x_adv[part.to(subject.x.device)] = crafted.x_adv.to(subject.x.device)
-        total = Crafted(total.x_adv, *(a + b for a, b in zip(total[1:], crafted[1:], strict=True)))
-        bar.advance(len(part))
-    return total
+def saved_rows(subject: Subject, ledger: Ledger, settings: Evaluation) -> list[dict[str, Any]]:
+    """The row `uint8` where attacked images are kept: their accuracy when rounded to bytes."""
+    if not settings.save_adversarial or ledger.adversarial is None:
+        return []
+    images = torch.from_numpy(ledger.adversarial).to(subject.x)
+    seen = subject.look((images * 255).round() / 255)
+    broken = np.not_equal(seen.prediction, ledger.label)
+    return [row("uint8", "", ledger.largest_eps, np.asarray(broken), 0.0)]
 
 
 def _outcome(

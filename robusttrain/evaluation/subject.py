@@ -1,9 +1,9 @@
 """A model and the images it is examined on: attacked and looked at, repeatably."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ class Subject:
         Draws an attack averages over, and draws of the prediction, where the model is random.
     seed
         Of all draws.
+    saved
+        Where pools that are done are kept, and taken from.
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Subject:
     eot: int
     votes: int
     seed: int
+    saved: Partial = NOTHING_SAVED
 
     def __post_init__(self) -> None:
         with self._drawing("is it random?"):
@@ -73,28 +76,41 @@ class Subject:
                 self.model, self.x[: self.batch_size]
             )
 
-    def craft(
+    @property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """The images and their labels."""
+        return self.x, self.y
+
+    def take(self, rows: Tensor) -> Self:
+        """The same model with some of the images."""
+        return replace(self, x=self.x[rows], y=self.y[rows])
+
+    def attacked(
         self,
         attack: Attack,
-        rows: Tensor,
+        rows: NDArray[np.int64],
         name: str,
         *,
         eot: int | None = None,
-        saved: Partial = NOTHING_SAVED,
-    ) -> Iterator[tuple[Tensor, Crafted]]:
-        """Attack the images at `rows` in pools; yields (rows, result) of one after the other.
+        advance: Callable[[int], None] = lambda images: None,
+    ) -> Crafted:
+        """All images, those at `rows` attacked; `advance` is told how many more are done.
 
-        A pool that `saved` has is taken from there.
+        An attack of ours gets many batches at a time, and fills the room of images that it has
+        broken with others; one of the user's own gets batch by batch.
         """
-        pool = self.batch_size * (BATCHES_IN_A_POOL if isinstance(attack, BallAttack) else 1)
+        size = self.batch_size * (BATCHES_IN_A_POOL if isinstance(attack, BallAttack) else 1)
+        total = Crafted(self.x.clone(), 0, 0, 0)
         # No rows split into one empty part, which an attack need not be able to take.
-        for number, part in enumerate(torch.split(rows, pool) if len(rows) else ()):
-            key = f"{name}/{number}"
-            result = saved.get(key)
-            if result is None:
-                result = self._attacked(attack, part.to(self.x.device), key, eot or self.eot)
-                saved.put(key, result)
-            yield part, Crafted(**result)
+        parts = torch.split(torch.from_numpy(rows), size) if len(rows) else ()
+        for number, part in enumerate(parts):
+            here = part.to(self.x.device)
+            pool = self._pool(attack, here, f"{name}/{number}", eot or self.eot)
+            total.x_adv[here] = pool.x_adv.to(self.x.device)
+            counts = (a + b for a, b in zip(total[1:], pool[1:], strict=True))
+            total = Crafted(total.x_adv, *counts)
+            advance(len(part))
+        return total
 
     @torch.no_grad()
     def look(self, x: Tensor, *, draw: str = "votes") -> Seen:
@@ -108,18 +124,19 @@ class Subject:
         margins = -margin(logits, self.y).float()
         return Seen(predictions(logits).cpu().numpy(), margins.cpu().numpy())
 
-    def _attacked(self, attack: Attack, rows: Tensor, key: str, eot: int) -> Mapping[str, object]:
+    def _pool(self, attack: Attack, rows: Tensor, key: str, eot: int) -> Crafted:
+        known = self.saved.get(key)
+        if known is not None:
+            return Crafted(**known)
         averaged = MeanPrediction(self.model, eot) if self.random else self.model
         metered = Metered(averaged, self.batch_size, eot if self.random else 1)
         generator = streams.stream(self.seed, f"evaluation/{key}", self.x.device)
         with self._drawing(f"noise/{key}"):
             x_adv = attack(metered, self.x[rows], self.y[rows], generator=generator)
-        return {
-            "x_adv": x_adv,
-            "forward_passes": metered.forward_passes,
-            "backward_passes": metered.backward_passes,
-            "non_finite": int(metered.non_finite),
-        }
+        passes = metered.forward_passes, metered.backward_passes
+        crafted = Crafted(x_adv, *passes, int(metered.non_finite))
+        self.saved.put(key, crafted._asdict())
+        return crafted
 
     @contextmanager
     def _drawing(self, name: str) -> Iterator[None]:

@@ -52,9 +52,9 @@ class _Convolution(torch.autograd.Function):
             windows = weight.flatten(1).T.to(gradient.dtype) @ gradient.flatten(2)
             to_x = F.fold(windows, x.shape[-2:], weight.shape[-2:], **settings).to(x.dtype)
         if wanted[1]:
-            to_weight = conv2d_weight(x.to(gradient.dtype), weight.shape, gradient, **settings).to(
-                weight.dtype
-            )
+            to_weight = conv2d_weight(  # type: ignore[no-untyped-call]
+                x.to(gradient.dtype), weight.shape, gradient, **settings
+            ).to(weight.dtype)
         if wanted[2]:
             to_bias = gradient.sum((0, 2, 3))
         return to_x, to_weight, to_bias, None, None

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 
@@ -28,6 +29,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> N
     """Write `rows`, in six significant digits."""
     with whole(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write NumPy arrays by name, compressed."""
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The ledger: what each attack did to each test image. Every reported figure is counted from it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,19 +117,33 @@ class Ledger:
         columns["broken_by"] = self.broken_by
         return pd.DataFrame(columns)
 
-    def report(self, norm: str) -> pd.DataFrame:
-        """The attack columns of `report.csv`: clean first, worst case last.
+    @property
+    def largest_eps(self) -> float:
+        """The largest radius of all attacks, in pixel units."""
+        return max((outcome.eps for outcome in self.outcomes.values()), default=0.0)
+
+    def arrays(self) -> dict[str, Any]:
+        """`adversarial.npz`: index, label and broken_by (N,), and images (N, C, H, W) in [0, 1]."""
+        return {
+            "index": self.index,
+            "label": self.label,
+            "broken_by": self.broken_by,
+            "images": self.adversarial,
+        }
+
+    def report(self, norm: str, others: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+        """The attack columns of `report.csv`: clean first, then `others`, worst case last.
 
         Accuracies are shares from 0 to 1, with 95 % Wilson score intervals. `norm` is that of the
         run, for the rows that no single attack stands for.
         """
-        largest = max((outcome.eps for outcome in self.outcomes.values()), default=0.0)
         rows = [row("clean", norm, 0.0, self.misclassified, self.seconds)]
         for name, o in self.outcomes.items():
             passes = (o.forward_passes / len(o.broken), o.backward_passes / len(o.broken))
             rows.append(row(name, o.norm, o.eps, o.broken, o.seconds, *passes))
         spent = [sum(r[key] for r in rows) for key in ("seconds", "forward", "backward")]
-        rows.append(row("worst_case", norm, largest, self.worst_case, *spent))
+        rows += [{**other, "norm": other["norm"] or norm} for other in others]
+        rows.append(row("worst_case", norm, self.largest_eps, self.worst_case, *spent))
         return pd.DataFrame(rows)
 
 

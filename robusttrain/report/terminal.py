@@ -2,12 +2,14 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +18,10 @@ log = logging.getLogger("robusttrain")
 
 # Often enough to look alive, seldom enough to cost nothing.
 SECONDS_BETWEEN_UPDATES = 0.2
+
+
+# Verdicts of an audit, from good to bad, and how they look.
+STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
 class Bar:
@@ -92,7 +98,7 @@ class Terminal:
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("attack")
         table.add_column("norm")
-        for name in ("eps", "n", "accuracy", "95 % interval", "seconds"):
+        for name in ("eps", "n", "accuracy", "95 % interval", "passes", "seconds"):
             table.add_column(name, justify="right")
         for row in report.to_dict("records"):
             table.add_row(
@@ -102,9 +108,26 @@ class Terminal:
                 str(row["n"]),
                 f"{row['accuracy']:.2%}",
                 f"{row['ci_low']:.2%} to {row['ci_high']:.2%}",
+                f"{row['forward'] + row['backward']:.0f}",
                 f"{row['seconds']:.1f}",
             )
         self.console.print(table)
+
+    def audit(self, checks: Sequence[Mapping[str, Any]]) -> None:
+        """Print the checks of an audit, and the verdict over all of them."""
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+        table.add_column("check")
+        for name in ("figure", "warn / fail above"):
+            table.add_column(name, justify="right")
+        table.add_column("")
+        for check in checks:
+            style = STYLES[check["verdict"]]
+            figure = f"{check['figure']:.3g}"
+            verdict = f"[{style}]{check['verdict']}[/{style}]"
+            table.add_row(check["check"], figure, check["threshold"], verdict)
+        worst = max((check["verdict"] for check in checks), key=list(STYLES).index)
+        log.info("audit: %s", worst)
+        self.console.print(Panel(table, title=f"audit: {worst}", expand=False))
 
     def table(self, cells: pd.DataFrame, title: str, figures: Collection[str]) -> None:
         """Print a table of text within the width of the terminal.

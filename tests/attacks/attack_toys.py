@@ -7,14 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.crafting import BallAttack
+from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.crafting import BallAttack, Label
+from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
+from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
 
 Make = Callable[..., BallAttack]
+
+
+def at_one_class(attack: Make, **keys: Any) -> BallAttack:
+    """`attack` with one target, which it refuses for the label `least_likely`: there without."""
+    return attack(targets=None if keys.get("label") is Label.least_likely else 1, **keys)
+
 
 # One row per behaviour of each attack that searches a ball.
 ATTACKS: dict[str, Make] = {
@@ -25,9 +34,14 @@ ATTACKS: dict[str, Make] = {
     "lbfgs": partial(LBFGS, steps=2, rounds=2),
     "softmax_linearisation": SoftmaxLinearisation,
     "uniform": Uniform,
+    "apgd": partial(APGD, steps=5),
+    "apgd_t": partial(at_one_class, partial(APGD, steps=5, objective="margin")),
+    "fab": partial(FAB, steps=4),
+    "fab_t": partial(at_one_class, partial(FAB, steps=3, restarts=2, give_up=False)),
+    "square": partial(Square, queries=8),
 }
-RANDOM = ["fgsm_rs", "pgd", "pgd_best", "uniform"]
-GRADIENT_FREE = ["uniform"]
+RANDOM = ["fgsm_rs", "pgd", "pgd_best", "uniform", "apgd", "apgd_t", "square"]
+GRADIENT_FREE = ["uniform", "square"]
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from attack_toys import (
     ATTACKS,
-    GRADIENT_FREE,
     RANDOM,
     Make,
     batchnorm_network,
@@ -29,6 +28,7 @@ import robusttrain.attacks
 from robusttrain.attacks.crafting import BallAttack, Label, Mode
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.objectives import ObjectiveAttack, TargetingAttack
 from robusttrain.errors import InputError
 from robusttrain.noise import NoiseLayer
 from robusttrain.threat import Norm, ball
@@ -49,7 +49,7 @@ def test_every_attack_has_a_row_here() -> None:
             for name, value in inspect.getmembers(module, inspect.isclass)
             if issubclass(value, BallAttack) and not name.startswith("_")
         }
-    assert found - {BallAttack} == {type(make()) for make in ATTACKS.values()}
+    assert found - {BallAttack, TargetingAttack, ObjectiveAttack} == {type(make()) for make in ATTACKS.values()}
     assert is_dataclass(NoAttack)
 
 
@@ -137,7 +137,13 @@ def test_stays_in_the_ball_and_the_box_and_touches_nothing(
 @pytest.mark.parametrize("name", [key for key in ATTACKS if key != "fgsm_rs"])
 @every_norm
 def test_the_model_is_never_asked_about_a_point_that_is_not_allowed(name: str, norm: Norm) -> None:
-    """The start of FGSM-RS may leave the box, by its definition; no other point of a search may."""
+    """The start of FGSM-RS may leave the box, by its definition; no other point of a search may.
+
+    FAB looks for the nearest point that fools the model wherever it is, and APGD comes from the
+    ball of 3 eps in l1; none of them leaves the box.
+    """
+    larger = torch.inf if name.startswith("fab") else 3 if name.startswith("apgd") else 1
+    radius = 0.3 * (larger if norm is Norm.l1 or larger > 3 else 1)
     network, x = batchnorm_network(1), everywhere(1, 1, 4, 4, dtype=torch.float32)
     asked: list[Tensor] = []
     network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].detach()))
@@ -147,7 +153,7 @@ def test_the_model_is_never_asked_about_a_point_that_is_not_allowed(name: str, n
     assert points.min() >= 0
     assert points.max() <= 1
     # The other balls lie in that of linf, the one that L-BFGS searches.
-    assert ((points - x).abs() <= 0.3 + 1e-6).all()
+    assert ((points - x).abs() <= radius + 1e-6).all()
 
 
 @every_attack
@@ -273,7 +279,7 @@ class Recorder(NoiseLayer):
 
 @every_mode
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", [key for key in ATTACKS if key not in GRADIENT_FREE])
+@pytest.mark.parametrize("name", [key for key in ATTACKS if key != "uniform"])
 def test_noise_keeps_the_mode_that_it_is_in(name: str, training: bool, mode: Mode) -> None:
     network = nn.Sequential(Recorder(), *batchnorm_network(3)).train(training)
     network[6] = nn.Identity()

@@ -1,0 +1,80 @@
+"""Transfer: adversarial images of one model, tried on another (Papernot et al. 2016)."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.crafting import BallAttack, cross_entropy, held_still
+from robusttrain.errors import InputError
+from robusttrain.noise import drawing_from
+from robusttrain.threat import Norm
+
+
+@dataclass
+class Transfer:
+    """`attack`, crafted on `source` instead of the model that is given, which is never asked.
+
+    A model that holds against its own gradients and falls to those of another one hides them
+    (Athalye et al. 2018). One more image goes through the source on each call, to see what it takes
+    and returns.
+
+    Parameters
+    ----------
+    source
+        The model to craft on, which takes the same images and knows the same classes. It is moved
+        to the device of the images.
+    attack
+        The attack, whose norm and eps are those of the transfer.
+    """
+
+    source: nn.Module
+    attack: Attack
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of the attack, if it has one."""
+        return cast(BallAttack, self.attack).norm
+
+    @property
+    def eps(self) -> float:
+        """The radius of the attack, if it has one."""
+        return cast(BallAttack, self.attack).eps
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss: Loss = cross_entropy,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Adversarial images for `x` (N, C, H, W) with labels `y` (N,), crafted on the source.
+
+        Raises
+        ------
+        InputError
+            If the source takes no such images or does not know all classes.
+        """
+        source = self.source.to(x.device)
+        attack, classes = self.attack, _classes(source, x)
+        if int(y.max()) >= classes:
+            raise InputError(f"source has {classes} classes: it must know class {int(y.max())}")
+        if isinstance(attack, BallAttack):
+            attack = attack.fitted(classes)
+        return attack(source, x, y, loss=loss, generator=generator)
+
+
+def _classes(source: nn.Module, x: Tensor) -> int:
+    """How many logits `source` returns for such images."""
+    try:
+        # Noise is drawn from a stream that ends with the block: who asks must not change the rest.
+        with torch.no_grad(), held_still(source), drawing_from(source, 0):
+            return int(source(x[:1]).shape[1])
+    except (RuntimeError, ValueError) as error:
+        shape = tuple(x.shape[1:])
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"source cannot take images of shape {shape}: {reason}") from error

@@ -1,0 +1,299 @@
+"""The audit: signs that a robust accuracy is too good to be true.
+
+Each check asks for something that holds for every honest evaluation (Athalye, Carlini and Wagner
+2018; Carlini et al. 2019, "On evaluating adversarial robustness"), measures by how much it is
+violated, and passes, warns or fails by thresholds that stand in the table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robusttrain.attacks import Attack
+from robusttrain.attacks.crafting import (
+    BallAttack,
+    Label,
+    Metered,
+    Mode,
+    cross_entropy,
+    held_still,
+    predictions,
+    surrogate_for,
+)
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.objectives import Objective
+from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.square import Square
+from robusttrain.attacks.uniform import Uniform
+from robusttrain.evaluation import intake
+from robusttrain.evaluation.curves import Advance, Probe, over_draws, over_eps, over_steps
+from robusttrain.evaluation.randomised import noise_off
+from robusttrain.report.ledger import Ledger, row
+from robusttrain.threat import Norm
+
+# At linf 0.5 a grey image is within reach of every image, so that nothing but luck is left.
+UNBOUNDED = 0.5
+
+# Queries of the black-box control where the evaluation itself has no Square.
+SQUARE_QUERIES = 500
+
+# The budget of the suite at radius 0, where there is nothing to be found.
+CONTROL_BUDGET = {"steps": 3, "queries": 50, "restarts": 1, "targets": 2}
+
+
+class Verdict(StrEnum):
+    """The outcome of a check."""
+
+    passed = "pass"
+    warned = "warn"
+    failed = "fail"
+
+
+class Check(NamedTuple):
+    """A row of `audit.csv`: what was asked for, the figure, its thresholds, and the verdict."""
+
+    check: str
+    figure: float
+    threshold: str
+    verdict: Verdict
+
+
+class Audit(NamedTuple):
+    """What a closer look at an evaluation gives: rows for three files."""
+
+    controls: list[dict[str, Any]]
+    curve: list[dict[str, Any]]
+    checks: list[Check]
+
+
+NO_AUDIT = Audit([], [], [])
+
+# Pieces of work that the progress bar counts: points of curves, and the other measurements.
+PIECES = 7 + 7 + 9
+
+
+def audit(
+    probe: Probe, suite: Mapping[str, Attack], ledger: Ledger, advance: Advance = lambda: None
+) -> Audit:
+    """Measure the curves and controls of a model, and check them against each other.
+
+    Parameters
+    ----------
+    probe
+        The gradient attack, on a part of the evaluated images.
+    suite, ledger
+        The attacks of the evaluation and what they did.
+    advance
+        Called after each of `PIECES` pieces of work.
+
+    Accuracies in figures are in points, 0 to 100.
+    """
+    curve = [*over_eps(probe, advance), *over_steps(probe, advance)]
+    by_eps, by_steps = (
+        [100 * r["accuracy"] for r in curve if r["curve"] == name] for name in ("eps", "steps")
+    )
+    attacked = probe.broken(probe.attack, "probe")
+    measured = _Measured(probe, attacked, advance)
+    control = measured.control(suite)
+    controls = [control]
+    checks = [
+        measured.control_check(control),
+        _graded("accuracy rises with eps by", _largest_rise(by_eps), 1, 3),
+        _graded("accuracy rises with steps by", _largest_rise(by_steps), 1, 3),
+        _graded("the last doubling of steps gains", by_steps[-2] - by_steps[-1], 1, 3),
+        measured.restarts(),
+        measured.one_step(),
+        measured.random_noise(),
+        measured.unbounded(),
+        _black_box(probe, ledger, advance),
+        *measured.gradients(),
+        _non_finite(ledger),
+        *_outputs(probe.subject.model, probe.subject.x, probe.subject.y),
+    ]
+    if probe.subject.random:
+        draws = over_draws(probe, lambda: None)
+        curve += draws
+        by_draws = [100 * r["accuracy"] for r in draws]
+        checks.append(_graded("80 instead of 20 draws gain", by_draws[-2] - by_draws[-1], 1, 3))
+        controls += [*measured.without_noise(), *(_as_row(point) for point in draws)]
+    return Audit(controls, curve, checks)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Controls on the images of a probe, `attacked` being what the probe itself breaks."""
+
+    probe: Probe
+    attacked: NDArray[np.bool_]
+    advance: Advance
+
+    def control(self, suite: Mapping[str, Attack]) -> dict[str, Any]:
+        """The suite at radius 0, with a small budget, scored on draws of its own."""
+        broken = np.zeros_like(self.attacked)
+        for name, attack in suite.items():
+            if isinstance(attack, BallAttack):
+                broken |= self.probe.broken(_at_zero(attack), f"control {name}", draw="control")
+        self.advance()
+        return row("control", self.probe.attack.norm, 0.0, broken, 0.0)
+
+    def control_check(self, control: Mapping[str, Any]) -> Check:
+        """Whether it is the clean accuracy, up to what fresh noise may do."""
+        clean = row("clean", "", 0.0, self.probe.wrong(), 0.0)
+        gap = 100 * abs(clean["accuracy"] - control["accuracy"])
+        below, above = clean["accuracy"] - clean["ci_low"], clean["ci_high"] - clean["accuracy"]
+        allowed = 100 * max(below, above)
+        return _graded("the suite at eps 0 differs from clean by", gap, allowed, allowed)
+
+    def restarts(self) -> Check:
+        """Five searches are never weaker than one."""
+        more = self._standing(replace(self.probe.attack, restarts=5, random_start=True), "restarts")
+        return _graded("accuracy rises with restarts by", more - self._standing_now, 1, 3)
+
+    def one_step(self) -> Check:
+        """Many steps beat one."""
+        threat = self.probe.attack
+        once = self._standing(FGSM(norm=threat.norm, eps=threat.eps), "one step")
+        return _graded("one step beats many by", self._standing_now - once, 0.5, 2)
+
+    def random_noise(self) -> Check:
+        """Gradients beat random noise of the same size."""
+        threat = self.probe.attack
+        noise = self._standing(Uniform(norm=threat.norm, eps=threat.eps), "random noise")
+        return _graded("random noise beats gradients by", self._standing_now - noise, 0.5, 2)
+
+    def unbounded(self) -> Check:
+        """A grey image can be reached from all others, so no accuracy above chance is possible."""
+        attack = PGD(
+            norm=Norm.linf, eps=UNBOUNDED, steps=40, objective=Objective.margin, restarts=2,
+            stop_early=True,
+        )  # fmt: skip
+        left = self._standing(attack, "unbounded")
+        chance = 100 / self.probe.subject.num_classes
+        return _graded("linf 0.5 leaves an accuracy of", left, chance, chance + 10)
+
+    def gradients(self) -> list[Check]:
+        """Shares of images whose input gradient is zero, or not a number, at a random start."""
+        subject, threat = self.probe.subject, self.probe.attack
+        generator = torch.Generator(subject.x.device).manual_seed(subject.seed)
+        start = threat.ball.random_start(subject.x, generator)
+        # At the image too: what masks gradients there may not do so next to it.
+        shares = [self._gradient_shares(x) for x in (subject.x, start)]
+        self.advance()
+        zero, wrong = (100 * max(share) for share in zip(*shares, strict=True))
+        return [
+            _graded("images without any gradient: %", zero, 1, 10),
+            _graded("images with gradients that are no numbers: %", wrong, 0, 1),
+        ]
+
+    def without_noise(self) -> list[dict[str, Any]]:
+        """Accuracy, clean and attacked, with the declared noise switched off."""
+        subject, threat = self.probe.subject, self.probe.attack
+        with noise_off(subject.model):
+            still = replace(self.probe, subject=replace(subject))
+            clean, attacked = still.wrong(), still.broken(threat, "noise off")
+        self.advance()
+        return [
+            row("noise_off", threat.norm, 0.0, clean, 0.0),
+            row("noise_off_attacked", threat.norm, threat.eps, attacked, 0.0),
+        ]
+
+    @property
+    def _standing_now(self) -> float:
+        return 100 * float((~self.attacked).mean())
+
+    def _standing(self, attack: Attack, name: str) -> float:
+        broken = self.probe.broken(attack, name)
+        self.advance()
+        return 100 * float((~broken).mean())
+
+    def _gradient_shares(self, x: Tensor) -> tuple[float, float]:
+        subject = self.probe.subject
+        with held_still(subject.model):
+            model = Metered(subject.model, subject.batch_size)
+            seen = surrogate_for(
+                model, x, subject.y, label=Label.true, loss=cross_entropy
+            ).evaluate(x)
+        zero = (seen.gradient == 0).flatten(1).all(1) & seen.usable
+        return float(zero.float().mean()), float((~seen.usable).float().mean())
+
+
+def _at_zero(attack: BallAttack) -> BallAttack:
+    """The attack at radius 0, with a budget that does not waste time there."""
+    names = {member.name for member in fields(attack)}
+    smaller = {
+        key: min(getattr(attack, key), most)
+        for key, most in CONTROL_BUDGET.items()
+        if key in names and getattr(attack, key) is not None
+    }
+    return replace(attack, eps=0.0, **smaller)
+
+
+def _black_box(probe: Probe, ledger: Ledger, advance: Advance) -> Check:
+    """What a random search without gradients breaks of the images that gradients left standing."""
+    says = "black box breaks more than gradients by"
+    advance()
+    names = [name for name in ledger.outcomes if name.startswith("square")]
+    if names:
+        only = np.isin(ledger.broken_by, names).mean()
+        return _graded(says, 100 * float(only), 0.2, 5)
+    square = Square(norm=probe.attack.norm, eps=probe.attack.eps, queries=SQUARE_QUERIES)
+    by_gradients = probe.broken(replace(probe.attack, steps=max(40, probe.attack.steps)), "white")
+    more = probe.broken(square, "black box") & ~by_gradients
+    return _graded(says, 100 * float(more.mean()), 0.5, 5)
+
+
+def _non_finite(ledger: Ledger) -> Check:
+    passes = sum(o.forward_passes + o.backward_passes for o in ledger.outcomes.values())
+    met = sum(o.non_finite for o in ledger.outcomes.values())
+    return _graded("passes of attacks that gave no numbers: %", 100 * met / max(1, passes), 0, 1)
+
+
+def _outputs(model: nn.Module, x: Tensor, y: Tensor) -> list[Check]:
+    softmax, training = intake.softmax_outputs(model, x), intake.train_mode(model, x)
+    return [
+        _graded("outputs are probabilities, not logits: %", 100 * softmax.figure, 99, 99),
+        _graded(
+            "undeclared randomness or batch statistics change outputs by %",
+            100 * training.figure if training.message else 0.0, 1, 1,
+        ),
+        _graded("train and eval mode of BatchNorm differ by", _batchnorm_gap(model, x, y), 5, 20),
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def _batchnorm_gap(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Points of clean accuracy that running statistics lose against those of the batch."""
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return 0.0
+    accuracies = []
+    for mode in (Mode.train, Mode.eval):
+        with held_still(model, mode):
+            accuracies.append(float((predictions(model(x)) == y).float().mean()))
+    return 100 * (accuracies[0] - accuracies[1])
+
+
+def _largest_rise(accuracies: Sequence[float]) -> float:
+    return max(0.0, *(later - earlier for earlier, later in pairwise(accuracies)))
+
+
+def _graded(check: str, figure: float, warn: float, fail: float) -> Check:
+    """Pass up to `warn`, warn up to `fail`, fail above."""
+    rounded = round(figure, 6)
+    verdict = Verdict.passed if rounded <= warn else Verdict.warned
+    verdict = Verdict.failed if rounded > fail else verdict
+    threshold = f"{warn:.3g}" if warn == fail else f"{warn:.3g} / {fail:.3g}"
+    return Check(check, figure, threshold, verdict)
+
+
+def _as_row(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point of the curve over draws as a row of `report.csv`."""
+    kept = {key: point[key] for key in ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")}
+    return {"attack": f"eot_{point['eot']}", **kept}

@@ -1,0 +1,78 @@
+"""Accuracy over the radius, the steps and, for a random model, the draws of an attack."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robusttrain.attacks import Attack
+from robusttrain.attacks.pgd import PGD
+from robusttrain.evaluation.subject import Subject
+from robusttrain.report.ledger import row
+
+EPS_MULTIPLES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
+STEPS = (1, 2, 5, 10, 20, 40, 80)
+DRAWS = (1, 5, 20, 80)
+
+Advance = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A gradient attack and the images that it is tried on, again and again.
+
+    Parameters
+    ----------
+    subject
+        The model and the images.
+    attack
+        The attack at the radius and with the steps of the evaluation.
+    """
+
+    subject: Subject
+    attack: PGD
+
+    def broken(
+        self, attack: Attack, name: str, *, eot: int | None = None, draw: str = "votes"
+    ) -> NDArray[np.bool_]:
+        """Whether each image is misclassified, by itself or under `attack`."""
+        clean = self.wrong(draw=draw)
+        rows = np.flatnonzero(~clean)
+        x_adv = self.subject.attacked(attack, rows, f"audit {name}", eot=eot).x_adv
+        return clean | self.wrong(x_adv, draw)
+
+    def wrong(self, x: Tensor | None = None, draw: str = "votes") -> NDArray[np.bool_]:
+        """Whether each of the images, or of `x` in their place, is misclassified."""
+        seen = self.subject.look(self.subject.x if x is None else x, draw=draw)
+        return np.asarray(np.not_equal(seen.prediction, self.subject.y.cpu().numpy()))
+
+
+def over_eps(probe: Probe, advance: Advance) -> list[dict[str, Any]]:
+    """Rows of `curve.csv`: accuracy at 0, 1/4, 1/2, 1, 3/2, 2 and 4 times the radius."""
+    attacks = [replace(probe.attack, eps=m * probe.attack.eps) for m in EPS_MULTIPLES]
+    return [_point("eps", probe, attack, advance) for attack in attacks]
+
+
+def over_steps(probe: Probe, advance: Advance) -> list[dict[str, Any]]:
+    """Rows of `curve.csv`: accuracy after 1, 2, 5, 10, 20, 40 and 80 steps."""
+    attacks = [replace(probe.attack, steps=steps, step_size=None) for steps in STEPS]
+    return [_point("steps", probe, attack, advance) for attack in attacks]
+
+
+def over_draws(probe: Probe, advance: Advance) -> list[dict[str, Any]]:
+    """Rows of `curve.csv`: accuracy under gradients averaged over 1, 5, 20 and 80 draws."""
+    return [_point("eot", probe, probe.attack, advance, draws) for draws in DRAWS]
+
+
+def _point(
+    curve: str, probe: Probe, attack: PGD, advance: Advance, eot: int | None = None
+) -> dict[str, Any]:
+    draws = (eot or probe.subject.eot) if probe.subject.random else 1
+    name = f"curve {attack.eps} {attack.steps} {draws}"
+    counted = row(curve, attack.norm, attack.eps, probe.broken(attack, name, eot=draws), 0.0)
+    advance()
+    kept = {key: counted[key] for key in ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")}
+    return {"curve": curve, "steps": attack.steps, "eot": draws, **kept}
