@@ -15,7 +15,9 @@ import pytest
 import torch
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
+import robusttrain
 from robusttrain import config as configs
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.cli import CONF
@@ -30,13 +32,24 @@ ATTACKS = [option for group, option in OPTIONS if group == "attack"]
 DEFENSES = [option for group, option in OPTIONS if group == "defense"]
 
 # Values that an option cannot do without.
-NEEDED = {("dataset", "folder"): ["dataset.path=/nowhere"]}
+NEEDED = {
+    ("dataset", "folder"): ["dataset.path=/nowhere"],
+    ("attack", "carlini_wagner"): ["norm=l2"],
+    ("attack", "transfer"): ["attack.source.run=/nowhere"],
+}
+
+# What the run of a transfer attack holds here.
+SOURCE = torch.nn.Identity()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def conf() -> Iterator[None]:
     configs.register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with (
+        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(robusttrain, "load_model", lambda run, trust: SOURCE)
         yield
 
 
@@ -72,9 +85,11 @@ def test_every_group_of_components_has_its_folder() -> None:
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_a_defense_takes_every_attack(defense: str) -> None:
-    node = composed(f"defense={defense}")
+    # The one norm that every attack knows.
+    node = composed(f"defense={defense}", "norm=l2")
     for attack in ATTACKS:
-        node.attack = composed(f"attack={attack}").attack
+        needed = NEEDED.get(("attack", attack), [])
+        node.attack = composed(f"attack={attack}", *needed).attack
         config = configs.build(node)
         used = getattr(config.defense, "attack", None)
         assert used is None or used == config.attack
@@ -203,9 +218,18 @@ def test_a_value_out_of_range_is_refused_by_the_key_that_holds_it(
     assert str(caught.value).startswith(f"{named} is not allowed: it must be")
 
 
-def test_a_missing_mandatory_value_is_named() -> None:
-    with pytest.raises(Exception, match=r"dataset\.path"):
-        built("dataset=folder")
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("dataset=folder", "dataset.path"),
+        ("attack=transfer", "attack.source.run"),
+        ("+attack@evaluation.attacks.other=transfer", "evaluation.attacks.other.source.run"),
+    ],
+)
+def test_a_missing_mandatory_value_is_named(override: str, key: str) -> None:
+    with pytest.raises(MissingMandatoryValue) as caught:
+        built(override)
+    assert caught.value.full_key == key
 
 
 # --- evaluation attacks ------------------------------------------------------------------------

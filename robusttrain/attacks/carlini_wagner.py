@@ -15,7 +15,7 @@ from robusttrain.threat import Norm, per_image
 # much of its range moves no pixel by more than 5e-7 and leaves w and its slope finite.
 RANGE = 1 - 1e-6
 
-# What c is multiplied by as long as no c has fooled the model.
+# What c is multiplied or divided by until it is known from both sides.
 C_FACTOR = 10.0
 
 
@@ -25,10 +25,11 @@ class CarliniWagner(BallAttack):
 
     m is the lead of the best other class over the label or, for `label=least_likely`, of that class
     over all others (Carlini and Wagner 2017, section VI.A with f_6). Adam descends from x in every
-    round of a search for c, which grows tenfold until the model is fooled and is then bisected.
-    Each image has its own c and keeps the smallest perturbation of all rounds that fools the model,
-    or else the point of highest m; what lies outside the ball is projected on it at the end. `loss`
-    is not asked. Every round takes `steps` forward and backward passes.
+    round of a search for the smallest c that fools the model: tenfold up or down until it is known
+    from both sides, and by their geometric mean from then on. Each image has its own c and keeps
+    the smallest perturbation of all rounds that fools the model, or else the point of highest m;
+    what lies outside the ball is projected on it at the end. `loss` is not asked. Every round takes
+    `steps` forward and backward passes.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ class CarliniWagner(BallAttack):
     """
 
     norm: Norm = Norm.l2
-    c: float = 1e-3
+    c: float = 1e-2
     binary_steps: int = 9
     steps: int = 1000
     lr: float = 0.01
@@ -70,7 +71,7 @@ class CarliniWagner(BallAttack):
         for _ in range(self.binary_steps):
             fooled = self._descend(surrogate, x, c, best)
             fails, fools = torch.where(fooled, fails, c), torch.where(fooled, c, fools)
-            c = torch.where(fools.isfinite(), (fails + fools) / 2, c * C_FACTOR)
+            c = _next_weights(c, fails, fools)
         return self.ball.project(best.x_adv, x)
 
     def _descend(self, surrogate: Surrogate, x: Tensor, c: Tensor, best: Best) -> Tensor:
@@ -93,3 +94,9 @@ class CarliniWagner(BallAttack):
             w.grad = slope * (1 - tanh.square()) / 2
             adam.step()
         return ever
+
+
+def _next_weights(c: Tensor, fails: Tensor, fools: Tensor) -> Tensor:
+    """The c of the next round, from the largest that failed (or 0) and the smallest that fooled."""
+    open_ended = torch.where(fools.isfinite(), c / C_FACTOR, c * C_FACTOR)
+    return torch.where((fails > 0) & fools.isfinite(), (fails * fools).sqrt(), open_ended)

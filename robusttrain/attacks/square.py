@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks.crafting import BallAttack, Surrogate
-from robusttrain.attacks.objectives import margin
+from robusttrain.attacks.objectives import dlr, margin
 from robusttrain.attacks.standing import Best, Rows, standing
 from robusttrain.threat import Ball, Norm, per_image
 
@@ -20,6 +20,10 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 # The first perturbation of the l2 and l1 attacks is a grid of so many bumps a side.
 BUMPS_A_SIDE = 5
+
+# Share of the queries after which a search ends, if its relative margin is above the limit.
+GIVE_UP = ((0.2, 0.4), (0.4, 0.25))
+CLASSES_OF_DLR = 3
 
 # Where a window holds nothing there is nothing to divide.
 TINY = 1e-12
@@ -48,11 +52,17 @@ class Square(BallAttack):
         Searches, 1 or more.
     p_init
         Share of the pixels that the first squares cover, in ]0, 1].
+    give_up
+        Whether a search ends that is far from success: after 20 and 40 % of the queries, if the
+        margin, relative to the spread of the logits as in the DLR loss, is still above 0.4 and 0.25.
+        On networks trained against linf 0.3 on MNIST it never fell by more than 0.24 and 0.17 in
+        the queries that remained.
     """
 
     queries: int = 5000
     restarts: int = 1
     p_init: float = 0.8
+    give_up: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +86,10 @@ class Square(BallAttack):
         # All at once: a draw that Python has to see makes it wait for the device.
         places = moves.uniform(self.queries, 5).tolist()
         search = search.tried(moves.start(search), best)
+        limits = {round(share * self.queries): limit for share, limit in GIVE_UP}
         for query, (top, left, *rest) in enumerate(places[1:]):
+            if self.give_up and query in limits:
+                search = search.closer_than(limits[query])
             if len(search.rows) == 0:
                 return
             side = moves.fitting(self._side(query, height, width), min(height, width))
@@ -114,6 +127,13 @@ class _Search(Rows):
         self.x_adv[changed], self.value[changed] = x_new[changed], value[changed]
         best.offer(self.rows[changed], x_new[changed], value[changed], fooled[changed])
         return self.take(standing(fooled)) if bool(fooled.any()) else self
+
+    def closer_than(self, limit: float) -> "_Search":
+        """The search for the images whose relative margin is `limit` at most."""
+        _, logits = self.surrogate.score(self.x_adv)
+        if self.surrogate.targeted or logits.shape[1] < CLASSES_OF_DLR:
+            return self
+        return self.take(standing(dlr(logits, self.surrogate.labels) < -limit))
 
 
 class _Moves(Protocol):

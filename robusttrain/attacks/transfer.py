@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from robusttrain import streams
 from robusttrain.attacks import Attack, Loss
 from robusttrain.attacks.crafting import BallAttack, cross_entropy, held_still
 from robusttrain.errors import InputError
@@ -59,20 +60,22 @@ class Transfer:
         InputError
             If the source takes no such images or does not know all classes.
         """
-        source = self.source.to(x.device)
-        attack, classes = self.attack, _classes(source, x)
-        if int(y.max()) >= classes:
-            raise InputError(f"source has {classes} classes: it must know class {int(y.max())}")
-        if isinstance(attack, BallAttack):
-            attack = attack.fitted(classes)
-        return attack(source, x, y, loss=loss, generator=generator)
+        generator = generator or streams.fresh(x.device)
+        source, attack = self.source.to(x.device), self.attack
+        # Its noise is no part of the model that is under examination, and is seeded by nobody else.
+        with drawing_from(source, generator.initial_seed()):
+            classes, last = _classes(source, x), int(y.max())
+            if last >= classes:
+                raise InputError(f"source knows {classes} classes: it must know class {last}, too")
+            if isinstance(attack, BallAttack):
+                attack = attack.fitted(classes)
+            return attack(source, x, y, loss=loss, generator=generator)
 
 
 def _classes(source: nn.Module, x: Tensor) -> int:
     """How many logits `source` returns for such images."""
     try:
-        # Noise is drawn from a stream that ends with the block: who asks must not change the rest.
-        with torch.no_grad(), held_still(source), drawing_from(source, 0):
+        with torch.no_grad(), held_still(source):
             return int(source(x[:1]).shape[1])
     except (RuntimeError, ValueError) as error:
         shape = tuple(x.shape[1:])

@@ -4,18 +4,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.carlini_wagner import CarliniWagner
 from robusttrain.attacks.crafting import BallAttack, Label
+from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
+from robusttrain.attacks.mim import MIM
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
+from robusttrain.threat import Norm
 
 Make = Callable[..., BallAttack]
 
@@ -23,6 +28,13 @@ Make = Callable[..., BallAttack]
 def at_one_class(attack: Make, **keys: Any) -> BallAttack:
     """`attack` with one target, which it refuses for the label `least_likely`: there without."""
     return attack(targets=None if keys.get("label") is Label.least_likely else 1, **keys)
+
+
+def in_l2(attack: Make, **keys: Any) -> BallAttack:
+    """`attack`, which knows no other norm: a test of another one is left out."""
+    if keys.get("norm", Norm.l2) is not Norm.l2:
+        pytest.skip("this attack minimises the l2 norm")
+    return attack(**keys)
 
 
 # One row per behaviour of each attack that searches a ball.
@@ -39,6 +51,10 @@ ATTACKS: dict[str, Make] = {
     "fab": partial(FAB, steps=4),
     "fab_t": partial(at_one_class, partial(FAB, steps=3, restarts=2, give_up=False)),
     "square": partial(Square, queries=8),
+    "mim": partial(MIM, steps=3),
+    "mim_best": partial(MIM, steps=3, stop_early=True),
+    "carlini_wagner": partial(in_l2, partial(CarliniWagner, steps=5, binary_steps=3)),
+    "deepfool": partial(DeepFool, steps=3),
 }
 RANDOM = ["fgsm_rs", "pgd", "pgd_best", "uniform", "apgd", "apgd_t", "square"]
 GRADIENT_FREE = ["uniform", "square"]

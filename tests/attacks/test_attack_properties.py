@@ -139,10 +139,11 @@ def test_stays_in_the_ball_and_the_box_and_touches_nothing(
 def test_the_model_is_never_asked_about_a_point_that_is_not_allowed(name: str, norm: Norm) -> None:
     """The start of FGSM-RS may leave the box, by its definition; no other point of a search may.
 
-    FAB looks for the nearest point that fools the model wherever it is, and APGD comes from the
-    ball of 3 eps in l1; none of them leaves the box.
+    Attacks for minimal perturbations look for the nearest point that fools the model wherever it
+    is, and APGD comes from the ball of 3 eps in l1; none of them leaves the box.
     """
-    larger = torch.inf if name.startswith("fab") else 3 if name.startswith("apgd") else 1
+    minimal = name.startswith(("fab", "carlini_wagner", "deepfool"))
+    larger = torch.inf if minimal else 3 if name.startswith("apgd") else 1
     radius = 0.3 * (larger if norm is Norm.l1 or larger > 3 else 1)
     network, x = batchnorm_network(1), everywhere(1, 1, 4, 4, dtype=torch.float32)
     asked: list[Tensor] = []

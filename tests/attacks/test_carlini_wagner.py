@@ -1,0 +1,127 @@
+"""The attack of Carlini and Wagner against exact minima and another implementation."""
+
+import pytest
+import torch
+from attack_toys import Affine, everywhere, interior, tanh_network
+from torch import Tensor
+
+from robusttrain.attacks.carlini_wagner import CarliniWagner
+from robusttrain.attacks.crafting import Label
+from robusttrain.errors import InputError
+from robusttrain.threat import Norm
+
+# Large enough to cut nothing.
+ANYWHERE = {"eps": 10.0}
+
+
+def lengths(delta: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+
+
+def distances(model: Affine, x: Tensor, y: Tensor) -> Tensor:
+    """The l2 distances to the planes between class y and each class, inf for y itself, (N, K)."""
+    logits, weight = model(x), model.weight.detach()
+    gaps = logits.gather(1, y[:, None]) - logits
+    steepness = (weight[y][:, None] - weight).norm(dim=2)
+    return torch.where(steepness > 0, gaps / steepness, torch.inf).detach()
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_the_smallest_perturbation_of_a_linear_model_is_found(classes: int) -> None:
+    """Interior images: the box is inactive, and the nearest of the planes is the answer."""
+    model, x = Affine(classes, 12), interior(8, 1, 3, 4)
+    y = model(x).argmax(1)
+    x_adv = CarliniWagner(**ANYWHERE, steps=300)(model, x, y)
+    exact = distances(model, x, y).amin(1)
+    assert (x_adv > 0.01).all()
+    assert (x_adv < 0.99).all()
+    assert (model(x_adv).argmax(1) != y).all()
+    assert (lengths(x_adv - x) >= exact * (1 - 1e-6)).all()
+    assert (lengths(x_adv - x) <= exact * 1.05).all()
+
+
+def test_the_targeted_form_reaches_the_least_likely_class_of_a_linear_model() -> None:
+    """No closer than its plane with the label, and no closer than any class."""
+    model, x = Affine(3, 12), interior(8, 1, 3, 4)
+    logits = model(x)
+    y, target = logits.argmax(1), logits.argmin(1)
+    attack = CarliniWagner(**ANYWHERE, steps=300, label=Label.least_likely)
+    x_adv = attack(model, x, y)
+    assert torch.equal(model(x_adv).argmax(1), target)
+    plane = distances(model, x, y).gather(1, target[:, None]).squeeze(1)
+    assert (lengths(x_adv - x) >= plane * (1 - 1e-6)).all()
+    free = CarliniWagner(**ANYWHERE, steps=300)(model, x, y)
+    assert (lengths(x_adv - x) >= lengths(free - x) / 1.05).all()
+
+
+@pytest.mark.parametrize("confidence", [0.5, 2.0])
+def test_confidence_is_the_lead_that_is_reached(confidence: float) -> None:
+    model, x = Affine(2, 12), interior(8, 1, 3, 4)
+    y = model(x).argmax(1)
+    x_adv = CarliniWagner(**ANYWHERE, steps=300, confidence=confidence)(model, x, y)
+    logits = model(x_adv)
+    leads = (logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])).detach()
+    assert (leads >= confidence).all()
+    assert (leads <= confidence + 0.3).all()
+
+
+@pytest.mark.parametrize("c", [0.3, 1.0, 3.0])
+def test_perturbations_are_as_small_as_those_of_another_implementation(c: float) -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    model = tanh_network(12, 3).float()
+    x = interior(20, 1, 3, 4, dtype=torch.float32)
+    y = model(x).argmax(1)
+    theirs = torchattacks.CW(model, c=c, steps=500, lr=0.01)(x, y)
+    ours = CarliniWagner(**ANYWHERE, steps=500)(model, x, y)
+    fooled = model(theirs).argmax(1) != y
+    assert fooled.sum() >= 10
+    assert (model(ours).argmax(1) != y).all()
+    assert (lengths(ours - x) <= 1.05 * lengths(theirs - x))[fooled].all()
+
+
+def test_black_and_white_pixels_move_and_nothing_is_infinite() -> None:
+    """w is infinite at 0 and 1, and has no slope there."""
+    model, x = Affine(2, 12), everywhere(8, 1, 3, 4).round()
+    y = model(x).argmax(1)
+    x_adv = CarliniWagner(**ANYWHERE, steps=1500, lr=0.05, binary_steps=6)(model, x, y)
+    assert x_adv.isfinite().all()
+    assert (model(x_adv).argmax(1) != y).all()
+
+
+def test_what_is_larger_than_the_ball_is_cut_to_it() -> None:
+    model, x = Affine(2, 12), interior(8, 1, 3, 4)
+    y = model(x).argmax(1)
+    exact = distances(model, x, y).amin(1)
+    eps = float(exact.median()) * 1.2
+    x_adv = CarliniWagner(eps=eps, steps=300)(model, x, y)
+    fooled = model(x_adv).argmax(1) != y
+    assert torch.equal(fooled, exact < eps)
+    assert torch.allclose(lengths(x_adv - x)[~fooled], torch.tensor(eps).double())
+
+
+def test_an_image_that_is_wrong_already_stays_all_but_where_it_is() -> None:
+    model, x = Affine(2, 12), everywhere(8, 1, 3, 4)
+    x_adv = CarliniWagner(**ANYWHERE, steps=5)(model, x, 1 - model(x).argmax(1))
+    assert torch.allclose(x_adv, x, rtol=0, atol=6e-7)
+
+
+def test_images_do_not_hang_on_their_neighbours() -> None:
+    model, x = tanh_network(12, 3), everywhere(6, 1, 3, 4)
+    y, attack = model(x).argmax(1), CarliniWagner(**ANYWHERE, steps=30)
+    alone = torch.cat([attack(model, x[i : i + 1], y[i : i + 1]) for i in range(6)])
+    assert torch.allclose(attack(model, x, y), alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", [Norm.linf, Norm.l1])
+def test_other_norms_are_refused_by_name(norm: Norm) -> None:
+    with pytest.raises(InputError, match=f"^norm={norm} .* l2: the attack minimises the l2 norm"):
+        CarliniWagner(norm=norm)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"c": 0.0}, {"lr": 0.0}, {"steps": 0}, {"binary_steps": 0}, {"confidence": -1.0}]
+)
+def test_impossible_settings_are_refused_by_name(wrong: dict[str, float]) -> None:
+    ((key, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"^{key}={value} "):
+        CarliniWagner(**wrong)

@@ -1,0 +1,175 @@
+"""Square Attack: outputs only, one pass a query, and what it finds on linear models."""
+
+import math
+
+import pytest
+import torch
+from attack_toys import Affine, everywhere, generator, interior
+from torch import Tensor, nn
+
+from robusttrain.attacks.crafting import Label
+from robusttrain.attacks.square import Square
+from robusttrain.errors import InputError
+from robusttrain.threat import Norm, ball
+
+DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: float("inf")}
+every_norm = pytest.mark.parametrize("norm", list(Norm))
+
+
+class OutputsOnly(nn.Module):
+    """A linear model behind a rounding of its logits, which refuses to be differentiated."""
+
+    def __init__(self, affine: Affine) -> None:
+        super().__init__()
+        self.affine = affine
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        logits: Tensor = self.affine(x)
+        return (16 * logits).round() / 16
+
+
+def centred(classes: int, shape: tuple[int, ...]) -> tuple[Affine, Tensor, Tensor]:
+    """A linear model whose logits are near each other, images, and right labels."""
+    x = everywhere(*shape)
+    model = Affine(classes, x[0].numel())
+    model.bias.data -= model(x).detach().mean(0)
+    return model, x, model(x).argmax(1)
+
+
+def lead(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.4])
+def test_the_worst_corner_of_a_linear_model_is_found(eps: float) -> None:
+    """Single pixels are what the last squares change, and a linear model needs no more."""
+    model, x, _ = centred(2, (8, 3, 3, 4))
+    model.bias.data[0] += 100
+    y = torch.zeros(8, dtype=torch.int64)
+    x_adv = Square(eps=eps, queries=1500)(model, x, y, generator=generator())
+    slope = (model.weight[1] - model.weight[0]).view_as(x[:1]).expand_as(x)
+    worst = lead(model(ball(Norm.linf, eps).linear_maximiser(slope, x)), y)
+    assert torch.allclose(lead(model(x_adv), y), worst, rtol=0, atol=1e-9)
+
+
+def test_exactly_the_images_that_can_be_fooled_are_fooled() -> None:
+    model, x, y = centred(2, (64, 1, 3, 4))
+    eps = 0.04
+    x_adv = Square(eps=eps, queries=1000)(model, x, y, generator=generator())
+    slope = (model.weight[1 - y] - model.weight[y]).view_as(x)
+    can_be = lead(model(ball(Norm.linf, eps).linear_maximiser(slope, x)), y) > 0
+    assert 10 < can_be.sum() < 54
+    assert torch.equal(model(x_adv).argmax(1) != y, can_be)
+
+
+@every_norm
+def test_outputs_are_all_that_is_asked_for(norm: Norm) -> None:
+    """Twice the smallest perturbation in linf, more where bumps are only an approximation."""
+    model, x, y = centred(2, (16, 3, 6, 6))
+    slope = torch.linalg.vector_norm(model.weight[1] - model.weight[0], ord=DUAL_ORDER[norm])
+    share = {Norm.linf: 2, Norm.l2: 4, Norm.l1: 8}[norm]
+    eps = share * (lead(model(x), y).abs() / slope).max().item()
+    x_adv = Square(norm=norm, eps=eps, queries=500)(OutputsOnly(model), x, y, generator=generator())
+    assert (model(x_adv).argmax(1) != y).all()
+
+
+def asked(attack: Square, model: nn.Module, x: Tensor) -> list[Tensor]:
+    batches: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0].detach().clone()))
+    attack(model, x, torch.zeros(len(x), dtype=torch.int64), generator=generator())
+    return batches
+
+
+class Constant(nn.Module):
+    """Class 0 whatever the image is: every search stays at its start."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :2] * 0 + torch.tensor([1.0, 0], dtype=x.dtype)
+
+
+@every_norm
+def test_a_query_is_one_pass(norm: Norm) -> None:
+    for queries, restarts in ((1, 1), (37, 1), (37, 2)):
+        attack = Square(norm=norm, eps=0.1, queries=queries, restarts=restarts)
+        batches = asked(attack, Constant(), interior(4, 3, 8, 8))
+        assert [len(batch) for batch in batches] == [4] * queries * restarts
+
+
+def test_linf_starts_from_stripes_and_changes_squares_of_the_documented_sides() -> None:
+    """Half the pixels from the 11th query after the start on, a quarter from the 51st on."""
+    x, eps = interior(8, 3, 16, 16), 0.1
+    start, *tried = asked(Square(eps=eps, queries=71), Constant(), x)
+    stripes = (start - x) / eps
+    assert torch.allclose(stripes.abs(), torch.ones_like(x))
+    assert torch.allclose(stripes, stripes[:, :, :1].expand_as(x))
+    assert len({tuple(signs) for signs in stripes[:, :, 0].round().flatten(1).tolist()}) == 8
+    shapes = []
+    for points in tried:
+        # A window that no image changes in any channel is not seen; the odds are 2^-24 a column.
+        changed = (points != start).any(0).any(0)
+        rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
+        shapes.append(
+            ((rows.max() - rows.min()).item() + 1, (columns.max() - columns.min()).item() + 1)
+        )
+        for signs in ((points - x) / eps)[:, :, changed].round():
+            assert all(len(channel.unique()) == 1 for channel in signs)
+    expected = [math.sqrt(0.8 * 256 / 2**halvings) for halvings in [0] * 11 + [1] * 40 + [2] * 19]
+    assert shapes == [(round(side), round(side)) for side in expected]
+
+
+def test_windows_are_all_over_the_image() -> None:
+    start, *tried = asked(
+        Square(eps=0.1, queries=200, p_init=0.05), Constant(), interior(8, 1, 9, 9)
+    )
+    touched = torch.stack([(points != start).any(0) for points in tried]).any(0)
+    assert touched.all()
+
+
+@pytest.mark.parametrize("norm", [Norm.l2, Norm.l1])
+def test_bumps_spend_the_whole_radius(norm: Norm) -> None:
+    x = torch.full((4, 3, 16, 16), 0.5, dtype=torch.float64)
+    model = Affine(2, 768)
+    model.bias.data[0] += 1000
+    for points in asked(Square(norm=norm, eps=0.4, queries=40), model, x):
+        assert torch.allclose(ball(norm, 1.0).size(points - x), torch.tensor(0.4).double())
+
+
+@every_norm
+def test_the_lead_never_falls_behind_an_earlier_query(norm: Norm) -> None:
+    model, x = Affine(3, 192), interior(8, 3, 8, 8)
+    model.bias.data[0] += 100
+    y = torch.zeros(8, dtype=torch.int64)
+    batches = asked(Square(norm=norm, eps=0.1, queries=60), model, x)
+    best = torch.stack([lead(model(points), y) for points in batches]).amax(0)
+    model._forward_pre_hooks.clear()
+    x_adv = Square(norm=norm, eps=0.1, queries=60)(model, x, y, generator=generator())
+    assert torch.equal(lead(model(x_adv), y), best)
+    assert (best > lead(model(batches[0]), y)).all()
+
+
+def test_the_least_likely_class_is_reached() -> None:
+    model, x, y = centred(4, (16, 1, 3, 4))
+    target = model(x).argmin(1)
+    attack = Square(eps=0.5, queries=500, label=Label.least_likely)
+    assert torch.equal(model(attack(model, x, y, generator=generator())).argmax(1), target)
+
+
+@every_norm
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3), (3, 3), (4, 7)])
+def test_images_of_any_size_have_room_for_a_square(norm: Norm, shape: tuple[int, int]) -> None:
+    x = everywhere(3, 2, *shape)
+    model = Affine(2, x[0].numel())
+    x_adv = Square(norm=norm, eps=0.2, queries=20)(model, x, torch.zeros(3).long())
+    assert x_adv.isfinite().all()
+    assert (ball(norm, 1.0).size(x_adv - x) <= 0.2 + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"queries": 0}, {"restarts": 0}, {"p_init": 0.0}, {"p_init": 1.1}, {"p_init": math.nan}],
+)
+def test_impossible_settings_are_refused_by_name(wrong: dict[str, float]) -> None:
+    ((key, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"^{key}={value} "):
+        Square(**wrong)
