@@ -166,7 +166,7 @@ def _evaluate(
         work = (settings, config.norm, config.eps, config.seed, torch.__version__)
         pieces = Folder(run_dir / "evaluation.partial", description(model, *subject.images, work))
         subject = replace(subject, saved=pieces)
-        suite = settings.suite(subject.num_classes)
+        suite = settings.suite(subject.num_classes, subject.random)
         with terminal.progress("evaluation", len(index) * len(suite)) as bar:
             ledger = attack_all(subject, index, settings, norm=config.norm, eps=config.eps, bar=bar)
         closer = NO_AUDIT

@@ -48,8 +48,8 @@ class APGD(ObjectiveAttack):
     steps
         Steps a search, 1 or more.
     restarts
-        Searches from random points for each target, 1 or more; where not given, as in AutoAttack: 1,
-        and 5 in l1 without targets.
+        Searches from random points for each target, 1 or more; where not given, those of
+        AutoAttack: 1, and 5 in l1 without targets.
     rho
         Share of the steps that have to raise the objective, in ]0, 1[.
     """
@@ -146,13 +146,17 @@ class _State(Rows):
     @classmethod
     def at(cls, subject: _Subject, start: Tensor, step_size: float) -> "_State":
         seen = subject.surrogate.evaluate(start)
+        fooled = subject.surrogate.succeeded(seen.logits)
         ones = torch.ones_like(seen.value)
-        value = _comparable(seen.value)
+        # A start that shows no way on is worth nothing: the first step goes to the image instead.
+        shown = seen.usable | fooled
+        start = torch.where(per_image(shown, start), start, subject.x)
+        value = torch.where(shown, _comparable(seen.value), -torch.inf)
         changed = _changed(start, subject.x)
         return cls(
             rows=subject.rows, surrogate=subject.surrogate, x=subject.x, x_adv=start,
             previous=start, gradient=seen.gradient, value=value,
-            fooled=subject.surrogate.succeeded(seen.logits),
+            fooled=fooled,
             best_x=start.clone(), best_gradient=seen.gradient.clone(), best_value=value.clone(),
             step_size=ones * step_size, rises=0 * ones, reviewed_value=value.clone(),
             halved=ones < 0, changed=changed, count=changed / L1_SHRINK,

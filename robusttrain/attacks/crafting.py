@@ -91,6 +91,8 @@ class Metered(nn.Module):
         Most images in one pass, 1 or more.
     draws
         How many passes of the network one call stands for: those that a mean over noise takes.
+    random
+        Whether outputs hang on noise. No attack then takes a single look for a success.
 
     Attributes
     ----------
@@ -100,9 +102,11 @@ class Metered(nn.Module):
         How many of them met logits or gradients that are not finite.
     """
 
-    def __init__(self, model: nn.Module, size: int, draws: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, size: int, draws: int = 1, *, random: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.size, self.draws = model, size, draws
+        self.model, self.size, self.draws, self.random = model, size, draws, random
         self.forward_passes = self.backward_passes = 0
         # Where the model is: reading it earlier than at the end would wait for the device.
         self.non_finite: Tensor | int = 0
@@ -131,7 +135,7 @@ class Evaluation(NamedTuple):
     """What the surrogate says about a batch of points.
 
     `gradient` is (N, ...), `value` (N,), `logits` (N, K); `usable` (N,) says whose gradient shows
-    any direction, that is, has an entry that is finite.
+    any direction, that is, has an entry that is finite and belongs to logits that are finite.
     """
 
     gradient: Tensor
@@ -178,7 +182,7 @@ class Surrogate:
             logits = self.model(point)
             value = self.value(logits)
             (gradient,) = torch.autograd.grad(value.sum(), point)
-        usable = gradient.isfinite().flatten(1).any(1)
+        usable = gradient.isfinite().flatten(1).any(1) & logits.isfinite().all(1)
         return Evaluation(gradient.nan_to_num(0, 0, 0), value.detach(), logits.detach(), usable)
 
     @torch.no_grad()
@@ -188,7 +192,13 @@ class Surrogate:
         return self.value(logits), logits
 
     def succeeded(self, logits: Tensor) -> Tensor:
-        """Whether each image is where the attack wants it, shape (N,)."""
+        """Whether each image is where the attack wants it, shape (N,).
+
+        Of a model that draws noise it is never said: an attack that stops at the first lucky draw
+        returns points that fool no fresh one, while the point of highest value does.
+        """
+        if isinstance(self.model, Metered) and self.model.random:
+            return torch.zeros_like(self.labels, dtype=torch.bool)
         hit = predictions(logits) == self.labels
         return hit if self.targeted else ~hit
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from robusttrain import ranges
 from robusttrain.attacks.crafting import BallAttack, Metered, Surrogate
 from robusttrain.attacks.standing import Rows, standing
-from robusttrain.threat import per_image
 
 
 @dataclass
@@ -72,8 +71,7 @@ class DeepFool(BallAttack):
             chosen = torch.where(moves, -leads / steepness, torch.inf).argmin(1)
         each = torch.arange(len(leads), device=leads.device)
         way = self.ball.shortest_way(slopes[each, chosen], -leads[each, chosen], walk.x_adv)
-        there = (walk.x_adv + (1 + self.overshoot) * way).clamp(0, 1)
-        return torch.where(per_image(moves[each, chosen], there), there, walk.x_adv)
+        return (walk.x_adv + (1 + self.overshoot) * way).clamp(0, 1)
 
 
 @dataclass
@@ -91,7 +89,7 @@ def _linearised(walk: _Walk) -> tuple[Tensor, Tensor]:
     model = walk.surrogate.model
     # As in `Surrogate.evaluate`: the graph of more images may not fit the memory.
     size = model.size if isinstance(model, Metered) else len(walk.rows)
-    places = torch.arange(len(walk.rows), device=walk.rows.device).split(size)
+    places = torch.split(torch.arange(len(walk.rows), device=walk.rows.device), size)
     leads, slopes = zip(*(_linearised_at_once(walk.take(part)) for part in places), strict=True)
     return torch.cat(leads), torch.cat(slopes)
 

@@ -110,9 +110,8 @@ class FAB(TargetingAttack):
         length, length_from_x = (self.ball.size(d).clamp_min(TINY) for d in (way, way_from_x))
         alpha = per_image((length / (length + length_from_x)).clamp_max(self.alpha_max), x)
         there = (1 - alpha) * (x_adv + self.eta * way) + alpha * (x + self.eta * way_from_x)
-        # Without a value and a usable gradient there is no plane: go back half the way to the image.
-        known = seen.usable & seen.value.isfinite()
-        there = torch.where(per_image(known, x), there, (x_adv + x) / 2)
+        # Without a usable gradient there is no plane: go back half the way to the image.
+        there = torch.where(per_image(seen.usable, x), there, (x_adv + x) / 2)
         return there.clamp(0, 1)
 
 

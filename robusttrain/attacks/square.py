@@ -54,7 +54,7 @@ class Square(BallAttack):
         Share of the pixels that the first squares cover, in ]0, 1].
     give_up
         Whether a search ends that is far from success: after 20 and 40 % of the queries, if the
-        margin, relative to the spread of the logits as in the DLR loss, is still above 0.4 and 0.25.
+        margin, relative to the spread of the logits as in the DLR loss, is above 0.4 and 0.25.
         On networks trained against linf 0.3 on MNIST it never fell by more than 0.24 and 0.17 in
         the queries that remained.
     """

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from robusttrain import ranges, streams
 from robusttrain.attacks import Attack
+from robusttrain.attacks.carlini_wagner import CarliniWagner
 from robusttrain.attacks.crafting import BallAttack
+from robusttrain.attacks.deepfool import DeepFool
+from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split, as_input
 from robusttrain.evaluation.partial import NOTHING_SAVED, Partial
@@ -27,6 +30,8 @@ RESERVED = ("clean", "worst_case", "uint8", "control", "noise_off", "noise_off_a
 
 # Small batches stay in a processor's cache; a GPU wants large ones.
 CPU_BATCH, GPU_BATCH = 128, 512
+
+ALONG_THE_BOUNDARY = (FAB, DeepFool, CarliniWagner)
 
 
 @dataclass
@@ -102,10 +107,16 @@ class Evaluation:
         wanted = min(count, self.probe_samples or count)
         return torch.arange(wanted) * count // max(1, wanted)
 
-    def suite(self, num_classes: int) -> dict[str, Attack]:
-        """The attacks, fitted to the number of classes; one that had to change says so by name."""
+    def suite(self, num_classes: int, random: bool) -> dict[str, Attack]:
+        """The attacks, fitted to the number of classes; one that had to change says so by name.
+
+        Attacks that walk along the decision boundary are left out for a random model, which has
+        none to be seen.
+        """
         fitted: dict[str, Attack] = {}
         for name, attack in self.attacks.items():
+            if random and isinstance(attack, ALONG_THE_BOUNDARY):
+                continue
             changed = attack.fitted(num_classes) if isinstance(attack, BallAttack) else attack
             fitted[" ".join([name, *_differences(attack, changed)])] = changed
         return fitted
@@ -169,7 +180,7 @@ def attack_all(
         seconds=time.perf_counter() - started,
     )
     worst = _Worst(subject, clean)
-    for name, attack in settings.suite(subject.num_classes).items():
+    for name, attack in settings.suite(subject.num_classes, subject.random).items():
         bar.show(name)
         threat = Norm(getattr(attack, "norm", norm)), float(getattr(attack, "eps", eps))
         fallen = ledger.worst_case if settings.survivors_only else ledger.misclassified
@@ -191,7 +202,7 @@ def saved_rows(subject: Subject, ledger: Ledger, settings: Evaluation) -> list[d
     images = torch.from_numpy(ledger.adversarial).to(subject.x)
     seen = subject.look((images * 255).round() / 255)
     broken = np.not_equal(seen.prediction, ledger.label)
-    return [row("uint8", "", ledger.largest_eps, np.asarray(broken), 0.0)]
+    return [row("uint8", "", ledger.largest_eps, np.asarray(broken))]
 
 
 def _outcome(

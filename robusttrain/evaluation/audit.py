@@ -142,11 +142,11 @@ class _Measured:
             if isinstance(attack, BallAttack):
                 broken |= self.probe.broken(_at_zero(attack), f"control {name}", draw="control")
         self.advance()
-        return row("control", self.probe.attack.norm, 0.0, broken, 0.0)
+        return row("control", self.probe.attack.norm, 0.0, broken)
 
     def control_check(self, control: Mapping[str, Any]) -> Check:
         """Whether it is the clean accuracy, up to what fresh noise may do."""
-        clean = row("clean", "", 0.0, self.probe.wrong(), 0.0)
+        clean = row("clean", "", 0.0, self.probe.wrong())
         gap = 100 * abs(clean["accuracy"] - control["accuracy"])
         below, above = clean["accuracy"] - clean["ci_low"], clean["ci_high"] - clean["accuracy"]
         allowed = 100 * max(below, above)
@@ -201,8 +201,8 @@ class _Measured:
             clean, attacked = still.wrong(), still.broken(threat, "noise off")
         self.advance()
         return [
-            row("noise_off", threat.norm, 0.0, clean, 0.0),
-            row("noise_off_attacked", threat.norm, threat.eps, attacked, 0.0),
+            row("noise_off", threat.norm, 0.0, clean),
+            row("noise_off_attacked", threat.norm, threat.eps, attacked),
         ]
 
     @property

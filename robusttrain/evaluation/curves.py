@@ -72,7 +72,7 @@ def _point(
 ) -> dict[str, Any]:
     draws = (eot or probe.subject.eot) if probe.subject.random else 1
     name = f"curve {attack.eps} {attack.steps} {draws}"
-    counted = row(curve, attack.norm, attack.eps, probe.broken(attack, name, eot=draws), 0.0)
+    counted = row(curve, attack.norm, attack.eps, probe.broken(attack, name, eot=draws))
     advance()
     kept = {key: counted[key] for key in ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")}
     return {"curve": curve, "steps": attack.steps, "eot": draws, **kept}

@@ -129,7 +129,8 @@ class Subject:
         if known is not None:
             return Crafted(**known)
         averaged = MeanPrediction(self.model, eot) if self.random else self.model
-        metered = Metered(averaged, self.batch_size, eot if self.random else 1)
+        draws = eot if self.random else 1
+        metered = Metered(averaged, self.batch_size, draws, random=self.random)
         generator = streams.stream(self.seed, f"evaluation/{key}", self.x.device)
         with self._drawing(f"noise/{key}"):
             x_adv = attack(metered, self.x[rows], self.y[rows], generator=generator)

@@ -1,5 +1,6 @@
 """The ledger: what each attack did to each test image. Every reported figure is counted from it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,7 +138,7 @@ class Ledger:
         Accuracies are shares from 0 to 1, with 95 % Wilson score intervals. `norm` is that of the
         run, for the rows that no single attack stands for.
         """
-        rows = [row("clean", norm, 0.0, self.misclassified, self.seconds)]
+        rows = [row("clean", norm, 0.0, self.misclassified, self.seconds, 1.0, 0.0)]
         for name, o in self.outcomes.items():
             passes = (o.forward_passes / len(o.broken), o.backward_passes / len(o.broken))
             rows.append(row(name, o.norm, o.eps, o.broken, o.seconds, *passes))
@@ -152,11 +153,14 @@ def row(
     norm: str,
     eps: float,
     broken: Flags,
-    seconds: float,
-    forward: float = 0.0,
-    backward: float = 0.0,
+    seconds: float = math.nan,
+    forward: float = math.nan,
+    backward: float = math.nan,
 ) -> dict[str, Any]:
-    """A row of `report.csv`; `forward` and `backward` are the attack's passes an image."""
+    """A row of `report.csv`; `forward` and `backward` are the attack's passes an image.
+
+    What is not known stays empty.
+    """
     # Takes a second to import, which a command line with a mistake in it need not wait for.
     from scipy.stats import binomtest
 

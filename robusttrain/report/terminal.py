@@ -1,6 +1,7 @@
 """The terminal: progress, messages and tables; plain lines where the output is a file or a pipe."""
 
 import logging
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,11 +96,11 @@ class Terminal:
 
     def report(self, report: pd.DataFrame, title: str) -> None:
         """Print the attack, eps, accuracy and interval columns of a report."""
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
         table.add_column("attack")
         table.add_column("norm")
         for name in ("eps", "n", "accuracy", "95 % interval", "passes", "seconds"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         for row in report.to_dict("records"):
             table.add_row(
                 row["attack"],
@@ -107,9 +108,9 @@ class Terminal:
                 f"{row['eps']:.4g}",
                 str(row["n"]),
                 f"{row['accuracy']:.2%}",
-                f"{row['ci_low']:.2%} to {row['ci_high']:.2%}",
-                f"{row['forward'] + row['backward']:.0f}",
-                f"{row['seconds']:.1f}",
+                f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}",
+                _known(row["forward"] + row["backward"], ".0f"),
+                _known(row["seconds"], ".1f"),
             )
         self.console.print(table)
 
@@ -146,6 +147,11 @@ class Terminal:
         for row in cells.itertuples(index=False):
             table.add_row(*(Text(cell) for cell in row))
         self.console.print(table)
+
+
+def _known(value: float, form: str) -> str:
+    """A number in a table; nothing where it is not known."""
+    return "" if math.isnan(value) else format(value, form)
 
 
 def _phrase(figures: Mapping[str, float | None]) -> str:

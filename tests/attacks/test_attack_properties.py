@@ -49,7 +49,8 @@ def test_every_attack_has_a_row_here() -> None:
             for name, value in inspect.getmembers(module, inspect.isclass)
             if issubclass(value, BallAttack) and not name.startswith("_")
         }
-    assert found - {BallAttack, TargetingAttack, ObjectiveAttack} == {type(make()) for make in ATTACKS.values()}
+    bases = {BallAttack, TargetingAttack, ObjectiveAttack}
+    assert found - bases == {type(make()) for make in ATTACKS.values()}
     assert is_dataclass(NoAttack)
 
 

@@ -151,9 +151,24 @@ def test_images_that_are_wrong_already_stay_and_cost_no_more_than_a_look() -> No
 def test_small_batches_give_the_same_images() -> None:
     network, x = tanh_network(12, 3), everywhere(10, 1, 3, 4)
     y, attack = network(x).argmax(1), DeepFool(eps=0.5)
-    metered = Metered(network, 3)
+    metered, graphs = Metered(network, 3), []
+    metered.register_forward_pre_hook(
+        lambda _, inputs: graphs.append(len(inputs[0]) if torch.is_grad_enabled() else 0)
+    )
+    with torch.no_grad():
+        attack(metered, x, y)
+    # No graph is held of more images than are in a batch.
+    assert max(graphs) == 3
     assert torch.allclose(attack(metered, x, y), attack(network, x, y), rtol=0, atol=1e-9)
     assert metered.backward_passes > 0
+
+
+@every_norm
+def test_a_model_that_does_not_look_at_its_images_leaves_them(norm: Norm) -> None:
+    model, x = Affine(3, 12), everywhere(4, 1, 3, 4)
+    model.weight.data.zero_()
+    x_adv = DeepFool(norm=norm, **ANYWHERE)(model, x, model(x).argmax(1))
+    assert torch.allclose(x_adv, x, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"classes": 0}, {"overshoot": -0.1}])

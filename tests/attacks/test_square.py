@@ -76,8 +76,9 @@ def test_outputs_are_all_that_is_asked_for(norm: Norm) -> None:
 
 def asked(attack: Square, model: nn.Module, x: Tensor) -> list[Tensor]:
     batches: list[Tensor] = []
-    model.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0].detach().clone()))
+    keep = model.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0].clone()))
     attack(model, x, torch.zeros(len(x), dtype=torch.int64), generator=generator())
+    keep.remove()
     return batches
 
 
@@ -91,7 +92,7 @@ class Constant(nn.Module):
 @every_norm
 def test_a_query_is_one_pass(norm: Norm) -> None:
     for queries, restarts in ((1, 1), (37, 1), (37, 2)):
-        attack = Square(norm=norm, eps=0.1, queries=queries, restarts=restarts)
+        attack = Square(norm=norm, eps=0.1, queries=queries, restarts=restarts, give_up=False)
         batches = asked(attack, Constant(), interior(4, 3, 8, 8))
         assert [len(batch) for batch in batches] == [4] * queries * restarts
 
@@ -99,7 +100,7 @@ def test_a_query_is_one_pass(norm: Norm) -> None:
 def test_linf_starts_from_stripes_and_changes_squares_of_the_documented_sides() -> None:
     """Half the pixels from the 11th query after the start on, a quarter from the 51st on."""
     x, eps = interior(8, 3, 16, 16), 0.1
-    start, *tried = asked(Square(eps=eps, queries=71), Constant(), x)
+    start, *tried = asked(Square(eps=eps, queries=71, give_up=False), Constant(), x)
     stripes = (start - x) / eps
     assert torch.allclose(stripes.abs(), torch.ones_like(x))
     assert torch.allclose(stripes, stripes[:, :, :1].expand_as(x))
@@ -109,9 +110,7 @@ def test_linf_starts_from_stripes_and_changes_squares_of_the_documented_sides() 
         # A window that no image changes in any channel is not seen; the odds are 2^-24 a column.
         changed = (points != start).any(0).any(0)
         rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
-        shapes.append(
-            ((rows.max() - rows.min()).item() + 1, (columns.max() - columns.min()).item() + 1)
-        )
+        shapes.append(tuple((at.max() - at.min()).item() + 1 for at in (rows, columns)))
         for signs in ((points - x) / eps)[:, :, changed].round():
             assert all(len(channel.unique()) == 1 for channel in signs)
     expected = [math.sqrt(0.8 * 256 / 2**halvings) for halvings in [0] * 11 + [1] * 40 + [2] * 19]
@@ -120,10 +119,26 @@ def test_linf_starts_from_stripes_and_changes_squares_of_the_documented_sides() 
 
 def test_windows_are_all_over_the_image() -> None:
     start, *tried = asked(
-        Square(eps=0.1, queries=200, p_init=0.05), Constant(), interior(8, 1, 9, 9)
+        Square(eps=0.1, queries=1500, p_init=0.05, give_up=False), Constant(), interior(8, 1, 9, 9)
     )
     touched = torch.stack([(points != start).any(0) for points in tried]).any(0)
     assert touched.all()
+
+
+def test_searches_that_are_far_from_success_end() -> None:
+    """The label leads by 0.5, 0.35 and 0.2 of the spread; the limits are 0.4 and 0.25."""
+
+    class Leads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            lead = x.flatten(1)[:, 0]
+            return torch.stack([0 * lead, -lead, 0 * lead - 1], 1)
+
+    x = torch.tensor([0.5, 0.35, 0.2], dtype=torch.float64).view(3, 1, 1, 1).repeat(1, 1, 4, 4)
+    sizes = [len(points) for points in asked(Square(eps=0.01, queries=100), Leads(), x)]
+    # Each of the two decisions takes one more pass.
+    assert sizes == [3] * 22 + [2] * 21 + [1] * 59
+    patient = asked(Square(eps=0.01, queries=100, give_up=False), Leads(), x)
+    assert [len(points) for points in patient] == [3] * 100
 
 
 @pytest.mark.parametrize("norm", [Norm.l2, Norm.l1])
@@ -131,7 +146,7 @@ def test_bumps_spend_the_whole_radius(norm: Norm) -> None:
     x = torch.full((4, 3, 16, 16), 0.5, dtype=torch.float64)
     model = Affine(2, 768)
     model.bias.data[0] += 1000
-    for points in asked(Square(norm=norm, eps=0.4, queries=40), model, x):
+    for points in asked(Square(norm=norm, eps=0.4, queries=40, give_up=False), model, x):
         assert torch.allclose(ball(norm, 1.0).size(points - x), torch.tensor(0.4).double())
 
 
@@ -140,10 +155,11 @@ def test_the_lead_never_falls_behind_an_earlier_query(norm: Norm) -> None:
     model, x = Affine(3, 192), interior(8, 3, 8, 8)
     model.bias.data[0] += 100
     y = torch.zeros(8, dtype=torch.int64)
-    batches = asked(Square(norm=norm, eps=0.1, queries=60), model, x)
+    batches = asked(Square(norm=norm, eps=0.1, queries=60, give_up=False), model, x)
     best = torch.stack([lead(model(points), y) for points in batches]).amax(0)
-    model._forward_pre_hooks.clear()
-    x_adv = Square(norm=norm, eps=0.1, queries=60)(model, x, y, generator=generator())
+    x_adv = Square(norm=norm, eps=0.1, queries=60, give_up=False)(
+        model, x, y, generator=generator()
+    )
     assert torch.equal(lead(model(x_adv), y), best)
     assert (best > lead(model(batches[0]), y)).all()
 

@@ -104,7 +104,7 @@ def test_images_that_do_not_fit_the_source_are_refused_by_their_shape() -> None:
 
 def test_labels_that_the_source_does_not_know_are_refused() -> None:
     transfer = Transfer(Affine(2, 12), FGSM())
-    with pytest.raises(InputError, match="^source knows 2 classes: it must know class 2, too"):
+    with pytest.raises(InputError, match=r"^source knows 2 classes: it must know class 2, too"):
         transfer(nn.Identity(), *images())
 
 
@@ -124,7 +124,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def conf() -> Iterator[None]:
     configs.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
