@@ -71,7 +71,8 @@ class Config:
     stages
         What to do, of train and evaluate.
     checkpoint
-        A saved model to evaluate, or to train further from.
+        A saved model to evaluate, or to train further from; somebody else's state dict, TorchScript
+        file or exported program to evaluate.
     keep_memory
         Whether the process keeps freed memory for its next tensors (glibc only; for speed).
     data_dir, download

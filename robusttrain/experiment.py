@@ -17,7 +17,7 @@ from robusttrain.data import Info, Split, hold_out
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.accuracy import attack_all, examine, saved_rows
-from robusttrain.evaluation.audit import NO_AUDIT, PIECES, Audit, audit
+from robusttrain.evaluation.audit import NO_AUDIT, PIECES, PIECES_OF_NOISE, Audit, audit
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.intake import Finding
 from robusttrain.evaluation.partial import Folder, description
@@ -163,7 +163,11 @@ def _evaluate(
     with modes_restored(model):
         model.eval()
         index, subject = examine(model, test, settings, config.seed)
-        work = (settings, config.norm, config.eps, config.seed, torch.__version__)
+        # Noise and architecture do not show in the weights, nor in what a batch is in a piece.
+        work = (
+            config.checkpoint, config.model, config.noise, config.norm, config.eps, config.seed,
+            settings, subject.batch_size, subject.x.device, torch.__version__,
+        )  # fmt: skip
         pieces = Folder(run_dir / "evaluation.partial", description(model, *subject.images, work))
         subject = replace(subject, saved=pieces)
         suite = settings.suite(subject.num_classes, subject.random)
@@ -172,7 +176,8 @@ def _evaluate(
         closer = NO_AUDIT
         if settings.audit and settings.probe is not None:
             probe = Probe(subject.take(settings.probed(len(index))), settings.probe)
-            with terminal.progress("audit", PIECES) as bar:
+            pieces_of_work = PIECES + PIECES_OF_NOISE * subject.random
+            with terminal.progress("audit", pieces_of_work) as bar:
                 closer = audit(probe, suite, ledger, bar.advance)
         rows = [*closer.controls, *saved_rows(subject, ledger, settings)]
     _report(config, names, ledger, rows, closer, run_dir, terminal)

@@ -99,7 +99,11 @@ def load_model(
     InputError
         If there is no such checkpoint, it is damaged, or it names a class of no trusted package.
     """
-    saved = checkpoints.load(run)
+    try:
+        saved = checkpoints.load(run)
+    except InputError as error:
+        # A command line names such a run by a key of this name, too: attack.source.run.
+        raise InputError(str(error).replace("checkpoint=", "run=", 1)) from error
     plain = {key: saved.config[key] for key in INHERITED_BY_MODEL}
     _refuse_strangers(plain, [*TRUSTED, *trust])
     channels, height, width = saved.image_shape

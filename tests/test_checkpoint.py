@@ -146,6 +146,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     for place in (tmp_path / "no.pt", tmp_path, tmp_path / "no" / "run"):
         with pytest.raises(InputError, match=r"^checkpoint=.* is not there"):
             checkpoint.load(place)
+        # Whoever calls this gives it as `run`.
+        with pytest.raises(InputError, match=r"^run=.* is not there"):
+            load_model(place)
 
 
 def test_a_failed_save_leaves_the_last_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,14 @@ from robusttrain import cli
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
 
+QUICK = ["evaluation=quick", "evaluation.attacks.pgd.steps=3"]
 TINY = [
     "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "dataset.validation=16",
-    "model=linear", "epochs=2", "batch_size=32", "evaluation.attacks.pgd.steps=3",
+    "model=linear", "epochs=2", "batch_size=32", *QUICK,
 ]  # fmt: skip
-ATTACKS = ["uniform", "fgsm", "pgd"]
+# The attacks of evaluation=quick and of evaluation=standard.
+ATTACKS = ["uniform", "fgsm", "pgd", "apgd_ce"]
+SUITE = ["apgd_ce", "apgd_t", "fab_t", "square", "apgd_margin"]
 
 
 class Answer(NamedTuple):
@@ -122,6 +126,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Answer:
 
 
 @pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """The first command of the README, with fewer epochs and its own evaluation."""
+    command = ["defense=madry", "eps=0.03", "epochs=3"]
+    answer = robust(*command, cwd=tmp_path_factory.mktemp("first"))
+    assert answer.code == 0, answer.err
+    return answer
+
+
+@pytest.fixture(scope="module")
 def more(finished: Answer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     """Further runs that need no process of their own."""
     best = finished.run_dir / "best.pt"
@@ -129,17 +142,27 @@ def more(finished: Answer, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     answers = drive(
         {
             "again": TINY,
-            "other seed": [*TINY, "seed=1"],
+            "other seed": [*TINY, "evaluation.audit=false", "seed=1"],
             "train": [*TINY, "stages=[train]"],
-            "evaluate": ["stages=[evaluate]", f"checkpoint={best}", *TINY[-1:]],
-            "evaluate run": ["stages=[evaluate]", f"checkpoint={finished.run_dir}", *TINY[-1:]],
+            "evaluate": ["stages=[evaluate]", f"checkpoint={best}", *QUICK],
+            "evaluate run": ["stages=[evaluate]", f"checkpoint={finished.run_dir}", *QUICK],
+            "keep": [
+                "stages=[evaluate]", f"checkpoint={best}", *QUICK, "evaluation.audit=false",
+                "evaluation.save_adversarial=true",
+            ],
+            "transfer": [
+                "stages=[evaluate]", f"checkpoint={best}", "evaluation=quick",
+                *(f"~evaluation.attacks.{name}" for name in ATTACKS),
+                "+attack@evaluation.attacks.other=transfer",
+                f"evaluation.attacks.other.source.run={finished.run_dir}",
+            ],
             "eps=0": [*TINY, "eps=0", "epochs=1"],
             "smoke": ["experiment=smoke"],
             "diverges": [*mild, "schedule.gamma=1e38"],
         },
         tmp_path_factory.mktemp("more"),
-    )
-    assert [answer.code for answer in answers.values()] == [0] * 7 + [1], answers
+    )  # fmt: skip
+    assert [answer.code for answer in answers.values()] == [0] * 9 + [1], answers
     return answers
 
 
@@ -147,8 +170,8 @@ def test_a_run_leaves_its_files_and_no_others(finished: Answer) -> None:
     assert finished.run_dir.is_absolute()
     assert listing(finished.run_dir) == [
         ".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
-        "best.pt", "checkpoint.pt", "manifest.json", "report.csv", "robusttrain.log",
-        "samples.csv", "train.csv",
+        "audit.csv", "best.pt", "checkpoint.pt", "curve.csv", "manifest.json", "report.csv",
+        "robusttrain.log", "samples.csv", "train.csv",
     ]  # fmt: skip
 
 
@@ -165,30 +188,103 @@ def test_the_report_has_a_row_an_attack(finished: Answer) -> None:
     report = rows(finished.run_dir / "report.csv")
     assert list(report[0]) == [
         "dataset", "model", "defense", "noise", "seed", "attack", "norm", "eps", "n", "accuracy",
-        "ci_low", "ci_high", "seconds",
+        "ci_low", "ci_high", "forward", "backward", "seconds",
     ]  # fmt: skip
-    assert [row["attack"] for row in report] == ["clean", *ATTACKS, "worst_case"]
+    assert [row["attack"] for row in report] == ["clean", *ATTACKS, "control", "worst_case"]
     first = [report[0][key] for key in ("dataset", "model", "defense", "noise", "seed", "n")]
     assert first == ["synthetic", "linear", "madry", "none", "0", "40"]
-    assert [row["eps"] for row in report] == ["0", "0.1", "0.1", "0.1", "0.1"]
+    assert [row["eps"] for row in report] == ["0", "0.1", "0.1", "0.1", "0.1", "0", "0.1"]
     for row in report:
         assert float(row["ci_low"]) <= float(row["accuracy"]) <= float(row["ci_high"])
 
 
-def test_the_report_is_counted_from_the_samples(finished: Answer) -> None:
-    samples = rows(finished.run_dir / "samples.csv")
-    assert list(samples[0]) == ["index", "label", "clean_prediction", "clean_margin"] + [
-        f"{name}_{column}" for name in ATTACKS for column in ("broken", "margin", "size")
-    ]
-    assert [row["index"] for row in samples] == [str(index) for index in range(40)]
+@pytest.mark.parametrize(
+    ("run", "names", "eps", "survivors_only"),
+    [("finished", ATTACKS, 0.1, False), ("first", SUITE, 0.03, True)],
+)
+def test_the_report_is_counted_from_the_samples(
+    run: str, names: list[str], eps: float, survivors_only: bool, request: pytest.FixtureRequest
+) -> None:
+    run_dir = request.getfixturevalue(run).run_dir
+    samples = rows(run_dir / "samples.csv")
+    assert list(samples[0]) == [
+        "index", "label", "clean_prediction", "clean_margin",
+        *(f"{name}_{column}" for name in names for column in ("broken", "margin", "size")),
+        "broken_by",
+    ]  # fmt: skip
     wrong = np.array([row["clean_prediction"] != row["label"] for row in samples])
-    broken = {a: np.array([row[f"{a}_broken"] == "1" for row in samples]) for a in ATTACKS}
-    broken = {"clean": wrong, **broken}
-    counted = {name: 1 - flags.mean() for name, flags in broken.items()}
-    counted["worst_case"] = 1 - np.any(list(broken.values()), axis=0).mean()
-    assert accuracies(finished.run_dir) == pytest.approx(counted, abs=1e-6)
-    sizes = [float(row[f"{name}_size"]) for row in samples for name in ATTACKS]
-    assert max(sizes) <= 0.1 + 1e-6
+    first = np.where(wrong, "clean", "").astype(object)
+    counted = {"clean": 1 - wrong.mean()}
+    for name in names:
+        spared = (first != "") if survivors_only else wrong
+        for column in ("broken", "margin", "size"):
+            assert [row[f"{name}_{column}"] == "" for row in samples] == spared.tolist()
+        broken = spared | [row[f"{name}_broken"] == "1" for row in samples]
+        counted[name] = 1 - broken.mean()
+        first[(first == "") & broken] = name
+    assert [row["broken_by"] for row in samples] == first.tolist()
+    counted["worst_case"] = (first == "").mean()
+    said = {name: value for name, value in accuracies(run_dir).items() if name != "control"}
+    assert said == pytest.approx(counted, abs=1e-6)
+    sizes = [float(row[f"{name}_size"] or 0) for row in samples for name in names]
+    assert 0 < max(sizes) <= eps + 1e-6
+
+
+def test_the_first_command_ends_with_its_suite_and_a_look_at_its_figures(first: Answer) -> None:
+    """Nothing here is random, so a radius of 0 leaves the clean accuracy exactly."""
+    report = {row["attack"]: row for row in rows(first.run_dir / "report.csv")}
+    assert list(report) == ["clean", *SUITE, "control", "worst_case"]
+    assert {row["n"] for row in report.values()} == {"100"}
+    clean = report["clean"]["accuracy"]
+    assert report["control"]["accuracy"] == clean
+    assert float(report["worst_case"]["accuracy"]) < float(clean)
+    spent = [float(report[name]["forward"]) for name in ("clean", *SUITE)]
+    assert float(report["worst_case"]["forward"]) == pytest.approx(sum(spent), rel=1e-5)
+
+    curve = rows(first.run_dir / "curve.csv")
+    radii = [row["eps"] for row in curve if row["curve"] == "eps"]
+    assert radii == ["0", "0.0075", "0.015", "0.03", "0.045", "0.06", "0.12"]
+    steps = [row["steps"] for row in curve if row["curve"] == "steps"]
+    assert steps == ["1", "2", "5", "10", "20", "40", "80"]
+    assert curve[0]["accuracy"] == clean
+
+    checks = rows(first.run_dir / "audit.csv")
+    verdicts = {row["verdict"] for row in checks}
+    worst = next(verdict for verdict in ("fail", "warn", "pass") if verdict in verdicts)
+    panel = first.out.partition(f" audit: {worst} ")[2]
+    assert "warn / fail above" in panel
+    assert len(re.findall(r" (pass|warn|fail) +│$", panel, re.M)) == len(checks) >= 15
+
+
+def test_attacked_images_are_kept_where_that_is_asked_for(
+    finished: Answer, more: dict[str, Answer]
+) -> None:
+    run_dir = more["keep"].run_dir
+    assert not {"audit.csv", "curve.csv", "evaluation.partial"} & set(listing(run_dir))
+    kept = np.load(run_dir / "adversarial.npz")
+    samples = rows(run_dir / "samples.csv")
+    for key in ("index", "label", "broken_by"):
+        assert kept[key].astype(str).tolist() == [row[key] for row in samples]
+    _, test = Synthetic(train_size=96, test_size=40, validation=16).load()
+    moved = torch.from_numpy(kept["images"])
+    assert 0 < (moved - as_input(test.images)).abs().max() <= 0.1 + 1e-6
+    right = robusttrain.load_model(finished.run_dir)(moved).argmax(1) == test.labels
+    assert right.tolist() == [row["broken_by"] == "" for row in samples]
+    report = rows(run_dir / "report.csv")
+    assert [row["attack"] for row in report] == ["clean", *ATTACKS, "uint8", "worst_case"]
+
+
+def test_a_saved_run_is_the_source_of_a_transfer_attack(
+    finished: Answer, more: dict[str, Answer]
+) -> None:
+    """From the model to itself, which comes to an attack on it that asks it nothing."""
+    report = {row["attack"]: row for row in rows(more["transfer"].run_dir / "report.csv")}
+    assert list(report) == ["clean", "other", "control", "worst_case"]
+    assert float(report["other"]["forward"]) == float(report["other"]["backward"]) == 0
+    # Searches from other starts may differ by one of the 40 images.
+    worst_case = accuracies(finished.run_dir)["worst_case"]
+    assert float(report["other"]["accuracy"]) == pytest.approx(worst_case, abs=0.026)
+    assert report["control"]["accuracy"] == report["clean"]["accuracy"] != "1"
 
 
 def test_the_manifest_says_what_the_run_was(finished: Answer) -> None:
@@ -221,7 +317,7 @@ def test_the_saved_model_is_the_one_that_was_reported(finished: Answer) -> None:
 
 def test_one_seed_gives_one_result(finished: Answer, more: dict[str, Answer]) -> None:
     first, second = finished.run_dir, more["again"].run_dir
-    for name in ("train.csv", "report.csv"):
+    for name in ("train.csv", "report.csv", "audit.csv", "curve.csv"):
         assert rows(first / name, without="seconds") == rows(second / name, without="seconds")
     assert (first / "samples.csv").read_bytes() == (second / "samples.csv").read_bytes()
     for name in ("best.pt", "checkpoint.pt"):
@@ -255,7 +351,7 @@ def test_training_alone_leaves_no_report(more: dict[str, Answer]) -> None:
 def test_at_eps_0_robust_is_clean(more: dict[str, Answer]) -> None:
     run_dir = more["eps=0"].run_dir
     assert len(set(accuracies(run_dir).values())) == 1
-    assert {float(row["pgd_size"]) for row in rows(run_dir / "samples.csv")} == {0.0}
+    assert {row["pgd_size"] for row in rows(run_dir / "samples.csv")} <= {"0", ""}
 
 
 def test_the_smoke_experiment_passes_every_stage(more: dict[str, Answer]) -> None:
@@ -284,14 +380,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_trained(
 def test_a_sweep_leaves_a_directory_a_job(tmp_path: Path) -> None:
     """Options may stand anywhere, and a job that fails does not take the others along."""
     defenses = ["standard", "alpha_mix", "fgsm", "rt", "lsa", "madry"]
-    answer = robust(
-        *TINY, f"defense={','.join(defenses)}", "-m", "eps=20/100,-1", "epochs=1", cwd=tmp_path
-    )
+    sweep = [f"defense={','.join(defenses)}", "-m", "eps=20/100,-1", "epochs=1"]
+    answer = robust(*TINY, *sweep, "evaluation.audit=false", cwd=tmp_path)
     assert answer.code == 1
     assert answer.err.splitlines()[-1].startswith("robusttrain: eps=-1 is not allowed")
     assert "Traceback" not in answer.err
-    (sweep,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
-    jobs = {int(path.name): path for path in sweep.iterdir() if path.is_dir()}
+    (folder,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
+    jobs = {int(path.name): path for path in folder.iterdir() if path.is_dir()}
     assert sorted(jobs) == list(range(0, 12, 2))
     for number, path in jobs.items():
         last = rows(path / "report.csv")[-1]
@@ -318,7 +413,7 @@ def test_a_defense_of_the_users_own_is_trained_saved_and_evaluated(tmp_path: Pat
     report = rows(first.run_dir / "report.csv", without="seconds")
     assert report[0]["defense"] == "mine"
 
-    again = ["stages=[evaluate]", f"checkpoint={first.run_dir}", *TINY[-1:], "trust=[mypackage]"]
+    again = ["stages=[evaluate]", f"checkpoint={first.run_dir}", *QUICK, "trust=[mypackage]"]
     second = robust(*again, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert second.code == 0, second.err
     assert rows(second.run_dir / "report.csv", without="seconds") == report
@@ -359,7 +454,9 @@ def files(finished: Answer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 REFUSALS: dict[str, list[str]] = {
     "defense=foo": ["defense=foo", "alpha_mix", "madry", "standard"],
     "experiment=foo": ["experiment=foo", "smoke"],
-    "attack@evaluation.attacks.pgd=foo": ["attack=foo", "pgd20"],
+    "attack@evaluation.attacks.square=foo": ["attack=foo", "pgd20"],
+    "evaluation=foo": ["evaluation=foo", "standard", "quick"],
+    "evaluation=quick ~attack@evaluation.probe": ["evaluation.probe=None", "audit=true"],
     "defence=madry": ["defence=madry", "did you mean defense?"],
     "alpha=1.5 defense=alpha_mix": ["alpha=1.5", "did you mean defense.alpha?"],
     "steps=5": ["steps=5", "did you mean attack.steps"],
@@ -391,6 +488,9 @@ REFUSALS: dict[str, list[str]] = {
     "checkpoint={files}/text.pt": ["checkpoint={files}/text.pt"],
     "checkpoint={files}/empty.pt": ["checkpoint={files}/empty.pt"],
     "checkpoint={files}/best.pt model=mlp": ["checkpoint={files}/best.pt", "another model"],
+    "+attack@evaluation.attacks.other=transfer": ["evaluation.attacks.other.source.run"],
+    "attack=transfer attack.source.run={files}/no": ["attack.source.run={files}/no is not there"],
+    "attack=transfer attack.source.run={files}/text.pt": ["attack.source.run={files}/text.pt"],
     "dataset=mnist data_dir={files}/none download=false": ["data_dir={files}/none", "download"],
     "dataset=mnist data_dir={files}/corrupt download=false": ["data_dir={files}/corrupt", "mnist"],
     "dataset=folder": ["dataset.path"],

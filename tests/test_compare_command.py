@@ -16,7 +16,8 @@ from robusttrain import commands
 SWEEP = [
     "-m", "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40",
     "dataset.validation=16", "model=linear", "epochs=4", "batch_size=32",
-    "evaluation.attacks.pgd.steps=3", "defense=standard,fgsm", "optimizer.lr=0.01",
+    "evaluation=quick", "evaluation.attacks.pgd.steps=3",
+    "defense=standard,fgsm", "optimizer.lr=0.01",
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ FOLDERS = sorted(folder for folder in CONF.iterdir() if folder.is_dir() and fold
 OPTIONS = [(folder.name, file.stem) for folder in FOLDERS for file in sorted(folder.glob("*.yaml"))]
 ATTACKS = [option for group, option in OPTIONS if group == "attack"]
 DEFENSES = [option for group, option in OPTIONS if group == "defense"]
+EVALUATIONS = [option for group, option in OPTIONS if group == "evaluation"]
 
 # Values that an option cannot do without.
 NEEDED = {
@@ -108,7 +109,7 @@ COMPONENTS = [
     for component in configs._components(importlib.import_module(where))
 ]
 # Dataclasses beside the components that are no option by themselves.
-PARTS = {"BallAttack", "Surrogate", "Epoch"}
+PARTS = {"BallAttack", "TargetingAttack", "ObjectiveAttack", "Surrogate", "Aimed", "Rows", "Epoch"}
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.__name__)
@@ -136,23 +137,34 @@ def test_every_component_has_an_option() -> None:
 # --- fractions ---------------------------------------------------------------------------------
 
 
-def test_one_eps_reaches_every_part() -> None:
-    config = built("eps=8/255", "defense=rt", "attack=fgsm")
-    radii = [config.eps, config.attack.eps, config.defense.eps]
-    radii += [config.training.validation_attack.eps]
-    radii += [attack.eps for attack in config.evaluation.attacks.values()]
-    assert radii == [8 / 255] * len(radii)
-    assert len(radii) == 7
+def radii(part: Any) -> Iterator[float]:
+    """Every eps in a component and in what it holds."""
+    held = vars(part) if dataclasses.is_dataclass(part) else part
+    if isinstance(held, dict):
+        for key, value in held.items():
+            if key == "eps":
+                yield value
+            yield from radii(value)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_one_eps_reaches_every_part(evaluation: str) -> None:
+    config = built("eps=8/255", "defense=rt", "attack=fgsm", f"evaluation={evaluation}")
+    found = list(radii(config))
+    assert found == [8 / 255] * len(found)
+    # The run, attack, defense, the validation attack, and all that the evaluation attacks with.
+    probes = [] if config.evaluation.probe is None else [config.evaluation.probe]
+    assert len(found) == 4 + len(probes) + len(config.evaluation.attacks)
 
 
 def test_a_fraction_works_wherever_pixels_are_meant() -> None:
     keys = [
         "eps", "attack.eps", "attack.step_size", "defense.eps", "noise.sigma",
-        "evaluation.attacks.pgd.eps", "evaluation.attacks.pgd.step_size",
+        "evaluation.attacks.pgd.eps", "evaluation.attacks.pgd.step_size", "evaluation.probe.eps",
         "training.validation_attack.eps",
     ]  # fmt: skip
     fractions = [f"{key}={number}/255" for number, key in enumerate(keys, 1)]
-    config = built("defense=lsa", "noise=gaussian", *fractions)
+    config = built("defense=lsa", "noise=gaussian", "evaluation=quick", *fractions)
     for number, key in enumerate(keys, 1):
         value: Any = config
         for part in key.split("."):
@@ -182,7 +194,7 @@ def test_what_is_no_number_is_refused_by_its_full_key(value: object) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["attack.stps", "defense.alhpa", "training.curriculum.foo", "evaluation.attacks.pgd.foo"],
+    ["attack.stps", "defense.alhpa", "training.curriculum.foo", "evaluation.attacks.square.foo"],
 )
 def test_an_unknown_key_is_refused_by_its_full_name(key: str) -> None:
     with pytest.raises(ConfigCompositionException, match=re.escape(key)):
@@ -201,7 +213,8 @@ def test_a_wrong_type_is_refused_by_its_full_name(override: str) -> None:
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("evaluation.attacks.pgd.steps=0", "evaluation.attacks.pgd.steps=0"),
+        ("evaluation.attacks.square.queries=0", "evaluation.attacks.square.queries=0"),
+        ("evaluation.probe.steps=0", "evaluation.probe.steps=0"),
         ("training.validation_attack.restarts=0", "training.validation_attack.restarts=0"),
         ("attack.eps=-1", "attack.eps=-1"),
         # What was typed, not the first component that takes its value from there.
@@ -236,16 +249,16 @@ def test_a_missing_mandatory_value_is_named(override: str, key: str) -> None:
 
 
 def test_an_evaluation_attack_is_added_with_settings_of_its_own() -> None:
-    attacks = built(
-        "+attack@evaluation.attacks.strong=pgd", "evaluation.attacks.strong.steps=100"
-    ).evaluation.attacks
-    assert list(attacks) == ["uniform", "fgsm", "pgd", "strong"]
+    strong = ["+attack@evaluation.attacks.strong=pgd", "evaluation.attacks.strong.steps=100"]
+    attacks = built("evaluation=quick", *strong).evaluation.attacks
+    assert list(attacks) == ["uniform", "fgsm", "pgd", "apgd_ce", "strong"]
     assert attacks["strong"].steps == 100
     assert attacks["pgd"].steps == 20
 
 
 def test_an_evaluation_attack_is_replaced() -> None:
-    attacks = built("attack@evaluation.attacks.pgd=pgd50_10").evaluation.attacks
+    replaced = "attack@evaluation.attacks.pgd=pgd50_10"
+    attacks = built("evaluation=quick", replaced).evaluation.attacks
     assert attacks["pgd"].restarts == 10
 
 
@@ -253,7 +266,8 @@ def test_an_evaluation_attack_is_replaced() -> None:
     "override", ["~evaluation.attacks.fgsm", "~attack@evaluation.attacks.fgsm"]
 )
 def test_an_evaluation_attack_is_removed(override: str) -> None:
-    assert list(built(override).evaluation.attacks) == ["uniform", "pgd"]
+    attacks = built("evaluation=quick", override).evaluation.attacks
+    assert list(attacks) == ["uniform", "pgd", "apgd_ce"]
 
 
 # --- a configuration that comes with a checkpoint ----------------------------------------------
@@ -279,7 +293,7 @@ def test_a_saved_run_lends_what_is_not_chosen_again() -> None:
         "noise=gaussian", "noise.sigma=4/255", "defense=fgsm", "eps=8/255", "norm=l2", "seed=5",
         "epochs=3",
     )  # fmt: skip
-    config = continued(checkpoint)
+    config = continued(checkpoint, "evaluation=quick")
     before = configs.build(OmegaConf.create(checkpoint.config))
     for key in INHERITED:
         assert getattr(config, key) == getattr(before, key), key
@@ -462,3 +476,10 @@ def test_the_help_names_every_option_and_every_top_level_key() -> None:
     options = {path.stem for path in CONF.glob("*/*.yaml")}
     keys = {field.name for field in dataclasses.fields(configs.Config)}
     assert options | keys <= words
+
+
+def test_the_help_fits_on_a_screen() -> None:
+    help_file = OmegaConf.load(CONF / "hydra" / "help" / "robusttrain.yaml")
+    lines = help_file.template.splitlines()
+    assert len(lines) <= 48
+    assert max(len(line) for line in lines) <= 80

@@ -564,7 +564,7 @@ def test_an_archive_that_only_claims_to_be_a_program_is_refused(tmp_path: Path) 
 TINY = [
     "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "device=cpu",
     "dataset.image_shape=[1,8,8]", f"dataset.num_classes={CLASSES}", "batch_size=32", "epochs=1",
-    "evaluation.eot=1", "evaluation.votes=1",
+    "evaluation=quick", "evaluation.eot=1", "evaluation.votes=1",
 ]  # fmt: skip
 EVALUATE_MLP = [*TINY, "model=mlp", "model.widths=[32]", "stages=[evaluate]"]
 

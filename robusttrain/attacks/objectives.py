@@ -14,6 +14,8 @@ from robusttrain.attacks.crafting import BallAttack, Label, Surrogate, cross_ent
 # Keeps the ratio of the DLR loss finite where all logits are equal.
 TINY = 1e-12
 
+CLASSES_OF_DLR, CLASSES_OF_TARGETED_DLR = 3, 4
+
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,), targets (N,)) -> the loss of each image, (N,)."""
 
@@ -56,6 +58,18 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     ordered = logits.topk(4, dim=1).values
     spread = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
     return targeted_margin(logits, y, target) / (spread + TINY)
+
+
+def is_far(surrogate: Surrogate, x_adv: Tensor, limit: float) -> Tensor:
+    """Whether the margin that is left at `x_adv`, relative as in the DLR loss, is above `limit`.
+
+    One forward pass. With fewer than 3 classes, and for an attack that leads to its label, nothing
+    counts as far.
+    """
+    _, logits = surrogate.score(x_adv)
+    if surrogate.targeted or logits.shape[1] < CLASSES_OF_DLR:
+        return torch.zeros_like(surrogate.labels, dtype=torch.bool)
+    return dlr(logits, surrogate.labels) < -limit
 
 
 def _entry(logits: Tensor, y: Tensor) -> Tensor:
@@ -161,7 +175,7 @@ class ObjectiveAttack(TargetingAttack):
 
     def fitted(self, num_classes: int) -> Self:
         """The same attack, with the margin where there are too few classes for the DLR loss."""
-        needed = 3 if self.targets is None else 4
+        needed = CLASSES_OF_DLR if self.targets is None else CLASSES_OF_TARGETED_DLR
         fitted = super().fitted(num_classes)
         if self.objective is Objective.dlr and num_classes < needed:
             return replace(fitted, objective=Objective.margin)

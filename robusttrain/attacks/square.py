@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks.crafting import BallAttack, Surrogate
-from robusttrain.attacks.objectives import dlr, margin
+from robusttrain.attacks.objectives import is_far, margin
 from robusttrain.attacks.standing import Best, Rows, standing
 from robusttrain.threat import Ball, Norm, per_image
 
@@ -23,7 +23,6 @@ BUMPS_A_SIDE = 5
 
 # Share of the queries after which a search ends, if its relative margin is above the limit.
 GIVE_UP = ((0.2, 0.4), (0.4, 0.25))
-CLASSES_OF_DLR = 3
 
 # Where a window holds nothing there is nothing to divide.
 TINY = 1e-12
@@ -89,7 +88,8 @@ class Square(BallAttack):
         limits = {round(share * self.queries): limit for share, limit in GIVE_UP}
         for query, (top, left, *rest) in enumerate(places[1:]):
             if self.give_up and query in limits:
-                search = search.closer_than(limits[query])
+                far = is_far(search.surrogate, search.x_adv, limits[query])
+                search = search.take(standing(far))
             if len(search.rows) == 0:
                 return
             side = moves.fitting(self._side(query, height, width), min(height, width))
@@ -127,13 +127,6 @@ class _Search(Rows):
         self.x_adv[changed], self.value[changed] = x_new[changed], value[changed]
         best.offer(self.rows[changed], x_new[changed], value[changed], fooled[changed])
         return self.take(standing(fooled)) if bool(fooled.any()) else self
-
-    def closer_than(self, limit: float) -> "_Search":
-        """The search for the images whose relative margin is `limit` at most."""
-        _, logits = self.surrogate.score(self.x_adv)
-        if self.surrogate.targeted or logits.shape[1] < CLASSES_OF_DLR:
-            return self
-        return self.take(standing(dlr(logits, self.surrogate.labels) < -limit))
 
 
 class _Moves(Protocol):

@@ -77,7 +77,7 @@ class Audit(NamedTuple):
 NO_AUDIT = Audit([], [], [])
 
 # Pieces of work that the progress bar counts: points of curves, and the other measurements.
-PIECES = 7 + 7 + 9
+PIECES, PIECES_OF_NOISE = 7 + 7 + 7, 4 + 1
 
 
 def audit(
@@ -92,7 +92,7 @@ def audit(
     suite, ledger
         The attacks of the evaluation and what they did.
     advance
-        Called after each of `PIECES` pieces of work.
+        Called after each of `PIECES` pieces of work, and `PIECES_OF_NOISE` for a random model.
 
     Accuracies in figures are in points, 0 to 100.
     """
@@ -116,10 +116,10 @@ def audit(
         _black_box(probe, ledger, advance),
         *measured.gradients(),
         _non_finite(ledger),
-        *_outputs(probe.subject.model, probe.subject.x, probe.subject.y),
+        *measured.outputs(),
     ]
     if probe.subject.random:
-        draws = over_draws(probe, lambda: None)
+        draws = over_draws(probe, advance)
         curve += draws
         by_draws = [100 * r["accuracy"] for r in draws]
         checks.append(_graded("80 instead of 20 draws gain", by_draws[-2] - by_draws[-1], 1, 3))
@@ -137,8 +137,9 @@ class _Measured:
 
     def control(self, suite: Mapping[str, Attack]) -> dict[str, Any]:
         """The suite at radius 0, with a small budget, scored on draws of its own."""
-        broken = np.zeros_like(self.attacked)
+        broken = self.probe.wrong(draw="control")
         for name, attack in suite.items():
+            # Others have no radius that could be 0.
             if isinstance(attack, BallAttack):
                 broken |= self.probe.broken(_at_zero(attack), f"control {name}", draw="control")
         self.advance()
@@ -185,13 +186,20 @@ class _Measured:
         generator = torch.Generator(subject.x.device).manual_seed(subject.seed)
         start = threat.ball.random_start(subject.x, generator)
         # At the image too: what masks gradients there may not do so next to it.
-        shares = [self._gradient_shares(x) for x in (subject.x, start)]
+        with subject.drawing("gradients"):
+            shares = [self._gradient_shares(x) for x in (subject.x, start)]
         self.advance()
         zero, wrong = (100 * max(share) for share in zip(*shares, strict=True))
         return [
             _graded("images without any gradient: %", zero, 1, 10),
             _graded("images with gradients that are no numbers: %", wrong, 0, 1),
         ]
+
+    def outputs(self) -> list[Check]:
+        """What the outputs are, and what else than the image they hang on."""
+        subject = self.probe.subject
+        with subject.drawing("outputs"):
+            return _outputs(subject.model, subject.x, subject.y)
 
     def without_noise(self) -> list[dict[str, Any]]:
         """Accuracy, clean and attacked, with the declared noise switched off."""
@@ -222,7 +230,7 @@ class _Measured:
                 model, x, subject.y, label=Label.true, loss=cross_entropy
             ).evaluate(x)
         zero = (seen.gradient == 0).flatten(1).all(1) & seen.usable
-        return float(zero.float().mean()), float((~seen.usable).float().mean())
+        return float(zero.sum()) / len(x), float((~seen.usable).sum()) / len(x)
 
 
 def _at_zero(attack: BallAttack) -> BallAttack:
@@ -276,7 +284,7 @@ def _batchnorm_gap(model: nn.Module, x: Tensor, y: Tensor) -> float:
     accuracies = []
     for mode in (Mode.train, Mode.eval):
         with held_still(model, mode):
-            accuracies.append(float((predictions(model(x)) == y).float().mean()))
+            accuracies.append(float((predictions(model(x)) == y).sum()) / len(x))
     return 100 * (accuracies[0] - accuracies[1])
 
 

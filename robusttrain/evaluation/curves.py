@@ -71,7 +71,7 @@ def _point(
     curve: str, probe: Probe, attack: PGD, advance: Advance, eot: int | None = None
 ) -> dict[str, Any]:
     draws = (eot or probe.subject.eot) if probe.subject.random else 1
-    name = f"curve {attack.eps} {attack.steps} {draws}"
+    name = f"curve {attack.eps} {attack.steps} {attack.step_size} {draws}"
     counted = row(curve, attack.norm, attack.eps, probe.broken(attack, name, eot=draws))
     advance()
     kept = {key: counted[key] for key in ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")}

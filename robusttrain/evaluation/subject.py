@@ -71,7 +71,7 @@ class Subject:
     saved: Partial = NOTHING_SAVED
 
     def __post_init__(self) -> None:
-        with self._drawing("is it random?"):
+        with self.drawing("is it random?"):
             self.num_classes, self.random = classes_and_randomness(
                 self.model, self.x[: self.batch_size]
             )
@@ -119,7 +119,7 @@ class Subject:
         Another `draw` gives other noise.
         """
         scored = MeanPrediction(self.model, self.votes) if self.random else self.model
-        with self._drawing(draw):
+        with self.drawing(draw):
             logits = torch.cat([scored(part) for part in torch.split(x, self.batch_size)])
         margins = -margin(logits, self.y).float()
         return Seen(predictions(logits).cpu().numpy(), margins.cpu().numpy())
@@ -132,7 +132,7 @@ class Subject:
         draws = eot if self.random else 1
         metered = Metered(averaged, self.batch_size, draws, random=self.random)
         generator = streams.stream(self.seed, f"evaluation/{key}", self.x.device)
-        with self._drawing(f"noise/{key}"):
+        with self.drawing(f"noise/{key}"):
             x_adv = attack(metered, self.x[rows], self.y[rows], generator=generator)
         passes = metered.forward_passes, metered.backward_passes
         crafted = Crafted(x_adv, *passes, int(metered.non_finite))
@@ -140,7 +140,7 @@ class Subject:
         return crafted
 
     @contextmanager
-    def _drawing(self, name: str) -> Iterator[None]:
+    def drawing(self, name: str) -> Iterator[None]:
         """Let the model's noise, of whatever kind, be that of `name` for the block."""
         own = streams.derived_seed(self.seed, name)
         devices = [self.x.device] if self.x.device.type == "cuda" else []

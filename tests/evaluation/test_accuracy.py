@@ -11,9 +11,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
+from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
 from robusttrain.data import Split, as_input
 from robusttrain.errors import InputError
@@ -276,7 +280,205 @@ def test_logits_that_are_not_numbers_count_as_broken() -> None:
     assert accuracies(ledger)["worst_case"] == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("key", ["samples", "batch_size", "eot", "votes"])
+@pytest.mark.parametrize("key", ["samples", "batch_size", "eot", "votes", "probe_samples"])
 def test_counts_start_at_one(key: str) -> None:
     with pytest.raises(InputError, match=rf"^{key}=0 is not allowed"):
         Evaluation(**{key: 0})
+
+
+def test_an_audit_needs_a_probe_and_rows_of_every_report_keep_their_names() -> None:
+    with pytest.raises(InputError, match=r"^probe=None is not allowed"):
+        Evaluation(audit=True)
+    for name in ("clean", "worst_case", "uint8", "control", "noise_off", "eot_5"):
+        with pytest.raises(InputError, match=rf"^attacks={name} is not allowed"):
+            Evaluation({name: FGSM()})
+
+
+# --- survivors only -----------------------------------------------------------------------------
+
+# Misclassified, broken by a shift up, by a shift down, by both and by neither.
+FATES = ([200, 100, 150, 128, 20], [0, 0, 1, 1, 0])
+
+
+def fates(**settings: Any) -> tuple[Ledger, dict[str, Recorded]]:
+    attacks = {name: Recorded(Shift(by)) for name, by in (("up", 0.2), ("down", -0.2), ("on", 0.1))}
+    return ledger_of(split(*FATES), dict(attacks), **settings), attacks
+
+
+def test_attacks_are_given_only_what_those_before_left_standing() -> None:
+    ledger, attacks = fates(survivors_only=True)
+    given = {name: attack.joined()[0].flatten() * 255 for name, attack in attacks.items()}
+    assert given["up"].round().tolist() == [100, 150, 128, 20]
+    assert given["down"].round().tolist() == [150, 128, 20]
+    assert given["on"].round().tolist() == [20]
+    # A row is what is left after it; otherwise it stands for itself.
+    assert list(accuracies(ledger).values()) == [4 / 5, 3 / 5, 1 / 5, 1 / 5, 1 / 5]
+    assert list(accuracies(fates()[0]).values()) == [4 / 5, 3 / 5, 2 / 5, 4 / 5, 1 / 5]
+
+
+def test_an_attack_that_nothing_is_left_for_is_not_asked() -> None:
+    attacks = {name: Recorded(Shift(by)) for name, by in (("up", 1.0), ("more", 1.0))}
+    ledger = ledger_of(split([10, 20, 30]), dict(attacks), survivors_only=True)
+    assert attacks["more"].calls == []
+    assert list(accuracies(ledger).values()) == [1, 0, 0, 0]
+
+
+def test_samples_name_what_broke_each_first_and_stay_empty_where_nothing_ran() -> None:
+    samples = fates(survivors_only=True)[0].samples()
+    assert samples["broken_by"].tolist() == ["clean", "up", "down", "down", ""]
+    ran = {name: samples[f"{name}_broken"].notna().tolist() for name in ("up", "down", "on")}
+    assert ran == {
+        "up": [False, True, True, True, True],
+        "down": [False, False, True, True, True],
+        "on": [False, False, False, False, True],
+    }
+    for name, rows in ran.items():
+        for column in ("margin", "size"):
+            assert samples[f"{name}_{column}"].notna().tolist() == rows
+    assert samples["up_broken"].dropna().tolist() == [1, 0, 0, 0]
+    everyone = fates()[0].samples()
+    assert everyone["broken_by"].tolist() == ["clean", "up", "down", "down", ""]
+    assert everyone["down_broken"].notna().tolist() == [False, True, True, True, True]
+
+
+# --- suites -------------------------------------------------------------------------------------
+
+
+def suite_of(eps: float) -> dict[str, Attack]:
+    return {
+        "apgd_ce": APGD(eps=eps, steps=10),
+        "apgd_t": APGD(eps=eps, steps=10, objective=Objective.dlr, targets=9),
+        "fab_t": FAB(eps=eps, steps=10, targets=9),
+        "square": Square(eps=eps, queries=20, give_up=False),
+        "own": Shift(0.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (10, ["apgd_t", "fab_t"]),
+        (4, ["apgd_t targets=3", "fab_t targets=3"]),
+        (3, ["apgd_t targets=2 objective=margin", "fab_t targets=2"]),
+        (2, ["apgd_t targets=1 objective=margin", "fab_t targets=1"]),
+    ],
+)
+def test_attacks_fit_the_number_of_classes_and_say_so(classes: int, names: list[str]) -> None:
+    suite = Evaluation(suite_of(EPS)).suite(classes, random=False)
+    assert [sorted(name.split()) for name in suite] == [
+        sorted(name.split()) for name in ("apgd_ce", *names, "square", "own")
+    ]
+    fitted = [attack for attack in suite.values() if isinstance(attack, APGD)][1]
+    assert fitted.targets == min(9, classes - 1)
+
+
+class Thirds(nn.Module):
+    """Three classes by the one pixel, with borders at 1/3 and 2/3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixel = 6 * x.flatten(1)
+        # Lines of slope 0, 1 and 2 that take over from each other at the borders.
+        return torch.cat([pixel * 0, pixel - 2, 2 * pixel - 6], 1)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_suite_is_exact_with_few_classes(classes: int) -> None:
+    model = Threshold() if classes == 2 else Thirds()
+    borders = torch.tensor([0.5] if classes == 2 else [1 / 3, 2 / 3]).double()
+    images = everywhere().images
+    # On a border there is no right class.
+    images = images[(images.flatten() != 85) & (images.flatten() != 170)]
+    pixel = images.flatten().double() / 255
+    distance = (pixel[:, None] - borders).abs().amin(1).numpy()
+    data = Split(images, torch.bucketize(pixel, borders))
+    attacks = suite_of(0.11)
+    del attacks["own"]
+    outcomes = ledger_of(data, attacks, model.eval(), eps=0.11).outcomes
+    assert len(outcomes) == 4
+    for name, outcome in outcomes.items():
+        assert np.array_equal(outcome.broken, distance <= 0.11), name
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+COSTED: dict[str, Attack] = {
+    "fgsm": FGSM(eps=EPS),
+    "pgd": PGD(eps=EPS, steps=4, restarts=2),
+    "apgd": APGD(eps=EPS, steps=5),
+    "square": Square(eps=EPS, queries=7),
+}
+
+
+@pytest.mark.parametrize("name", COSTED)
+def test_the_report_counts_the_passes_of_the_network(name: str) -> None:
+    data, model, counted = everywhere(), network(), {"forward": 0, "backward": 0}
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counted["forward"] += len(output)
+        if output.requires_grad:
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
+
+    def backward(gradient: Tensor) -> None:
+        counted["backward"] += len(gradient)
+
+    model.register_forward_hook(count)
+    with torch.no_grad():
+        size = 16
+        report = ledger_of(data, {name: COSTED[name]}, model, batch_size=size).report(Norm.linf)
+    # Beside the attack: two looks for randomness, one at the images and one at what became of them.
+    spent = {"forward": counted["forward"] - 2 * size - 2 * 103, "backward": counted["backward"]}
+    rows = report.set_index("attack").to_dict("index")
+    for key, passes in spent.items():
+        assert passes > 0 or (name, key) == ("square", "backward")
+        assert rows[name][key] * 103 == pytest.approx(passes)
+    assert (rows["clean"]["forward"], rows["clean"]["backward"]) == (1, 0)
+    assert rows["worst_case"]["forward"] == pytest.approx(1 + rows[name]["forward"])
+
+
+class Steep(nn.Module):
+    """Finite logits whose slope is infinite at 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        root = x.flatten(1).sqrt()
+        return torch.cat([0.5 - root, root - 0.5], 1)
+
+
+def brighter(model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+    """Asks for the model at other images than it returns."""
+    model(x + 0.5)
+    return x
+
+
+def sloping(model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+    """Asks for the gradient at the images."""
+    with torch.enable_grad():
+        point = x.clone().requires_grad_()
+        torch.autograd.grad(model(point)[:, 0].sum(), point)
+    return x
+
+
+def test_passes_that_give_no_numbers_are_counted() -> None:
+    data = split([0, 100, 140, 200], labels=[0, 0, 0, 0])
+    black = split([0, 0, 10], labels=[0, 0, 0])
+    cases: list[tuple[Split, Attack, nn.Module, int]] = [
+        (data, brighter, NaNAbove(0.9), 2),
+        (black, sloping, Steep(), 2),
+        (black, sloping, Threshold(), 0),
+    ]
+    for images, attack, model, met in cases:
+        outcome = ledger_of(images, {"attack": attack}, model.eval()).outcomes["attack"]
+        assert outcome.non_finite == met
+
+
+# --- the images that are kept -------------------------------------------------------------------
+
+
+def test_the_first_image_that_broke_a_sample_is_kept_or_else_the_nearest() -> None:
+    ledger, _ = fates()
+    kept = cast("np.ndarray[Any, Any]", ledger.adversarial).flatten() * 255
+    # Clean; up; down; down, which came before on; and of those that failed the largest margin lost.
+    np.testing.assert_allclose(kept, [200, 151, 99, 77, 71], atol=1e-3)
+    with torch.no_grad():
+        x_adv = torch.from_numpy(cast(Any, ledger.adversarial))
+        wrong = Threshold()(x_adv).argmax(1) != torch.tensor(FATES[1])
+    assert np.array_equal(wrong.numpy(), ledger.worst_case)

@@ -22,6 +22,9 @@ from robusttrain.threat import Norm
 
 SIGMA = 0.1
 
+# Passes of the first batch that show whether its outputs differ.
+IS_IT_RANDOM = 2
+
 
 class Step(nn.Module):
     """Class 1 where the one pixel is above 1/2, in a steep but smooth way."""
@@ -146,7 +149,23 @@ def test_attack_and_score_use_as_many_draws_as_asked_for() -> None:
     model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     # Half a pixel of the unit away from the threshold: never wrong by itself.
     ledger_of(model, at_distance(0.5, 6), {"pgd": PGD(eps=0.1, steps=3)}, eps=0.1, eot=4, votes=5)
-    assert passes == [6] * (5 + 3 * 4 + 5)
+    assert passes == [6] * (IS_IT_RANDOM + 5 + 3 * 4 + 5)
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(SIGMA, 7 * 4), (0.0, 2)])
+def test_an_attack_on_a_random_model_never_stops_early(sigma: float, steps: int) -> None:
+    """The first step is as wide as the ball and breaks every image, as the second one sees."""
+    model = Step().eval()
+    if sigma:
+        Gaussian(sigma, predict=True).install(model, 3)
+    attack = PGD(eps=0.5, steps=7, step_size=0.5, random_start=False, stop_early=True)
+    crafting: list[bool] = []
+    model.register_forward_hook(
+        lambda module, inputs, output: crafting.append(inputs[0].requires_grad)
+    )
+    ledger = ledger_of(model, at_distance(0.2, 6), {"pgd": attack}, eps=0.5, eot=4, votes=5)
+    assert ledger.worst_case.all()
+    assert sum(crafting) == steps
 
 
 def test_a_model_without_noise_at_prediction_is_asked_once() -> None:
@@ -155,4 +174,4 @@ def test_a_model_without_noise_at_prediction_is_asked_once() -> None:
     passes: list[int] = []
     model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     ledger_of(model, at_distance(0.4, 6), {"pgd": PGD(eps=0.1, steps=3)}, eps=0.1)
-    assert passes == [6] * (1 + 3 + 1)
+    assert passes == [6] * (IS_IT_RANDOM + 1 + 3 + 1)

@@ -1,0 +1,504 @@
+"""The audit: masked models fail it, honest ones pass, and each check grades what it measures."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from robusttrain.attacks import Attack
+from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.square import Square
+from robusttrain.data import Split, hold_out
+from robusttrain.data.digits import Digits
+from robusttrain.defenses import Defense
+from robusttrain.defenses.standard import Standard
+from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.evaluation import Evaluation
+from robusttrain.evaluation.accuracy import attack_all, examine
+from robusttrain.evaluation.audit import (
+    PIECES,
+    Audit,
+    Check,
+    Verdict,
+    _black_box,
+    _graded,
+    _largest_rise,
+    _Measured,
+    _non_finite,
+    _outputs,
+    audit,
+)
+from robusttrain.evaluation.curves import Probe
+from robusttrain.models.small_cnn import SmallCNN
+from robusttrain.noise.gaussian import Gaussian
+from robusttrain.optimizers import Adam
+from robusttrain.report.ledger import Ledger, Outcome
+from robusttrain.report.terminal import Terminal
+from robusttrain.schedules import OneCycle
+from robusttrain.threat import Norm
+from robusttrain.training import Trainer, Training
+
+EPS = 0.1
+PROBE = PGD(eps=EPS, steps=20, stop_early=True)
+
+CONTROL = "the suite at eps 0 differs from clean by"
+EPS_RISE = "accuracy rises with eps by"
+STEPS_RISE = "accuracy rises with steps by"
+DOUBLING = "the last doubling of steps gains"
+RESTARTS = "accuracy rises with restarts by"
+ONE_STEP = "one step beats many by"
+NOISE = "random noise beats gradients by"
+UNBOUNDED = "linf 0.5 leaves an accuracy of"
+BLACK_BOX = "black box breaks more than gradients by"
+ZERO = "images without any gradient: %"
+NO_NUMBERS = "images with gradients that are no numbers: %"
+PASSES = "passes of attacks that gave no numbers: %"
+PROBABILITIES = "outputs are probabilities, not logits: %"
+UNDECLARED = "undeclared randomness or batch statistics change outputs by %"
+BATCHNORM = "train and eval mode of BatchNorm differ by"
+
+
+def trained(defense: Defense, epochs: int) -> nn.Module:
+    data = Digits()
+    train, _ = data.load()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SmallCNN().build(10, (1, 8, 8))
+    trainer = Trainer(
+        model, defense, Adam(5e-3), OneCycle(), Training(epochs=epochs, batch_size=64),
+        train=train, validation=hold_out(train, 0, 0)[1], dataset=data,
+        norm=Norm.linf, eps=EPS, seed=0, terminal=Terminal(Console(file=io.StringIO())),
+    )  # fmt: skip
+    list(trainer.epochs())
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def standard() -> nn.Module:
+    return trained(Standard(), 6)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Split:
+    return Digits().load()[1]
+
+
+def examined(
+    model: nn.Module, data: Split, attacks: Mapping[str, Attack] | None = None, **settings: Any
+) -> tuple[Probe, dict[str, Attack], Ledger]:
+    """The probe, the suite and the ledger of an evaluation: what an audit looks at."""
+    chosen = Evaluation({"apgd_ce": APGD(eps=EPS)} if attacks is None else attacks, **settings)
+    index, subject = examine(model, data, chosen, 0)
+    suite = chosen.suite(subject.num_classes, subject.random)
+    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
+        ledger = attack_all(subject, index, chosen, norm=Norm.linf, eps=EPS, bar=bar)
+    return Probe(subject, PROBE), suite, ledger
+
+
+def verdicts(checks: Sequence[Check]) -> dict[str, Verdict]:
+    return {check.check: check.verdict for check in checks}
+
+
+# --- whole models -------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """A trained model behind something that hides its gradients."""
+
+    def __init__(self, model: nn.Module, mask: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.mask = model, mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mask(self.model, x)
+
+
+MASKS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "quantised input": lambda model, x: model((x * 8).round() / 8),
+    "saturated temperature": lambda model, x: model(x) * 2000,
+    "softmax outputs": lambda model, x: (model(x) * 200).softmax(1),
+    "shattered gradient": lambda model, x: model(x + 0.03 * torch.sin(400 * x)),
+}
+# What gives each of them away, for a reason that one can name.
+BETRAYED = {
+    "quantised input": {ZERO, UNBOUNDED, BLACK_BOX},
+    "saturated temperature": {ZERO, BLACK_BOX},
+    "softmax outputs": {ZERO, BLACK_BOX, PROBABILITIES},
+    "shattered gradient": {EPS_RISE, BLACK_BOX},
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_masked_model_fails(name: str, standard: nn.Module, digits: Split) -> None:
+    """They keep most of their accuracy under attack, and are no more robust than without."""
+    closer = audit(*examined(Masked(standard, MASKS[name]).eval(), digits, samples=100))
+    failed = {check for check, verdict in verdicts(closer.checks).items() if verdict == "fail"}
+    assert failed >= BETRAYED[name]
+
+
+@pytest.mark.parametrize("defense", ["standard", "pgd"])
+def test_an_honest_model_passes(defense: str, standard: nn.Module, digits: Split) -> None:
+    honest = standard if defense == "standard" else trained(WorstCase(PGD(eps=EPS, steps=5)), 8)
+    pieces: list[None] = []
+    probe, suite, ledger = examined(honest, digits)
+    stream = torch.get_rng_state()
+    closer = audit(probe, suite, ledger, lambda: pieces.append(None))
+    assert set(verdicts(closer.checks).values()) == {"pass"}, closer.checks
+    assert len(pieces) == PIECES
+    assert [row["attack"] for row in closer.controls] == ["control"]
+    assert closer.controls[0]["accuracy"] == (~ledger.misclassified).mean()
+    assert torch.equal(torch.get_rng_state(), stream)
+    at_radius = [row["accuracy"] for row in closer.curve if row["eps"] == EPS]
+    assert min(at_radius) >= (~ledger.worst_case).mean() - 0.03
+
+
+# --- each check, at its thresholds --------------------------------------------------------------
+
+N = 1000
+
+
+class Pixel(nn.Module):
+    """Ten classes, of which the one pixel decides between the first two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1) - 0.5
+        return torch.cat([-score, score, score.new_full((len(x), 8), -9.0)], 1)
+
+
+def pixels(values: Sequence[float]) -> Split:
+    images = (255 * torch.tensor(values)).round().to(torch.uint8).view(-1, 1, 1, 1)
+    return Split(images, (images.flatten() > 127).long())
+
+
+@dataclass(frozen=True)
+class Planted(Probe):
+    """A probe that leaves as many of 1,000 images as is planted; attacks are not run."""
+
+    standing: Callable[[Attack, str], int] = lambda attack, name: 500
+
+    def broken(
+        self, attack: Attack, name: str, *, eot: int | None = None, draw: str = "votes"
+    ) -> Any:
+        return np.arange(N) >= self.standing(attack, name)
+
+    def wrong(self, x: Tensor | None = None, draw: str = "votes") -> Any:
+        return np.arange(N) >= 500
+
+
+def planted(standing: Callable[[Attack, str], int | None]) -> list[Check]:
+    """Checks where half of the images stand everywhere, and chance at linf 0.5."""
+
+    def count(attack: Attack, name: str) -> int:
+        said = standing(attack, name)
+        return said if said is not None else 100 if name == "unbounded" else 500
+
+    probe, suite, ledger = examined(Pixel().eval(), pixels([0.2, 0.8]), {"pgd": PROBE})
+    return audit(Planted(probe.subject, PROBE, count), suite, ledger).checks
+
+
+def at_name(wanted: str) -> Callable[[int], Callable[[Attack, str], int | None]]:
+    return lambda count: lambda attack, name: count if name == wanted else None
+
+
+def curve_at(key: str, value: float) -> Callable[[int], Callable[[Attack, str], int | None]]:
+    return lambda count: (
+        lambda attack, name: (
+            count if name.startswith("curve") and vars(attack)[key] == value else None
+        )
+    )
+
+
+# Which figure is planted; how many images stand for a pass, a warning, another and a failure.
+THRESHOLDS = {
+    CONTROL: (at_name("control pgd"), [500, 470, 468], ["pass", "pass", "fail"]),
+    EPS_RISE: (curve_at("eps", 1.5 * EPS), [510, 511, 530, 531], None),
+    STEPS_RISE: (curve_at("steps", 10), [510, 511, 530, 531], None),
+    DOUBLING: (curve_at("steps", 80), [490, 489, 470, 469], None),
+    RESTARTS: (at_name("restarts"), [510, 511, 530, 531], None),
+    ONE_STEP: (at_name("one step"), [495, 494, 480, 479], None),
+    NOISE: (at_name("random noise"), [495, 494, 480, 479], None),
+    UNBOUNDED: (at_name("unbounded"), [100, 101, 200, 201], None),
+    BLACK_BOX: (at_name("black box"), [495, 494, 450, 449], None),
+}
+
+
+def test_all_planted_checks_pass_where_nothing_is_wrong() -> None:
+    assert set(verdicts(planted(lambda attack, name: None)).values()) == {"pass"}
+
+
+@pytest.mark.parametrize("check", THRESHOLDS)
+def test_each_check_is_graded_by_its_thresholds(check: str) -> None:
+    plant, counts, expected = THRESHOLDS[check]
+    for count, verdict in zip(counts, expected or ["pass", "warn", "warn", "fail"], strict=True):
+        found = verdicts(planted(plant(count)))
+        assert found[check] == verdict, count
+        # A rise at one point of a curve is a fall at the next one, which is no fault.
+        assert {name for name, said in found.items() if said != "pass"} <= {check}
+
+
+def test_a_curve_may_fall_as_it_likes() -> None:
+    assert _largest_rise([90.0, 40.0, 10.0, 0.0]) == 0
+    assert _largest_rise([90.0, 91.0, 10.0, 14.5, 14.0]) == 4.5
+
+
+def test_a_figure_that_is_no_number_does_not_pass() -> None:
+    assert _graded("", float("nan"), 1, 3).verdict != "pass"
+
+
+def found_by(*, gradients: int, square: int) -> Ledger:
+    """Of 1,000 images the first are broken by gradients, others by Square alone."""
+    places = np.arange(N)
+    zeros = np.zeros(N)
+    ledger = Ledger(places, np.zeros(N, int), np.zeros(N, int), zeros, 0.0)
+    by_gradients, by_square = places < gradients, places < gradients + square
+    for name, broken in {"apgd": by_gradients, "square": by_square}.items():
+        ledger.outcomes[name] = Outcome("linf", EPS, broken, zeros, zeros, 0.0)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("square", "verdict"), [(0, "pass"), (2, "pass"), (3, "warn"), (50, "warn"), (51, "fail")]
+)
+def test_what_square_alone_broke_counts_for_the_black_box(square: int, verdict: str) -> None:
+    probe, _, _ = examined(Pixel().eval(), pixels([0.2]), {})
+    check = _black_box(probe, found_by(gradients=400, square=square), lambda: None)
+    assert check.figure == pytest.approx(square / 10)
+    assert check.verdict.value == verdict
+
+
+@pytest.mark.parametrize(
+    ("met", "verdict"), [(0, "pass"), (1, "warn"), (10, "warn"), (11, "fail"), (1000, "fail")]
+)
+def test_passes_without_numbers_are_a_share_of_all_passes(met: int, verdict: str) -> None:
+    ledger = found_by(gradients=0, square=0)
+    ledger.outcomes["apgd"] = replace(
+        ledger.outcomes["apgd"], forward_passes=300, backward_passes=300, non_finite=met
+    )
+    ledger.outcomes["square"] = replace(ledger.outcomes["square"], forward_passes=400)
+    check = _non_finite(ledger)
+    assert check.figure == pytest.approx(met / 10)
+    assert check.verdict.value == verdict
+
+
+class Below(nn.Module):
+    """Constant logits, or `given` ones, for pixels below 0.3; nothing wrong above."""
+
+    def __init__(self, given: float) -> None:
+        super().__init__()
+        self.given = given
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1)
+        score = torch.where(score < 0.3, torch.full_like(score, self.given), score - 0.5)
+        return torch.cat([-score, score], 1)
+
+
+def gradients(model: nn.Module, data: Split) -> dict[str, Verdict]:
+    probe, _, _ = examined(model.eval(), data, {})
+    return verdicts(_Measured(probe, np.zeros(data.size, bool), lambda: None).gradients())
+
+
+@pytest.mark.parametrize(
+    ("count", "verdict"), [(1, "pass"), (2, "warn"), (10, "warn"), (11, "fail")]
+)
+def test_images_without_a_gradient_are_counted(count: int, verdict: str) -> None:
+    data = pixels([0.1] * count + [0.7] * (100 - count))
+    assert gradients(Below(-0.4), data) == {ZERO: verdict, NO_NUMBERS: "pass"}
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(0, "pass"), (1, "warn"), (2, "fail")])
+def test_images_whose_gradient_is_no_number_are_counted(count: int, verdict: str) -> None:
+    data = pixels([0.1] * count + [0.7] * (100 - count))
+    assert gradients(Below(torch.nan), data) == {ZERO: "pass", NO_NUMBERS: verdict}
+
+
+class OnBytes(nn.Module):
+    """Flat at each byte, or next to each of them only."""
+
+    def __init__(self, *, flat_there: bool) -> None:
+        super().__init__()
+        self.flat_there = flat_there
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = (255 * x - (255 * x).detach().round()).flatten(1)
+        score = off**2 if self.flat_there else torch.where(off.abs() < 1e-3, off, off.detach())
+        return torch.cat([-score, score], 1)
+
+
+@pytest.mark.parametrize("flat_there", [True, False])
+def test_gradients_are_looked_at_on_the_images_and_next_to_them(flat_there: bool) -> None:
+    # Numbers of no use as well as 0: at a byte 255 x is a whole number but for rounding.
+    data = pixels([0.0, 1.0] * 50)
+    assert gradients(OnBytes(flat_there=flat_there), data)[ZERO] == "fail"
+
+
+# --- outputs ------------------------------------------------------------------------------------
+
+
+class Jittered(nn.Module):
+    """Draws from torch's global stream whenever it is asked, without saying so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = 20 * (x.flatten(1) - 0.5 + 0.1 * torch.randn(len(x), 1))
+        return torch.cat([-score, score], 1)
+
+
+class Seen(nn.Module):
+    """The pixel normalised by BatchNorm decides between two classes."""
+
+    def __init__(self, mean: float, *, tracks: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, affine=False, track_running_stats=tracks)
+        if tracks:
+            self.norm.running_mean = torch.tensor([mean])
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.norm(x.flatten(1))
+        return torch.cat([-score, score], 1)
+
+
+def outputs(model: nn.Module, data: Split) -> dict[str, Verdict]:
+    x = data.images.float() / 255
+    return verdicts(_outputs(model.eval(), x, data.labels))
+
+
+SPREAD = pixels([0.1, 0.3, 0.42, 0.58, 0.7, 0.9] * 10)
+
+
+def test_outputs_of_an_honest_model_pass() -> None:
+    assert set(outputs(Pixel(), SPREAD).values()) == {"pass"}
+
+
+def test_probabilities_fail() -> None:
+    assert outputs(nn.Sequential(Pixel(), nn.Softmax(1)), SPREAD)[PROBABILITIES] == "fail"
+
+
+def test_randomness_has_to_be_declared() -> None:
+    noisy = Pixel()
+    Gaussian(0.3, predict=True).install(noisy, 0)
+    assert outputs(noisy, SPREAD)[UNDECLARED] == "pass"
+    assert outputs(Jittered(), SPREAD)[UNDECLARED] == "fail"
+    assert outputs(Seen(0.5, tracks=False), SPREAD)[UNDECLARED] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("lost", "verdict"), [(0, "pass"), (5, "pass"), (6, "warn"), (20, "warn"), (21, "fail")]
+)
+def test_foreign_running_statistics_are_seen(lost: int, verdict: str) -> None:
+    """By a mean of 0.6 in place of 0.5, pixels between them change their class."""
+    far = 50 - lost
+    data = pixels([0.9] * far + [0.55] * lost + [0.45] * lost + [0.1] * far)
+    assert outputs(Seen(0.6), data)[BATCHNORM] == verdict
+    assert outputs(Seen(0.5), data)[BATCHNORM] == "pass"
+
+
+# --- the control --------------------------------------------------------------------------------
+
+
+class Astray(BallAttack):
+    """Moves by 0.3, whatever its radius is."""
+
+    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+        return x + 0.3 * (0.5 - x).sign()
+
+
+def control_of(model: nn.Module, attacks: Mapping[str, Attack]) -> tuple[Audit, Ledger]:
+    probe, suite, ledger = examined(model.eval(), SPREAD, attacks, eot=2, votes=5)
+    return audit(probe, suite, ledger), ledger
+
+
+def test_an_attack_that_leaves_the_ball_is_seen_by_the_control() -> None:
+    closer, _ = control_of(Pixel(), {"pgd": PROBE, "astray": Astray()})
+    assert verdicts(closer.checks)[CONTROL] == "fail"
+    assert closer.controls[0]["accuracy"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("attacks", [{}, {"none": NoAttack()}])
+def test_the_control_of_a_suite_without_a_radius_is_the_clean_accuracy(
+    attacks: dict[str, Attack],
+) -> None:
+    data = Split(SPREAD.images, 1 - SPREAD.labels)
+    probe, suite, ledger = examined(Pixel().eval(), data, attacks)
+    closer = audit(probe, suite, ledger)
+    assert closer.controls[0]["accuracy"] == 0
+    assert verdicts(closer.checks)[CONTROL] == "pass"
+
+
+def test_the_control_spends_little() -> None:
+    """500 queries and five restarts of 20 steps would find nothing more at radius 0."""
+    asked: list[Attack] = []
+
+    class Asked(Planted):
+        def broken(
+            self, attack: Attack, name: str, *, eot: int | None = None, draw: str = "votes"
+        ) -> Any:
+            asked.extend([attack] if name.startswith("control") else [])
+            return np.arange(N) >= 500
+
+    suite: dict[str, Attack] = {
+        "pgd": replace(PROBE, restarts=5),
+        "square": Square(queries=500),
+        "none": NoAttack(),
+    }
+    probe, _, ledger = examined(Pixel().eval(), pixels([0.2, 0.8]), {})
+    audit(Asked(probe.subject, PROBE), suite, ledger)
+    assert asked == [
+        replace(PROBE, eps=0.0, steps=3), replace(Square(queries=50), eps=0.0)
+    ]  # fmt: skip
+
+
+# --- random models ------------------------------------------------------------------------------
+
+
+def test_a_model_that_hides_its_randomness_fails_and_moves_no_global_stream() -> None:
+    torch.manual_seed(7)
+    stream = torch.get_rng_state()
+    first, _ = control_of(Jittered(), {"pgd": PROBE})
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert verdicts(first.checks)[UNDECLARED] == "fail"
+    torch.manual_seed(8)
+    second, _ = control_of(Jittered(), {"pgd": PROBE})
+    assert first == second
+
+
+def test_a_random_model_gets_rows_of_its_own() -> None:
+    noisy = Pixel()
+    Gaussian(0.1, predict=True).install(noisy, 0)
+    closer, _ = control_of(noisy, {"pgd": PROBE})
+    assert [row["attack"] for row in closer.controls] == [
+        "control", "noise_off", "noise_off_attacked", "eot_1", "eot_5", "eot_20", "eot_80"
+    ]  # fmt: skip
+    assert [row["eot"] for row in closer.curve if row["curve"] == "eot"] == [1, 5, 20, 80]
+    assert verdicts(closer.checks)[UNDECLARED] == "pass"
+    # Without noise the model is right on all images, and at 0.1 from the boundary it falls.
+    off, attacked = closer.controls[1:3]
+    assert (off["accuracy"], off["eps"]) == (1, 0)
+    assert (attacked["accuracy"], attacked["eps"]) == (pytest.approx(2 / 3), EPS)
+
+
+@pytest.mark.parametrize(
+    ("standing", "verdict"), [(490, "pass"), (489, "warn"), (470, "warn"), (469, "fail")]
+)
+def test_more_draws_must_not_pay(
+    monkeypatch: pytest.MonkeyPatch, standing: int, verdict: str
+) -> None:
+    def draws(probe: Probe, advance: Callable[[], None]) -> list[dict[str, Any]]:
+        accuracies = zip((1, 5, 20, 80), (900, 600, 500, standing), strict=True)
+        kept = dict.fromkeys(("norm", "eps", "n", "ci_low", "ci_high"), 0)
+        return [{"eot": eot, "accuracy": count / N, **kept} for eot, count in accuracies]
+
+    monkeypatch.setattr("robusttrain.evaluation.audit.over_draws", draws)
+    noisy = Pixel()
+    Gaussian(0.1, predict=True).install(noisy, 0)
+    probe, _, ledger = examined(noisy.eval(), pixels([0.2, 0.8]), {}, eot=1, votes=2)
+    checks = audit(Planted(probe.subject, PROBE, lambda attack, name: 100), {}, ledger).checks
+    assert verdicts(checks)["80 instead of 20 draws gain"] == verdict
