@@ -482,3 +482,9 @@ def test_the_first_image_that_broke_a_sample_is_kept_or_else_the_nearest() -> No
         x_adv = torch.from_numpy(cast(Any, ledger.adversarial))
         wrong = Threshold()(x_adv).argmax(1) != torch.tensor(FATES[1])
     assert np.array_equal(wrong.numpy(), ledger.worst_case)
+
+
+def test_later_images_that_break_a_sample_further_do_not_replace_the_first() -> None:
+    attacks: dict[str, Attack] = {"near": Shift(-0.1), "far": Shift(-0.3)}
+    kept = ledger_of(split([150]), attacks).adversarial
+    np.testing.assert_allclose(cast(Any, kept).flatten() * 255, [124.5], atol=1e-3)

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ from robusttrain.training import Trainer, Training
 EPS = 0.1
 PROBE = PGD(eps=EPS, steps=20, stop_early=True)
 
-CONTROL = "the suite at eps 0 differs from clean by"
+CONTROL = "suite at eps 0 differs from clean by"
 EPS_RISE = "accuracy rises with eps by"
 STEPS_RISE = "accuracy rises with steps by"
 DOUBLING = "the last doubling of steps gains"
@@ -58,13 +58,13 @@ RESTARTS = "accuracy rises with restarts by"
 ONE_STEP = "one step beats many by"
 NOISE = "random noise beats gradients by"
 UNBOUNDED = "linf 0.5 leaves an accuracy of"
-BLACK_BOX = "black box breaks more than gradients by"
-ZERO = "images without any gradient: %"
-NO_NUMBERS = "images with gradients that are no numbers: %"
-PASSES = "passes of attacks that gave no numbers: %"
-PROBABILITIES = "outputs are probabilities, not logits: %"
-UNDECLARED = "undeclared randomness or batch statistics change outputs by %"
-BATCHNORM = "train and eval mode of BatchNorm differ by"
+BLACK_BOX = "black box beats gradients by"
+ZERO = "gradients that are zero: %"
+NO_NUMBERS = "gradients that are no numbers: %"
+PASSES = "passes that gave no numbers: %"
+PROBABILITIES = "outputs that are probabilities: %"
+UNDECLARED = "undeclared draws change outputs by %"
+BATCHNORM = "BatchNorm modes differ by"
 
 
 def trained(defense: Defense, epochs: int) -> nn.Module:
@@ -133,7 +133,7 @@ BETRAYED = {
     "quantised input": {ZERO, UNBOUNDED, BLACK_BOX},
     "saturated temperature": {ZERO, BLACK_BOX},
     "softmax outputs": {ZERO, BLACK_BOX, PROBABILITIES},
-    "shattered gradient": {EPS_RISE, BLACK_BOX},
+    "shattered gradient": {BLACK_BOX},
 }
 
 
@@ -143,6 +143,17 @@ def test_a_masked_model_fails(name: str, standard: nn.Module, digits: Split) -> 
     closer = audit(*examined(Masked(standard, MASKS[name]).eval(), digits, samples=100))
     failed = {check for check, verdict in verdicts(closer.checks).items() if verdict == "fail"}
     assert failed >= BETRAYED[name]
+
+
+@pytest.mark.parametrize(
+    ("images", "limits"), [(50, (6, 12)), (100, (3, 6)), (200, (1.5, 3)), (1000, (1, 3))]
+)
+def test_a_few_images_are_no_sign_of_anything(images: int, limits: tuple[float, float]) -> None:
+    """Searches from other starts differ by an image or two: three of them pass, six of them warn."""
+    look = _Measured(cast(Any, None), np.zeros(images, dtype=np.bool_), lambda: None)
+    for limit, at, above in zip(limits, ("pass", "warn"), ("warn", "fail"), strict=True):
+        assert look.graded("rises", limit).verdict == at
+        assert look.graded("rises", limit + 0.01).verdict == above
 
 
 @pytest.mark.parametrize("defense", ["standard", "pgd"])
@@ -246,6 +257,8 @@ def test_each_check_is_graded_by_its_thresholds(check: str) -> None:
 
 
 def test_a_curve_may_fall_as_it_likes() -> None:
+    for plant in (curve_at("steps", 1), curve_at("eps", 0.0)):
+        assert set(verdicts(planted(plant(900))).values()) == {"pass"}
     assert _largest_rise([90.0, 40.0, 10.0, 0.0]) == 0
     assert _largest_rise([90.0, 91.0, 10.0, 14.5, 14.0]) == 4.5
 
@@ -330,14 +343,14 @@ class OnBytes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         off = (255 * x - (255 * x).detach().round()).flatten(1)
-        score = off**2 if self.flat_there else torch.where(off.abs() < 1e-3, off, off.detach())
+        there = off.abs() < 1e-3
+        score = torch.where(there if self.flat_there else ~there, 0 * off, off)
         return torch.cat([-score, score], 1)
 
 
 @pytest.mark.parametrize("flat_there", [True, False])
 def test_gradients_are_looked_at_on_the_images_and_next_to_them(flat_there: bool) -> None:
-    # Numbers of no use as well as 0: at a byte 255 x is a whole number but for rounding.
-    data = pixels([0.0, 1.0] * 50)
+    data = pixels([0.2, 0.8] * 50)
     assert gradients(OnBytes(flat_there=flat_there), data)[ZERO] == "fail"
 
 
@@ -412,7 +425,7 @@ class Astray(BallAttack):
 
 
 def control_of(model: nn.Module, attacks: Mapping[str, Attack]) -> tuple[Audit, Ledger]:
-    probe, suite, ledger = examined(model.eval(), SPREAD, attacks, eot=2, votes=5)
+    probe, suite, ledger = examined(model.eval(), SPREAD, attacks, eot=1, votes=5)
     return audit(probe, suite, ledger), ledger
 
 
