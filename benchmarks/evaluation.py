@@ -7,7 +7,7 @@
 For each run, the saved model is attacked on the same test images by `--evaluation` (default:
 autoattack) and by the package pyautoattack (pip install '.[benchmark]'), which is the code of Croce
 and Hein, each in a fresh process on one thread. Seconds are CPU seconds of the attack, so that other
-programs disturb little. The reference gets the network with torch's own convolutions, as its users have it.
+programs disturb little; the reference gets torch's own convolutions, as its users have them.
 """
 
 import argparse

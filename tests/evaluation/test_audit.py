@@ -149,7 +149,7 @@ def test_a_masked_model_fails(name: str, standard: nn.Module, digits: Split) -> 
     ("images", "limits"), [(50, (6, 12)), (100, (3, 6)), (200, (1.5, 3)), (1000, (1, 3))]
 )
 def test_a_few_images_are_no_sign_of_anything(images: int, limits: tuple[float, float]) -> None:
-    """Searches from other starts differ by an image or two: three of them pass, six of them warn."""
+    """Searches from other starts differ by an image or two: three of them pass, six warn."""
     look = _Measured(cast(Any, None), np.zeros(images, dtype=np.bool_), lambda: None)
     for limit, at, above in zip(limits, ("pass", "warn"), ("warn", "fail"), strict=True):
         assert look.graded("rises", limit).verdict == at
