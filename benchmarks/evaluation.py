@@ -6,8 +6,8 @@
 
 For each run, the saved model is attacked on the same test images by `--evaluation` (default:
 autoattack) and by the package pyautoattack (pip install '.[benchmark]'), which is the code of Croce
-and Hein, each in a fresh process on one thread. Seconds are CPU seconds of the attack, so that other
-programs disturb little; the reference gets torch's own convolutions, as its users have them.
+and Hein, each in a fresh process on one thread. Seconds are CPU seconds of the attack, so that
+other programs disturb little; the reference gets torch's own convolutions, as its users have them.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from attack_toys import Affine, OnFirstPixel, everywhere, generator, interior, t
 from torch import Tensor, nn
 
 from robusttrain.attacks.fab import FAB
+from robusttrain.attacks.square import Square
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, ball
 
@@ -101,8 +102,15 @@ def test_a_search_that_is_far_from_the_ball_ends(norm: Norm) -> None:
     """On linear models the first step has the smallest perturbation, which is 2 eps here."""
     model, x, y = centred(2)
     eps = nearest(model, x, y, norm).min().item() / 2
-    assert len(passes(FAB(norm=norm, eps=eps, steps=50), model, x, y)) == 2 * 10
+    attack = FAB(norm=norm, eps=eps, steps=50, give_up=True)
+    assert len(passes(attack, model, x, y)) == 2 * 10
     assert len(passes(FAB(norm=norm, eps=eps, steps=50, give_up=False), model, x, y)) == 2 * 50
+
+
+@every_norm
+def test_only_in_linf_searches_give_up_by_themselves(norm: Norm) -> None:
+    assert FAB(norm=norm).give_up == (norm is Norm.linf)
+    assert Square(norm=norm).give_up == (norm is Norm.linf)
 
 
 def test_giving_up_is_told_by_the_share_of_the_steps_and_the_size() -> None:
