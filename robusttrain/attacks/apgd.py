@@ -80,7 +80,8 @@ class APGD(ObjectiveAttack):
         searches = (aimed for aimed in surrogates for _ in range(self.restarts or 1))
         far = torch.zeros_like(best.fooled)
         for number, aimed in enumerate(searches):
-            start = ball(self.norm, self._stages[0][0]).random_start(x, generator)
+            largest = ball(self.norm, self._stages[0][0])
+            start = RULES[self.norm].start(largest, x, generator)
             if self.give_up and number == SEARCHES_FOR_ALL:
                 far = is_far(surrogate, best.x_adv, FAR)
             rows = standing(best.fooled | far)
@@ -204,7 +205,11 @@ class _State(Rows):
 
 
 class _Rule(Protocol):
-    """How far a step goes, and in how many pixels."""
+    """Where a search starts, how far a step goes, and in how many pixels."""
+
+    @staticmethod
+    def start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A random point of `ball` around each image, cut with the box."""
 
     @property
     def reviews(self) -> dict[int, int]:
@@ -224,6 +229,10 @@ class _Halving:
     ball: Ball
     steps: int
     rho: float
+
+    @staticmethod
+    def start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
+        return ball.random_start(x, generator)
 
     @property
     def reviews(self) -> dict[int, int]:
@@ -264,6 +273,13 @@ class _Sparse:
     ball: Ball
     steps: int
     rho: float
+
+    @staticmethod
+    def start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
+        # Projected from far outside, few pixels are left. A point drawn uniformly from the ball
+        # changes all of them a little, and the search never gets sparse.
+        noise = torch.empty_like(x).normal_(generator=generator)
+        return ball.project(x + noise, x)
 
     @property
     def reviews(self) -> dict[int, int]:

@@ -313,3 +313,13 @@ def test_impossible_aims_are_refused_by_name() -> None:
         APGD(objective="sideways")
     with pytest.raises(InputError, match=r"^label=least_likely "):
         APGD(targets=1, label=Label.least_likely)
+
+
+def test_an_l1_search_starts_with_few_pixels_changed() -> None:
+    """A start that changes all pixels a little stays dense, and ends far above the reference's."""
+    seen: list[Tensor] = []
+    model = tanh_network(784, 4)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    x = everywhere(6, 1, 28, 28)
+    APGD(norm=Norm.l1, eps=10, steps=5)(model, x, torch.zeros(6, dtype=torch.int64))
+    assert ((seen[0] != x).flatten(1).double().mean(1) < 0.2).all()

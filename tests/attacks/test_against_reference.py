@@ -1,0 +1,83 @@
+"""Strength of APGD, FAB and Square next to the code of their authors, in all three norms."""
+
+import pytest
+import torch
+from attack_toys import generator
+from torch import Tensor, nn
+
+from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.crafting import BallAttack
+from robusttrain.attacks.fab import FAB
+from robusttrain.attacks.objectives import Objective
+from robusttrain.attacks.square import Square
+from robusttrain.data import as_input
+from robusttrain.data.digits import Digits
+from robusttrain.models import build_model
+from robusttrain.models.small_cnn import SmallCNN
+from robusttrain.threat import Norm
+
+pyautoattack = pytest.importorskip("pyautoattack")
+
+IMAGES = 120
+EPS = {Norm.linf: 0.1, Norm.l2: 0.6, Norm.l1: 2.5}
+NAMES = {Norm.linf: "Linf", Norm.l2: "L2", Norm.l1: "L1"}
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A small network trained on digits with uniform noise, half way to robust."""
+    train, _ = Digits().load()
+    x, y = as_input(train.images), train.labels
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(SmallCNN(), 10, (1, 8, 8))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+        for _ in range(200):
+            rows = torch.randint(len(x), (128,))
+            noisy = (x[rows] + 0.4 * (torch.rand(128, 1, 8, 8) - 0.5)).clamp(0, 1)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(noisy), y[rows]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def images(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Test images that the network gets right."""
+    _, test = Digits().load()
+    x, y = as_input(test.images), test.labels
+    right = (network(x).argmax(1) == y).nonzero().squeeze(1)[:IMAGES]
+    return x[right], y[right]
+
+
+def standing(network: nn.Module, x_adv: Tensor, y: Tensor) -> int:
+    return int((network(x_adv).argmax(1) == y).sum())
+
+
+CASES = {
+    "apgd-ce": lambda norm, eps: APGD(norm=norm, eps=eps),
+    "apgd-t": lambda norm, eps: APGD(norm=norm, eps=eps, objective=Objective.dlr, targets=9),
+    "fab-t": lambda norm, eps: FAB(norm=norm, eps=eps, targets=9),
+    "square": lambda norm, eps: Square(norm=norm, eps=eps, queries=500),
+}
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("name", CASES)
+def test_it_leaves_no_more_standing_than_the_reference(
+    network: nn.Module, images: tuple[Tensor, Tensor], name: str, norm: Norm
+) -> None:
+    """Both draw at random: Square, the most random of them, may differ by 4 images, others by 2."""
+    x, y = images
+    reference = pyautoattack.AutoAttack(
+        network, norm=NAMES[norm], eps=EPS[norm], version="standard", device="cpu", seed=0
+    )
+    reference.attacks_to_run = [name]
+    reference.square.n_queries = 500
+    with torch.random.fork_rng():
+        theirs, _ = reference.run_standard_evaluation(x, y, batch_size=IMAGES)
+    attack: BallAttack = CASES[name](norm, EPS[norm])
+    ours = attack(network, x, y, generator=generator())
+    left = standing(network, theirs, y)
+    assert 0 < left < IMAGES
+    assert standing(network, ours, y) <= left + (4 if name == "square" else 2)
