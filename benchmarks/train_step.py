@@ -10,6 +10,8 @@ same round. The plain loops train with PGD-10, and so does `madry`; they are
   textbook      `loss.backward()` in the inner loop, a DataLoader that transforms image by image
   torchattacks  the PGD of torchattacks on batches cut from one tensor in memory
                 (pip install '.[benchmark]')
+
+Both have the network with torch's own convolutions.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from robusttrain.allocator import keep_freed_memory
 from robusttrain.cli import CONF
 from robusttrain.data import Split, batches
 from robusttrain.models import build_model
+from robusttrain.models.first_conv import FirstConv2d
 from robusttrain.report.terminal import Terminal
 from robusttrain.training import Trainer
 
@@ -122,6 +125,9 @@ def plain_steps(network: str, loop: str) -> Iterator[None]:
     shape, batch_size, _ = NETWORKS[network]
     split = random_split(network)
     model = build_model(composed(network, "madry").model, 10, shape)
+    for module in model.modules():
+        if isinstance(module, FirstConv2d):
+            module.__class__ = nn.Conv2d
     optimizer = torch.optim.Adam(model.parameters())
     if loop == "textbook":
         loader = DataLoader(_OneByOne(split), batch_size, shuffle=True)
