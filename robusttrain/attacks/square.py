@@ -229,7 +229,8 @@ class _Bumps(_Draws):
     def _bump(self, side: int, upright: bool) -> Tensor:
         """Two halves of opposite sign, (side, side), with norm 1."""
         upper, lower = side // 2, side - side // 2
-        halves = torch.cat([self._hill(upper, side), -self._hill(lower, side)])
+        hills = self._unit(self._hill(upper, side)), self._unit(self._hill(lower, side))
+        halves = torch.cat([hills[0], -hills[1]])
         return self._unit(halves if upright else halves.T)
 
     def _hill(self, height: int, width: int) -> Tensor:
