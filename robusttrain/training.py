@@ -33,6 +33,11 @@ class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
 
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context in which a network computes on `device`."""
+        bf16 = self is Precision.bf16 or (self is Precision.auto and _computes_in_bf16(device))
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
 
 @dataclass
 class Training:
@@ -49,7 +54,8 @@ class Training:
     clip_gradient
         Largest l2 norm of the gradient of all parameters together; not clipped where not given.
     precision
-        bf16 autocast, or float32; `auto` takes bf16 on CUDA devices that compute in it.
+        bf16 autocast, or float32; `auto` takes bf16 on devices that have instructions for it: CUDA
+        from compute capability 8.0 on, CPUs with AVX512-BF16 or AMX.
     channels_last
         Keep images and weights with channels innermost, as fast convolutions want them.
     compile
@@ -199,7 +205,7 @@ class Trainer:
         objectives = defense(self.forward, x, y, loss=self.loss, generator=self.streams["attack"])
         while True:
             # Autocast covers what the defense computes up to its next yield, not the step between.
-            with self._autocast():
+            with self.settings.precision.autocast(self.device):
                 objective = next(objectives, None)
             if objective is None:
                 break
@@ -230,14 +236,6 @@ class Trainer:
         if self.settings.clip_gradient is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_gradient)
         self.optimizer.step()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self.settings.precision
-        on_cuda = self.device.type == "cuda" and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-        bf16 = wanted is Precision.bf16 or (wanted is Precision.auto and on_cuda)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def _validate(self) -> dict[str, Any]:
         attack = self.settings.validation_attack
@@ -310,3 +308,12 @@ class _Tally:
             "train_clean_accuracy": shares.get("clean"),
             "train_robust_accuracy": shares.get("robust"),
         }
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bf16; emulated, it is many times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and any(
+        (torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported())
+    )

@@ -36,7 +36,7 @@ from robusttrain.optimizers import SGD, Optimizer
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant, OneCycle, Schedule
 from robusttrain.threat import Norm
-from robusttrain.training import Trainer, Training
+from robusttrain.training import Precision, Trainer, Training
 
 DATA = Synthetic([1, 4, 4], 3, train_size=130, test_size=40, noise=0.3, validation=30)
 EPS = 0.1
@@ -67,7 +67,7 @@ def trainer(
     split, validation = hold_out(data.load()[0], data.validation, seed)
     return Trainer(
         model or network(), defense or Standard(), optimizer or SGD(0.1), schedule or Constant(),
-        Training(**{"epochs": 2, "batch_size": 32, **settings}),
+        Training(**{"epochs": 2, "batch_size": 32, "precision": Precision.fp32, **settings}),
         train=train or split, validation=validation, dataset=data,
         norm=Norm.linf, eps=EPS, seed=seed, terminal=quiet(),
     )  # fmt: skip
@@ -379,3 +379,18 @@ def test_what_earlier_epochs_left_survives_a_divergence(tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path / "run/train.csv")) == 2
     for value in checkpoint.load(tmp_path / "run/checkpoint.pt").model.values():
         assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bf16_is_chosen_where_the_device_computes_in_it(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    product = {}
+    for precision in Precision:
+        with precision.autocast(cpu):
+            product[precision.value] = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    chosen = torch.bfloat16 if native else torch.float32
+    assert product == {"auto": chosen, "fp32": torch.float32, "bf16": torch.bfloat16}
