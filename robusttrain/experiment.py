@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from robusttrain import checkpoint as checkpoints
@@ -16,16 +14,10 @@ from robusttrain.config import Config, Stage, network
 from robusttrain.data import Info, Split, hold_out
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
-from robusttrain.evaluation.accuracy import attack_all, examine, saved_rows
-from robusttrain.evaluation.audit import NO_AUDIT, PIECES, PIECES_OF_NOISE, Audit, audit
-from robusttrain.evaluation.curves import Probe
-from robusttrain.evaluation.intake import Finding
-from robusttrain.evaluation.partial import Folder, description
+from robusttrain.evaluation.examination import Examined, examined
 from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.manifest import manifest
-from robusttrain.models.modes import modes_restored
 from robusttrain.report.files import write_arrays, write_csv, write_json
-from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
 from robusttrain.training import Epoch, Trainer
 
@@ -70,7 +62,9 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         started = time.perf_counter()
         test = test.to(device)
         _inspect(config, origin.names, model, isinstance(given, Foreign), test, terminal)
-        _evaluate(config, origin.names, model, test, run_dir, terminal)
+        results = _evaluate(config, model, test, run_dir, terminal)
+        _report(config, origin.names, results, run_dir, terminal)
+        results.pieces.remove()
         seconds["evaluate"] = time.perf_counter() - started
     write_json(run_dir / "manifest.json", manifest(device, digests, seconds))
     return best.val_robust_accuracy if best else None
@@ -135,78 +129,44 @@ def _inspect(
     is_foreign: bool,
     test: Split,
     terminal: Terminal,
-) -> list[Finding]:
+) -> None:
     """Say what makes the figures of an evaluation mean something else than they seem to."""
     x, y = intake.sample(test, config.evaluation.choose(test.size))
     intake.refuse_without_gradient(model, x, names["model"])
-    findings = intake.inspect(model, x, y, foreign=is_foreign)
-    for finding in findings:
+    for finding in intake.inspect(model, x, y, foreign=is_foreign):
         if finding.message:
             terminal.say(f"warning: {finding.message}")
-    return findings
 
 
 def _evaluate(
-    config: Config,
-    names: Mapping[str, str],
-    model: nn.Module,
-    test: Split,
-    run_dir: Path,
-    terminal: Terminal,
-) -> None:
-    """Attack `model` on `test`, look closer at the figures, and report both.
-
-    Finished pieces of work are kept in the run directory until the report is written, so that a
-    killed evaluation goes on when it is started again with the same settings and directory.
-    """
-    settings = config.evaluation
-    with modes_restored(model):
-        model.eval()
-        index, subject = examine(model, test, settings, config.seed)
-        # Noise and architecture do not show in the weights, nor in what a batch is in a piece.
-        work = (
-            config.checkpoint, config.model, config.noise, config.norm, config.eps, config.seed,
-            settings, subject.batch_size, subject.x.device, torch.__version__,
-        )  # fmt: skip
-        pieces = Folder(run_dir / "evaluation.partial", description(model, *subject.images, work))
-        subject = replace(subject, saved=pieces)
-        suite = settings.suite(subject.num_classes, subject.random)
-        with terminal.progress("evaluation", len(index) * len(suite)) as bar:
-            ledger = attack_all(subject, index, settings, norm=config.norm, eps=config.eps, bar=bar)
-        closer = NO_AUDIT
-        if settings.audit and settings.probe is not None:
-            probe = Probe(subject.take(settings.probed(len(index))), settings.probe)
-            pieces_of_work = PIECES + PIECES_OF_NOISE * subject.random
-            with terminal.progress("audit", pieces_of_work) as bar:
-                closer = audit(probe, suite, ledger, bar.advance)
-        rows = [*closer.controls, *saved_rows(subject, ledger, settings)]
-    _report(config, names, ledger, rows, closer, run_dir, terminal)
-    pieces.remove()
+    config: Config, model: nn.Module, test: Split, run_dir: Path, terminal: Terminal
+) -> Examined:
+    return examined(
+        model, test, config.evaluation,
+        norm=config.norm, eps=config.eps, seed=config.seed,
+        folder=run_dir / "evaluation.partial",
+        origin=(config.checkpoint, config.model, config.noise), terminal=terminal,
+    )  # fmt: skip
 
 
 def _report(
-    config: Config,
-    names: Mapping[str, str],
-    ledger: Ledger,
-    rows: list[dict[str, Any]],
-    closer: Audit,
-    run_dir: Path,
-    terminal: Terminal,
+    config: Config, names: Mapping[str, str], results: Examined, run_dir: Path, terminal: Terminal
 ) -> None:
-    report = ledger.report(config.norm, rows)
+    report = results.ledger.report(config.norm, results.rows)
     for position, key in enumerate(("dataset", "model", "defense", "noise")):
         report.insert(position, key, names[key])
     report.insert(4, "seed", config.seed)
-    write_csv(run_dir / "samples.csv", ledger.samples())
+    checks = [check._asdict() for check in results.audit.checks]
+    write_csv(run_dir / "samples.csv", results.ledger.samples())
     if config.evaluation.save_adversarial:
-        write_arrays(run_dir / "adversarial.npz", ledger.arrays())
-    if config.evaluation.audit:
-        write_csv(run_dir / "curve.csv", closer.curve)
-        write_csv(run_dir / "audit.csv", [check._asdict() for check in closer.checks])
+        write_arrays(run_dir / "adversarial.npz", results.ledger.arrays())
+    if checks:
+        write_csv(run_dir / "curve.csv", results.audit.curve)
+        write_csv(run_dir / "audit.csv", checks)
     write_csv(run_dir / "report.csv", report)
     terminal.report(report, f"{names['defense']}, {names['model']} on {names['dataset']}")
-    if closer.checks:
-        terminal.audit([check._asdict() for check in closer.checks])
+    if checks:
+        terminal.audit(checks)
 
 
 def _save(path: Path, trainer: Trainer, origin: Origin, info: Info, epoch: int) -> None:

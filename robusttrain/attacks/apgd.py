@@ -113,14 +113,15 @@ class APGD(ObjectiveAttack):
         """Climb within `ball`; with `best`, report every point there and let go who is fooled."""
         rule: _Rule = RULES[self.norm](ball, steps, self.rho)
         state = _State.at(subject, start, FIRST_STEP[self.norm] * ball.eps).scored(best)
+        reviews = rule.reviews()
         for step in range(1, steps + 1):
             if len(state.rows) == 0:
                 break
             state.previous, state.x_adv = state.x_adv, rule.move(state, step)
             state.look()
             state = state.scored(best)
-            if step in rule.reviews:
-                rule.review(state, rule.reviews[step])
+            if step in reviews:
+                rule.review(state, reviews[step])
         return state
 
 
@@ -211,7 +212,6 @@ class _Rule(Protocol):
     def start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
         """A random point of `ball` around each image, cut with the box."""
 
-    @property
     def reviews(self) -> dict[int, int]:
         """Steps after which the step is reviewed, and how many steps each of them looks back."""
 
@@ -234,7 +234,6 @@ class _Halving:
     def start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
         return ball.random_start(x, generator)
 
-    @property
     def reviews(self) -> dict[int, int]:
         first, shrink, least = (
             max(1, int(share * self.steps))
@@ -281,7 +280,6 @@ class _Sparse:
         noise = torch.empty_like(x).normal_(generator=generator)
         return ball.project(x + noise, x)
 
-    @property
     def reviews(self) -> dict[int, int]:
         since = max(1, int(L1_REVIEW * self.steps))
         return dict.fromkeys(range(since, self.steps + 1, since), since)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.threat import per_image
 
 # One round of the search for c multiplies or divides it by this.
 C_FACTOR = 10.0
@@ -56,8 +57,8 @@ class LBFGS(BallAttack):
             value, logits = surrogate.score(x_adv)
             fooled = surrogate.succeeded(logits)
             rank = _rank(fooled, value, (x_adv - x).flatten(1).norm(dim=1))
-            better = (rank > best_rank).view(-1, *[1] * (x.dim() - 1))
-            best, best_rank = torch.where(better, x_adv, best), torch.maximum(rank, best_rank)
+            best = torch.where(per_image(rank > best_rank, x), x_adv, best)
+            best_rank = torch.maximum(rank, best_rank)
             fools = torch.where(fooled, weights.maximum(fools), fools)
             fails = torch.where(fooled, fails, weights.minimum(fails))
             weights = _next_weights(fools, fails)

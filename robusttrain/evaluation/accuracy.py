@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split, as_input
-from robusttrain.evaluation.partial import NOTHING_SAVED, Partial
 from robusttrain.evaluation.subject import Crafted, Seen, Subject
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, row
@@ -26,7 +25,8 @@ from robusttrain.report.terminal import Bar
 from robusttrain.threat import Norm, ball
 
 # Rows that a report has beside those of its attacks.
-RESERVED = ("clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked", "eot_")
+RESERVED = ("clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked")
+RESERVED_START = "eot_"
 
 # Small batches stay in a processor's cache; a GPU wants large ones.
 CPU_BATCH, GPU_BATCH = 128, 512
@@ -91,8 +91,8 @@ class Evaluation:
         )
         for name in self.attacks:
             ranges.require(
-                not name.startswith(RESERVED), "attacks", name,
-                f"named otherwise: {', '.join(RESERVED)} are rows of every report",
+                name not in RESERVED and not name.startswith(RESERVED_START), "attacks", name,
+                f"named otherwise: reports have rows {', '.join(RESERVED)}, {RESERVED_START}...",
             )  # fmt: skip
 
     def choose(self, size: int) -> Tensor:
@@ -123,14 +123,14 @@ class Evaluation:
 
 
 def examine(
-    model: nn.Module, split: Split, settings: Evaluation, seed: int, saved: Partial = NOTHING_SAVED
+    model: nn.Module, split: Split, settings: Evaluation, seed: int
 ) -> tuple[NDArray[np.int64], Subject]:
     """The positions of the images to evaluate, and the subject of the evaluation."""
     rows = settings.choose(split.size)
     images, y = split.take(rows)
     batch_size = settings.batch_size or (CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
     draws = settings.eot, settings.votes
-    return rows.numpy(), Subject(model, as_input(images), y, batch_size, *draws, seed, saved)
+    return rows.numpy(), Subject(model, as_input(images), y, batch_size, *draws, seed)
 
 
 def evaluate(
@@ -150,20 +150,25 @@ def evaluate(
     with modes_restored(model):
         model.eval()
         index, subject = examine(model, split, settings, seed)
-        return attack_all(subject, index, settings, norm=norm, eps=eps, bar=bar)
+        suite = settings.suite(subject.num_classes, subject.random)
+        return attack_all(
+            subject, index, suite, settings.survivors_only, norm=norm, eps=eps, bar=bar
+        )
 
 
 def attack_all(
     subject: Subject,
     index: NDArray[np.int64],
-    settings: Evaluation,
+    suite: Mapping[str, Attack],
+    survivors_only: bool,
     *,
     norm: Norm,
     eps: float,
     bar: Bar,
 ) -> Ledger:
-    """Run every attack on the images of `subject` and score its results on fresh passes.
+    """Run the attacks of `suite` on the images of `subject` and score them on fresh passes.
 
+    `index` says where in the test set the images are; for `survivors_only` see `Evaluation`.
     An image that is misclassified by itself counts as broken by every attack and costs no attack.
     A model that predicts at random is scored, clean or attacked, on the same draws for the same
     image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
@@ -180,29 +185,29 @@ def attack_all(
         seconds=time.perf_counter() - started,
     )
     worst = _Worst(subject, clean)
-    for name, attack in settings.suite(subject.num_classes, subject.random).items():
+    for name, attack in suite.items():
         bar.show(name)
         threat = Norm(getattr(attack, "norm", norm)), float(getattr(attack, "eps", eps))
-        fallen = ledger.worst_case if settings.survivors_only else ledger.misclassified
+        fallen = ledger.worst_case if survivors_only else ledger.misclassified
         bar.advance(int(fallen.sum()))
         started = time.perf_counter()
         crafted = subject.attacked(attack, np.flatnonzero(~fallen), name, advance=bar.advance)
         seen = subject.look(crafted.x_adv)
-        outcome = _outcome(subject, crafted, seen, fallen, threat)
-        ledger.outcomes[name] = replace(outcome, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, threat, seconds)
         worst.offer(crafted.x_adv, seen)
     ledger.adversarial = worst.x_adv.cpu().numpy()
     return ledger
 
 
-def saved_rows(subject: Subject, ledger: Ledger, settings: Evaluation) -> list[dict[str, Any]]:
-    """The row `uint8` where attacked images are kept: their accuracy when rounded to bytes."""
-    if not settings.save_adversarial or ledger.adversarial is None:
+def rounded(subject: Subject, ledger: Ledger, norm: Norm) -> list[dict[str, Any]]:
+    """The row `uint8`: accuracy on the attacked images when they are rounded to bytes."""
+    if ledger.adversarial is None:
         return []
     images = torch.from_numpy(ledger.adversarial).to(subject.x)
     seen = subject.look((images * 255).round() / 255)
     broken = np.not_equal(seen.prediction, ledger.label)
-    return [row("uint8", "", ledger.largest_eps, np.asarray(broken))]
+    return [row("uint8", norm, ledger.largest_eps, np.asarray(broken))]
 
 
 def _outcome(
@@ -211,6 +216,7 @@ def _outcome(
     seen: Seen,
     fallen: NDArray[np.bool_],
     threat: tuple[Norm, float],
+    seconds: float,
 ) -> Outcome:
     norm, eps = threat
     return Outcome(
@@ -219,7 +225,7 @@ def _outcome(
         broken=np.not_equal(seen.prediction, subject.y.cpu().numpy()) | fallen,
         margin=seen.margin,
         size=ball(norm, 0).size(crafted.x_adv - subject.x).cpu().numpy(),
-        seconds=0.0,
+        seconds=seconds,
         attacked=~fallen,
         forward_passes=crafted.forward_passes,
         backward_passes=crafted.backward_passes,

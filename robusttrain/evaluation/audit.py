@@ -113,7 +113,7 @@ def audit(
         measured.one_step(),
         measured.random_noise(),
         measured.unbounded(),
-        _black_box(probe, ledger, advance),
+        _black_box(probe, suite, ledger, advance),
         *measured.gradients(),
         _non_finite(ledger),
         *measured.outputs(),
@@ -253,14 +253,18 @@ def _at_zero(attack: BallAttack) -> BallAttack:
     return replace(attack, eps=0.0, **smaller)
 
 
-def _black_box(probe: Probe, ledger: Ledger, advance: Advance) -> Check:
+def _black_box(
+    probe: Probe, suite: Mapping[str, Attack], ledger: Ledger, advance: Advance
+) -> Check:
     """What a random search without gradients breaks of the images that gradients left standing."""
     says = "black box beats gradients by"
     advance()
-    names = [name for name in ledger.outcomes if name.startswith("square")]
-    if names:
-        only = np.isin(ledger.broken_by, names).mean()
-        return _graded(says, 100 * float(only), 0.2, 5)
+    broke: dict[bool, list[NDArray[np.bool_]]] = {True: [], False: [ledger.misclassified]}
+    for name, attack in suite.items():
+        broke[isinstance(attack, Square)].append(ledger.outcomes[name].broke)
+    if broke[True]:
+        only = np.any(broke[True], axis=0) & ~np.any(broke[False], axis=0)
+        return _graded(says, 100 * float(only.mean()), 0.2, 5)
     square = Square(norm=probe.attack.norm, eps=probe.attack.eps, queries=SQUARE_QUERIES)
     by_gradients = probe.broken(replace(probe.attack, steps=max(40, probe.attack.steps)), "white")
     more = probe.broken(square, "black box") & ~by_gradients

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -70,16 +71,20 @@ class Subject:
     seed: int
     saved: Partial = NOTHING_SAVED
 
-    def __post_init__(self) -> None:
-        with self.drawing("is it random?"):
-            self.num_classes, self.random = classes_and_randomness(
-                self.model, self.x[: self.batch_size]
-            )
+    @property
+    def num_classes(self) -> int:
+        """How many logits the model returns."""
+        return self._shown[0]
 
     @property
-    def images(self) -> tuple[Tensor, Tensor]:
-        """The images and their labels."""
-        return self.x, self.y
+    def random(self) -> bool:
+        """Whether predictions hang on noise, declared or not."""
+        return self._shown[1]
+
+    @cached_property
+    def _shown(self) -> tuple[int, bool]:
+        with self.drawing("is it random?"):
+            return classes_and_randomness(self.model, self.x[: self.batch_size])
 
     def take(self, rows: Tensor) -> Self:
         """The same model with some of the images."""

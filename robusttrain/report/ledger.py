@@ -51,6 +51,11 @@ class Outcome:
     backward_passes: int = 0
     non_finite: int = 0
 
+    @property
+    def broke(self) -> Flags:
+        """Which images the attack was run on, and broke."""
+        return self.broken if self.attacked is None else self.broken & self.attacked
+
 
 @dataclass
 class Ledger:
@@ -138,12 +143,13 @@ class Ledger:
         Accuracies are shares from 0 to 1, with 95 % Wilson score intervals. `norm` is that of the
         run, for the rows that no single attack stands for.
         """
-        rows = [row("clean", norm, 0.0, self.misclassified, self.seconds, 1.0, 0.0)]
+        clean = row("clean", norm, 0.0, self.misclassified, self.seconds, 1.0, 0.0)
+        rows: list[Mapping[str, Any]] = [clean]
         for name, o in self.outcomes.items():
             passes = (o.forward_passes / len(o.broken), o.backward_passes / len(o.broken))
             rows.append(row(name, o.norm, o.eps, o.broken, o.seconds, *passes))
         spent = [sum(r[key] for r in rows) for key in ("seconds", "forward", "backward")]
-        rows += [{**other, "norm": other["norm"] or norm} for other in others]
+        rows += others
         rows.append(row("worst_case", norm, self.largest_eps, self.worst_case, *spent))
         return pd.DataFrame(rows)
 

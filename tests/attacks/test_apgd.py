@@ -105,7 +105,7 @@ def test_reviews_are_those_of_the_paper() -> None:
     """Croce and Hein 2020, section 3.1: more and more often."""
     expected = [22, 41, 57, 70, 80, 87, 93, 99]
     assert checkpoints(100)[1:] == expected
-    reviews = RULES[Norm.linf](ball(Norm.linf, 0.1), 100, 0.75).reviews
+    reviews = RULES[Norm.linf](ball(Norm.linf, 0.1), 100, 0.75).reviews()
     assert list(reviews) == expected
     assert list(reviews.values()) == [after - before for before, after in pairwise([0, *expected])]
 

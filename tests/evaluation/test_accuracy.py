@@ -292,6 +292,7 @@ def test_an_audit_needs_a_probe_and_rows_of_every_report_keep_their_names() -> N
     for name in ("clean", "worst_case", "uint8", "control", "noise_off", "eot_5"):
         with pytest.raises(InputError, match=rf"^attacks={name} is not allowed"):
             Evaluation({name: FGSM()})
+    Evaluation({"cleaner": FGSM(), "controlled": FGSM()})
 
 
 # --- survivors only -----------------------------------------------------------------------------

@@ -100,7 +100,9 @@ def examined(
     index, subject = examine(model, data, chosen, 0)
     suite = chosen.suite(subject.num_classes, subject.random)
     with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        ledger = attack_all(subject, index, chosen, norm=Norm.linf, eps=EPS, bar=bar)
+        ledger = attack_all(
+            subject, index, suite, chosen.survivors_only, norm=Norm.linf, eps=EPS, bar=bar
+        )
     return Probe(subject, PROBE), suite, ledger
 
 
@@ -267,14 +269,19 @@ def test_a_figure_that_is_no_number_does_not_pass() -> None:
     assert _graded("", float("nan"), 1, 3).verdict != "pass"
 
 
+# Rows have the names that users give them.
+SUITE: dict[str, Attack] = {"square_of_mine_is_pgd": APGD(), "black": Square()}
+
+
 def found_by(*, gradients: int, square: int) -> Ledger:
-    """Of 1,000 images the first are broken by gradients, others by Square alone."""
+    """Of 1,000 images the first are broken by gradients, others by Square, which saw the rest."""
     places = np.arange(N)
     zeros = np.zeros(N)
     ledger = Ledger(places, np.zeros(N, int), np.zeros(N, int), zeros, 0.0)
     by_gradients, by_square = places < gradients, places < gradients + square
-    for name, broken in {"apgd": by_gradients, "square": by_square}.items():
-        ledger.outcomes[name] = Outcome("linf", EPS, broken, zeros, zeros, 0.0)
+    who = (by_gradients, places >= 0), (by_square, ~by_gradients)
+    for name, (broken, attacked) in zip(SUITE, who, strict=True):
+        ledger.outcomes[name] = Outcome("linf", EPS, broken, zeros, zeros, 0.0, attacked)
     return ledger
 
 
@@ -283,9 +290,18 @@ def found_by(*, gradients: int, square: int) -> Ledger:
 )
 def test_what_square_alone_broke_counts_for_the_black_box(square: int, verdict: str) -> None:
     probe, _, _ = examined(Pixel().eval(), pixels([0.2]), {})
-    check = _black_box(probe, found_by(gradients=400, square=square), lambda: None)
+    check = _black_box(probe, SUITE, found_by(gradients=400, square=square), lambda: None)
     assert check.figure == pytest.approx(square / 10)
     assert check.verdict.value == verdict
+
+
+def test_where_all_attacks_see_all_images_the_order_does_not_matter() -> None:
+    probe, _, _ = examined(Pixel().eval(), pixels([0.2]), {})
+    ledger = found_by(gradients=400, square=30)
+    everywhere = {name: replace(o, attacked=None) for name, o in ledger.outcomes.items()}
+    for names in (list(SUITE), list(SUITE)[::-1]):
+        ledger.outcomes = {name: everywhere[name] for name in names}
+        assert _black_box(probe, SUITE, ledger, lambda: None).figure == pytest.approx(3)
 
 
 @pytest.mark.parametrize(
@@ -293,10 +309,11 @@ def test_what_square_alone_broke_counts_for_the_black_box(square: int, verdict: 
 )
 def test_passes_without_numbers_are_a_share_of_all_passes(met: int, verdict: str) -> None:
     ledger = found_by(gradients=0, square=0)
-    ledger.outcomes["apgd"] = replace(
-        ledger.outcomes["apgd"], forward_passes=300, backward_passes=300, non_finite=met
+    white, black = SUITE
+    ledger.outcomes[black] = replace(
+        ledger.outcomes[black], forward_passes=300, backward_passes=300, non_finite=met
     )
-    ledger.outcomes["square"] = replace(ledger.outcomes["square"], forward_passes=400)
+    ledger.outcomes[white] = replace(ledger.outcomes[white], forward_passes=400)
     check = _non_finite(ledger)
     assert check.figure == pytest.approx(met / 10)
     assert check.verdict.value == verdict

@@ -1,5 +1,6 @@
 """Curves of accuracy on a model whose robust radius is known image by image."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,8 @@ def everywhere(count: int = 203, wrong: int = 7) -> Split:
 
 
 def probe_of(attack: PGD, saved: Partial = NOTHING_SAVED) -> Probe:
-    _, subject = examine(Threshold().eval(), everywhere(), Evaluation(batch_size=50), 0, saved)
-    return Probe(subject, attack)
+    _, subject = examine(Threshold().eval(), everywhere(), Evaluation(batch_size=50), 0)
+    return Probe(replace(subject, saved=saved), attack)
 
 
 def robust(eps: float) -> float:

@@ -115,10 +115,11 @@ def evaluated(
         "watched": make(calls),
         "after": Square(eps=EPS, queries=5),
     }
-    settings = Evaluation(attacks, survivors_only=True, batch_size=BATCH, eot=2, votes=3)
-    index, subject = examine(model, data(), settings, 0, saved)
+    settings = Evaluation(attacks, batch_size=BATCH, eot=2, votes=3)
+    index, subject = examine(model, data(), settings, 0)
+    subject.saved = saved
     with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        return attack_all(subject, index, settings, norm=Norm.linf, eps=EPS, bar=bar)
+        return attack_all(subject, index, attacks, True, norm=Norm.linf, eps=EPS, bar=bar)
 
 
 def assert_same(first: Ledger, second: Ledger) -> None:

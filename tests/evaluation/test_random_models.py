@@ -194,6 +194,7 @@ def test_noise_can_be_switched_off_for_a_while() -> None:
 def test_gradients_are_averaged_over_1_5_20_and_80_draws() -> None:
     model, passes = declared(), [0]
     _, subject = examine(model, split_at([0.3] * 10), Evaluation(eot=2, votes=3), 0)
+    assert subject.random
     model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     sums: list[int] = []
     probe = Probe(subject, PGD(eps=0.1, steps=4))

@@ -1,0 +1,82 @@
+"""An evaluation as a whole: the attacks, then a closer look at what they found."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from robusttrain.attacks import Attack
+from robusttrain.data import Split
+from robusttrain.evaluation.accuracy import Evaluation, attack_all, examine, rounded
+from robusttrain.evaluation.audit import NO_AUDIT, PIECES, PIECES_OF_NOISE, Audit, audit
+from robusttrain.evaluation.curves import Probe
+from robusttrain.evaluation.partial import Folder, description
+from robusttrain.evaluation.subject import Subject
+from robusttrain.models.modes import modes_restored
+from robusttrain.report.ledger import Ledger
+from robusttrain.report.terminal import Terminal
+from robusttrain.threat import Norm
+
+
+class Examined(NamedTuple):
+    """What an evaluation found.
+
+    `rows` are those of `report.csv` beside its attacks; `pieces` holds the finished work until the
+    report is written.
+    """
+
+    ledger: Ledger
+    audit: Audit
+    rows: list[dict[str, Any]]
+    pieces: Folder
+
+
+def examined(
+    model: nn.Module,
+    split: Split,
+    settings: Evaluation,
+    *,
+    norm: Norm,
+    eps: float,
+    seed: int,
+    folder: Path,
+    origin: object,
+    terminal: Terminal,
+) -> Examined:
+    """Attack `model` on the chosen images of `split` and audit the figures.
+
+    Finished pieces of work are kept in `folder`, so that a killed evaluation goes on when it is
+    started again on the same images, weights and settings, and with an `origin` of the same repr:
+    what else the model is, which its weights do not show.
+    """
+    with modes_restored(model):
+        model.eval()
+        index, subject = examine(model, split, settings, seed)
+        # How the images are cut into batches, and by what they are computed, shows in rounding.
+        how = origin, settings, norm, eps, seed, subject.batch_size, subject.x.device
+        work = description(model, subject.x, subject.y, (*how, torch.__version__))
+        subject.saved = pieces = Folder(folder, work)
+        suite = settings.suite(subject.num_classes, subject.random)
+        with terminal.progress("evaluation", len(index) * len(suite)) as bar:
+            ledger = attack_all(
+                subject, index, suite, settings.survivors_only, norm=norm, eps=eps, bar=bar
+            )
+        closer = _audited(subject, settings, suite, ledger, terminal)
+        kept = rounded(subject, ledger, norm) if settings.save_adversarial else []
+    return Examined(ledger, closer, [*closer.controls, *kept], pieces)
+
+
+def _audited(
+    subject: Subject,
+    settings: Evaluation,
+    suite: Mapping[str, Attack],
+    ledger: Ledger,
+    terminal: Terminal,
+) -> Audit:
+    if not settings.audit or settings.probe is None:
+        return NO_AUDIT
+    probe = Probe(subject.take(settings.probed(len(ledger.index))), settings.probe)
+    with terminal.progress("audit", PIECES + PIECES_OF_NOISE * subject.random) as bar:
+        return audit(probe, suite, ledger, bar.advance)
