@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def job(config: DictConfig) -> float | None:
     chosen = HydraConfig.get()
     run_dir = Path(chosen.runtime.output_dir)
     terminal = Terminal()
-    names = {key: str(value) for key, value in chosen.runtime.choices.items()}
+    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()})
     try:
         built, origin = _prepared(config, names, list(chosen.overrides.task))
         if built.keep_memory:
@@ -75,7 +76,7 @@ def job(config: DictConfig) -> float | None:
 def main() -> None:
     """Run the command line; exit with 1 and one clear message where the input is at fault."""
     configs.register()
-    sys.argv[1:] = _overrides_last(sys.argv[1:])
+    sys.argv[1:] = _overrides_last([word for a in sys.argv[1:] for word in _unstacked(a)])
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -84,6 +85,21 @@ def main() -> None:
         _leave(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _unstacked(argument: str) -> list[str]:
+    """`noise=[a,b]` as the overrides that stack the mechanisms a and b; others as they are."""
+    stacked = re.fullmatch(r"noise=\[([\w,\s]*)\]", argument)
+    if stacked is None:
+        return [argument]
+    options = [option.strip() for option in stacked[1].split(",") if option.strip()]
+    # One that comes twice gets a number, as every mechanism needs a name of its own.
+    names = [
+        option if option not in options[:place] else f"{option}_{place}"
+        for place, option in enumerate(options)
+    ]
+    mechanisms = zip(names, options, strict=True)
+    return ["noise=stack", *(f"+noise@noise.mechanisms.{name}={o}" for name, o in mechanisms)]
 
 
 def _overrides_last(arguments: list[str]) -> list[str]:
@@ -112,6 +128,12 @@ def _prepared(
     torch.manual_seed(streams.derived_seed(config.seed, "initialisation"))
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
     return configs.build(config), experiment.Origin(plain, names)
+
+
+def _names(choices: dict[str, str]) -> dict[str, str]:
+    """The option of each group; a stack of noises goes by those of its mechanisms."""
+    stacked = [o for group, o in choices.items() if group.startswith("noise@noise.mechanisms.")]
+    return {**choices, "noise": "+".join(stacked)} if stacked else choices
 
 
 def _remove_if_untouched(run_dir: Path) -> None:

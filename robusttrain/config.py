@@ -22,8 +22,8 @@ from robusttrain.data import Dataset, Info
 from robusttrain.defenses import Defense
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
-from robusttrain.models import Architecture, build_model
-from robusttrain.noise import Noise
+from robusttrain.models import Architecture, build_model, dry_run
+from robusttrain.noise import Noise, drawing_from
 from robusttrain.optimizers import Optimizer
 from robusttrain.schedules import Schedule
 from robusttrain.threat import Norm
@@ -191,12 +191,15 @@ def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> 
     Raises
     ------
     InputError
-        If the architecture cannot take such images.
+        If the architecture cannot take such images, or has no place for the noise.
     """
     # Initialisation draws from the global stream; it is the only thing that may.
     torch.manual_seed(streams.derived_seed(seed, "initialisation"))
     model = build_model(architecture, info.num_classes, info.image_shape)
     noise.install(model, streams.derived_seed(seed, "noise"))
+    # Noise with a size for every activation takes its shape from the first images that it sees.
+    with drawing_from(model, seed):
+        dry_run(model, info.image_shape)
     return model
 
 

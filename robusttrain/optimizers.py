@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from robusttrain import ranges
+
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
 class Optimizer(Protocol):
@@ -15,8 +17,8 @@ class Optimizer(Protocol):
 
     lr: float
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of `parameters`."""
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """The optimiser of `parameters`, which may come in groups with settings of their own."""
 
 
 @dataclass
@@ -35,7 +37,7 @@ class SGD:
             self.momentum > 0 or not self.nesterov, "nesterov", True, "false when momentum=0"
         )
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """`torch.optim.SGD`, in its fused form: one pass over each parameter."""
         return torch.optim.SGD(
             parameters,
@@ -58,7 +60,7 @@ class Adam:
         ranges.above(0, lr=self.lr)
         ranges.at_least(0, weight_decay=self.weight_decay)
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """`torch.optim.Adam`, fused."""
         return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
@@ -69,6 +71,6 @@ class AdamW(Adam):
 
     weight_decay: float = 0.01
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """`torch.optim.AdamW`, fused."""
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)

@@ -19,7 +19,8 @@ from robusttrain.data import Dataset, Split, augment, batch_count, batches
 from robusttrain.defenses import Defense, Objective
 from robusttrain.errors import NonFiniteLossError
 from robusttrain.evaluation import Evaluation, evaluate
-from robusttrain.noise import noise_layers
+from robusttrain.noise import Progress, noise_layers, penalty
+from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.optimizers import Optimizer
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.schedules import Schedule
@@ -153,11 +154,13 @@ class Trainer:
         )
         self.model.to(memory_format=self.memory_format)
         self.forward = cast(nn.Module, torch.compile(model)) if settings.compile else model
+        draws = wanted_draws(model)
+        self.same_draws = SameDraws(self.forward, draws) if draws else None
         self.loss = partial(
             F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing
         )
         self.batches_per_epoch = batch_count(train.size, settings.batch_size)
-        self.optimizer = optimizer.build(model.parameters())
+        self.optimizer = optimizer.build(_groups(model))
         steps = max(1, settings.epochs * self.batches_per_epoch)
         self.scheduler = schedule.build(self.optimizer, steps)
         # What is known of the model where a defense computes no clean or no adversarial logits.
@@ -166,6 +169,7 @@ class Trainer:
             "batches": streams.stream(seed, "batches"),
             "augmentation": streams.stream(seed, "augmentation", device),
             "attack": streams.stream(seed, "training attack", device),
+            "same draws": streams.stream(seed, "same draws"),
         }
 
     def epochs(self) -> Iterator[Epoch]:
@@ -198,18 +202,20 @@ class Trainer:
             "noise": [layer.random_states() for layer in noise_layers(self.model)],
         }
 
-    def step(self, defense: Defense, x: Tensor, y: Tensor) -> Iterator[Objective]:
+    def step(self, defense: Defense, x: Tensor, y: Tensor, epoch: int = 1) -> Iterator[Objective]:
         """Descend the objectives of one batch of images in [0, 1]; yields each after its step."""
         x = augment(x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
         x = x.contiguous(memory_format=self.memory_format)
-        objectives = defense(self.forward, x, y, loss=self.loss, generator=self.streams["attack"])
+        model = self._view()
+        objectives = defense(model, x, y, loss=self._loss, generator=self.streams["attack"])
         while True:
             # Autocast covers what the defense computes up to its next yield, not the step between.
             with self.settings.precision.autocast(self.device):
                 objective = next(objectives, None)
             if objective is None:
                 break
-            self._descend(objective.loss)
+            extra = penalty(self.model, Progress(epoch, self.train.size))
+            self._descend(objective.loss if extra is None else objective.loss + extra)
             yield objective
         self.scheduler.step()
 
@@ -221,7 +227,7 @@ class Trainer:
         for batch, (x, y) in enumerate(
             batches(self.train, settings.batch_size, self.streams["batches"]), start=1
         ):
-            for objective in self.step(defense, x, y):
+            for objective in self.step(defense, x, y, number):
                 tally.add(batch, objective, y)
             bar.advance()
             if bar.due:
@@ -229,6 +235,18 @@ class Trainer:
                 loss, accuracies = tally.shown()
                 bar.show(position, loss=loss, **{**self.accuracies, **accuracies})
         return tally.figures()
+
+    def _view(self) -> nn.Module:
+        """The model as defenses get it."""
+        if self.same_draws is None:
+            return self.forward
+        self.same_draws.renew(self.streams["same draws"])
+        return self.same_draws
+
+    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The outer loss of each image, (N,), on average over its draws where there are several."""
+        draws = len(logits) // len(y)
+        return self.loss(logits, y.repeat_interleave(draws)).view(-1, draws).mean(1)
 
     def _descend(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -278,7 +296,9 @@ class _Tally:
         self.rates.append(self.optimizer.param_groups[0]["lr"])
         for name, logits in (("clean", objective.clean), ("robust", objective.adversarial)):
             if logits is not None:
-                hits = (logits.detach().argmax(1) == y).sum()
+                # A row for each draw of an image, where several are trained on.
+                right = logits.detach().argmax(1).view(len(y), -1) == y[:, None]
+                hits = right.double().mean(1).sum()
                 self.hits[name] = self.hits.get(name, torch.zeros_like(hits)) + hits
 
     def shown(self) -> tuple[float, dict[str, float]]:
@@ -308,6 +328,15 @@ class _Tally:
             "train_clean_accuracy": shares.get("clean"),
             "train_robust_accuracy": shares.get("robust"),
         }
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups: weight decay would silence noise whose size is learnt."""
+    of_noise = {id(p) for layer in noise_layers(model) for p in layer.parameters()}
+    own = [p for p in model.parameters() if id(p) not in of_noise]
+    learnt = [p for p in model.parameters() if id(p) in of_noise]
+    groups: list[dict[str, Any]] = [{"params": own}]
+    return [*groups, {"params": learnt, "weight_decay": 0.0}] if learnt else groups
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

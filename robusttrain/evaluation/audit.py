@@ -35,7 +35,7 @@ from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.curves import Advance, Probe, over_draws, over_eps, over_steps
-from robusttrain.evaluation.randomised import noise_off
+from robusttrain.noise import noise_off
 from robusttrain.report.ledger import Ledger, row
 from robusttrain.threat import Norm
 

@@ -1,13 +1,12 @@
 """Models that draw noise when they predict."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from robusttrain.noise import noise_layers, predicts_randomly
+from robusttrain.noise import Vote, noise_layers, predicts_randomly
 
 
 class MeanPrediction(nn.Module):
@@ -29,6 +28,47 @@ class MeanPrediction(nn.Module):
         return passes.logsumexp(0) - math.log(self.draws)
 
 
+class MajorityVote(nn.Module):
+    """Shares of the draws that each class wins (PREDICT, Cohen et al. 2019).
+
+    Parameters
+    ----------
+    model
+        The model with its noise.
+    draws
+        Passes that vote.
+    alpha
+        If given, an image whose two best classes could be tied, by a two-sided binomial test at
+        this level, gets no prediction: its shares are not numbers.
+    """
+
+    def __init__(self, model: nn.Module, draws: int, alpha: float | None = None) -> None:
+        super().__init__()
+        self.model, self.draws, self.alpha = model, draws, alpha
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shares (N, K)."""
+        logits = torch.stack([self.model(x) for _ in range(self.draws)])
+        votes = nn.functional.one_hot(logits.argmax(2), logits.shape[2]).sum(0)
+        shares = votes / self.draws
+        if self.alpha is None:
+            return shares
+        first, second = votes.topk(2, dim=1).values.unbind(1)
+        pairs = zip(first.tolist(), second.tolist(), strict=True)
+        unsure = [binomtest(a, a + b).pvalue > self.alpha for a, b in pairs]
+        return shares.masked_fill(torch.tensor(unsure, device=x.device)[:, None], torch.nan)
+
+
+def prediction(model: nn.Module, draws: int) -> nn.Module:
+    """The classifier that a random model is, by the rule that its noise declares."""
+    layers = [layer for layer in noise_layers(model) if layer.on_predict]
+    if not any(layer.vote is Vote.majority for layer in layers):
+        return MeanPrediction(model, draws)
+    alpha = min((layer.alpha for layer in layers if layer.alpha is not None), default=None)
+    return MajorityVote(model, draws, alpha)
+
+
 @torch.no_grad()
 def classes_and_randomness(model: nn.Module, x: Tensor) -> tuple[int, bool]:
     """How many logits `model` returns, and whether they hang on noise.
@@ -39,16 +79,3 @@ def classes_and_randomness(model: nn.Module, x: Tensor) -> tuple[int, bool]:
     # The tolerance is for devices that add in another order every time.
     differ = not torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
     return first.shape[1], predicts_randomly(model) or differ
-
-
-@contextmanager
-def noise_off(model: nn.Module) -> Iterator[None]:
-    """Let the noise layers of `model` draw nothing when it predicts, in this block."""
-    layers = [(layer, layer.on_predict) for layer in noise_layers(model)]
-    try:
-        for layer, _ in layers:
-            layer.on_predict = False
-        yield
-    finally:
-        for layer, on_predict in layers:
-            layer.on_predict = on_predict

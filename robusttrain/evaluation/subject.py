@@ -16,7 +16,11 @@ from robusttrain.attacks import Attack
 from robusttrain.attacks.crafting import BallAttack, Metered, predictions
 from robusttrain.attacks.objectives import margin
 from robusttrain.evaluation.partial import NOTHING_SAVED, Partial
-from robusttrain.evaluation.randomised import MeanPrediction, classes_and_randomness
+from robusttrain.evaluation.randomised import (
+    MeanPrediction,
+    classes_and_randomness,
+    prediction,
+)
 from robusttrain.noise import drawing_from
 
 # How many batches an attack gets to work on at a time; broken images leave room for others there.
@@ -123,7 +127,7 @@ class Subject:
 
         Another `draw` gives other noise.
         """
-        scored = MeanPrediction(self.model, self.votes) if self.random else self.model
+        scored = prediction(self.model, self.votes) if self.random else self.model
         with self.drawing(draw):
             logits = torch.cat([scored(part) for part in torch.split(x, self.batch_size)])
         margins = -margin(logits, self.y).float()

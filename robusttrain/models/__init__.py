@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
 
-__all__ = ["Architecture", "build_model"]
+__all__ = ["Architecture", "build_model", "dry_run"]
 
 
 class Architecture(Protocol):
@@ -58,7 +58,7 @@ def build_model(
     """
     try:
         model = _network(architecture, num_classes, image_shape)
-        output = _dry_run(model, image_shape)
+        output = dry_run(model, image_shape)
     except InputError:
         raise
     # torchvision's transformers refuse a size through torch._assert.
@@ -82,7 +82,8 @@ def _network(
     return architecture.build(num_classes, image_shape)
 
 
-def _dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
+def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
+    """What `model` returns for two black images; modes and random streams stay as they are."""
     with modes_restored(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         output: object = model.eval()(torch.zeros(2, *image_shape))
     return output

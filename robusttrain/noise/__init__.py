@@ -1,55 +1,143 @@
 """Noise mechanisms: randomness in inputs, activations or weights of any `nn.Module`.
 
-A mechanism is a dataclass with `install(model, seed)`, which adds layers and hooks to the model and
-leaves its code alone. What it adds derives from `NoiseLayer`.
+A mechanism is a dataclass with `install(model, seed)`, which adds layers, hooks and
+parametrizations to the model and leaves its code alone. What it adds derives from `NoiseLayer`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from robusttrain import ranges
 from robusttrain.streams import derived_seed
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+# Generators are no part of a graph that torch.compile traces.
+untraced = cast(Callable[[_Method], _Method], torch.compiler.disable)
+
+Sampler = Callable[[Tensor, torch.Generator], Tensor]
+"""(memory to fill, stream) -> the noise in it."""
 
 
 class Noise(Protocol):
     """A mechanism that can be installed on a model."""
 
     def install(self, model: nn.Module, seed: int) -> None:
-        """Add the noise to `model` in place; `seed` starts its random stream."""
+        """Add the noise to `model` in place; `seed` starts its random streams."""
+
+
+class Vote(StrEnum):
+    """What a randomised model predicts: the class of largest mean softmax, or of most draws."""
+
+    mean = "mean"
+    majority = "majority"
+
+
+class Progress(NamedTuple):
+    """Where training is: the epoch, from 1 on, and how many images it trains on."""
+
+    epoch: int
+    images: int
+
+
+@dataclass(kw_only=True)
+class Switches:
+    """Base of the mechanisms: when noise is drawn, and how the draws are counted.
+
+    Parameters
+    ----------
+    train, predict
+        Whether training and prediction see the noise. With `predict`, evaluation attacks the
+        expectation over draws and scores on fresh ones.
+    vote
+        The prediction rule: the largest mean softmax over the draws, or the majority of them.
+    """
+
+    train: bool = True
+    predict: bool = True
+    vote: Vote = Vote.mean
+
+    def __post_init__(self) -> None:
+        ranges.one_of(list(Vote), vote=self.vote)
+        self.vote = Vote(self.vote)
 
 
 class NoiseLayer(nn.Module):
     """A source of randomness with a generator of its own and a switch for each phase.
 
-    As a layer it is the identity, so a container that calls all its children may hold it; a hook
-    calls `perturb`. Crafting in eval mode leaves noise layers in the mode that they are in: an
-    attack during training faces the noise of training, one during evaluation that of prediction.
+    As a layer of a container it is the identity; hooks call `perturb`. Crafting in eval mode leaves
+    noise layers in the mode that they are in: an attack during training faces the noise of
+    training, one during evaluation that of prediction. Its parameters see no weight decay.
 
     Parameters
     ----------
-    train, predict
-        Whether noise is drawn in train mode and in eval mode.
+    switches
+        When it draws.
     seed
         Start of the layer's random stream.
     """
 
-    def __init__(self, *, train: bool, predict: bool, seed: int) -> None:
+    # Where a vote that could be luck with this probability is no prediction; None where all count.
+    alpha: float | None = None
+
+    # How many draws of it a step of training averages over, the same for attack and descent.
+    draws: int | None = None
+
+    def __init__(self, switches: Switches, seed: int) -> None:
         super().__init__()
-        self.on_train = train
-        self.on_predict = predict
+        self.on_train = switches.train
+        self.on_predict = switches.predict
+        self.vote = switches.vote
         self.seed = seed
+        self.held: int | None = None
         self._generators: dict[str, torch.Generator] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
+    def perturb(self, x: Tensor) -> Tensor:
+        """Activations `x` (N, ...) with noise, in any mode."""
+        raise NotImplementedError
+
+    def penalty(self, progress: Progress) -> Tensor | None:
+        """A scalar that training adds to the loss, if the mechanism has one."""
+        return None
+
+    @untraced
+    def before(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A forward pre-hook: noise on the first argument."""
+        if not self.active:
+            return arguments
+        x, *others = arguments
+        return (self.perturb(x), *others)
+
+    @untraced
+    def after(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A forward hook: noise on the output."""
+        return self.perturb(output) if self.active else output
+
     @property
     def active(self) -> bool:
-        """Whether `perturb` draws noise in the present mode."""
+        """Whether noise is drawn in the present mode."""
         return self.on_train if self.training else self.on_predict
+
+    def drawn(self, like: Tensor, sample: Sampler, *, shared: bool = False) -> Tensor:
+        """Noise in the shape of `like`, constant in gradients.
+
+        Where the layer is held, it is the same for every image and every pass; `shared` says that
+        `like` belongs to all images anyway.
+        """
+        if self.held is None:
+            return sample(torch.empty_like(like), self.generator(like.device))
+        again = torch.Generator(like.device).manual_seed(self.held)
+        one = like if shared else like[:1]
+        return sample(torch.empty_like(one), again).expand_as(like)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The layer's random stream on `device`."""
@@ -61,6 +149,17 @@ class NoiseLayer(nn.Module):
     def random_states(self) -> dict[str, Tensor]:
         """The state of each stream in use, by device."""
         return {key: generator.get_state() for key, generator in self._generators.items()}
+
+
+def attach(model: nn.Module, layer: NoiseLayer) -> None:
+    """Make `layer` a part of `model`, so that it moves, is saved and changes mode with it."""
+    taken = sum(name.startswith("noise_") for name, _ in model.named_children())
+    model.add_module(f"noise_{taken}", layer)
+
+
+def standard_normal(memory: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 1)."""
+    return memory.normal_(generator=generator)
 
 
 @contextmanager
@@ -80,6 +179,33 @@ def drawing_from(model: nn.Module, seed: int) -> Iterator[None]:
             layer.seed, layer._generators = own_seed, generators
 
 
+@contextmanager
+def noise_off(model: nn.Module) -> Iterator[None]:
+    """Let the noise layers of `model` draw nothing when it predicts, in this block."""
+    with _each_layer(model, "on_predict", lambda number: False):
+        yield
+
+
+@contextmanager
+def noise_held(model: nn.Module, seed: int) -> Iterator[None]:
+    """Let the noise of `model` be one draw, the same for every image and pass, in this block."""
+    with _each_layer(model, "held", lambda number: derived_seed(seed, f"held {number}")):
+        yield
+
+
+@contextmanager
+def _each_layer(model: nn.Module, attribute: str, value: Callable[[int], object]) -> Iterator[None]:
+    layers = noise_layers(model)
+    before = [getattr(layer, attribute) for layer in layers]
+    try:
+        for number, layer in enumerate(layers):
+            setattr(layer, attribute, value(number))
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            setattr(layer, attribute, own)
+
+
 def noise_layers(model: nn.Module) -> list[NoiseLayer]:
     """All noise layers of `model`."""
     return [module for module in model.modules() if isinstance(module, NoiseLayer)]
@@ -88,3 +214,10 @@ def noise_layers(model: nn.Module) -> list[NoiseLayer]:
 def predicts_randomly(model: nn.Module) -> bool:
     """Whether the predictions of `model` depend on noise that is drawn in eval mode."""
     return any(layer.on_predict for layer in noise_layers(model))
+
+
+def penalty(model: nn.Module, progress: Progress) -> Tensor | None:
+    """What the mechanisms of `model` add to the loss, a scalar; None where none does."""
+    found = [layer.penalty(progress) for layer in noise_layers(model)]
+    terms = [term for term in found if term is not None]
+    return torch.stack(terms).sum() if terms else None

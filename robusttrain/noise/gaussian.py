@@ -1,51 +1,28 @@
-"""Gaussian noise on the input (Cohen, Rosenfeld and Kolter 2019, section 3.3)."""
+"""Gaussian noise (Cohen, Rosenfeld and Kolter 2019)."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from scipy.special import ndtri
+from torch import Tensor
 
-from robusttrain import ranges
-from robusttrain.noise import NoiseLayer
+from robusttrain.noise.additive import AdditiveNoise, Certificate
+from robusttrain.threat import Norm
 
 
 @dataclass
-class Gaussian:
-    """x + sigma * N(0, I), never clipped to the box.
+class Gaussian(AdditiveNoise):
+    """x + sigma N(0, I): Gaussian augmentation in training (Cohen et al. 2019, section 3.3)."""
 
-    Parameters
-    ----------
-    sigma
-        Standard deviation in pixel units, 0 or more.
-    train, predict
-        Whether training and prediction see the noise. With `predict`, evaluation attacks the
-        expectation over draws and scores on fresh ones.
-    """
+    def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
+        """N(0, sigma^2)."""
+        return memory.normal_(0, self.sigma, generator=generator)
 
-    sigma: float = 0.25
-    train: bool = True
-    predict: bool = False
+    @property
+    def certificate(self) -> Certificate:
+        """In l2."""
+        return Certificate(Norm.l2, "Cohen et al. 2019, theorem 1")
 
-    def __post_init__(self) -> None:
-        ranges.at_least(0, sigma=self.sigma)
-
-    def install(self, model: nn.Module, seed: int) -> None:
-        """Draw noise in front of `model`."""
-        layer = _GaussianInput(self.sigma, train=self.train, predict=self.predict, seed=seed)
-        model.add_module("input_noise", layer)
-        model.register_forward_pre_hook(layer.perturb_arguments)
-
-
-class _GaussianInput(NoiseLayer):
-    def __init__(self, sigma: float, *, train: bool, predict: bool, seed: int) -> None:
-        super().__init__(train=train, predict=predict, seed=seed)
-        self.sigma = sigma
-
-    def perturb_arguments(
-        self, module: nn.Module, arguments: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        if not self.active:
-            return arguments
-        x, *others = arguments
-        noise = torch.empty_like(x).normal_(0, self.sigma, generator=self.generator(x.device))
-        return (x + noise, *others)
+    def radius(self, probability: float) -> float:
+        """Sigma Phi^-1(p), with the runner-up at 1 - p."""
+        return float(self.sigma * ndtri(probability))

@@ -1,0 +1,83 @@
+"""Independent noise, added to an input or an activation (Pinot et al. 2019)."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.noise import NoiseLayer, Switches
+from robusttrain.noise.placement import INPUT, put
+from robusttrain.threat import Norm
+
+
+class Certificate(NamedTuple):
+    """What smoothing with a noise proves: the norm of its radii, and the paper of the theorem."""
+
+    norm: Norm
+    paper: str
+
+
+@dataclass
+class AdditiveNoise(Switches):
+    """Base of the noises that are drawn anew for every entry and added, never clipped to the box.
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation of an entry, in pixel units at the input, 0 or more.
+    at
+        `input`, `first` (behind the first layer with weights), or the name of a layer of the model,
+        behind which the noise is added.
+    draws
+        Where given, every batch of training meets so many draws for each image, which stay the same
+        from the first step of the attack to the descent (SmoothAdv, Salman et al. 2019): the attack
+        climbs the loss of the mean softmax over them. Otherwise every pass has a draw of its own.
+    """
+
+    sigma: float = 0.25
+    predict: bool = field(default=False, kw_only=True)
+    at: str = field(default=INPUT, kw_only=True)
+    draws: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.at_least(0, sigma=self.sigma)
+        if self.draws is not None:
+            ranges.at_least(1, draws=self.draws)
+
+    def install(self, model: nn.Module, seed: int) -> None:
+        """Add the noise to `model`.
+
+        Raises
+        ------
+        InputError
+            If the model has no layer `at`.
+        """
+        put(AdditiveLayer(self, self, seed), model, self.at)
+
+    def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
+        """Fill `memory` with noise."""
+        raise NotImplementedError
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What smoothing with this noise at the input proves, if anything is known."""
+        return None
+
+    def radius(self, probability: float) -> float:
+        """The radius within which a class of at least this probability, above 1/2, stays first."""
+        raise NotImplementedError
+
+
+class AdditiveLayer(NoiseLayer):
+    """A place where `noise` is added."""
+
+    def __init__(self, noise: AdditiveNoise, switches: Switches, seed: int) -> None:
+        super().__init__(switches, seed)
+        self.noise, self.draws = noise, noise.draws
+
+    def perturb(self, x: Tensor) -> Tensor:
+        """x + noise."""
+        return x + self.drawn(x, self.noise.sample)

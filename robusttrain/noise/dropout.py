@@ -1,0 +1,49 @@
+"""Dropout that stays on in prediction (Gal and Ghahramani 2016)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.noise import NoiseLayer, Switches, attach
+from robusttrain.noise.placement import weighted_layers
+from robusttrain.streams import derived_seed
+
+
+@dataclass
+class Dropout(Switches):
+    """Zeroes activations before every layer with weights but the first (Gal and Ghahramani 2016).
+
+    What is left is divided by 1 - p. Draws are independent for every entry.
+
+    Parameters
+    ----------
+    p
+        Share that is zeroed, from 0 to below 1.
+    """
+
+    p: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.require(0 <= self.p < 1, "p", self.p, "from 0 to below 1")
+
+    def install(self, model: nn.Module, seed: int) -> None:
+        """Add the noise to `model`."""
+        for number, place in enumerate(weighted_layers(model)[1:]):
+            layer = _Mask(self, derived_seed(seed, f"dropout {number}"))
+            attach(model, layer)
+            place.register_forward_pre_hook(layer.before)
+
+
+class _Mask(NoiseLayer):
+    def __init__(self, settings: Dropout, seed: int) -> None:
+        super().__init__(settings, seed)
+        self.kept = 1 - settings.p
+
+    def perturb(self, x: Tensor) -> Tensor:
+        return x * self.drawn(x, self._mask) / self.kept
+
+    def _mask(self, memory: Tensor, generator: torch.Generator) -> Tensor:
+        return memory.bernoulli_(self.kept, generator=generator)

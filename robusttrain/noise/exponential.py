@@ -1,0 +1,20 @@
+"""Exponential noise (Pinot et al. 2019)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusttrain.noise.additive import AdditiveNoise
+
+
+@dataclass
+class Exponential(AdditiveNoise):
+    """x + noise of density exp(-z / sigma) / sigma for z >= 0: mean and standard deviation sigma.
+
+    The only noise here that is never negative, so that it also makes images brighter.
+    """
+
+    def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
+        """Exp(1 / sigma)."""
+        return memory.exponential_(generator=generator).mul_(self.sigma)

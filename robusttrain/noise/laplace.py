@@ -1,0 +1,34 @@
+"""Laplace noise (Pinot et al. 2019; Teng et al. 2020)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusttrain.noise.additive import AdditiveNoise, Certificate
+from robusttrain.threat import Norm
+
+
+@dataclass
+class Laplace(AdditiveNoise):
+    """x + Laplace noise of scale sigma / sqrt 2, whose standard deviation is sigma."""
+
+    @property
+    def scale(self) -> float:
+        """The mean absolute value."""
+        return self.sigma / math.sqrt(2)
+
+    def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
+        """The difference of two exponential variables, which is a Laplace variable."""
+        other = torch.empty_like(memory).exponential_(generator=generator)
+        return memory.exponential_(generator=generator).sub_(other).mul_(self.scale)
+
+    @property
+    def certificate(self) -> Certificate:
+        """In l1."""
+        return Certificate(Norm.l1, "Teng et al. 2020, theorem 1")
+
+    def radius(self, probability: float) -> float:
+        """-scale log(2 (1 - p)), with the runner-up at 1 - p."""
+        return -self.scale * math.log(2 * (1 - probability))

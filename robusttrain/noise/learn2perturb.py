@@ -1,0 +1,76 @@
+"""Learn2Perturb (Jeddi et al. 2020)."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from robusttrain import ranges
+from robusttrain.errors import InputError
+from robusttrain.noise import NoiseLayer, Progress, Switches, attach, standard_normal, untraced
+from robusttrain.streams import derived_seed
+
+
+@dataclass
+class Learn2Perturb(Switches):
+    """z + sigma n behind every convolution, n ~ N(0, 1), with a learnable sigma for each entry.
+
+    Jeddi et al. 2020, equations 3 to 6. Training adds -gamma / tau sum(sqrt(sigma)), which keeps
+    the noise from vanishing, with tau = 1 + 1/2 + ... + 1/epoch. Sigma is kept positive as
+    exp(parameter); weights and sigmas are descended in the same step, where the paper alternates.
+
+    Parameters
+    ----------
+    initial
+        Sigma at the start, above 0.
+    gamma
+        Weight of the regulariser, 0 or more.
+    """
+
+    initial: float = 0.1
+    gamma: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.above(0, initial=self.initial)
+        ranges.at_least(0, gamma=self.gamma)
+
+    def install(self, model: nn.Module, seed: int) -> None:
+        """Add the noise to `model`; its sigmas take their shape in the first pass.
+
+        Raises
+        ------
+        InputError
+            If the model has no convolution.
+        """
+        places = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        if not places:
+            raise InputError("noise=learn2perturb needs a convolution: the model has none")
+        for number, place in enumerate(places):
+            layer = _Perturbation(self, derived_seed(seed, f"learn2perturb {number}"))
+            attach(model, layer)
+            place.register_forward_hook(layer.after)
+
+
+class _Perturbation(NoiseLayer):
+    def __init__(self, settings: Learn2Perturb, seed: int) -> None:
+        super().__init__(settings, seed)
+        self.settings = settings
+        self.log_sigma: nn.Parameter | UninitializedParameter = UninitializedParameter()
+
+    @untraced
+    def after(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if isinstance(self.log_sigma, UninitializedParameter):
+            self.log_sigma.materialize(output.shape[1:], device=output.device)
+            nn.init.constant_(self.log_sigma, math.log(self.settings.initial))
+        return super().after(module, arguments, output)
+
+    def perturb(self, x: Tensor) -> Tensor:
+        return x + self.log_sigma.exp() * self.drawn(x, standard_normal)
+
+    def penalty(self, progress: Progress) -> Tensor:
+        tau = sum(1 / epoch for epoch in range(1, progress.epoch + 1))
+        # sqrt(sigma) = exp(log_sigma / 2)
+        roots: Tensor = (self.log_sigma / 2).exp()
+        return -self.settings.gamma / tau * roots.sum()

@@ -1,0 +1,50 @@
+"""Random self-ensemble (Liu et al. 2018)."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from robusttrain import ranges
+from robusttrain.errors import InputError
+from robusttrain.noise import Switches, attach
+from robusttrain.noise.additive import AdditiveLayer
+from robusttrain.noise.gaussian import Gaussian
+from robusttrain.streams import derived_seed
+
+
+@dataclass
+class RSE(Switches):
+    """Gaussian noise before every convolution, in training and prediction (Liu et al. 2018).
+
+    The prediction averages the softmax of `evaluation.votes` draws.
+
+    Parameters
+    ----------
+    initial, inner
+        Standard deviation before the first convolution, in pixel units where that is the first
+        layer, and before the others; 0 or more.
+    """
+
+    initial: float = 0.2
+    inner: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.at_least(0, initial=self.initial, inner=self.inner)
+
+    def install(self, model: nn.Module, seed: int) -> None:
+        """Add the noise to `model`.
+
+        Raises
+        ------
+        InputError
+            If the model has no convolution.
+        """
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        if not convolutions:
+            raise InputError("noise=rse needs a convolution: the model has none")
+        for number, convolution in enumerate(convolutions):
+            noise = Gaussian(self.inner if number else self.initial)
+            layer = AdditiveLayer(noise, self, derived_seed(seed, f"rse {number}"))
+            attach(model, layer)
+            convolution.register_forward_pre_hook(layer.before)

@@ -1,0 +1,65 @@
+"""A smoothed classifier around any trained model (Cohen, Rosenfeld and Kolter 2019)."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from torch import nn
+
+from robusttrain import ranges
+from robusttrain.noise import Vote
+from robusttrain.noise.additive import AdditiveLayer, AdditiveNoise
+from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.laplace import Laplace
+from robusttrain.noise.placement import INPUT, put
+from robusttrain.noise.uniform import UniformNoise
+
+
+class Distribution(StrEnum):
+    """The noise of which smoothing proves a radius: in l2 for Gaussian noise, or else in l1."""
+
+    gaussian = "gaussian"
+    laplace = "laplace"
+    uniform = "uniform"
+
+
+NOISES: dict[Distribution, type[AdditiveNoise]] = {
+    Distribution.gaussian: Gaussian,
+    Distribution.laplace: Laplace,
+    Distribution.uniform: UniformNoise,
+}
+
+
+@dataclass
+class Smoothing(AdditiveNoise):
+    """g(x) = argmax_c P(f(x + noise) = c), by the vote of many draws (PREDICT, Cohen et al. 2019).
+
+    An image on which the two classes of most votes could as well be tied, by a binomial test at
+    `alpha`, is abstained from, which counts as wrong. The model underneath may be trained with any
+    noise, or none; `evaluation=certify` proves radii (CERTIFY).
+
+    Parameters
+    ----------
+    distribution
+        The noise, at the input.
+    alpha
+        Probability with which a vote may be wrong about g, in ]0, 1[.
+    """
+
+    distribution: Distribution = Distribution.gaussian
+    alpha: float = 0.001
+    train: bool = field(default=False, kw_only=True)
+    predict: bool = field(default=True, kw_only=True)
+    vote: Vote = field(default=Vote.majority, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.inside(0, 1, alpha=self.alpha)
+        ranges.one_of(list(Distribution), distribution=self.distribution)
+        ranges.require(self.at == INPUT, "at", self.at, "input: nothing is known of other places")
+
+    def install(self, model: nn.Module, seed: int) -> None:
+        """Smooth `model`."""
+        noise = NOISES[Distribution(self.distribution)](self.sigma, draws=self.draws)
+        layer = AdditiveLayer(noise, self, seed)
+        layer.alpha = self.alpha
+        put(layer, model, self.at)

@@ -1,0 +1,36 @@
+"""Symmetric Weibull noise (Pinot et al. 2019)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusttrain import ranges
+from robusttrain.noise.additive import AdditiveNoise
+
+
+@dataclass
+class Weibull(AdditiveNoise):
+    """x + s z, s a random sign and z a Weibull variable, scaled to the standard deviation sigma.
+
+    Parameters
+    ----------
+    shape
+        The exponent k of the density k z^(k - 1) exp(-z^k), above 0; 3 in the paper. With 1 it is
+        Laplace noise.
+    """
+
+    shape: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.above(0, shape=self.shape)
+
+    def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
+        """A root of exponential noise, with signs."""
+        signs = torch.empty_like(memory).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        # E[z^2] = Gamma(1 + 2 / k).
+        scale = self.sigma / math.sqrt(math.gamma(1 + 2 / self.shape))
+        sizes = memory.exponential_(generator=generator).pow_(1 / self.shape)
+        return sizes.mul_(signs).mul_(scale)
