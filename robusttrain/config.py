@@ -42,6 +42,9 @@ GROUPS = {
     "training": "robusttrain.training",
 }
 
+# Components inside of those of a group, whose schemas stand beside them.
+PARTS = {"evaluation": "robusttrain.evaluation.certification"}
+
 # Keys in pixel units, which may be given as a fraction.
 PIXEL_KEYS = ("eps", "step_size", "sigma")
 
@@ -134,7 +137,7 @@ def register() -> None:
     """Make the schema of every component known to Hydra, as `schema/<group>/<class>`."""
     store = ConfigStore.instance()
     store.store(group="schema", name="Config", node=schema(Config))
-    for group, where in GROUPS.items():
+    for group, where in [*GROUPS.items(), *PARTS.items()]:
         for component in _components(importlib.import_module(where)):
             store.store(group=f"schema/{group}", name=component.__name__, node=schema(component))
 

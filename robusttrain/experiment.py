@@ -2,21 +2,25 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from robusttrain import checkpoint as checkpoints
-from robusttrain import foreign
+from robusttrain import foreign, ranges
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import Config, Stage, network
 from robusttrain.data import Info, Split, hold_out
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
+from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.examination import Examined, examined
+from robusttrain.evaluation.randomised import least_votes
 from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.manifest import manifest
+from robusttrain.noise import noise_layers
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.training import Epoch, Trainer
@@ -47,6 +51,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     info = config.dataset.info()
     given = None if config.checkpoint is None else foreign.load(config.checkpoint)
     model = _model(config, info, given, terminal)
+    _check_votes(config, model, given, terminal)
     seconds: dict[str, float] = {}
     train, test = config.dataset.load()
     for split in (train, test):
@@ -88,6 +93,38 @@ def _model(
     elif given is not None:
         given.load_into(model, str(config.checkpoint))
     return model
+
+
+def _check_votes(
+    config: Config, model: nn.Module, given: Checkpoint | Foreign | None, terminal: Terminal
+) -> None:
+    """Refuse votes that decide nothing and certificates that do not exist.
+
+    Where certificates are asked for, warn if the model was not trained for them.
+    """
+    if Stage.evaluate in config.stages:
+        ranges.at_least(least_votes(model), **{"evaluation.votes": config.evaluation.votes})
+    if config.evaluation.certification is None or Stage.evaluate not in config.stages:
+        return
+    sigma = certifiable(model).sigma
+    trained = _noise_of_training(config, model, given)
+    if trained != f"sigma {sigma:g}":
+        terminal.say(
+            f"warning: certifying with sigma {sigma:g} a model that was trained with {trained}: "
+            f"few images can be certified where it has not seen such noise"
+        )
+
+
+def _noise_of_training(config: Config, model: nn.Module, given: Checkpoint | Foreign | None) -> str:
+    """The size of the noise at the input that the model has learnt from, or will, in words."""
+    if isinstance(given, Foreign):
+        return "noise that nobody has told"
+    noise: Mapping[str, Any] = {}
+    if given is not None:
+        noise = given.config["noise"]
+    if Stage.train in config.stages:
+        noise = {"train": noise_layers(model)[0].on_train, "sigma": certifiable(model).sigma}
+    return f"sigma {noise['sigma']:g}" if noise.get("train") and "sigma" in noise else "no noise"
 
 
 def _train(
@@ -157,14 +194,20 @@ def _report(
         report.insert(position, key, names[key])
     report.insert(4, "seed", config.seed)
     checks = [check._asdict() for check in results.audit.checks]
+    if results.certificates:
+        certified = [asdict(image) for image in results.certificates.images]
+        write_csv(run_dir / "certified.csv", certified)
     write_csv(run_dir / "samples.csv", results.ledger.samples())
     if config.evaluation.save_adversarial:
         write_arrays(run_dir / "adversarial.npz", results.ledger.arrays())
-    if checks:
+    if results.audit.curve:
         write_csv(run_dir / "curve.csv", results.audit.curve)
+    if checks:
         write_csv(run_dir / "audit.csv", checks)
     write_csv(run_dir / "report.csv", report)
     terminal.report(report, f"{names['defense']}, {names['model']} on {names['dataset']}")
+    if results.certificates:
+        terminal.certified(results.certificates.audit.curve, results.certificates.theorem.paper)
     if checks:
         terminal.audit(checks)
 

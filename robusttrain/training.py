@@ -19,6 +19,7 @@ from robusttrain.data import Dataset, Split, augment, batch_count, batches
 from robusttrain.defenses import Defense, Objective
 from robusttrain.errors import NonFiniteLossError
 from robusttrain.evaluation import Evaluation, evaluate
+from robusttrain.evaluation.randomised import least_votes
 from robusttrain.noise import Progress, noise_layers, penalty
 from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.optimizers import Optimizer
@@ -260,8 +261,9 @@ class Trainer:
         if self.validation.size == 0 or attack is None:
             return {"val_clean_accuracy": None, "val_robust_accuracy": None}
         # Few draws for a model that predicts at random: this only ranks epochs.
+        votes = max(10, least_votes(self.model))
         settings = Evaluation(
-            attacks={"validation": attack}, batch_size=self.settings.batch_size, eot=1, votes=10
+            {"validation": attack}, batch_size=self.settings.batch_size, eot=1, votes=votes
         )
         with self.terminal.progress("validation", self.validation.size) as bar:
             ledger = evaluate(

@@ -23,8 +23,8 @@ L1_REVIEW, L1_SPARSER, L1_SHRINK, L1_LEAST_STEP = 0.04, 0.95, 1.5, 0.1
 
 L1_RESTARTS = 5
 
-# When an image is given up, where that is asked for: after so many searches, above this margin.
-SEARCHES_FOR_ALL, FAR = 3, 0.4
+# The margin above which an image is given up after the first search, where that is asked for.
+FAR = 0.2
 
 # Length of the first step, in radii.
 FIRST_STEP = {Norm.linf: 2.0, Norm.l2: 2.0, Norm.l1: 1.0}
@@ -56,14 +56,19 @@ class APGD(ObjectiveAttack):
     rho
         Share of the steps that have to raise the objective, in ]0, 1[.
     give_up
-        Whether an image gets only 3 searches if the margin that they leave, relative to the spread
-        of the logits as in the DLR loss, is above 0.4. More searches for the others then cost less.
+        Whether an image gets a single search if the margin that it leaves, relative to the spread
+        of the logits as in the DLR loss, is above 0.2. More searches for the others then cost less.
+    stripes
+        Whether every other search starts where the Square Attack does, from vertical stripes, one
+        sign a column and channel, at the edge of the ball. They lead to images that are robust from
+        random points but fall to Square.
     """
 
     steps: int = 100
     restarts: int | None = None
     rho: float = 0.75
     give_up: bool = False
+    stripes: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,15 +85,22 @@ class APGD(ObjectiveAttack):
         searches = (aimed for aimed in surrogates for _ in range(self.restarts or 1))
         far = torch.zeros_like(best.fooled)
         for number, aimed in enumerate(searches):
-            largest = ball(self.norm, self._stages[0][0])
-            start = RULES[self.norm].start(largest, x, generator)
-            if self.give_up and number == SEARCHES_FOR_ALL:
+            striped = self.stripes and number % 2 == 1
+            start = self._striped(x, generator) if striped else self._random(x, generator)
+            if self.give_up and number == 1:
                 far = is_far(surrogate, best.x_adv, FAR)
             rows = standing(best.fooled | far)
             if len(rows) == 0:
                 break
             self._run(_Subject(rows, aimed.take(rows), x[rows]), start[rows], best)
         return best.x_adv
+
+    def _random(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return RULES[self.norm].start(ball(self.norm, self._stages[0][0]), x, generator)
+
+    def _striped(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        signs = torch.empty_like(x[..., :1, :]).uniform_(-1, 1, generator=generator).sign()
+        return self.ball.project(x + self.eps * signs, x)
 
     @property
     def _stages(self) -> list[tuple[float, int]]:

@@ -18,6 +18,7 @@ from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split, as_input
+from robusttrain.evaluation.certification import Certification
 from robusttrain.evaluation.subject import Crafted, Seen, Subject
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, row
@@ -25,7 +26,10 @@ from robusttrain.report.terminal import Bar
 from robusttrain.threat import Norm, ball
 
 # Rows that a report has beside those of its attacks.
-RESERVED = ("clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked")
+RESERVED = (
+    "clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked",
+    "noise_fixed", "in_certificate",
+)  # fmt: skip
 RESERVED_START = "eot_"
 
 # Small batches stay in a processor's cache; a GPU wants large ones.
@@ -64,6 +68,9 @@ class Evaluation:
         can be believed.
     save_adversarial
         Whether to keep the attacked images, in `adversarial.npz`.
+    certification
+        How radii are certified, if they are: the model then predicts by the majority of its draws,
+        whether or not its noise is meant for prediction.
     """
 
     attacks: Mapping[str, Attack] = field(default_factory=dict)
@@ -76,6 +83,7 @@ class Evaluation:
     probe_samples: int | None = 200
     audit: bool = False
     save_adversarial: bool = False
+    certification: Certification | None = None
 
     def __post_init__(self) -> None:
         ranges.at_least(1, eot=self.eot, votes=self.votes)

@@ -35,7 +35,7 @@ from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.curves import Advance, Probe, over_draws, over_eps, over_steps
-from robusttrain.noise import noise_off
+from robusttrain.noise import noise_held, noise_off
 from robusttrain.report.ledger import Ledger, row
 from robusttrain.threat import Norm
 
@@ -73,11 +73,19 @@ class Audit(NamedTuple):
     curve: list[dict[str, Any]]
     checks: list[Check]
 
+    def joined(self, other: "Audit") -> "Audit":
+        """The rows of both."""
+        return Audit(
+            [*self.controls, *other.controls],
+            [*self.curve, *other.curve],
+            [*self.checks, *other.checks],
+        )
+
 
 NO_AUDIT = Audit([], [], [])
 
 # Pieces of work that the progress bar counts: points of curves, and the other measurements.
-PIECES, PIECES_OF_NOISE = 7 + 7 + 7, 4 + 1
+PIECES, PIECES_OF_NOISE = 7 + 7 + 7, 4 + 2
 
 
 def audit(
@@ -106,9 +114,9 @@ def audit(
     controls = [control]
     checks = [
         measured.control_check(control),
-        measured.graded("accuracy rises with eps by", _largest_rise(by_eps)),
-        measured.graded("accuracy rises with steps by", _largest_rise(by_steps)),
-        measured.graded("the last doubling of steps gains", by_steps[-2] - by_steps[-1]),
+        measured.compared("accuracy rises with eps by", _largest_rise(by_eps)),
+        measured.compared("accuracy rises with steps by", _largest_rise(by_steps)),
+        measured.compared("the last doubling of steps gains", by_steps[-2] - by_steps[-1]),
         measured.restarts(),
         measured.one_step(),
         measured.random_noise(),
@@ -123,8 +131,12 @@ def audit(
         curve += draws
         by_draws = [100 * r["accuracy"] for r in draws]
         gain = by_draws[-2] - by_draws[-1]
-        checks.append(measured.graded("80 instead of 20 draws gain", gain))
-        controls += [*measured.without_noise(), *(_as_row(point) for point in draws)]
+        without = measured.without_noise()
+        checks += [
+            measured.compared("80 instead of 20 draws gain", gain),
+            measured.rests_on_noise(without[1:]),
+        ]
+        controls += [*without, *(_as_row(point) for point in draws)]
     return Audit(controls, curve, checks)
 
 
@@ -152,24 +164,24 @@ class _Measured:
         gap = 100 * abs(clean["accuracy"] - control["accuracy"])
         below, above = clean["accuracy"] - clean["ci_low"], clean["ci_high"] - clean["accuracy"]
         allowed = 100 * max(below, above)
-        return _graded("suite at eps 0 differs from clean by", gap, allowed, allowed)
+        return graded("suite at eps 0 differs from clean by", gap, allowed, allowed)
 
     def restarts(self) -> Check:
         """Five searches are never weaker than one."""
         more = self._standing(replace(self.probe.attack, restarts=5, random_start=True), "restarts")
-        return self.graded("accuracy rises with restarts by", more - self._standing_now)
+        return self.compared("accuracy rises with restarts by", more - self._standing_now)
 
     def one_step(self) -> Check:
         """Many steps beat one."""
         threat = self.probe.attack
         once = self._standing(FGSM(norm=threat.norm, eps=threat.eps), "one step")
-        return _graded("one step beats many by", self._standing_now - once, 0.5, 2)
+        return graded("one step beats many by", self._standing_now - once, 0.5, 2)
 
     def random_noise(self) -> Check:
         """Gradients beat random noise of the same size."""
         threat = self.probe.attack
         noise = self._standing(Uniform(norm=threat.norm, eps=threat.eps), "random noise")
-        return _graded("random noise beats gradients by", self._standing_now - noise, 0.5, 2)
+        return graded("random noise beats gradients by", self._standing_now - noise, 0.5, 2)
 
     def unbounded(self) -> Check:
         """A grey image can be reached from all others, so no accuracy above chance is possible."""
@@ -179,7 +191,7 @@ class _Measured:
         )  # fmt: skip
         left = self._standing(attack, "unbounded")
         chance = 100 / self.probe.subject.num_classes
-        return _graded("linf 0.5 leaves an accuracy of", left, chance, chance + 10)
+        return graded("linf 0.5 leaves an accuracy of", left, chance, chance + 10)
 
     def gradients(self) -> list[Check]:
         """Shares of images whose input gradient is zero, or not a number, at a random start."""
@@ -192,17 +204,17 @@ class _Measured:
         self.advance()
         zero, wrong = (100 * max(share) for share in zip(*shares, strict=True))
         return [
-            _graded("gradients that are zero: %", zero, 1, 10),
-            _graded("gradients that are no numbers: %", wrong, 0, 1),
+            graded("gradients that are zero: %", zero, 1, 10),
+            graded("gradients that are no numbers: %", wrong, 0, 1),
         ]
 
-    def graded(self, check: str, figure: float) -> Check:
+    def compared(self, check: str, figure: float) -> Check:
         """Pass up to a point, warn up to three, or as many images where there are few of them.
 
         Searches from other random starts differ by an image or two without meaning anything.
         """
         image = 100 / len(self.attacked)
-        return _graded(check, figure, max(1, 3 * image), max(3, 6 * image))
+        return graded(check, figure, max(1, 3 * image), max(3, 6 * image))
 
     def outputs(self) -> list[Check]:
         """What the outputs are, and what else than the image they hang on."""
@@ -211,16 +223,27 @@ class _Measured:
             return _outputs(subject.model, subject.x, subject.y)
 
     def without_noise(self) -> list[dict[str, Any]]:
-        """Accuracy, clean and attacked, with the declared noise switched off."""
+        """Accuracy, clean and attacked, without the declared noise, and attacked with it fixed."""
         subject, threat = self.probe.subject, self.probe.attack
         with noise_off(subject.model):
             still = replace(self.probe, subject=replace(subject))
             clean, attacked = still.wrong(), still.broken(threat, "noise off")
         self.advance()
+        with noise_held(subject.model, subject.seed):
+            still = replace(self.probe, subject=replace(subject))
+            fixed = still.broken(threat, "noise fixed")
+        self.advance()
         return [
             row("noise_off", threat.norm, 0.0, clean),
             row("noise_off_attacked", threat.norm, threat.eps, attacked),
+            row("noise_fixed", threat.norm, threat.eps, fixed),
         ]
+
+    def rests_on_noise(self, attacked: Sequence[Mapping[str, Any]]) -> Check:
+        """What of the robustness is gone with the noise off or fixed: no fault, but to be named."""
+        left = min(100 * r["accuracy"] for r in attacked)
+        lost = self._standing_now - left
+        return graded("accuracy lost with fixed or no noise", lost, 3, 100)
 
     @property
     def _standing_now(self) -> float:
@@ -264,28 +287,28 @@ def _black_box(
         broke[isinstance(attack, Square)].append(ledger.outcomes[name].broke)
     if broke[True]:
         only = np.any(broke[True], axis=0) & ~np.any(broke[False], axis=0)
-        return _graded(says, 100 * float(only.mean()), 0.2, 5)
+        return graded(says, 100 * float(only.mean()), 0.2, 5)
     square = Square(norm=probe.attack.norm, eps=probe.attack.eps, queries=SQUARE_QUERIES)
     by_gradients = probe.broken(replace(probe.attack, steps=max(40, probe.attack.steps)), "white")
     more = probe.broken(square, "black box") & ~by_gradients
-    return _graded(says, 100 * float(more.mean()), 0.5, 5)
+    return graded(says, 100 * float(more.mean()), 0.5, 5)
 
 
 def _non_finite(ledger: Ledger) -> Check:
     passes = sum(o.forward_passes + o.backward_passes for o in ledger.outcomes.values())
     met = sum(o.non_finite for o in ledger.outcomes.values())
-    return _graded("passes that gave no numbers: %", 100 * met / max(1, passes), 0, 1)
+    return graded("passes that gave no numbers: %", 100 * met / max(1, passes), 0, 1)
 
 
 def _outputs(model: nn.Module, x: Tensor, y: Tensor) -> list[Check]:
     softmax, training = intake.softmax_outputs(model, x), intake.train_mode(model, x)
     return [
-        _graded("outputs that are probabilities: %", 100 * softmax.figure, 99, 99),
-        _graded(
+        graded("outputs that are probabilities: %", 100 * softmax.figure, 99, 99),
+        graded(
             "undeclared draws change outputs by %",
             100 * training.figure if training.message else 0.0, 1, 1,
         ),
-        _graded("BatchNorm modes differ by", _batchnorm_gap(model, x, y), 5, 20),
+        graded("BatchNorm modes differ by", _batchnorm_gap(model, x, y), 5, 20),
     ]  # fmt: skip
 
 
@@ -305,7 +328,7 @@ def _largest_rise(accuracies: Sequence[float]) -> float:
     return max(0.0, *(later - earlier for earlier, later in pairwise(accuracies)))
 
 
-def _graded(check: str, figure: float, warn: float, fail: float) -> Check:
+def graded(check: str, figure: float, warn: float, fail: float) -> Check:
     """Pass up to `warn`, warn up to `fail`, fail above."""
     rounded = round(figure, 6)
     verdict = Verdict.passed if rounded <= warn else Verdict.warned

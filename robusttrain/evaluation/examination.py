@@ -1,20 +1,25 @@
-"""An evaluation as a whole: the attacks, then a closer look at what they found."""
+"""An evaluation as a whole: the attacks, certificates, and a closer look at what was found."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from robusttrain.attacks import Attack
 from robusttrain.data import Split
 from robusttrain.evaluation.accuracy import Evaluation, attack_all, examine, rounded
 from robusttrain.evaluation.audit import NO_AUDIT, PIECES, PIECES_OF_NOISE, Audit, audit
+from robusttrain.evaluation.certification import GROUPS, Certificates, certify
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.partial import Folder, description
 from robusttrain.evaluation.subject import Subject
 from robusttrain.models.modes import modes_restored
+from robusttrain.noise import smoothed
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
@@ -29,6 +34,7 @@ class Examined(NamedTuple):
 
     ledger: Ledger
     audit: Audit
+    certificates: Certificates | None
     rows: list[dict[str, Any]]
     pieces: Folder
 
@@ -45,13 +51,13 @@ def examined(
     origin: object,
     terminal: Terminal,
 ) -> Examined:
-    """Attack `model` on the chosen images of `split` and audit the figures.
+    """Attack `model` on the chosen images of `split`, certify them if asked, and audit the figures.
 
     Finished pieces of work are kept in `folder`, so that a killed evaluation goes on when it is
     started again on the same images, weights and settings, and with an `origin` of the same repr:
     what else the model is, which its weights do not show.
     """
-    with modes_restored(model):
+    with modes_restored(model), _predicting(model, settings):
         model.eval()
         index, subject = examine(model, split, settings, seed)
         # How the images are cut into batches, and by what they are computed, shows in rounding.
@@ -63,9 +69,25 @@ def examined(
             ledger = attack_all(
                 subject, index, suite, settings.survivors_only, norm=norm, eps=eps, bar=bar
             )
+        certificates = _certified(subject, index, settings, terminal)
         closer = _audited(subject, settings, suite, ledger, terminal)
+        if certificates:
+            closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger, norm) if settings.save_adversarial else []
-    return Examined(ledger, closer, [*closer.controls, *kept], pieces)
+    return Examined(ledger, closer, certificates, [*closer.controls, *kept], pieces)
+
+
+def _predicting(model: nn.Module, settings: Evaluation) -> AbstractContextManager[None]:
+    return smoothed(model) if settings.certification else nullcontext()
+
+
+def _certified(
+    subject: Subject, index: NDArray[np.int64], settings: Evaluation, terminal: Terminal
+) -> Certificates | None:
+    if settings.certification is None:
+        return None
+    with terminal.progress("certification", len(index) + GROUPS) as bar:
+        return certify(subject, index, settings.certification, bar.advance)
 
 
 def _audited(

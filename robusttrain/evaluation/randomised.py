@@ -65,8 +65,20 @@ def prediction(model: nn.Module, draws: int) -> nn.Module:
     layers = [layer for layer in noise_layers(model) if layer.on_predict]
     if not any(layer.vote is Vote.majority for layer in layers):
         return MeanPrediction(model, draws)
-    alpha = min((layer.alpha for layer in layers if layer.alpha is not None), default=None)
-    return MajorityVote(model, draws, alpha)
+    return MajorityVote(model, draws, _level(model))
+
+
+def least_votes(model: nn.Module) -> int:
+    """How many draws it takes until an image on which all agree is not abstained from."""
+    alpha = _level(model)
+    # A two-sided test of n votes that agree has p = 2 / 2^n.
+    return 1 if alpha is None else math.ceil(1 - math.log2(alpha))
+
+
+def _level(model: nn.Module) -> float | None:
+    """The level of the test that the noise of `model` wants of a vote, if any."""
+    layers = [layer for layer in noise_layers(model) if layer.on_predict]
+    return min((layer.alpha for layer in layers if layer.alpha is not None), default=None)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +45,18 @@ class Bayes(Switches):
     def install(self, model: nn.Module, seed: int) -> None:
         """Make the weights of `model` random."""
         for number, layer in enumerate(weighted_layers(model)):
-            weight = layer.get_parameter("weight")
-            noise = _Posterior(self, weight, derived_seed(seed, f"bayes {number}"))
-            parametrize.register_parametrization(layer, "weight", noise)
+            noise = _Posterior(self, layer, derived_seed(seed, f"bayes {number}"))
+            parametrize.register_parametrization(layer, "weight", noise.train(layer.training))
 
 
 class _Posterior(NoiseLayer):
-    def __init__(self, settings: Bayes, mean: nn.Parameter, seed: int) -> None:
+    def __init__(self, settings: Bayes, layer: nn.Module, seed: int) -> None:
         super().__init__(settings, seed)
         self.settings = settings
-        self.log_sigma = nn.Parameter(torch.full_like(mean, math.log(settings.initial)))
-        # The layer's own parameter, in a list so that it is not registered twice.
-        self._mean = [mean]
+        weight = cast(Tensor, layer.weight)
+        self.log_sigma = nn.Parameter(torch.full_like(weight, math.log(settings.initial)))
+        # In a list, so that it is no part of what is a part of it.
+        self._layer = [layer]
 
     @untraced
     def forward(self, weight: Tensor) -> Tensor:
@@ -65,7 +66,8 @@ class _Posterior(NoiseLayer):
 
     def penalty(self, progress: Progress) -> Tensor:
         """KL(N(mu, sigma^2) || N(0, p^2)) = log(p / sigma) + (sigma^2 + mu^2) / (2 p^2) - 1/2."""
-        variance = (2 * self.log_sigma).exp() + self._mean[0].square()
+        mean = self._layer[0].get_parameter("parametrizations.weight.original")
+        variance = (2 * self.log_sigma).exp() + mean.square()
         prior = self.settings.prior
         divergence = math.log(prior) - self.log_sigma + variance / (2 * prior**2) - 0.5
         return self.settings.kl * divergence.sum() / progress.images

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robusttrain.noise import standard_laplace
 from robusttrain.noise.additive import AdditiveNoise
 
 
@@ -17,4 +18,4 @@ class Exponential(AdditiveNoise):
 
     def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
         """Exp(1 / sigma)."""
-        return memory.exponential_(generator=generator).mul_(self.sigma)
+        return standard_laplace(memory, generator).abs_().mul_(self.sigma)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robusttrain.noise import standard_laplace
 from robusttrain.noise.additive import AdditiveNoise, Certificate
 from robusttrain.threat import Norm
 
@@ -20,9 +21,8 @@ class Laplace(AdditiveNoise):
         return self.sigma / math.sqrt(2)
 
     def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
-        """The difference of two exponential variables, which is a Laplace variable."""
-        other = torch.empty_like(memory).exponential_(generator=generator)
-        return memory.exponential_(generator=generator).sub_(other).mul_(self.scale)
+        """Density exp(-|z| / scale) / (2 scale)."""
+        return standard_laplace(memory, generator).mul_(self.scale)
 
     @property
     def certificate(self) -> Certificate:

@@ -40,7 +40,7 @@ class PNIWeights(_Scaled):
         """Add the noise to the weights of `model`."""
         for number, layer in enumerate(weighted_layers(model)):
             noise = _WeightNoise(self, derived_seed(seed, f"pni_w {number}"))
-            parametrize.register_parametrization(layer, "weight", noise)
+            parametrize.register_parametrization(layer, "weight", noise.train(layer.training))
 
 
 @dataclass

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
+from robusttrain.noise import standard_laplace
 from robusttrain.noise.additive import AdditiveNoise
 
 
@@ -29,8 +30,8 @@ class Weibull(AdditiveNoise):
 
     def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
         """A root of exponential noise, with signs."""
-        signs = torch.empty_like(memory).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        signed = standard_laplace(memory, generator)
+        sizes = signed.abs().pow_(1 / self.shape)
         # E[z^2] = Gamma(1 + 2 / k).
         scale = self.sigma / math.sqrt(math.gamma(1 + 2 / self.shape))
-        sizes = memory.exponential_(generator=generator).pow_(1 / self.shape)
-        return sizes.mul_(signs).mul_(scale)
+        return torch.copysign(sizes, signed, out=memory).mul_(scale)

@@ -96,16 +96,16 @@ class Terminal:
 
     def report(self, report: pd.DataFrame, title: str) -> None:
         """Print the attack, eps, accuracy and interval columns of a report."""
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-        table.add_column("attack")
-        table.add_column("norm")
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=0)
+        table.add_column("attack", no_wrap=True)
+        table.add_column("norm", no_wrap=True)
         for name in ("eps", "n", "accuracy", "95 % interval", "passes", "seconds"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in report.to_dict("records"):
             table.add_row(
                 row["attack"],
                 row["norm"],
-                f"{row['eps']:.4g}",
+                f"{row['eps']:.3g}",
                 str(row["n"]),
                 f"{row['accuracy']:.2%}",
                 f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}",
@@ -129,6 +129,19 @@ class Terminal:
         worst = max((check["verdict"] for check in checks), key=list(STYLES).index)
         log.info("audit: %s", worst)
         self.console.print(Panel(table, title=f"audit: {worst}", expand=False))
+
+    def certified(self, curve: Sequence[Mapping[str, Any]], paper: str) -> None:
+        """Print certified accuracy at each radius; `paper` has the theorem behind it."""
+        cells = pd.DataFrame(
+            {
+                "radius": f"{point['eps']:g}",
+                "certified accuracy": f"{point['accuracy']:.2%}",
+                "95 % interval": f"{100 * point['ci_low']:.1f} to {100 * point['ci_high']:.1f}",
+            }
+            for point in curve
+        )
+        norm, n = curve[0]["norm"], curve[0]["n"]
+        self.table(cells, f"certified in {norm} on {n} images ({paper})", cells.columns)
 
     def table(self, cells: pd.DataFrame, title: str, figures: Collection[str]) -> None:
         """Print a table of text within the width of the terminal.

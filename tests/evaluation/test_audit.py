@@ -30,12 +30,12 @@ from robusttrain.evaluation.audit import (
     Check,
     Verdict,
     _black_box,
-    _graded,
     _largest_rise,
     _Measured,
     _non_finite,
     _outputs,
     audit,
+    graded,
 )
 from robusttrain.evaluation.curves import Probe
 from robusttrain.models.small_cnn import SmallCNN
@@ -154,8 +154,8 @@ def test_a_few_images_are_no_sign_of_anything(images: int, limits: tuple[float, 
     """Searches from other starts differ by an image or two: three of them pass, six warn."""
     look = _Measured(cast(Any, None), np.zeros(images, dtype=np.bool_), lambda: None)
     for limit, at, above in zip(limits, ("pass", "warn"), ("warn", "fail"), strict=True):
-        assert look.graded("rises", limit).verdict == at
-        assert look.graded("rises", limit + 0.01).verdict == above
+        assert look.compared("rises", limit).verdict == at
+        assert look.compared("rises", limit + 0.01).verdict == above
 
 
 @pytest.mark.parametrize("defense", ["standard", "pgd"])
@@ -266,7 +266,7 @@ def test_a_curve_may_fall_as_it_likes() -> None:
 
 
 def test_a_figure_that_is_no_number_does_not_pass() -> None:
-    assert _graded("", float("nan"), 1, 3).verdict != "pass"
+    assert graded("", float("nan"), 1, 3).verdict != "pass"
 
 
 # Rows have the names that users give them.
@@ -479,7 +479,9 @@ def test_the_control_spends_little() -> None:
         "square": Square(queries=500),
         "none": NoAttack(),
     }
-    probe, _, ledger = examined(Pixel().eval(), pixels([0.2, 0.8]), {})
+    probe, _, _ = examined(Pixel().eval(), pixels([0.2, 0.8]), {})
+    ledger = found_by(gradients=0, square=0)
+    ledger.outcomes = dict.fromkeys(suite, ledger.outcomes["black"])
     audit(Asked(probe.subject, PROBE), suite, ledger)
     assert asked == [
         replace(PROBE, eps=0.0, steps=3), replace(Square(queries=50), eps=0.0)
@@ -505,7 +507,8 @@ def test_a_random_model_gets_rows_of_its_own() -> None:
     Gaussian(0.1, predict=True).install(noisy, 0)
     closer, _ = control_of(noisy, {"pgd": PROBE})
     assert [row["attack"] for row in closer.controls] == [
-        "control", "noise_off", "noise_off_attacked", "eot_1", "eot_5", "eot_20", "eot_80"
+        "control", "noise_off", "noise_off_attacked", "noise_fixed",
+        "eot_1", "eot_5", "eot_20", "eot_80",
     ]  # fmt: skip
     assert [row["eot"] for row in closer.curve if row["curve"] == "eot"] == [1, 5, 20, 80]
     assert verdicts(closer.checks)[UNDECLARED] == "pass"

@@ -324,7 +324,7 @@ def test_looking_leaves_no_trace() -> None:
     Gaussian(0.1, predict=True).install(model, 0)
     x, y = images(), torch.zeros(60, dtype=torch.int64)
     model(x)
-    layer, stuck = model.input_noise, Stuck(dropping(0.5).train())
+    layer, stuck = model.noise_0, Stuck(dropping(0.5).train())
     modes = [module.training for module in model.modules()]
     state = {key: value.clone() for key, value in model.state_dict().items()}
     noise, stream = layer.random_states(), torch.get_rng_state()

@@ -23,7 +23,8 @@ from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.accuracy import examine
 from robusttrain.evaluation.curves import Probe, over_draws
-from robusttrain.evaluation.randomised import classes_and_randomness, noise_off
+from robusttrain.evaluation.randomised import classes_and_randomness
+from robusttrain.noise import noise_off
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal

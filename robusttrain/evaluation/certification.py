@@ -1,0 +1,248 @@
+"""Certified radii of smoothed classifiers (Cohen, Rosenfeld and Kolter 2019), and attacks on them.
+
+The classifier is g(x) = argmax_c P(f(x + noise) = c). A certificate says that no perturbation
+shorter than its radius changes g(x), and is wrong with probability `alpha` at most.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binom, binomtest
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.attacks.crafting import predictions
+from robusttrain.attacks.objectives import Objective
+from robusttrain.attacks.pgd import PGD
+from robusttrain.errors import InputError
+from robusttrain.evaluation.audit import Audit, Check, graded
+from robusttrain.evaluation.randomised import MajorityVote
+from robusttrain.evaluation.subject import Subject
+from robusttrain.noise import noise_layers
+from robusttrain.noise.additive import AdditiveLayer, AdditiveNoise, Certificate
+from robusttrain.noise.placement import INPUT
+from robusttrain.report.ledger import row
+
+# Certified images are attacked in so many groups of similar radii.
+GROUPS = 4
+
+# An attack stays that much inside of the smallest radius of its group.
+INSIDE = 1 - 1e-3
+
+# How many successes inside of certificates luck explains with this probability.
+BELIEVABLE = 0.999
+
+
+@dataclass
+class Certification:
+    """CERTIFY (Cohen et al. 2019): n0 draws choose a class, n others prove how probable it is.
+
+    Parameters
+    ----------
+    n0, n
+        Draws of the two phases, 1 or more, and `n0` or more. The largest radius that Gaussian noise
+        can prove with alpha .001 is 2.46 sigma with 1,000 draws and 3.20 sigma with 10,000.
+    alpha
+        Probability of a wrong certificate, in ]0, 1[.
+    radii
+        Where the curve of certified accuracy is read, in pixel units of the norm, 0 or more.
+    attack_steps
+        Steps of the attack inside of the certificates, 1 or more.
+    """
+
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    radii: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
+    attack_steps: int = 20
+
+    def __post_init__(self) -> None:
+        ranges.at_least(1, n0=self.n0, attack_steps=self.attack_steps)
+        ranges.at_least(self.n0, n=self.n)
+        ranges.inside(0, 1, alpha=self.alpha)
+        ranges.require(bool(self.radii), "radii", self.radii, "one radius or more")
+        for radius in self.radii:
+            ranges.at_least(0, radii=radius)
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A row of `certified.csv`.
+
+    `predicted` is the class that n0 draws chose. Where `abstained`, n more could not prove it to be
+    the most probable one, and the radius is 0. The radius is in pixel units.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    radius: float
+    abstained: bool
+    seconds: float
+
+    def holds(self, radius: float) -> bool:
+        """Whether the image is proven to be classified correctly within `radius`."""
+        return not self.abstained and self.predicted == self.label and self.radius >= radius
+
+
+class Certificates(NamedTuple):
+    """Certified images, what certifies them, and what the report says of them."""
+
+    images: list[Certified]
+    theorem: Certificate
+    audit: Audit
+
+
+def certifiable(model: nn.Module) -> AdditiveNoise:
+    """The noise of `model` that certificates are about.
+
+    Raises
+    ------
+    InputError
+        If it is not one noise at the input, of a kind for which radii can be proven.
+    """
+    layers = noise_layers(model)
+    noise = layers[0].noise if len(layers) == 1 and isinstance(layers[0], AdditiveLayer) else None
+    known = noise is not None and noise.at == INPUT and noise.certificate is not None
+    if noise is None or not known or noise.sigma == 0:
+        raise InputError(
+            "certification needs one noise at the input, gaussian (l2), laplace or uniform (l1), "
+            "with sigma above 0: give noise=smoothing noise.sigma=..."
+        )
+    return noise
+
+
+def certify(
+    subject: Subject,
+    index: NDArray[np.int64],
+    settings: Certification,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Certificates:
+    """Certify the images of `subject`, then attack its smoothed classifier within the radii.
+
+    Every image has draws of its own, whatever images are certified beside it. `advance` is called
+    with 1 for each image, and with 1 for each group that is attacked.
+    """
+    noise = certifiable(subject.model)
+    theorem = noise.certificate
+    assert theorem is not None
+    images = []
+    for position, place in enumerate(index.tolist()):
+        images.append(_certified(subject, position, place, settings, noise))
+        advance(1)
+    curve = [_point(images, theorem, radius) for radius in settings.radii]
+    within, check = _attacked(subject, images, settings, theorem, advance)
+    return Certificates(images, theorem, Audit(within, curve, [check]))
+
+
+def lower_bound(count: int, n: int, alpha: float) -> float:
+    """The p that a binomial probability exceeds with confidence 1 - alpha (Clopper-Pearson)."""
+    test = binomtest(count, n, alternative="greater")
+    return float(test.proportion_ci(1 - alpha, method="exact").low)
+
+
+def _certified(
+    subject: Subject, position: int, index: int, settings: Certification, noise: AdditiveNoise
+) -> Certified:
+    key = f"certificate {index}"
+    known = subject.saved.get(key)
+    if known is not None:
+        return Certified(**known)
+    started = time.perf_counter()
+    with subject.drawing(key):
+        x = subject.x[position]
+        predicted = int(_votes(subject, x, settings.n0).argmax())
+        count = int(_votes(subject, x, settings.n)[predicted])
+    probability = lower_bound(count, settings.n, settings.alpha)
+    abstained = probability <= 0.5
+    radius = 0.0 if abstained else noise.radius(probability)
+    seconds = time.perf_counter() - started
+    label = int(subject.y[position])
+    certified = Certified(index, label, predicted, radius, abstained, seconds)
+    subject.saved.put(key, asdict(certified))
+    return certified
+
+
+@torch.no_grad()
+def _votes(subject: Subject, x: Tensor, draws: int) -> Tensor:
+    """How many of the draws each class wins, (K,)."""
+    votes = torch.zeros(subject.num_classes + 1, dtype=torch.int64, device=x.device)
+    for size in _batches(draws, subject.batch_size):
+        won = predictions(subject.model(x.expand(size, *x.shape)))
+        votes += (won + 1).bincount(minlength=len(votes))
+    # Class -1, for logits that are no numbers, is nobody's.
+    return votes[1:]
+
+
+def _batches(draws: int, size: int) -> Iterator[int]:
+    for start in range(0, draws, size):
+        yield min(size, draws - start)
+
+
+def _point(images: Sequence[Certified], theorem: Certificate, radius: float) -> dict[str, Any]:
+    """A row of `curve.csv`: the share of images that are certified at `radius`."""
+    not_certified = np.array([not image.holds(radius) for image in images])
+    counted = row("certified", theorem.norm, radius, not_certified)
+    kept = {key: counted[key] for key in ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")}
+    return {"curve": "certified", "steps": None, "eot": None, **kept}
+
+
+def _attacked(
+    subject: Subject,
+    images: Sequence[Certified],
+    settings: Certification,
+    theorem: Certificate,
+    advance: Callable[[int], None],
+) -> tuple[list[dict[str, Any]], Check]:
+    """The row and the check of attacks inside of certificates, of which none may succeed."""
+    radii = np.array([0.0 if image.abstained else image.radius for image in images])
+    held = np.flatnonzero(radii > 0)
+    groups = np.array_split(held[np.argsort(radii[held])], GROUPS)
+    broken = np.zeros(len(images), dtype=bool)
+    for number, rows in enumerate(groups):
+        if len(rows):
+            eps = float(radii[rows].min()) * INSIDE
+            broken[rows] = _broken(subject, images, rows, settings, theorem, number, eps)
+        advance(1)
+    count = int(broken.sum())
+    # Both a certificate and the vote at the attacked image may be wrong.
+    wrong = min(1.0, 2 * settings.alpha)
+    allowed = float(binom.ppf(BELIEVABLE, len(held), wrong)) if len(held) else 0.0
+    check = graded("certificates broken by an attack", count, 0, allowed)
+    if not len(held):
+        return [], check
+    smallest = float(radii[held].min())
+    return [row("in_certificate", theorem.norm, smallest, broken[held])], check
+
+
+def _broken(
+    subject: Subject,
+    images: Sequence[Certified],
+    rows: NDArray[np.int64],
+    settings: Certification,
+    theorem: Certificate,
+    number: int,
+    eps: float,
+) -> NDArray[np.bool_]:
+    """Whether the smoothed classifier leaves its certified class under an attack of radius eps."""
+    predicted = torch.tensor([images[row].predicted for row in rows], device=subject.y.device)
+    part = replace(subject, x=subject.x[rows], y=predicted)
+    attack = PGD(
+        norm=theorem.norm, eps=eps, steps=settings.attack_steps, objective=Objective.margin
+    )
+    x_adv = part.attacked(attack, np.arange(len(rows)), f"inside certificates {number}").x_adv
+    # Of fewer votes even those that all agree could be luck, and no certificate would ever break.
+    decisive = math.ceil(1 - math.log2(settings.alpha))
+    draws = max(subject.votes, settings.n0, decisive)
+    vote = MajorityVote(subject.model, draws, settings.alpha)
+    with torch.no_grad(), subject.drawing(f"vote inside certificates {number}"):
+        shares = torch.cat([vote(batch) for batch in torch.split(x_adv, subject.batch_size)])
+    now = predictions(shares)
+    # Abstaining is no other class.
+    return np.asarray(((now != predicted) & (now >= 0)).cpu().numpy())
