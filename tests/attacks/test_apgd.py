@@ -323,3 +323,51 @@ def test_an_l1_search_starts_with_few_pixels_changed() -> None:
     x = everywhere(6, 1, 28, 28)
     APGD(norm=Norm.l1, eps=10, steps=5)(model, x, torch.zeros(6, dtype=torch.int64))
     assert ((seen[0] != x).flatten(1).double().mean(1) < 0.2).all()
+
+
+class Watched(nn.Module):
+    """Never fooled: the label leads by 1 or by 8 tenths of the spread, as the first pixel says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.points.append(x.detach().clone())
+        far = (x[:, 0, 0, 0] > 0.5).to(x.dtype)
+        slope = 1e-6 * x.flatten(1).sum(1)
+        return torch.stack([1 + slope, 0.9 - 0.7 * far, 0 * far], 1)
+
+
+def watched_images() -> Tensor:
+    x = 0.4 + 0.01 * everywhere(6, 2, 5, 7)
+    x[:2, 0, 0, 0] = 0.8
+    return x
+
+
+def test_every_other_search_starts_from_stripes_at_the_edge_where_that_is_asked_for() -> None:
+    x, y = watched_images(), torch.zeros(6, dtype=torch.int64)
+    for norm in (Norm.linf, Norm.l2):
+        model = Watched()
+        APGD(norm=norm, eps=0.1, steps=1, restarts=4, stripes=True)(model, x, y)
+        starts = [(point - x) for point in model.points[::2]]
+        for number, delta in enumerate(starts):
+            shared = torch.allclose(delta, delta[..., :1, :].expand_as(delta), atol=1e-7)
+            assert shared is (number % 2 == 1)
+        striped = starts[1]
+        assert torch.allclose(ball(norm, 0).size(striped), torch.tensor(0.1).to(x), atol=1e-6)
+        assert torch.allclose(striped.abs(), striped.abs().amax((1, 2, 3), keepdim=True))
+        # One sign a column and channel, drawn for every image and search anew.
+        assert not torch.equal(striped.sign(), starts[3].sign())
+        assert not torch.equal(striped[2].sign(), striped[3].sign())
+
+
+@pytest.mark.parametrize("give_up", [False, True])
+def test_an_image_that_is_far_from_success_gets_one_search_where_that_is_asked_for(
+    give_up: bool,
+) -> None:
+    x, y, model = watched_images(), torch.zeros(6, dtype=torch.int64), Watched()
+    APGD(eps=0.1, steps=3, restarts=5, give_up=give_up)(model, x, y)
+    # A search of three steps looks at four points; one look at all images finds the two far ones.
+    sizes = [len(point) for point in model.points]
+    assert sizes == ([6] * 4 + [6] + [4] * 16 if give_up else [6] * 20)
