@@ -54,7 +54,7 @@ def job(config: DictConfig) -> float | None:
     chosen = HydraConfig.get()
     run_dir = Path(chosen.runtime.output_dir)
     terminal = Terminal()
-    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()})
+    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
     try:
         built, origin = _prepared(config, names, list(chosen.overrides.task))
         if built.keep_memory:
@@ -130,10 +130,11 @@ def _prepared(
     return configs.build(config), experiment.Origin(plain, names)
 
 
-def _names(choices: dict[str, str]) -> dict[str, str]:
-    """The option of each group; a stack of noises goes by those of its mechanisms."""
-    stacked = [o for group, o in choices.items() if group.startswith("noise@noise.mechanisms.")]
-    return {**choices, "noise": "+".join(stacked)} if stacked else choices
+def _names(choices: dict[str, str], noise: DictConfig) -> dict[str, str]:
+    """The option of each group; a stack of noises goes by those of its mechanisms, in order."""
+    stacked = [f"noise@noise.mechanisms.{name}" for name in noise.get("mechanisms", {})]
+    options = [choices[group] for group in stacked if group in choices]
+    return {**choices, "noise": "+".join(options)} if options else choices
 
 
 def _remove_if_untouched(run_dir: Path) -> None:

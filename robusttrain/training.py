@@ -154,7 +154,7 @@ class Trainer:
             torch.channels_last if settings.channels_last else torch.contiguous_format
         )
         self.model.to(memory_format=self.memory_format)
-        self.forward = cast(nn.Module, torch.compile(model)) if settings.compile else model
+        self.forward = _compiled(model) if settings.compile else model
         draws = wanted_draws(model)
         self.same_draws = SameDraws(self.forward, draws) if draws else None
         self.loss = partial(
@@ -339,6 +339,12 @@ def _groups(model: nn.Module) -> list[dict[str, Any]]:
     learnt = [p for p in model.parameters() if id(p) in of_noise]
     groups: list[dict[str, Any]] = [{"params": own}]
     return [*groups, {"params": learnt, "weight_decay": 0.0}] if learnt else groups
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    # Dynamo takes a model with other hooks for one that it has compiled before, and drops noise.
+    torch.compiler.reset()
+    return cast(nn.Module, torch.compile(model))
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

@@ -4,7 +4,6 @@ The classifier is g(x) = argmax_c P(f(x + noise) = c). A certificate says that n
 shorter than its radius changes g(x), and is wrong with probability `alpha` at most.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,6 +33,9 @@ GROUPS = 4
 
 # An attack stays that much inside of the smallest radius of its group.
 INSIDE = 1 - 1e-3
+
+# Votes at an attacked image, or more: a few could all agree by luck, and nothing would ever break.
+VOTES = 100
 
 # How many successes inside of certificates luck explains with this probability.
 BELIEVABLE = 0.999
@@ -237,9 +239,7 @@ def _broken(
         norm=theorem.norm, eps=eps, steps=settings.attack_steps, objective=Objective.margin
     )
     x_adv = part.attacked(attack, np.arange(len(rows)), f"inside certificates {number}").x_adv
-    # Of fewer votes even those that all agree could be luck, and no certificate would ever break.
-    decisive = math.ceil(1 - math.log2(settings.alpha))
-    draws = max(subject.votes, settings.n0, decisive)
+    draws = max(subject.votes, settings.n0, VOTES)
     vote = MajorityVote(subject.model, draws, settings.alpha)
     with torch.no_grad(), subject.drawing(f"vote inside certificates {number}"):
         shares = torch.cat([vote(batch) for batch in torch.split(x_adv, subject.batch_size)])

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from robusttrain.attacks.crafting import predictions
 from robusttrain.noise import Vote, noise_layers, predicts_randomly
 
 
@@ -49,14 +50,17 @@ class MajorityVote(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shares (N, K)."""
-        logits = torch.stack([self.model(x) for _ in range(self.draws)])
-        votes = nn.functional.one_hot(logits.argmax(2), logits.shape[2]).sum(0)
-        shares = votes / self.draws
+        logits = [self.model(x) for _ in range(self.draws)]
+        chosen = torch.stack([predictions(drawn) for drawn in logits])
+        # Class -1, for logits that are no numbers, is nobody's.
+        votes = nn.functional.one_hot(chosen + 1, logits[0].shape[1] + 1).sum(0)[:, 1:]
+        nobodys = votes.sum(1, keepdim=True) == 0
+        shares = (votes / self.draws).masked_fill(nobodys, torch.nan)
         if self.alpha is None:
             return shares
         first, second = votes.topk(2, dim=1).values.unbind(1)
         pairs = zip(first.tolist(), second.tolist(), strict=True)
-        unsure = [binomtest(a, a + b).pvalue > self.alpha for a, b in pairs]
+        unsure = [binomtest(a, max(1, a + b)).pvalue > self.alpha for a, b in pairs]
         return shares.masked_fill(torch.tensor(unsure, device=x.device)[:, None], torch.nan)
 
 

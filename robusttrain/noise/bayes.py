@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from robusttrain import ranges
 from robusttrain.noise import NoiseLayer, Progress, Switches, standard_normal, untraced
-from robusttrain.noise.placement import weighted_layers
+from robusttrain.noise.placement import layers_for
 from robusttrain.streams import derived_seed
 
 
@@ -44,7 +44,7 @@ class Bayes(Switches):
 
     def install(self, model: nn.Module, seed: int) -> None:
         """Make the weights of `model` random."""
-        for number, layer in enumerate(weighted_layers(model)):
+        for number, layer in enumerate(layers_for("bayes", model)):
             noise = _Posterior(self, layer, derived_seed(seed, f"bayes {number}"))
             parametrize.register_parametrization(layer, "weight", noise.train(layer.training))
 

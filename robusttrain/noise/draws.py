@@ -15,6 +15,9 @@ class SameDraws(nn.Module):
     of the mean softmax over the draws, (N, K). In training it returns the logits of all draws, (N *
     draws, K), those of an image one after the other, of which Salman et al. 2019 average the loss.
 
+    Draws go by place in the batch: an attack that drops images on the way (restarts, `keep_best`,
+    `stop_early`) shows others to those that remain.
+
     Parameters
     ----------
     model

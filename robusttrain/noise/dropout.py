@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
+from robusttrain.errors import InputError
 from robusttrain.noise import NoiseLayer, Switches, attach
-from robusttrain.noise.placement import weighted_layers
+from robusttrain.noise.placement import layers_for
 from robusttrain.streams import derived_seed
 
 
@@ -31,7 +32,10 @@ class Dropout(Switches):
 
     def install(self, model: nn.Module, seed: int) -> None:
         """Add the noise to `model`."""
-        for number, place in enumerate(weighted_layers(model)[1:]):
+        _, *places = layers_for("dropout", model)
+        if not places:
+            raise InputError("noise=dropout needs a second layer with weights: the model has one")
+        for number, place in enumerate(places):
             layer = _Mask(self, derived_seed(seed, f"dropout {number}"))
             attach(model, layer)
             place.register_forward_pre_hook(layer.before)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from robusttrain import ranges
-from robusttrain.errors import InputError
 from robusttrain.noise import NoiseLayer, Progress, Switches, attach, standard_normal, untraced
+from robusttrain.noise.placement import layers_for
 from robusttrain.streams import derived_seed
 
 
@@ -44,10 +44,7 @@ class Learn2Perturb(Switches):
         InputError
             If the model has no convolution.
         """
-        places = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-        if not places:
-            raise InputError("noise=learn2perturb needs a convolution: the model has none")
-        for number, place in enumerate(places):
+        for number, place in enumerate(layers_for("learn2perturb", model, nn.Conv2d)):
             layer = _Perturbation(self, derived_seed(seed, f"learn2perturb {number}"))
             attach(model, layer)
             place.register_forward_hook(layer.after)

@@ -1,6 +1,7 @@
 """Where noise goes: the input, the first layer, a layer by its name, or all layers with weights."""
 
 import difflib
+from types import UnionType
 
 from torch import nn
 
@@ -10,9 +11,24 @@ from robusttrain.noise import NoiseLayer, attach
 INPUT, FIRST = "input", "first"
 
 
-def weighted_layers(model: nn.Module) -> list[nn.Module]:
-    """Convolutions and linear layers, in the order of their registration."""
-    return [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+Kinds = type[nn.Module] | UnionType
+
+WEIGHTED: Kinds = nn.Conv2d | nn.Linear
+
+
+def layers_for(noise: str, model: nn.Module, kinds: Kinds = WEIGHTED) -> list[nn.Module]:
+    """The layers of `model` of these kinds, in the order of their registration.
+
+    Raises
+    ------
+    InputError
+        If there are none, naming the `noise` that needs them.
+    """
+    layers = [module for module in model.modules() if isinstance(module, kinds)]
+    if not layers:
+        what = "a convolution" if kinds is nn.Conv2d else "a layer with weights"
+        raise InputError(f"noise={noise} needs {what}: the model has none")
+    return layers
 
 
 def put(layer: NoiseLayer, model: nn.Module, at: str) -> None:
@@ -34,14 +50,14 @@ def put(layer: NoiseLayer, model: nn.Module, at: str) -> None:
 
 def _layer(model: nn.Module, at: str) -> nn.Module:
     names: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if name}
-    weighted = weighted_layers(model)
+    weighted = [module for module in model.modules() if isinstance(module, WEIGHTED)]
     if at == FIRST and weighted:
         return weighted[0]
     if at not in names:
         near = difflib.get_close_matches(at, names, 3, 0.4) or list(names)[:3]
         allowed = ", ".join([INPUT, FIRST, *near])
         raise InputError(
-            f"at={at} is not allowed: it must be {INPUT}, {FIRST} or a layer of the model"
+            f"noise.at={at} is not allowed: it must be {INPUT}, {FIRST} or a layer of the model"
             f" ({allowed} are there)"
         )
     return names[at]

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from robusttrain import ranges
 from robusttrain.noise import NoiseLayer, Switches, attach, standard_normal, untraced
-from robusttrain.noise.placement import weighted_layers
+from robusttrain.noise.placement import layers_for
 from robusttrain.streams import derived_seed
 
 
@@ -38,7 +38,7 @@ class PNIWeights(_Scaled):
 
     def install(self, model: nn.Module, seed: int) -> None:
         """Add the noise to the weights of `model`."""
-        for number, layer in enumerate(weighted_layers(model)):
+        for number, layer in enumerate(layers_for("pni_w", model)):
             noise = _WeightNoise(self, derived_seed(seed, f"pni_w {number}"))
             parametrize.register_parametrization(layer, "weight", noise.train(layer.training))
 
@@ -58,7 +58,7 @@ class PNIActivations(_Scaled):
 
     def install(self, model: nn.Module, seed: int) -> None:
         """Add the noise to the activations of `model`."""
-        for number, place in enumerate(weighted_layers(model)):
+        for number, place in enumerate(layers_for("pni_a", model)):
             noise = _ActivationNoise(self, derived_seed(seed, f"pni_a {number}"))
             attach(model, noise)
             place.register_forward_pre_hook(noise.before)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from robusttrain import ranges
-from robusttrain.errors import InputError
 from robusttrain.noise import Switches, attach
 from robusttrain.noise.additive import AdditiveLayer
 from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.placement import layers_for
 from robusttrain.streams import derived_seed
 
 
@@ -40,10 +40,7 @@ class RSE(Switches):
         InputError
             If the model has no convolution.
         """
-        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-        if not convolutions:
-            raise InputError("noise=rse needs a convolution: the model has none")
-        for number, convolution in enumerate(convolutions):
+        for number, convolution in enumerate(layers_for("rse", model, nn.Conv2d)):
             noise = Gaussian(self.inner if number else self.initial)
             layer = AdditiveLayer(noise, self, derived_seed(seed, f"rse {number}"))
             attach(model, layer)
