@@ -1,5 +1,6 @@
 """Settings of every test: examples are drawn anew from a fixed seed and are never timed."""
 
+import gc
 import os
 
 # Two threads that wait for each other are far slower than one where other programs keep the cores
@@ -12,3 +13,14 @@ from hypothesis import settings
 # Deadlines measure the load of the machine, and a random failure in CI helps nobody.
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("project")
+
+
+def pytest_collection_finish() -> None:
+    """No later search for garbage walks through what is imported by now: it stays."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Libraries that count their objects at the end would miss the frozen ones."""
+    gc.unfreeze()

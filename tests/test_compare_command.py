@@ -16,7 +16,7 @@ from robusttrain import commands
 SWEEP = [
     "-m", "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40",
     "dataset.validation=16", "model=linear", "epochs=4", "batch_size=32",
-    "evaluation=quick", "evaluation.attacks.pgd.steps=3",
+    "evaluation=quick", "evaluation.attacks.pgd.steps=3", "evaluation.audit=false",
     "defense=standard,fgsm", "optimizer.lr=0.01",
 ]  # fmt: skip
 
@@ -89,8 +89,23 @@ def test_a_wildcard_takes_all_runs_of_a_sweep(sweep: Path) -> None:
         assert word in done.stdout
 
 
-def test_tables_fit_in_80_columns_and_lose_nothing(runs: Path) -> None:
-    lines = robust("compare", "a", "long-names", cwd=runs).stdout.splitlines()
+@pytest.fixture
+def shown(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What the command prints, without a process of its own."""
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def show(*arguments: str) -> str:
+        commands.compare(arguments)
+        return capsys.readouterr().out
+
+    return show
+
+
+def test_tables_fit_in_80_columns_and_lose_nothing(shown: Callable[..., str]) -> None:
+    lines = shown("a", "long-names").splitlines()
     assert max(len(line) for line in lines) <= 80
     header = next(line for line in lines if "defense" in line)
     start, middle, end = (header.index(word) for word in ("model", "defense", "noise"))
@@ -98,26 +113,28 @@ def test_tables_fit_in_80_columns_and_lose_nothing(runs: Path) -> None:
     assert "rt_perturbed_and_more" in "".join(line[middle:end].strip() for line in lines)
 
 
-def test_the_rank_table_has_the_figures_of_the_reports(runs: Path) -> None:
-    done = robust("compare", "a", "b", cwd=runs)
-    assert done.returncode == 0, done.stderr
+def test_the_rank_table_has_the_figures_of_the_reports(
+    runs: Path, shown: Callable[..., str]
+) -> None:
+    text = shown("a", "b")
     accuracies = {}
     for name in ("a", "b"):
         with (runs / name / "report.csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 if row["attack"] in ("clean", "worst_case"):
-                    assert f"{float(row['accuracy']):.2%}" in done.stdout
+                    assert f"{float(row['accuracy']):.2%}" in text
                     interval = (100 * float(row[end]) for end in ("ci_low", "ci_high"))
-                    assert "{:.2f}-{:.2f}".format(*interval) in done.stdout
+                    assert "{:.2f}-{:.2f}".format(*interval) in text
                 if row["attack"] == "worst_case":
                     accuracies[name] = float(row["accuracy"])
     better, worse = sorted(accuracies, key=lambda name: -accuracies[name])
-    assert f"run 1: {better}\nrun 2: {worse}\n" in done.stdout
+    assert f"run 1: {better}\nrun 2: {worse}\n" in text
 
 
-def test_a_winner_is_shown_and_written_where_there_is_one(runs: Path) -> None:
-    done = robust("compare", "poor", "--csv", "pairs.csv", "a", cwd=runs)
-    assert done.returncode == 0, done.stderr
+def test_a_winner_is_shown_and_written_where_there_is_one(
+    runs: Path, shown: Callable[..., str]
+) -> None:
+    text = shown("poor", "--csv", "pairs.csv", "a")
     with (runs / "pairs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     (runs / "pairs.csv").unlink()
@@ -127,27 +144,13 @@ def test_a_winner_is_shown_and_written_where_there_is_one(runs: Path) -> None:
     # All discordant samples speak for one run, and both tests count for Holm.
     assert float(rows[0]["p_holm"]) == pytest.approx(2 * 2 / 2**right, rel=1e-5)
     assert rows[0]["winner"] == "a"
-    number = next(number for number in (1, 2) if f"run {number}: a\n" in done.stdout)
-    lines = re.findall("^ 1 - 2 .*$", done.stdout, re.MULTILINE)
+    number = next(number for number in (1, 2) if f"run {number}: a\n" in text)
+    lines = re.findall("^ 1 - 2 .*$", text, re.MULTILINE)
     assert lines[0].split()[-1] == str(number)
 
-    even = robust("compare", "b", "fewer-attacks", "--clean", cwd=runs).stdout
+    even = shown("b", "fewer-attacks", "--clean")
     (line,) = re.findall("^ 1 - 2 .*$", even, re.MULTILINE)
     assert line.split()[-2:] == ["1.0000", "1.0000"]
-
-
-@pytest.fixture
-def shown(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """What the command prints, without a process of its own."""
-    monkeypatch.chdir(runs)
-
-    def show(*arguments: str) -> str:
-        commands.compare(arguments)
-        return capsys.readouterr().out
-
-    return show
 
 
 def test_nothing_is_written_unless_it_is_asked_for(runs: Path, shown: Callable[..., str]) -> None:

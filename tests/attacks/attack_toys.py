@@ -1,7 +1,8 @@
 """Small models and the list of all attacks, for the tests of this folder."""
 
+import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -124,7 +125,12 @@ def tanh_network(pixels: int, classes: int, seed: int = 0, gain: float = 3.0) ->
 
 def batchnorm_network(channels: int, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A convolutional network in train mode, one of whose BatchNorms is frozen in eval mode."""
+    return copy.deepcopy(_batchnorm_network(channels, dtype))
 
+
+# To copy a network takes a fifth of the time that its building takes.
+@cache
+def _batchnorm_network(channels: int, dtype: torch.dtype) -> nn.Module:
     def build() -> nn.Module:
         network = nn.Sequential(
             nn.Conv2d(channels, 4, 3, padding=1),

@@ -19,6 +19,9 @@ from robusttrain.threat import Norm
 pyautoattack = pytest.importorskip("pyautoattack")
 
 IMAGES = 120
+# On both sides: searches for three of nine classes, and half of the usual steps of FAB, which leave
+# as many images standing.
+TARGETS, FAB_STEPS = 3, 50
 EPS = {Norm.linf: 0.1, Norm.l2: 0.6, Norm.l1: 2.5}
 NAMES = {Norm.linf: "Linf", Norm.l2: "L2", Norm.l1: "L1"}
 
@@ -56,8 +59,8 @@ def standing(network: nn.Module, x_adv: Tensor, y: Tensor) -> int:
 
 CASES = {
     "apgd-ce": lambda norm, eps: APGD(norm=norm, eps=eps),
-    "apgd-t": lambda norm, eps: APGD(norm=norm, eps=eps, objective=Objective.dlr, targets=9),
-    "fab-t": lambda norm, eps: FAB(norm=norm, eps=eps, targets=9),
+    "apgd-t": lambda norm, eps: APGD(norm=norm, eps=eps, objective=Objective.dlr, targets=TARGETS),
+    "fab-t": lambda norm, eps: FAB(norm=norm, eps=eps, steps=FAB_STEPS, targets=TARGETS),
     "square": lambda norm, eps: Square(norm=norm, eps=eps, queries=500),
 }
 
@@ -74,6 +77,8 @@ def test_it_leaves_no_more_standing_than_the_reference(
     )
     reference.attacks_to_run = [name]
     reference.square.n_queries = 500
+    reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = TARGETS
+    reference.fab.n_iter = FAB_STEPS
     with torch.random.fork_rng():
         theirs, _ = reference.run_standard_evaluation(x, y, batch_size=IMAGES)
     attack: BallAttack = CASES[name](norm, EPS[norm])

@@ -62,7 +62,8 @@ def test_exactly_the_images_that_can_be_fooled_are_fooled(
     model, x, y = centred(4 if targets else 2)
     exact = nearest(model, x, y, norm)
     eps = exact.median().item() * 1.01
-    attack = FAB(norm=norm, eps=eps, targets=targets, minimal=minimal, give_up=give_up)
+    settings = {"targets": targets, "minimal": minimal, "give_up": give_up}
+    attack = FAB(norm=norm, eps=eps, steps=40, **settings)
     x_adv = attack(model, x, y, generator=generator())
     assert (ball(norm, eps).size(x_adv - x) <= eps * (1 + 1e-9)).all()
     fooled = model(x_adv).argmax(1) != y
