@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
 from torch import nn
 
 from robusttrain import checkpoint as checkpoints
@@ -21,6 +22,7 @@ from robusttrain.evaluation.randomised import least_votes
 from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.manifest import manifest
 from robusttrain.noise import noise_layers
+from robusttrain.noise.placement import INPUT
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.training import Epoch, Trainer
@@ -119,12 +121,14 @@ def _noise_of_training(config: Config, model: nn.Module, given: Checkpoint | For
     """The size of the noise at the input that the model has learnt from, or will, in words."""
     if isinstance(given, Foreign):
         return "noise that nobody has told"
-    noise: Mapping[str, Any] = {}
-    if given is not None:
-        noise = given.config["noise"]
     if Stage.train in config.stages:
-        noise = {"train": noise_layers(model)[0].on_train, "sigma": certifiable(model).sigma}
-    return f"sigma {noise['sigma']:g}" if noise.get("train") and "sigma" in noise else "no noise"
+        seen = noise_layers(model)[0].on_train
+        return f"sigma {certifiable(model).sigma:g}" if seen else "no noise"
+    assert given is not None
+    noise: Any = OmegaConf.to_container(OmegaConf.create(given.config).noise, resolve=True)
+    mechanisms = noise.get("mechanisms", {"": noise}).values()
+    sigmas = [m["sigma"] for m in mechanisms if m.get("train") and m.get("at") == INPUT]
+    return f"sigma {sigmas[0]:g}" if sigmas else "no noise"
 
 
 def _train(

@@ -246,6 +246,6 @@ def predicts_randomly(model: nn.Module) -> bool:
 
 def penalty(model: nn.Module, progress: Progress) -> Tensor | None:
     """What the mechanisms of `model` add to the loss, a scalar; None where none does."""
-    found = [layer.penalty(progress) for layer in noise_layers(model)]
+    found = [layer.penalty(progress) for layer in noise_layers(model) if layer.on_train]
     terms = [term for term in found if term is not None]
     return torch.stack(terms).sum() if terms else None

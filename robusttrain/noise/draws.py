@@ -49,4 +49,5 @@ class SameDraws(nn.Module):
 
 def wanted_draws(model: nn.Module) -> int | None:
     """The draws that the noise of `model` asks for in training, if any."""
-    return max((layer.draws for layer in noise_layers(model) if layer.draws), default=None)
+    layers = [layer for layer in noise_layers(model) if layer.on_train]
+    return max((layer.draws for layer in layers if layer.draws), default=None)

@@ -15,8 +15,9 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses import Objective
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
-from robusttrain.noise import Noise, noise_layers
+from robusttrain.noise import Noise, Progress, noise_layers, penalty
 from robusttrain.noise.bayes import Bayes
+from robusttrain.noise.draws import wanted_draws
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.optimizers import SGD, Adam, AdamW, Optimizer
@@ -142,3 +143,13 @@ def test_the_loss_of_the_report_is_that_of_the_images() -> None:
     Bayes(kl=1e6).install(model, 0)
     (epoch,) = trainer(model, indifferent, optimizer=SGD(1e-12)).epochs()
     assert epoch.loss == 0
+
+
+def test_noise_that_training_does_not_see_costs_it_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(1), nn.Linear(32, 3))
+    for noise in (Learn2Perturb(train=False), Bayes(train=False), Gaussian(train=False, draws=4)):
+        noise.install(model, 0)
+    model(torch.zeros(1, 1, 6, 6))
+    assert penalty(model, Progress(1, 10)) is None
+    assert wanted_draws(model) is None

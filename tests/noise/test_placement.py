@@ -81,7 +81,9 @@ def hooks(model: nn.Module) -> int:
 def test_an_unknown_name_is_refused_with_names_like_it(at: str, near: str) -> None:
     model = Residual()
     before = list(model.modules())
-    with pytest.raises(InputError, match=f"^noise.at={at} is not allowed: .*input, first.*") as refusal:
+    with pytest.raises(
+        InputError, match=f"^noise.at={at} is not allowed: .*input, first.*"
+    ) as refusal:
         Gaussian(at=at).install(model, 0)
     assert near in str(refusal.value).partition("(")[2]
     # The refusal leaves the model as it was.
