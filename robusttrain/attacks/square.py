@@ -48,8 +48,7 @@ class Square(BallAttack):
     queries
         Queries a search, 1 or more.
     restarts
-        Searches, 1 or more; where not given, 1, and 2 in l2: there two searches break other images,
-        and one, as in AutoAttack, hangs on luck (17 of 167, of which another one breaks 14).
+        Searches, 1 or more.
     p_init
         Share of the pixels that the first squares cover, in ]0, 1].
     give_up
@@ -60,14 +59,12 @@ class Square(BallAttack):
     """
 
     queries: int = 5000
-    restarts: int | None = None
+    restarts: int = 1
     p_init: float = 0.8
     give_up: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.restarts is None:
-            self.restarts = 2 if self.norm is Norm.l2 else 1
         ranges.at_least(1, queries=self.queries, restarts=self.restarts)
         if self.give_up is None:
             self.give_up = self.norm is Norm.linf
@@ -79,7 +76,7 @@ class Square(BallAttack):
             surrogate = replace(surrogate, loss=margin)
         moves = MOVES[self.norm](self.ball, len(x), generator)
         best = Best(x)
-        for _ in range(self.restarts or 1):
+        for _ in range(self.restarts):
             rows = best.standing
             if len(rows):
                 self._run(_Search.of(rows, surrogate.take(rows), x[rows]), moves, best)
