@@ -37,6 +37,7 @@ NEEDED = {
     ("dataset", "folder"): ["dataset.path=/nowhere"],
     ("attack", "carlini_wagner"): ["norm=l2"],
     ("attack", "transfer"): ["attack.source.run=/nowhere"],
+    ("noise", "stack"): ["+noise@noise.mechanisms.one=rse"],
 }
 
 # What the run of a transfer attack holds here.
@@ -114,7 +115,10 @@ COMPONENTS = [
     for component in configs._components(importlib.import_module(where))
 ]
 # Dataclasses beside the components that are no option by themselves.
-PARTS = {"BallAttack", "TargetingAttack", "ObjectiveAttack", "Surrogate", "Aimed", "Rows", "Epoch"}
+PARTS = {
+    "AdditiveNoise", "BallAttack", "TargetingAttack", "ObjectiveAttack", "Surrogate", "Aimed", "Rows",
+    "Epoch",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.__name__)
