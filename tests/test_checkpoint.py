@@ -186,7 +186,7 @@ def test_a_loaded_model_has_its_noise(tmp_path: Path) -> None:
     saved(noise=GAUSSIAN).save(tmp_path / "best.pt")
     loaded = load_model(tmp_path)
     (layer,) = noise_layers(loaded)
-    assert layer.sigma == 0.25
+    assert layer.noise.sigma == 0.25
     outputs = torch.stack([loaded(images()) for _ in range(2)])
     assert not torch.equal(*outputs)
     assert torch.equal(load_model(tmp_path)(images()), outputs[0])

@@ -116,8 +116,8 @@ COMPONENTS = [
 ]
 # Dataclasses beside the components that are no option by themselves.
 PARTS = {
-    "AdditiveNoise", "BallAttack", "TargetingAttack", "ObjectiveAttack", "Surrogate", "Aimed", "Rows",
-    "Epoch",
+    "AdditiveNoise", "BallAttack", "TargetingAttack", "ObjectiveAttack", "Surrogate", "Aimed",
+    "Rows", "Epoch",
 }  # fmt: skip
 
 
