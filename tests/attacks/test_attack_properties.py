@@ -30,7 +30,7 @@ from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.objectives import ObjectiveAttack, TargetingAttack
 from robusttrain.errors import InputError
-from robusttrain.noise import NoiseLayer
+from robusttrain.noise import NoiseLayer, Switches
 from robusttrain.threat import Norm, ball
 
 every_attack = pytest.mark.parametrize("make", ATTACKS.values(), ids=ATTACKS.keys())
@@ -271,7 +271,7 @@ class Recorder(NoiseLayer):
     """Writes down the mode that it is called in."""
 
     def __init__(self) -> None:
-        super().__init__(train=True, predict=True, seed=0)
+        super().__init__(Switches(), seed=0)
         self.modes: set[bool] = set()
 
     def forward(self, x: Tensor) -> Tensor:
