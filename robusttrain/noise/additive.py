@@ -13,7 +13,7 @@ from robusttrain.threat import Norm
 
 
 class Certificate(NamedTuple):
-    """What smoothing with a noise proves: the norm of its radii, and the paper of the theorem."""
+    """What smoothing with a noise proves: the norm of its radii, and the paper that says so."""
 
     norm: Norm
     paper: str

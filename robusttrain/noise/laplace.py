@@ -27,7 +27,7 @@ class Laplace(AdditiveNoise):
     @property
     def certificate(self) -> Certificate:
         """In l1."""
-        return Certificate(Norm.l1, "Teng et al. 2020, theorem 1")
+        return Certificate(Norm.l1, "Teng et al. 2020")
 
     def radius(self, probability: float) -> float:
         """-scale log(2 (1 - p)), with the runner-up at 1 - p."""

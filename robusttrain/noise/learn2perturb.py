@@ -16,7 +16,7 @@ from robusttrain.streams import derived_seed
 class Learn2Perturb(Switches):
     """z + sigma n behind every convolution, n ~ N(0, 1), with a learnable sigma for each entry.
 
-    Jeddi et al. 2020, equations 3 to 6. Training adds -gamma / tau sum(sqrt(sigma)), which keeps
+    Jeddi et al. 2020. Training adds -gamma / tau sum(sqrt(sigma)), which keeps
     the noise from vanishing, with tau = 1 + 1/2 + ... + 1/epoch. Sigma is kept positive as
     exp(parameter); weights and sigmas are descended in the same step, where the paper alternates.
 

@@ -25,7 +25,7 @@ class _Scaled(Switches):
 class PNIWeights(_Scaled):
     """w + scale n for every convolution and linear layer, n ~ N(0, std(w)^2), a draw each pass.
 
-    He, Rakin and Fan 2019, equations 1 and 2 (PNI-W). `scale` is one learnable number a layer,
+    PNI-W of He, Rakin and Fan 2019. `scale` is one learnable number a layer,
     without weight decay; n is constant in the gradient. All images of a pass share the draw. The
     paper trains with `defense=alpha_mix attack=pgd`. What it gains is seen by attacks that do not
     average over draws: compare the rows `noise_off`, `noise_fixed` and those of the draws.
@@ -47,7 +47,7 @@ class PNIWeights(_Scaled):
 class PNIActivations(_Scaled):
     """z + scale n at the input of every convolution and linear layer, n ~ N(0, std(z)^2).
 
-    He, Rakin and Fan 2019 (PNI-A-a); see `PNIWeights`. The standard deviation is that of each
+    PNI-A of He, Rakin and Fan 2019; see `PNIWeights`. The standard deviation is that of each
     image's own activations, so that its prediction does not hang on the rest of the batch.
 
     Parameters

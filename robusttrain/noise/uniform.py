@@ -26,7 +26,7 @@ class UniformNoise(AdditiveNoise):
     @property
     def certificate(self) -> Certificate:
         """In l1."""
-        return Certificate(Norm.l1, "Yang et al. 2020, theorem 3.2")
+        return Certificate(Norm.l1, "Yang et al. 2020")
 
     def radius(self, probability: float) -> float:
         """2 a (p - 1/2), with the runner-up at 1 - p."""
