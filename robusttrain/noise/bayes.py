@@ -19,8 +19,8 @@ class Bayes(Switches):
     """Weights w ~ N(mu, sigma^2), an own sigma each, by the reparametrization w = mu + sigma n.
 
     Training adds kl KL(N(mu, sigma^2) || N(0, prior^2)) / images to the loss, the evidence lower
-    bound for kl = 1 (Blundell et al. 2015); with `defense=madry` it is Adv-BNN (Liu et al. 2019). All
-    images of a pass share the draw. Biases stay as they are.
+    bound for kl = 1 (Blundell et al. 2015); with `defense=madry` it is Adv-BNN (Liu et al. 2019).
+    All images of a pass share the draw. Biases stay as they are.
 
     Parameters
     ----------
