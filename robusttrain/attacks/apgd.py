@@ -1,7 +1,8 @@
 """Auto-PGD, the parameter-free attack of AutoAttack (Croce and Hein 2020, 2021)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks.crafting import Surrogate
-from robusttrain.attacks.objectives import ObjectiveAttack, is_far
+from robusttrain.attacks.objectives import ObjectiveAttack, remaining
 from robusttrain.attacks.standing import Best, Rows, standing
 from robusttrain.threat import Ball, Norm, ball, per_image
 
@@ -17,17 +18,36 @@ from robusttrain.threat import Ball, Norm, ball, per_image
 MOMENTUM = 0.25
 FIRST_REVIEW, REVIEW_SHRINKS, LEAST_REVIEW = 0.22, 0.03, 0.06
 
-# Croce and Hein 2021, section 3: the l1 attack comes from outside, through larger balls.
-L1_STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
+# A search that comes from outside: sizes of the balls, in radii, and the share of the steps that
+# the last one gets; the others divide the rest. That of l1 is Croce and Hein 2021, section 3.
+L1_BALLS, OUTER_BALLS = (3.0, 2.0, 1.0), (8.0, 4.0, 2.0, 1.0)
+LAST_SHARE = 0.4
+
+# Croce and Hein 2021, section 3: steps that get sparser.
 L1_REVIEW, L1_SPARSER, L1_SHRINK, L1_LEAST_STEP = 0.04, 0.95, 1.5, 0.1
 
 L1_RESTARTS = 5
 
-# The margin above which an image is given up after the first search, where that is asked for.
-FAR = 0.2
+# An image is given up where its nearest search is this many standard deviations of them all away
+# from success, but not before three searches.
+HOPELESS, LEAST_SEARCHES = 4.0, 3
 
 # Length of the first step, in radii.
 FIRST_STEP = {Norm.linf: 2.0, Norm.l2: 2.0, Norm.l1: 1.0}
+
+
+class Start(StrEnum):
+    """Where a search starts.
+
+    `random` is a random point of the ball. `stripes` is where the Square Attack starts, vertical
+    stripes at the edge of the ball, one sign a column and channel. `outside` leads through balls of
+    8, 4 and 2 radii, each from the best point of the one before: it gets past gradients that lead
+    nowhere near the image. In l1 every search comes from outside.
+    """
+
+    random = "random"
+    stripes = "stripes"
+    outside = "outside"
 
 
 @dataclass
@@ -41,10 +61,10 @@ class APGD(ObjectiveAttack):
 
     In l1 (Croce and Hein 2021, Algorithm 1) steps are sparse, as sparse as the best point is, and
     have no momentum; the first 30 % of the steps search the ball of 3 eps, the next 30 % that of
-    2 eps.
+    2 eps. The same idea, with the rule of the other norms, is the start `outside`.
 
     With `targets` every target has its search (APGD-T). An image is done with once it is fooled.
-    A search takes `steps` + 1 forward and backward passes an image, in l1 two more.
+    A search takes `steps` + 1 forward and backward passes an image, and one for each larger ball.
 
     Parameters
     ----------
@@ -55,20 +75,22 @@ class APGD(ObjectiveAttack):
         AutoAttack: 1, and 5 in l1 without targets.
     rho
         Share of the steps that have to raise the objective, in ]0, 1[.
+    starts
+        Where searches start, in turn: random, stripes or outside.
     give_up
-        Whether an image gets a single search if the margin that it leaves, relative to the spread
-        of the logits as in the DLR loss, is above 0.2. More searches for the others then cost less.
-    stripes
-        Whether every other search starts where the Square Attack does, from vertical stripes, one
-        sign a column and channel, at the edge of the ball. They lead to images that are robust from
-        random points but fall to Square.
+        Whether an image is given up, from the third search on, where the margins that its searches
+        leave are so alike that none is likely to succeed: the smallest is above 4 standard
+        deviations. The margin is relative to the spread of the logits, as in the DLR loss.
+    far
+        Such a margin above which an image is given up after its first search; null for none.
     """
 
     steps: int = 100
     restarts: int | None = None
     rho: float = 0.75
+    starts: list[Start] = field(default_factory=lambda: [Start.random])
     give_up: bool = False
-    stripes: bool = False
+    far: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,47 +99,70 @@ class APGD(ObjectiveAttack):
             self.restarts = L1_RESTARTS if self.norm is Norm.l1 and self.targets is None else 1
         ranges.at_least(1, restarts=self.restarts)
         ranges.inside(0, 1, rho=self.rho)
+        ranges.require(len(self.starts) > 0, "starts", self.starts, "one start or more")
+        for start in self.starts:
+            ranges.one_of(list(Start), starts=start)
+        self.starts = [Start(start) for start in self.starts]
+        if self.far is not None:
+            ranges.at_least(0, far=self.far)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, or the one of highest value."""
         best = Best(x)
-        surrogates = self.surrogates(surrogate, x)
-        searches = (aimed for aimed in surrogates for _ in range(self.restarts or 1))
-        far = torch.zeros_like(best.fooled)
+        searches = [aim for aim in self.surrogates(surrogate, x) for _ in range(self.restarts or 1)]
+        margins = torch.full((len(searches), len(x)), torch.nan, dtype=x.dtype, device=x.device)
+        given_up = torch.zeros_like(best.fooled)
         for number, aimed in enumerate(searches):
-            striped = self.stripes and number % 2 == 1
-            start = self._striped(x, generator) if striped else self._random(x, generator)
-            if self.give_up and number == 1:
-                far = is_far(surrogate, best.x_adv, FAR)
-            rows = standing(best.fooled | far)
+            start = self.starts[number % len(self.starts)]
+            # For all images: where one starts must not hang on who else is still standing.
+            points = self._points(start, x, generator)
+            rows = standing(best.fooled | given_up)
             if len(rows) == 0:
                 break
-            self._run(_Subject(rows, aimed.take(rows), x[rows]), start[rows], best)
+            found = self._run(aimed.take(rows), x[rows], start, points[rows])
+            best.offer(rows, found.x_adv, found.value, found.fooled)
+            if self.give_up or self.far is not None:
+                margins[number, rows] = remaining(surrogate.take(rows), found.x_adv)
+                given_up |= self._hopeless(margins[: number + 1])
         return best.x_adv
 
-    def _random(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return RULES[self.norm].start(ball(self.norm, self._stages[0][0]), x, generator)
+    def _hopeless(self, margins: Tensor) -> Tensor:
+        """Whether no more searches are worth their passes, by those that were left, (S, N)."""
+        nearest = margins.amin(0)
+        hopeless = torch.zeros_like(nearest, dtype=torch.bool)
+        if self.far is not None:
+            hopeless |= nearest > self.far
+        if self.give_up and len(margins) >= LEAST_SEARCHES:
+            hopeless |= nearest > HOPELESS * margins.std(0)
+        return hopeless
 
-    def _striped(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        signs = torch.empty_like(x[..., :1, :]).uniform_(-1, 1, generator=generator).sign()
-        return self.ball.project(x + self.eps * signs, x)
-
-    @property
-    def _stages(self) -> list[tuple[float, int]]:
+    def _stages(self, start: Start) -> list[tuple[float, int]]:
         """(radius, steps) of the balls that a search goes through."""
-        if self.norm is not Norm.l1:
+        sizes = L1_BALLS if self.norm is Norm.l1 else OUTER_BALLS
+        if self.norm is not Norm.l1 and start is not Start.outside:
             return [(self.eps, self.steps)]
-        steps = [math.ceil(share * self.steps) for _, share in L1_STAGES[:-1]]
-        steps.append(max(1, self.steps - sum(steps)))
-        return [(size * self.eps, n) for (size, _), n in zip(L1_STAGES, steps, strict=True)]
+        each = math.ceil((1 - LAST_SHARE) / (len(sizes) - 1) * self.steps)
+        before = [(size * self.eps, each) for size in sizes[:-1]]
+        return [*before, (self.eps, max(1, self.steps - each * len(before)))]
 
-    def _run(self, subject: "_Subject", start: Tensor, best: Best) -> None:
-        *before, (_, last_steps) = self._stages
+    def _run(self, surrogate: Surrogate, x: Tensor, start: Start, points: Tensor) -> Best:
+        """The best points of one search from `points`."""
+        found = Best(x)
+        subject = _Subject(torch.arange(len(x), device=x.device), surrogate, x)
+        *before, (_, last_steps) = self._stages(start)
         for radius, steps in before:
             larger = ball(self.norm, radius)
-            unscored = self._climb(larger, steps, subject, larger.project(start, subject.x))
-            start = unscored.best_x
-        self._climb(self.ball, last_steps, subject, self.ball.project(start, subject.x), best)
+            points = self._climb(larger, steps, subject, larger.project(points, x)).best_x
+        self._climb(self.ball, last_steps, subject, self.ball.project(points, x), found)
+        return found
+
+    def _points(self, start: Start, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Where a search starts, an image each."""
+        if start is Start.stripes:
+            signs = torch.empty_like(x[..., :1, :]).uniform_(-1, 1, generator=generator).sign()
+            return self.ball.project(x + self.eps * signs, x)
+        radius, _ = self._stages(start)[0]
+        return RULES[self.norm].start(ball(self.norm, radius), x, generator)
 
     def _climb(
         self, ball: Ball, steps: int, subject: "_Subject", start: Tensor, best: Best | None = None

@@ -60,16 +60,16 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return targeted_margin(logits, y, target) / (spread + TINY)
 
 
-def is_far(surrogate: Surrogate, x_adv: Tensor, limit: float) -> Tensor:
-    """Whether the margin that is left at `x_adv`, relative as in the DLR loss, is above `limit`.
+def remaining(surrogate: Surrogate, x_adv: Tensor) -> Tensor:
+    """The margin of the label that is left at `x_adv`, relative as in the DLR loss, (N,).
 
-    One forward pass. With fewer than 3 classes, and for an attack that leads to its label, nothing
-    counts as far.
+    One forward pass. With fewer than 3 classes, and for an attack that leads to its label, there is
+    no such figure, and it is 0.
     """
     _, logits = surrogate.score(x_adv)
     if surrogate.targeted or logits.shape[1] < CLASSES_OF_DLR:
-        return torch.zeros_like(surrogate.labels, dtype=torch.bool)
-    return dlr(logits, surrogate.labels) < -limit
+        return torch.zeros_like(logits[:, 0])
+    return -dlr(logits, surrogate.labels)
 
 
 def _entry(logits: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks.crafting import BallAttack, Surrogate
-from robusttrain.attacks.objectives import is_far, margin
+from robusttrain.attacks.objectives import margin, remaining
 from robusttrain.attacks.standing import Best, Rows, standing
 from robusttrain.threat import Ball, Norm, per_image
 
@@ -90,7 +90,7 @@ class Square(BallAttack):
         limits = {round(share * self.queries): limit for share, limit in GIVE_UP}
         for query, (top, left, *rest) in enumerate(places[1:]):
             if self.give_up and query in limits:
-                far = is_far(search.surrogate, search.x_adv, limits[query])
+                far = remaining(search.surrogate, search.x_adv) > limits[query]
                 search = search.take(standing(far))
             if len(search.rows) == 0:
                 return

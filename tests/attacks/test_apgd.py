@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from test_pgd import loss_gradient, misleading, pixel_images, reference_projection, reference_step
 from torch import Tensor, nn
 
-from robusttrain.attacks.apgd import APGD, RULES
+from robusttrain.attacks.apgd import APGD, RULES, Start
 from robusttrain.attacks.crafting import Label, cross_entropy
 from robusttrain.attacks.objectives import (
     Objective,
@@ -345,12 +345,17 @@ def watched_images() -> Tensor:
     return x
 
 
-def test_every_other_search_starts_from_stripes_at_the_edge_where_that_is_asked_for() -> None:
-    x, y = watched_images(), torch.zeros(6, dtype=torch.int64)
+def starts_of(attack: APGD, model: Watched, x: Tensor) -> list[Tensor]:
+    """Where each search of a single step began, as seen from the images."""
+    attack(model, x, torch.zeros(len(x), dtype=torch.int64))
+    return [points - x for points in model.points[::2]]
+
+
+def test_searches_start_from_stripes_at_the_edge_in_turn() -> None:
+    x = watched_images()
     for norm in (Norm.linf, Norm.l2):
-        model = Watched()
-        APGD(norm=norm, eps=0.1, steps=1, restarts=4, stripes=True)(model, x, y)
-        starts = [(point - x) for point in model.points[::2]]
+        attack = APGD(norm=norm, eps=0.1, steps=1, restarts=4, starts=[Start.random, Start.stripes])
+        starts = starts_of(attack, Watched(), x)
         for number, delta in enumerate(starts):
             shared = torch.allclose(delta, delta[..., :1, :].expand_as(delta), atol=1e-7)
             assert shared is (number % 2 == 1)
@@ -362,12 +367,59 @@ def test_every_other_search_starts_from_stripes_at_the_edge_where_that_is_asked_
         assert not torch.equal(striped[2].sign(), striped[3].sign())
 
 
-@pytest.mark.parametrize("give_up", [False, True])
-def test_an_image_that_is_far_from_success_gets_one_search_where_that_is_asked_for(
-    give_up: bool,
-) -> None:
+@pytest.mark.parametrize("norm", [Norm.linf, Norm.l2])
+def test_a_search_from_outside_goes_through_halved_balls(norm: Norm) -> None:
+    x = interior(8, 3, 4, 4)
+    attack = APGD(norm=norm, eps=0.01, steps=10, starts=[Start.outside])
+    model = Watched()
+    attack(model, x, torch.zeros(8, dtype=torch.int64))
+    sizes = [float(ball(norm, 0).size(points - x).max()) for points in model.points]
+    # Two steps in each larger ball, four in the last one, and a look at where each begins.
+    stages = [max(sizes[first:last]) for first, last in pairwise((0, 3, 6, 9, 14))]
+    assert len(sizes) == 14
+    assert stages == pytest.approx([0.08, 0.04, 0.02, 0.01], rel=1e-4)
+
+
+def walled(t: Tensor) -> list[Tensor]:
+    """Class 1 wins beyond 0.3 on either side, and nothing within 0.25 leads there."""
+    return [0.5 + 0 * t, 0.4 + 2 * (t.abs() - 0.25).clamp_min(0), 0 * t]
+
+
+def test_from_outside_it_gets_past_a_flat_gradient() -> None:
+    model, (x, y) = OnFirstPixel(walled), pixel_images(16)
+    near, outside = (
+        APGD(norm=Norm.l2, eps=0.35, steps=50, restarts=3, starts=[start])(
+            model, x, y, generator=generator()
+        )
+        for start in (Start.random, Start.outside)
+    )
+    assert (model(near).argmax(1) == 0).any()
+    assert (model(outside).argmax(1) == 1).all()
+
+
+def test_an_image_that_is_far_from_success_gets_one_search_where_that_is_asked_for() -> None:
     x, y, model = watched_images(), torch.zeros(6, dtype=torch.int64), Watched()
-    APGD(eps=0.1, steps=3, restarts=5, give_up=give_up)(model, x, y)
-    # A search of three steps looks at four points; one look at all images finds the two far ones.
-    sizes = [len(point) for point in model.points]
-    assert sizes == ([6] * 4 + [6] + [4] * 16 if give_up else [6] * 20)
+    APGD(eps=0.1, steps=3, restarts=5, far=0.2)(model, x, y)
+    # A search of three steps looks at four points, and all who were searched at one more.
+    assert [len(point) for point in model.points] == [6] * 5 + [4] * 5 * 4
+
+
+def test_searches_that_end_alike_are_given_up() -> None:
+    """The margins of `Watched` differ by the faint slope alone, which is no hope of success."""
+    x, y, model = watched_images(), torch.zeros(6, dtype=torch.int64), Watched()
+    APGD(eps=0.1, steps=3, restarts=9, give_up=True)(model, x, y)
+    assert [len(point) for point in model.points] == [6] * 5 * 3
+
+
+def lucky(t: Tensor) -> list[Tensor]:
+    """Class 1 wins within 0.02 of t = 0, which only a start can hit; gradients lead to the edge."""
+    return [1 + 0 * t, 1.02 - t.detach().abs() + 1e-6 * t, 0 * t]
+
+
+def test_searches_that_differ_go_on_until_one_succeeds() -> None:
+    model, (x, y) = OnFirstPixel(lucky), pixel_images(16)
+    x = x + 0.1
+    attack = APGD(eps=0.3, steps=1, restarts=200, give_up=True)
+    found = model(attack(model, x, y, generator=generator())).argmax(1) == 1
+    # Three searches may end alike by chance.
+    assert found.sum() >= 15
