@@ -30,7 +30,7 @@ L1_RESTARTS = 5
 
 # An image is given up where its nearest search is this many standard deviations of them all away
 # from success, but not before three searches.
-HOPELESS, LEAST_SEARCHES = 4.0, 3
+HOPELESS, LEAST_SEARCHES = 3.0, 3
 
 # Length of the first step, in radii.
 FIRST_STEP = {Norm.linf: 2.0, Norm.l2: 2.0, Norm.l1: 1.0}
@@ -79,7 +79,7 @@ class APGD(ObjectiveAttack):
         Where searches start, in turn: random, stripes or outside.
     give_up
         Whether an image is given up, from the third search on, where the margins that its searches
-        leave are so alike that none is likely to succeed: the smallest is above 4 standard
+        leave are so alike that none is likely to succeed: the smallest is above 3 standard
         deviations. The margin is relative to the spread of the logits, as in the DLR loss.
     far
         Such a margin above which an image is given up after its first search; null for none.
