@@ -18,11 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robusttrain import config as configs
-from robusttrain import experiment, streams
+from robusttrain import experiment, interruption, streams
 from robusttrain.allocator import keep_freed_memory
 from robusttrain.errors import InputError, NonFiniteLossError
+from robusttrain.interruption import Interrupted
 from robusttrain.refusals import explain
 from robusttrain.report.terminal import Terminal
+from robusttrain.resuming import alone_in, resumed
 from robusttrain.saved import take_over
 
 PACKAGE = Path(__file__).parent
@@ -56,10 +58,14 @@ def job(config: DictConfig) -> float | None:
     terminal = Terminal()
     names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
     try:
-        built, origin = _prepared(config, names, list(chosen.overrides.task))
-        if built.keep_memory:
-            keep_freed_memory()
-        result = experiment.run(built, origin, run_dir, terminal)
+        with alone_in(run_dir):
+            built, origin = _prepared(config, names, list(chosen.overrides.task))
+            if built.keep_memory:
+                keep_freed_memory()
+            result = experiment.run(built, origin, run_dir, terminal)
+    except Interrupted as interrupted:
+        terminal.say(f"stopped by {interrupted}: robusttrain resume={run_dir} goes on")
+        raise
     except FORESEEN as error:
         log.error(explain(error))
         _remove_if_untouched(run_dir)
@@ -76,15 +82,17 @@ def job(config: DictConfig) -> float | None:
 def main() -> None:
     """Run the command line; exit with 1 and one clear message where the input is at fault."""
     configs.register()
-    sys.argv[1:] = _overrides_last([word for a in sys.argv[1:] for word in _unstacked(a)])
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        job()
+        with interruption.caught():
+            arguments = [word for a in sys.argv[1:] for word in _unstacked(a)]
+            sys.argv[1:] = _overrides_last(resumed(arguments))
+            job()
     except FORESEEN as error:
         _leave(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.signum)
 
 
 def _unstacked(argument: str) -> list[str]:
@@ -127,6 +135,8 @@ def _prepared(
     # A model that is a network already is initialised as soon as it is built.
     torch.manual_seed(streams.derived_seed(config.seed, "initialisation"))
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
+    # A run that goes on is the run that it was.
+    plain["resume"] = None
     return configs.build(config), experiment.Origin(plain, names)
 
 

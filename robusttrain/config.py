@@ -76,6 +76,9 @@ class Config:
     checkpoint
         A saved model to evaluate, or to train further from; somebody else's state dict, TorchScript
         file or exported program to evaluate.
+    resume
+        The directory of a run to go on with, which was stopped or killed, or `auto`: the newest
+        unfinished one of this command. The command line takes the configuration from there.
     keep_memory
         Whether the process keeps freed memory for its next tensors (glibc only; for speed).
     data_dir, download
@@ -101,6 +104,7 @@ class Config:
     device: str = "auto"
     stages: list[Stage] = dataclasses.field(default_factory=lambda: list(Stage))
     checkpoint: str | None = None
+    resume: str | None = None
     keep_memory: bool = True
     data_dir: str = "data"
     download: bool = True

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from torch import nn
 
-from robusttrain import checkpoint as checkpoints
 from robusttrain import foreign, ranges
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import Config, Stage, network
@@ -26,6 +25,7 @@ from robusttrain.noise.placement import INPUT
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.training import Epoch, Trainer
+from robusttrain.training_run import TrainingRun, newest_checkpoint
 
 
 class Origin(NamedTuple):
@@ -140,27 +140,49 @@ def _train(
     run_dir: Path,
     terminal: Terminal,
 ) -> Epoch | None:
-    """Train `model` and leave it with the weights of `best.pt`; returns the epoch they are of."""
+    """Train `model`, or go on where a run was; leaves it with the weights of `best.pt`.
+
+    Returns the epoch that they are of.
+    """
     train, validation = hold_out(split, config.dataset.validation, config.seed)
     trainer = Trainer(
         model, config.defense, config.optimizer, config.schedule, config.training,
         train=train, validation=validation, dataset=config.dataset,
         norm=config.norm, eps=config.eps, seed=config.seed, terminal=terminal,
     )  # fmt: skip
-    _save(run_dir / "best.pt", trainer, origin, info, 0)
-    epochs: list[Epoch] = []
-    best: Epoch | None = None
-    for epoch in trainer.epochs():
-        epochs.append(epoch)
-        _say_epoch(terminal, epoch, config.training.epochs)
-        write_csv(run_dir / "train.csv", [epoch.row() for epoch in epochs])
-        _save(run_dir / "checkpoint.pt", trainer, origin, info, epoch.epoch)
-        # Without a validation split all ranks are equal, and the last epoch is the best one.
-        if best is None or epoch.rank >= best.rank:
-            best = epoch
-            _save(run_dir / "best.pt", trainer, origin, info, epoch.epoch)
-    checkpoints.load(run_dir / "best.pt").load_into(model, run_dir / "best.pt")
-    return best
+    about = {
+        "num_classes": info.num_classes,
+        "image_shape": list(info.image_shape),
+        "config": origin.config,
+        "names": dict(origin.names),
+    }
+    training = TrainingRun(trainer, run_dir, about, terminal)
+    if config.resume is not None:
+        _resume(training, terminal)
+    return training.finish()
+
+
+def _resume(training: TrainingRun, terminal: Terminal) -> None:
+    """Take up `training` where the newest checkpoint of its directory has left it.
+
+    Raises
+    ------
+    InputError
+        If that was another training.
+    """
+    saved = newest_checkpoint(training.folder, terminal)
+    if saved is None:
+        terminal.say("no checkpoint was written yet: training begins anew")
+        return
+    other = [key for key, value in training.about["config"].items() if saved.config[key] != value]
+    if other:
+        raise InputError(
+            f"resume={training.folder} was trained under another configuration: "
+            f"{', '.join(other)} differ"
+        )
+    training.restore(saved)
+    position = training.trainer.position
+    terminal.say(f"going on behind batch {position.batch} of epoch {position.epoch}")
 
 
 def _inspect(
@@ -214,29 +236,3 @@ def _report(
         terminal.certified(results.certificates.audit.curve, results.certificates.theorem.paper)
     if checks:
         terminal.audit(checks)
-
-
-def _save(path: Path, trainer: Trainer, origin: Origin, info: Info, epoch: int) -> None:
-    Checkpoint(
-        model=trainer.model.state_dict(),
-        num_classes=info.num_classes,
-        image_shape=list(info.image_shape),
-        config=origin.config,
-        names=dict(origin.names),
-        epoch=epoch,
-        training={
-            "optimizer": trainer.optimizer.state_dict(),
-            "scheduler": trainer.scheduler.state_dict(),
-            "random_states": trainer.random_states(),
-        },
-    ).save(path)
-
-
-def _say_epoch(terminal: Terminal, epoch: Epoch, epochs: int) -> None:
-    terminal.figures(
-        f"epoch {epoch.epoch}/{epochs}",
-        loss=epoch.loss,
-        clean=epoch.val_clean_accuracy,
-        robust=epoch.val_robust_accuracy,
-        seconds=epoch.seconds,
-    )

@@ -1,7 +1,7 @@
 """The training loop: epochs of batches, each defense's objectives descended one by one."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -66,6 +66,8 @@ class Training:
         Growth of the training attack over the epochs.
     validation_attack
         The attack whose accuracy on the validation split chooses `best.pt`.
+    checkpoint_minutes
+        Minutes, above 0, after which `checkpoint.pt` is written within an epoch too.
     """
 
     epochs: int = 20
@@ -77,10 +79,12 @@ class Training:
     compile: bool = False
     curriculum: Curriculum = field(default_factory=Curriculum)
     validation_attack: Attack | None = None
+    checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         ranges.at_least(0, epochs=self.epochs)
         ranges.at_least(1, batch_size=self.batch_size)
+        ranges.above(0, checkpoint_minutes=self.checkpoint_minutes)
         ranges.require(
             0 <= self.label_smoothing < 1,
             "label_smoothing",
@@ -112,6 +116,31 @@ class Epoch:
     def row(self) -> dict[str, Any]:
         """The columns of `train.csv`."""
         return asdict(self)
+
+
+@dataclass
+class Position:
+    """Between which two batches training is.
+
+    Parameters
+    ----------
+    epoch
+        The epoch under way, from 1 on.
+    batch
+        Batches of it that are done.
+    seconds
+        Time that they took.
+    lr
+        Learning rate at its start.
+    order
+        State of the stream that its order was drawn from; None before its first batch.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    seconds: float = 0.0
+    lr: float = 0.0
+    order: Tensor | None = None
 
 
 class Trainer:
@@ -172,6 +201,8 @@ class Trainer:
             "attack": streams.stream(seed, "training attack", device),
             "same draws": streams.stream(seed, "same draws"),
         }
+        self.position = Position()
+        self.tally = _Tally()
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, yielding after every epoch.
@@ -181,24 +212,57 @@ class Trainer:
         NonFiniteLossError
             As soon as a loss that is NaN or infinite is seen.
         """
+        return (epoch for epoch in self.batches() if epoch is not None)
+
+    def batches(self) -> Iterator[Epoch | None]:
+        """Train on from where it is, yielding after every batch: the epoch, where it was its last.
+
+        Whenever this yields, `state` is what training goes on from.
+
+        Raises
+        ------
+        NonFiniteLossError
+            As soon as a loss that is NaN or infinite is seen.
+        """
         total = self.settings.epochs * self.batches_per_epoch
         with self.terminal.progress("training", total) as bar:
-            for number in range(1, self.settings.epochs + 1):
-                started = time.perf_counter()
-                lr = float(self.scheduler.get_last_lr()[0])
-                figures = self._epoch(number, bar)
-                seconds = time.perf_counter() - started
-                validated = self._validate()
-                self.accuracies = {
-                    "clean": validated["val_clean_accuracy"],
-                    "robust": validated["val_robust_accuracy"],
-                }
-                yield Epoch(number, seconds, lr, **figures, **validated)
+            bar.advance((self.position.epoch - 1) * self.batches_per_epoch + self.position.batch)
+            while self.position.epoch <= self.settings.epochs:
+                yield from self._epoch(bar)
+
+    def state(self) -> dict[str, Any]:
+        """Everything beside the weights that the next batches depend on."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random_states": self.random_states(),
+            "position": asdict(self.position),
+            "tally": self.tally.state(),
+            "accuracies": self.accuracies,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; the weights are the model's."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.position = Position(**state["position"])
+        self.tally = _Tally.of(state["tally"], self.device)
+        self.accuracies = dict(state["accuracies"])
+        states = state["random_states"]
+        torch.set_rng_state(states["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["device"], self.device)
+        for name, stream in self.streams.items():
+            stream.set_state(states["streams"][name])
+        for layer, of_layer in zip(noise_layers(self.model), states["noise"], strict=True):
+            layer.restore_random_states(of_layer)
 
     def random_states(self) -> dict[str, Any]:
         """The state of every random stream that training draws from."""
+        on_cuda = self.device.type == "cuda"
         return {
             "torch": torch.get_rng_state(),
+            "device": torch.cuda.get_rng_state(self.device) if on_cuda else None,
             "streams": {name: stream.get_state() for name, stream in self.streams.items()},
             "noise": [layer.random_states() for layer in noise_layers(self.model)],
         }
@@ -220,22 +284,51 @@ class Trainer:
             yield objective
         self.scheduler.step()
 
-    def _epoch(self, number: int, bar: Bar) -> dict[str, Any]:
-        settings = self.settings
+    def _epoch(self, bar: Bar) -> Iterator[Epoch | None]:
+        settings, position = self.settings, self.position
+        number = position.epoch
         defense = settings.curriculum.at(self.defense, number, settings.epochs)
-        tally = _Tally(number, self.optimizer)
+        self._draw_order()
+        started = time.perf_counter() - position.seconds
+        order = batches(
+            self.train, settings.batch_size, self.streams["batches"], first=position.batch
+        )
         self.model.train()
-        for batch, (x, y) in enumerate(
-            batches(self.train, settings.batch_size, self.streams["batches"]), start=1
-        ):
+        for x, y in order:
+            rate = self.optimizer.param_groups[0]["lr"]
             for objective in self.step(defense, x, y, number):
-                tally.add(batch, objective, y)
+                self.tally.add(position.batch + 1, rate, objective, y)
+            position.batch += 1
+            position.seconds = time.perf_counter() - started
             bar.advance()
             if bar.due:
-                position = f"epoch {number}/{settings.epochs} {batch}/{self.batches_per_epoch}"
-                loss, accuracies = tally.shown()
-                bar.show(position, loss=loss, **{**self.accuracies, **accuracies})
-        return tally.figures()
+                where = f"{position.batch}/{self.batches_per_epoch}"
+                loss, accuracies = self.tally.shown(number)
+                figures = {**self.accuracies, **accuracies, "loss": loss}
+                bar.show(f"epoch {number}/{settings.epochs} {where}", **figures)
+            if position.batch < self.batches_per_epoch:
+                yield None
+        yield self._ended()
+
+    def _draw_order(self) -> None:
+        """Have the order of an epoch drawn, anew or as it was when the epoch began."""
+        if self.position.order is None:
+            self.position.order = self.streams["batches"].get_state()
+            self.position.lr = float(self.scheduler.get_last_lr()[0])
+        self.streams["batches"].set_state(self.position.order)
+
+    def _ended(self) -> Epoch:
+        """What the epoch came to; the next one is next."""
+        number = self.position.epoch
+        figures = self.tally.figures(number)
+        validated = self._validate()
+        self.accuracies = {
+            "clean": validated["val_clean_accuracy"],
+            "robust": validated["val_robust_accuracy"],
+        }
+        epoch = Epoch(number, self.position.seconds, self.position.lr, **figures, **validated)
+        self.position, self.tally = Position(number + 1), _Tally()
+        return epoch
 
     def _view(self) -> nn.Module:
         """The model as defenses get it."""
@@ -280,8 +373,7 @@ class Trainer:
 class _Tally:
     """Losses and hits of an epoch, kept on the device until somebody wants to see them."""
 
-    def __init__(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:
-        self.epoch, self.optimizer = epoch, optimizer
+    def __init__(self) -> None:
         self.images = 0
         self.batches: list[int] = []
         self.losses: list[Tensor] = []
@@ -289,13 +381,27 @@ class _Tally:
         self.hits: dict[str, Tensor] = {}
         self.rates: list[float] = []
 
-    def add(self, batch: int, objective: Objective, y: Tensor) -> None:
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device) -> "_Tally":
+        """The tally whose `state` this was."""
+        tally = cls()
+        vars(tally).update(state)
+        tally.losses = list(state["losses"].to(device))
+        tally.hits = {name: hits.to(device) for name, hits in state["hits"].items()}
+        return tally
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        losses = torch.stack(self.losses) if self.losses else torch.empty(0)
+        return {**vars(self), "losses": losses}
+
+    def add(self, batch: int, rate: float, objective: Objective, y: Tensor) -> None:
         """Count one objective of a batch."""
         self.images += len(y)
         self.batches.append(batch)
         self.losses.append(objective.loss.detach())
         self.sizes.append(len(y))
-        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        self.rates.append(rate)
         for name, logits in (("clean", objective.clean), ("robust", objective.adversarial)):
             if logits is not None:
                 # A row for each draw of an image, where several are trained on.
@@ -303,27 +409,27 @@ class _Tally:
                 hits = right.double().mean(1).sum()
                 self.hits[name] = self.hits.get(name, torch.zeros_like(hits)) + hits
 
-    def shown(self) -> tuple[float, dict[str, float]]:
+    def shown(self, epoch: int) -> tuple[float, dict[str, float]]:
         """The latest loss, and the accuracies so far; a loss that is not finite is noticed here.
 
         Raises
         ------
         NonFiniteLossError
-            Naming the first batch with such a loss.
+            Naming the first batch of `epoch` with such a loss.
         """
         losses = torch.stack(self.losses).cpu()
         for step in (~losses.isfinite()).nonzero().flatten().tolist():
             raise NonFiniteLossError(
-                f"the loss became {losses[step]} in epoch {self.epoch}, batch "
+                f"the loss became {losses[step]} in epoch {epoch}, batch "
                 f"{self.batches[step]}, at learning rate {self.rates[step]:.3g}; "
                 f"try a lower optimizer.lr"
             )
         shares = {name: float(hits) / self.images for name, hits in self.hits.items()}
         return float(losses[-1]), shares
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self, epoch: int) -> dict[str, Any]:
         """The training columns of an `Epoch`."""
-        _, shares = self.shown()
+        _, shares = self.shown(epoch)
         losses = torch.stack(self.losses).double().cpu()
         return {
             "loss": float((losses * torch.tensor(self.sizes)).sum() / self.images),

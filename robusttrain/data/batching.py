@@ -16,7 +16,7 @@ def batch_count(size: int, batch_size: int) -> int:
 
 
 def batches(
-    split: Split, batch_size: int, generator: torch.Generator | None
+    split: Split, batch_size: int, generator: torch.Generator | None, *, first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image of `split` once: images as float32 in [0, 1], (B, C, H, W), and labels, (B,).
 
@@ -29,7 +29,7 @@ def batches(
     if generator is not None:
         # Moved once: a copy per batch would make the device wait for the host each time.
         order = torch.randperm(split.size, generator=generator).to(split.labels.device)
-    for number in range(count):
+    for number in range(first, count):
         start = number * batch_size
         stop = split.size if number == count - 1 else start + batch_size
         chosen = slice(start, stop) if order is None else order[start:stop]

@@ -4,7 +4,7 @@ A mechanism is a dataclass with `install(model, seed)`, which adds layers, hooks
 parametrizations to the model and leaves its code alone. What it adds derives from `NoiseLayer`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -150,6 +150,11 @@ class NoiseLayer(nn.Module):
     def random_states(self) -> dict[str, Tensor]:
         """The state of each stream in use, by device."""
         return {key: generator.get_state() for key, generator in self._generators.items()}
+
+    def restore_random_states(self, states: Mapping[str, Tensor]) -> None:
+        """Let the streams go on from `states`, which `random_states` has given."""
+        for device, state in states.items():
+            self.generator(torch.device(device)).set_state(state)
 
 
 def attach(model: nn.Module, layer: NoiseLayer) -> None:

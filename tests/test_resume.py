@@ -1,0 +1,211 @@
+"""Runs that are killed, stopped or disturbed, as processes, against one that nothing happened to."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robusttrain import checkpoint as checkpoints
+from robusttrain.errors import InputError
+from robusttrain.resuming import alone_in, resumed
+
+# Every stream that a run can draw from is in use: augmentation, attack, noise and votes.
+RUN = [
+    "defense=alpha_mix", "attack=pgd", "attack.steps=2", "noise=gaussian", "noise.predict=true",
+    "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=4",
+    "batch_size=64", "evaluation=quick", "evaluation.samples=40", "evaluation.audit=false",
+    "evaluation.eot=2", "evaluation.votes=5", "training.checkpoint_minutes=0.0005",
+    "optimizer=sgd", "device=cpu",
+]  # fmt: skip
+
+# Imports once, then forks a process for each command.
+DRIVER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from robusttrain import cli
+
+def start(arguments):
+    child = os.fork()
+    if child:
+        return child
+    with open("said.txt", "ab", 0) as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    sys.argv[1:] = arguments
+    code = 1
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 1
+        print(left.code, flush=True)
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+def end(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+"""
+
+
+def driven(folder: Path, script: str, *arguments: str) -> Any:
+    """What `script`, which runs behind `DRIVER` in `folder`, prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER + script, *arguments],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """A table without what the clock says."""
+    with path.open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def same(one: Path, other: Path) -> None:
+    for name in ("train.csv", "report.csv", "samples.csv"):
+        assert rows(one / name) == rows(other / name), name
+    for name in ("best.pt", "checkpoint.pt"):
+        ours, theirs = (checkpoints.load(run / name) for run in (one, other))
+        assert ours.model.keys() == theirs.model.keys()
+        assert all(torch.equal(ours.model[key], theirs.model[key]) for key in ours.model), name
+    assert not list(one.glob(".*partial")) + list(one.glob(".lock"))
+
+
+KILLS = """
+run, kills = sys.argv[1:-1], int(sys.argv[-1])
+began = time.monotonic()
+assert end(start([*run, "hydra.run.dir=whole"])) == 0
+length = time.monotonic() - began
+codes = []
+for number in range(kills):
+    folder = f"killed_{number}"
+    child = start([*run, f"hydra.run.dir={folder}"])
+    # One in each twentieth of the run, somewhere in it.
+    time.sleep(length * (number + (7 * number % 10) / 10) / kills)
+    os.kill(child, signal.SIGKILL)
+    killed = end(child) == -signal.SIGKILL
+    written = Path(folder, ".hydra", "overrides.yaml")
+    begun = written.is_file() and written.stat().st_size
+    again = [f"resume={folder}"] if begun else [*run, f"hydra.run.dir={folder}"]
+    codes.append(end(start(again)) if killed and not Path(folder, "manifest.json").exists() else 0)
+print(json.dumps(codes))
+"""
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    codes = driven(tmp_path, KILLS, *RUN, "20")
+    assert codes == [0] * 20, (tmp_path / "said.txt").read_text()
+    said = (tmp_path / "said.txt").read_text()
+    # Some were killed within an epoch of the training, or this has shown little.
+    assert "going on behind batch" in said
+    for number in range(20):
+        same(tmp_path / f"killed_{number}", tmp_path / "whole")
+
+
+SIGNALS = """
+run = sys.argv[1:]
+assert end(start([*run, "hydra.run.dir=whole"])) == 0
+codes = {}
+for name in ("SIGTERM", "SIGINT"):
+    child = start([*run, f"hydra.run.dir={name}"])
+    while not Path(name, "checkpoint.pt").exists():
+        time.sleep(0.001)
+    os.kill(child, getattr(signal, name))
+    codes[name] = end(child)
+    second = start([f"resume={name}"])
+    codes["resumed " + name] = end(second)
+    codes["finished " + name] = end(start([f"resume={name}"]))
+codes["two at once"] = []
+first = start([*run, "epochs=200", "hydra.run.dir=shared"])
+while not Path("shared", "checkpoint.pt").exists():
+    time.sleep(0.001)
+codes["two at once"] = end(start([*run, "epochs=200", "hydra.run.dir=shared"]))
+os.kill(first, signal.SIGTERM)
+os.kill(first, signal.SIGTERM)
+codes["twice"] = end(first)
+print(json.dumps(codes))
+"""
+
+
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(tmp_path: Path) -> None:
+    codes = driven(tmp_path, SIGNALS, *RUN)
+    said = (tmp_path / "said.txt").read_text()
+    assert codes == {
+        "SIGTERM": 143, "resumed SIGTERM": 0, "finished SIGTERM": 1,
+        "SIGINT": 130, "resumed SIGINT": 0, "finished SIGINT": 1,
+        "two at once": 1, "twice": 143,
+    }, said  # fmt: skip
+    for name in ("SIGTERM", "SIGINT"):
+        assert f"stopped by {name}: robusttrain resume=" in said
+        assert f"resume={name} is finished" in said
+        same(tmp_path / name, tmp_path / "whole")
+    assert "in use: another process runs there" in said
+
+
+def stopped_run(folder: Path, overrides: Sequence[str] = RUN) -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))
+    sources = [{"path": "/mine", "schema": "file", "provider": "command-line"}]
+    (folder / ".hydra" / "hydra.yaml").write_text(
+        json.dumps({"hydra": {"runtime": {"config_sources": sources}}})
+    )
+    return folder
+
+
+def test_the_command_of_a_run_is_taken_up_with_its_folder_of_configuration(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run", ["eps=0.1", "resume=elsewhere", "hydra.run.dir=there"])
+    assert resumed(["a=1"]) == ["a=1"]
+    assert resumed([f"resume={run}"]) == [
+        "--config-dir", "/mine", "eps=0.1", f"hydra.run.dir={run}", f"resume={run}",
+    ]  # fmt: skip
+
+
+def test_auto_takes_the_newest_unfinished_run_of_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resumed(["eps=0.1", "resume=auto"]) == ["eps=0.1"]
+    stopped_run(Path("outputs/day/first"), ["eps=0.1", "seed=1"])
+    newer = stopped_run(Path("outputs/day/second"), ["seed=1", "eps=0.1"])
+    stopped_run(Path("outputs/day/other"), ["eps=0.2", "seed=1"])
+    finished = stopped_run(Path("outputs/day/finished"), ["eps=0.1", "seed=1"])
+    (finished / "manifest.json").touch()
+    assert resumed(["eps=0.1", "seed=1", "resume=auto"])[-1] == f"resume={newer}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["resume=nowhere"], "resume=nowhere is no directory of a run"),
+        (["resume=run", "eps=0.2"], "eps=0.2 is not allowed"),
+        (["resume=done"], "resume=done is finished"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stopped_run(Path("run"))
+    (stopped_run(Path("done")) / "manifest.json").touch()
+    with pytest.raises(InputError, match=named):
+        resumed(arguments)
+
+
+def test_a_held_directory_is_refused_and_half_files_are_removed(tmp_path: Path) -> None:
+    half = tmp_path / ".report.csv.1.partial"
+    half.touch()
+    with alone_in(tmp_path):
+        assert not half.exists()
+        with pytest.raises(InputError, match="in use"), alone_in(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
