@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from robusttrain import archives
 from robusttrain.errors import InputError
-from robusttrain.report.files import whole
 
 # Says that a file is ours; the number rises when what is in it changes its meaning.
 FORMAT = "robusttrain checkpoint 1"
@@ -45,8 +45,7 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write to `path`, whole or not at all."""
-        with whole(path) as temporary:
-            torch.save({"format": FORMAT, **vars(self)}, temporary)
+        archives.write(path, {"format": FORMAT, **vars(self)})
 
     def load_into(self, model: nn.Module, path: Path | str) -> None:
         """Load the weights into `model`; `path` is for the message.

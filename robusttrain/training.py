@@ -119,7 +119,7 @@ class Epoch:
 
 
 @dataclass
-class Position:
+class _Position:
     """Between which two batches training is.
 
     Parameters
@@ -201,7 +201,7 @@ class Trainer:
             "attack": streams.stream(seed, "training attack", device),
             "same draws": streams.stream(seed, "same draws"),
         }
-        self.position = Position()
+        self.position = _Position()
         self.tally = _Tally()
 
     def epochs(self) -> Iterator[Epoch]:
@@ -245,7 +245,7 @@ class Trainer:
         """Go on from `state`; the weights are the model's."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.position = Position(**state["position"])
+        self.position = _Position(**state["position"])
         self.tally = _Tally.of(state["tally"], self.device)
         self.accuracies = dict(state["accuracies"])
         states = state["random_states"]
@@ -327,7 +327,7 @@ class Trainer:
             "robust": validated["val_robust_accuracy"],
         }
         epoch = Epoch(number, self.position.seconds, self.position.lr, **figures, **validated)
-        self.position, self.tally = Position(number + 1), _Tally()
+        self.position, self.tally = _Position(number + 1), _Tally()
         return epoch
 
     def _view(self) -> nn.Module:

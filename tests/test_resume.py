@@ -1,7 +1,9 @@
-"""Runs that are killed, stopped or disturbed, as processes, against one that nothing happened to."""
+"""Runs that are killed, stopped or disturbed, against one that nothing has happened to."""
 
 import csv
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,17 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from robusttrain import checkpoint as checkpoints
 from robusttrain.errors import InputError
+from robusttrain.report.terminal import Terminal
 from robusttrain.resuming import alone_in, resumed
+from robusttrain.training_run import LATEST, PREVIOUS, newest_checkpoint
 
 # Every stream that a run can draw from is in use: augmentation, attack, noise and votes.
 RUN = [
     "defense=alpha_mix", "attack=pgd", "attack.steps=2", "noise=gaussian", "noise.predict=true",
-    "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=4",
+    "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=12",
     "batch_size=64", "evaluation=quick", "evaluation.samples=40", "evaluation.audit=false",
-    "evaluation.eot=2", "evaluation.votes=5", "training.checkpoint_minutes=0.0005",
+    "evaluation.eot=2", "evaluation.votes=5", "training.checkpoint_minutes=0.0001",
     "optimizer=sgd", "device=cpu",
 ]  # fmt: skip
 
@@ -107,7 +112,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert codes == [0] * 20, (tmp_path / "said.txt").read_text()
     said = (tmp_path / "said.txt").read_text()
     # Some were killed within an epoch of the training, or this has shown little.
-    assert "going on behind batch" in said
+    assert re.search(r"going on behind batch [1-9]", said)
     for number in range(20):
         same(tmp_path / f"killed_{number}", tmp_path / "whole")
 
@@ -150,6 +155,58 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on(tmp_path: Path) -> None:
         assert f"resume={name} is finished" in said
         same(tmp_path / name, tmp_path / "whole")
     assert "in use: another process runs there" in said
+
+
+FULL = """
+import resource
+run = sys.argv[1:]
+assert end(start([*run, "hydra.run.dir=whole"])) == 0
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+codes = []
+# Room for nothing, and for the model but not for the optimiser's memory of it.
+for size in (1, Path("whole", "checkpoint.pt").stat().st_size * 3 // 4):
+    # The soft limit alone, so that it can be lifted again.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    codes.append(end(start([*run, "hydra.run.dir=full"])))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+codes.append(end(start(["resume=full"])))
+print(json.dumps(codes))
+"""
+
+
+def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_space(
+    tmp_path: Path,
+) -> None:
+    codes = driven(tmp_path, FULL, *RUN)
+    said = (tmp_path / "said.txt").read_text()
+    assert codes == [1, 1, 0], said
+    assert "Traceback" not in said
+    assert "checkpoint.pt cannot be used: it could not be written whole" in said
+    assert "no checkpoint was written yet: training begins anew" in said
+    same(tmp_path / "full", tmp_path / "whole")
+
+
+def test_a_checkpoint_that_is_cut_anywhere_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    weights = {"weight": torch.randn(100)}
+    about: dict[str, Any] = {
+        "num_classes": 2, "image_shape": [1, 2, 2], "config": {}, "names": {}, "training": {},
+    }  # fmt: skip
+    for epoch, name in enumerate((PREVIOUS, LATEST), 1):
+        checkpoints.Checkpoint(model=weights, epoch=epoch, **about).save(tmp_path / name)
+    content = (tmp_path / LATEST).read_bytes()
+    said = io.StringIO()
+    terminal = Terminal(Console(file=said, width=200))
+    newest = newest_checkpoint(tmp_path, terminal)
+    assert newest is not None
+    assert newest.epoch == 2
+    for tenth in range(10):
+        (tmp_path / LATEST).write_bytes(content[: len(content) * tenth // 10])
+        newest = newest_checkpoint(tmp_path, terminal)
+        assert newest is not None
+        assert newest.epoch == 1
+    assert said.getvalue().count("checkpoint.pt cannot be read") == 10
+    (tmp_path / PREVIOUS).unlink()
+    assert newest_checkpoint(tmp_path, terminal) is None
 
 
 def stopped_run(folder: Path, overrides: Sequence[str] = RUN) -> Path:

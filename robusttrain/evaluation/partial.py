@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from robusttrain import archives
 from robusttrain.report.files import whole
 
 
@@ -68,8 +69,7 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         with whole(self._mark) as temporary:
             temporary.write_text(self.work)
-        with whole(self._file(key)) as temporary:
-            torch.save(dict(result), temporary)
+        archives.write(self._file(key), dict(result))
 
     def remove(self) -> None:
         """Forget all pieces."""

@@ -1,0 +1,26 @@
+"""Tensors in files, written whole or not at all."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robusttrain.report.files import whole
+
+
+def write(path: Path, content: Any) -> None:
+    """Write tensors, plain values and containers of them to `path` with `torch.save`.
+
+    Raises
+    ------
+    OSError
+        If that is not possible, as where the disk is full.
+    """
+    with whole(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            # torch's writer says of a full disk no more than that it got stuck.
+            reason = "it could not be written whole (is the disk full?)"
+            raise OSError(errno.ENOSPC, reason, str(path)) from error
