@@ -22,6 +22,7 @@ from robusttrain.data import Dataset, Info
 from robusttrain.defenses import Defense
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
+from robusttrain.loggers import Logger
 from robusttrain.models import Architecture, build_model, dry_run
 from robusttrain.noise import Noise, drawing_from
 from robusttrain.optimizers import Optimizer
@@ -35,6 +36,7 @@ GROUPS = {
     "dataset": "robusttrain.data",
     "defense": "robusttrain.defenses",
     "evaluation": "robusttrain.evaluation.accuracy",
+    "logger": "robusttrain.loggers",
     "model": "robusttrain.models",
     "noise": "robusttrain.noise",
     "optimizer": "robusttrain.optimizers",
@@ -96,6 +98,7 @@ class Config:
     schedule: Schedule
     training: Training
     evaluation: Evaluation
+    logger: Logger
     norm: Norm = Norm.linf
     eps: float = 0.1
     seed: int = 0

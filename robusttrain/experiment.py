@@ -11,7 +11,7 @@ from torch import nn
 
 from robusttrain import foreign, ranges
 from robusttrain.checkpoint import Checkpoint
-from robusttrain.config import Config, Stage, network
+from robusttrain.config import GROUPS, Config, Stage, network
 from robusttrain.data import Info, Split, hold_out
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
@@ -19,6 +19,7 @@ from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.examination import Examined, examined
 from robusttrain.evaluation.randomised import least_votes
 from robusttrain.foreign import Foreign, Program, Weights
+from robusttrain.loggers import Record, flat, of_epoch, of_report
 from robusttrain.manifest import manifest
 from robusttrain.noise import noise_layers
 from robusttrain.noise.placement import INPUT
@@ -33,6 +34,12 @@ class Origin(NamedTuple):
 
     config: dict[str, Any]
     names: Mapping[str, str]
+
+    def parameters(self) -> dict[str, Any]:
+        """The options by their groups, and all values by their full keys, for a logger."""
+        options = {group: self.names[group] for group in GROUPS if group in self.names}
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
+        return options | flat(resolved)
 
 
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
@@ -49,6 +56,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     NonFiniteLossError
         If training diverges; what earlier epochs left stays on disk.
     """
+    config.logger.check()
     device = config.torch_device()
     info = config.dataset.info()
     given = None if config.checkpoint is None else foreign.load(config.checkpoint)
@@ -61,18 +69,20 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     digests = {"train": train.digest(), "test": test.digest()}
     best: Epoch | None = None
     model.to(device)
-    if Stage.train in config.stages:
-        started = time.perf_counter()
-        best = _train(config, origin, model, info, train.to(device), run_dir, terminal)
-        seconds["train"] = time.perf_counter() - started
-    if Stage.evaluate in config.stages:
-        started = time.perf_counter()
-        test = test.to(device)
-        _inspect(config, origin.names, model, isinstance(given, Foreign), test, terminal)
-        results = _evaluate(config, model, test, run_dir, terminal)
-        _report(config, origin.names, results, run_dir, terminal)
-        results.pieces.remove()
-        seconds["evaluate"] = time.perf_counter() - started
+    with config.logger.record(run_dir, origin.parameters()) as record:
+        if Stage.train in config.stages:
+            started = time.perf_counter()
+            best = _train(config, origin, model, info, train.to(device), run_dir, terminal, record)
+            seconds["train"] = time.perf_counter() - started
+        if Stage.evaluate in config.stages:
+            started = time.perf_counter()
+            test = test.to(device)
+            _inspect(config, origin.names, model, isinstance(given, Foreign), test, terminal)
+            results = _evaluate(config, model, test, run_dir, terminal)
+            report = _report(config, origin.names, results, run_dir, terminal)
+            results.pieces.remove()
+            record(of_report(report), best.epoch if best else 0)
+            seconds["evaluate"] = time.perf_counter() - started
     write_json(run_dir / "manifest.json", manifest(device, digests, seconds))
     return best.val_robust_accuracy if best else None
 
@@ -139,6 +149,7 @@ def _train(
     split: Split,
     run_dir: Path,
     terminal: Terminal,
+    record: Record,
 ) -> Epoch | None:
     """Train `model`, or go on where a run was; leaves it with the weights of `best.pt`.
 
@@ -156,7 +167,9 @@ def _train(
         "config": origin.config,
         "names": dict(origin.names),
     }
-    training = TrainingRun(trainer, run_dir, about, terminal)
+    training = TrainingRun(
+        trainer, run_dir, about, terminal, lambda epoch: record(of_epoch(epoch.row()), epoch.epoch)
+    )
     if config.resume is not None:
         _resume(training, terminal)
     return training.finish()
@@ -214,7 +227,8 @@ def _evaluate(
 
 def _report(
     config: Config, names: Mapping[str, str], results: Examined, run_dir: Path, terminal: Terminal
-) -> None:
+) -> list[dict[str, Any]]:
+    """Write and show what an evaluation found; returns the rows of `report.csv`."""
     report = results.ledger.report(config.norm, results.rows)
     for position, key in enumerate(("dataset", "model", "defense", "noise")):
         report.insert(position, key, names[key])
@@ -236,3 +250,4 @@ def _report(
         terminal.certified(results.certificates.audit.curve, results.certificates.theorem.paper)
     if checks:
         terminal.audit(checks)
+    return [{str(key): value for key, value in row.items()} for row in report.to_dict("records")]

@@ -1,7 +1,7 @@
 """Training and its files: `train.csv`, `best.pt`, and checkpoints that a run goes on from."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,20 @@ class TrainingRun:
         The fields of a `Checkpoint` that stay the same: num_classes, image_shape, config, names.
     terminal
         Where epochs are told.
+    record
+        Called with every epoch that has ended, when its files are written.
     """
 
     def __init__(
-        self, trainer: Trainer, folder: Path, about: Mapping[str, Any], terminal: Terminal
+        self,
+        trainer: Trainer,
+        folder: Path,
+        about: Mapping[str, Any],
+        terminal: Terminal,
+        record: Callable[[Epoch], None],
     ) -> None:
         self.trainer, self.folder, self.about, self.terminal = trainer, folder, about, terminal
+        self.record = record
         self.epochs: list[Epoch] = []
         self._saved = time.monotonic()
 
@@ -101,6 +109,7 @@ class TrainingRun:
         if self._best is epoch:
             self._checkpoint().save(self.folder / "best.pt")
         self._save()
+        self.record(epoch)
 
     def _save(self) -> None:
         latest = self.folder / LATEST

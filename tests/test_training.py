@@ -28,6 +28,7 @@ from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.evaluation import Evaluation
+from robusttrain.loggers.none import NoLogger
 from robusttrain.models.mlp import MLP
 from robusttrain.noise import Noise
 from robusttrain.noise.gaussian import Gaussian
@@ -339,7 +340,7 @@ def run(folder: Path, data: Synthetic, defense: Defense | None = None, **trainin
         dataset=data, model=MLP([8]), noise=NoNoise(), attack=FGSM(eps=EPS),
         # A rate this high makes the accuracy go up and down.
         defense=defense or Standard(), optimizer=SGD(1.0), schedule=Constant(),
-        training=Training(**settings), evaluation=Evaluation(), eps=EPS,
+        training=Training(**settings), evaluation=Evaluation(), logger=NoLogger(), eps=EPS,
         device="cpu", stages=[Stage.train],
     )  # fmt: skip
     names = dict.fromkeys(("dataset", "model", "defense", "noise"), "x")

@@ -31,6 +31,7 @@ from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.randomised import MajorityVote, prediction
+from robusttrain.loggers.none import NoLogger
 from robusttrain.noise import (
     Noise,
     Progress,
@@ -360,7 +361,8 @@ def run(folder: Path, mechanism: str, given: Path | None = None, lr: float = 0.1
         dataset=DATA, model=network(), noise=MECHANISMS[mechanism](),  # type: ignore[arg-type]
         attack=FGSM(eps=0.1), defense=WorstCase(FGSM(eps=0.1)), optimizer=SGD(lr, 0.0, 0.0),
         schedule=Constant(), training=Training(epochs=1, batch_size=32), evaluation=Evaluation(),
-        device="cpu", stages=[Stage.train], checkpoint=None if given is None else str(given),
+        logger=NoLogger(), device="cpu", stages=[Stage.train],
+        checkpoint=None if given is None else str(given),
     )  # fmt: skip
     names = dict.fromkeys(("dataset", "model", "defense", "noise"), "x")
     experiment.run(config, experiment.Origin({}, names), folder, quiet())
