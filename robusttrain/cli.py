@@ -69,13 +69,14 @@ def main() -> None:
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        job()
+        try:
+            job()
+        finally:
+            sweep.conclude(Terminal())
     except FORESEEN as error:
         _leave(error)
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        sweep.conclude(Terminal())
 
 
 def _unstacked(argument: str) -> list[str]:

@@ -212,7 +212,7 @@ def test_a_failed_job_is_repeated_where_it_was(
     tmp_path: Path, attempt: Callable[..., float | None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails() -> float:
-        (tmp_path / "0" / "train.csv").touch()
+        (tmp_path / "0" / "manifest.json").touch()
         raise InputError("seed=1 is\nnot lucky")
 
     with pytest.raises(InputError):

@@ -137,6 +137,19 @@ def test_a_job_that_ends_while_the_table_is_written_is_in_it(
     assert pd.read_csv(tmp_path / "sweep.csv")["job"].tolist() == [0, 1]
 
 
+def test_the_view_has_a_line_for_each_job(sweep: Sweep) -> None:
+    sweep.add("epochs=3", "eps=0.1", clean=flags(10), worst=flags(40))
+    sweep.fail("epochs=3", "eps=-1", error="no")
+    waiting = Job(2, "", ("epochs=3", "eps=0.2"), jobs.WAITING)
+    view = jobs.overview(sweep.folder, [*jobs.read_jobs(sweep.folder), waiting])
+    assert list(view) == ["job", "eps", "status", "clean", "worst case", "seconds"]
+    assert view.to_numpy().tolist() == [
+        ["0", "0.1", "finished", "95.00%", "80.00%", "2"],
+        ["1", "-1", "failed", "", "", "0"],
+        ["2", "0.2", "waiting", "", "", ""],
+    ]
+
+
 # --- means over seeds ----------------------------------------------------------------------------
 
 
