@@ -10,19 +10,16 @@ from typing import Any, NoReturn, cast
 
 import hydra
 import torch
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from robusttrain import config as configs
-from robusttrain import experiment, interruption, streams
+from robusttrain import experiment, interruption, streams, sweep
 from robusttrain.allocator import keep_freed_memory
-from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.interruption import Interrupted
-from robusttrain.refusals import explain
+from robusttrain.refusals import FORESEEN, explain
 from robusttrain.report.terminal import Terminal
 from robusttrain.resuming import alone_in, resumed
 from robusttrain.saved import take_over
@@ -34,19 +31,6 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 # Read before `main` sets the variable for its own purpose.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-# What a job writes before it has done anything; alone, it is nothing to keep.
-PREAMBLE = {".hydra", "robusttrain.log"}
-
-# What is no defect of ours: it ends with a message instead of a traceback.
-FORESEEN = (
-    InputError,
-    NonFiniteLossError,
-    HydraException,
-    OmegaConfBaseException,
-    YAMLError,
-    OSError,
-)
-
 log = logging.getLogger("robusttrain")
 
 
@@ -54,29 +38,34 @@ log = logging.getLogger("robusttrain")
 def job(config: DictConfig) -> float | None:
     """One run, in the directory that Hydra has made for it."""
     chosen = HydraConfig.get()
-    run_dir = Path(chosen.runtime.output_dir)
     terminal = Terminal()
+    if chosen.mode == RunMode.MULTIRUN:
+        return sweep.recorded(chosen, config, lambda: _run(config, chosen, terminal), terminal)
+    try:
+        result = _run(config, chosen, terminal)
+    except FORESEEN as error:
+        _leave(error)
+    # The last line, whole whatever the width of the terminal, for people and scripts to copy.
+    terminal.say(chosen.runtime.output_dir)
+    return result
+
+
+def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | None:
+    run_dir = Path(chosen.runtime.output_dir)
     names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
     try:
         with alone_in(run_dir):
             built, origin = _prepared(config, names, list(chosen.overrides.task))
             if built.keep_memory:
                 keep_freed_memory()
-            result = experiment.run(built, origin, run_dir, terminal)
+            return experiment.run(built, origin, run_dir, terminal)
     except Interrupted as interrupted:
         terminal.say(f"stopped by {interrupted}: robusttrain resume={run_dir} goes on")
         raise
     except FORESEEN as error:
         log.error(explain(error))
         _remove_if_untouched(run_dir)
-        if chosen.mode == RunMode.RUN:
-            _leave(error)
-        # A sweep goes on with its other jobs; at its end Hydra raises its first failure again.
-        print(f"robusttrain: job {chosen.job.num} failed: {explain(error)}", file=sys.stderr)
         raise
-    # The last line, whole whatever the width of the terminal, for people and scripts to copy.
-    terminal.say(str(run_dir))
-    return result
 
 
 def main() -> None:
@@ -88,7 +77,10 @@ def main() -> None:
         with interruption.caught():
             arguments = [word for a in sys.argv[1:] for word in _unstacked(a)]
             sys.argv[1:] = _overrides_last(resumed(arguments))
-            job()
+            try:
+                job()
+            finally:
+                sweep.conclude(Terminal())
     except FORESEEN as error:
         _leave(error)
     except Interrupted as interrupted:
@@ -152,6 +144,6 @@ def _remove_if_untouched(run_dir: Path) -> None:
     here = Path.cwd()
     for folder in (run_dir, *run_dir.parents):
         made_for_it = here in folder.parents or folder == run_dir != here
-        if not made_for_it or {path.name for path in folder.iterdir()} - PREAMBLE:
+        if not made_for_it or {path.name for path in folder.iterdir()} - sweep.PREAMBLE:
             return
         shutil.rmtree(folder)

@@ -12,6 +12,8 @@ from robusttrain.errors import InputError
 from robusttrain.report import compare as comparison
 from robusttrain.report.compare import MEASURES, Run
 from robusttrain.report.files import write_csv
+from robusttrain.report.jobs import RECORDS, TABLE
+from robusttrain.report.summary import SUMMARY
 from robusttrain.report.terminal import Terminal
 
 DESCRIPTION = """\
@@ -53,7 +55,7 @@ def compare(arguments: Sequence[str]) -> None:
 def _compare(arguments: Sequence[str]) -> None:
     chosen = _parser().parse_intermixed_args(arguments)
     measures = MEASURES[:1] if chosen.clean else MEASURES
-    runs = comparison.read_runs([folder for folder in chosen.run if not _left_by_hydra(folder)])
+    runs = comparison.read_runs([folder for folder in chosen.run if not _beside_jobs(folder)])
     runs = comparison.ranked(runs, measures[-1])
     pairs = comparison.compare(runs, measures)
     if chosen.csv is not None:
@@ -78,9 +80,10 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _left_by_hydra(path: Path) -> bool:
-    """What lies beside the jobs of a sweep, where a wildcard finds it: `multirun.yaml`."""
-    return path.suffix == ".yaml" and path.is_file()
+def _beside_jobs(path: Path) -> bool:
+    """What lies beside the jobs of a sweep, where a wildcard finds it."""
+    by_hydra = path.suffix == ".yaml" and path.is_file()
+    return by_hydra or (path.name in (RECORDS, TABLE, SUMMARY) and path.exists())
 
 
 def _write(path: Path, pairs: pd.DataFrame) -> None:
@@ -137,14 +140,10 @@ def _tested(row: Mapping[Hashable, Any], numbers: Mapping[str, str]) -> dict[str
         "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",
         "b": str(row["b"]),
         "c": str(row["c"]),
-        "p": _probability(row["p"]),
-        "Holm": _probability(row["p_holm"]),
+        "p": comparison.probability(row["p"]),
+        "Holm": comparison.probability(row["p_holm"]),
         "winner": numbers.get(row["winner"], ""),
     }
-
-
-def _probability(p: float) -> str:
-    return f"{p:.4f}" if p >= 1e-4 else "<.0001"
 
 
 def _words(measure: str) -> str:

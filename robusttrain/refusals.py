@@ -4,13 +4,26 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
+)
+from yaml import YAMLError
+
+from robusttrain.errors import InputError, NonFiniteLossError
+
+# What is no defect of ours: it ends with a message instead of a traceback.
+FORESEEN = (
+    InputError,
+    NonFiniteLossError,
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    OSError,
 )
 
 

@@ -628,7 +628,7 @@ def test_a_sweep_leaves_a_directory_a_job(others: "Future[Answers]") -> None:
     assert answer.err.splitlines()[-1].startswith("robusttrain: eps=-1 is not allowed")
     assert "Traceback" not in answer.err
     (folder,) = answer.cwd.glob("outputs/sweeps/*/*")
-    jobs = {int(path.name): path for path in folder.iterdir() if path.is_dir()}
+    jobs = {int(path.name): path for path in folder.glob("[0-9]*")}
     assert sorted(jobs) == list(range(0, 12, 2))
     for number, path in jobs.items():
         last = rows(path / "report.csv")[-1]

@@ -67,7 +67,33 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for first, second in combinations(folders, 2):
         if first.resolve() == second.resolve():
             raise InputError(f"{first} and {second} are the same run: give each one once")
-    return [_read_run(folder) for folder in folders]
+    return [read_run(folder) for folder in folders]
+
+
+def read_run(folder: Path) -> Run:
+    """The run of one directory.
+
+    Raises
+    ------
+    InputError
+        If it does not hold a finished evaluation.
+    """
+    samples = _read(folder / "samples.csv", dict.fromkeys(WHOLE, "int64"))
+    if not samples["index"].is_unique:
+        raise InputError(f"{folder / 'samples.csv'} has two rows of the same sample")
+    broken = samples.filter(regex=f"{BROKEN}$")
+    right = samples["clean_prediction"] == samples["label"]
+    # Empty where an attack was spared a sample that had fallen before it: not equal to 1.
+    standing = right & ~(broken == 1).any(axis=1)
+    kept = samples[["index", "label"]].assign(clean=right, worst_case=standing)
+    attacks = tuple(name.removesuffix(BROKEN) for name in broken.columns)
+
+    kinds = dict.fromkeys(TEXT, "str") | dict.fromkeys(FIGURES, "float64")
+    report = _read(folder / "report.csv", kinds, na_filter=False)
+    report = report[report["attack"].isin(MEASURES)].set_index("attack")
+    if sorted(report.index) != sorted(MEASURES):
+        raise InputError(f"{folder / 'report.csv'} must have one row clean and one row worst_case")
+    return Run(folder, report, attacks, kept.set_index("index"))
 
 
 def ranked(runs: Sequence[Run], measure: str) -> list[Run]:
@@ -116,6 +142,11 @@ def paired_interval(b: int, c: int, n: int) -> tuple[float, float]:
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     half = z * math.sqrt((first + second - centre**2) / (n + 2))
     return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def probability(p: float) -> str:
+    """A p value in a table."""
+    return f"{p:.4f}" if p >= 1e-4 else "<.0001"
 
 
 def suites(runs: Sequence[Run]) -> list[str]:
@@ -171,25 +202,6 @@ def _require_one_threat(runs: Sequence[Run]) -> None:
                 f"{first.folder} ({first.threat}) and {run.folder} ({run.threat}) have different "
                 "threat models: give runs of one norm and eps, or --clean to leave attacks out"
             )
-
-
-def _read_run(folder: Path) -> Run:
-    samples = _read(folder / "samples.csv", dict.fromkeys(WHOLE, "int64"))
-    if not samples["index"].is_unique:
-        raise InputError(f"{folder / 'samples.csv'} has two rows of the same sample")
-    broken = samples.filter(regex=f"{BROKEN}$")
-    right = samples["clean_prediction"] == samples["label"]
-    # Empty where an attack was spared a sample that had fallen before it: not equal to 1.
-    standing = right & ~(broken == 1).any(axis=1)
-    kept = samples[["index", "label"]].assign(clean=right, worst_case=standing)
-    attacks = tuple(name.removesuffix(BROKEN) for name in broken.columns)
-
-    kinds = dict.fromkeys(TEXT, "str") | dict.fromkeys(FIGURES, "float64")
-    report = _read(folder / "report.csv", kinds, na_filter=False)
-    report = report[report["attack"].isin(MEASURES)].set_index("attack")
-    if sorted(report.index) != sorted(MEASURES):
-        raise InputError(f"{folder / 'report.csv'} must have one row clean and one row worst_case")
-    return Run(folder, report, attacks, kept.set_index("index"))
 
 
 def _read(path: Path, kinds: Mapping[str, str], **options: Any) -> pd.DataFrame:

@@ -3,13 +3,13 @@
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,7 +19,8 @@ log = logging.getLogger("robusttrain")
 
 # Often enough to look alive, seldom enough to cost nothing.
 SECONDS_BETWEEN_UPDATES = 0.2
-
+# What a table that stays in view leaves of the terminal: for its head, two bars and some lines.
+ROWS_BELOW = 12
 
 # Verdicts of an audit, from good to bad, and how they look.
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
@@ -47,12 +48,34 @@ class Bar:
         self._progress.update(self._task, description=title, figures=_phrase(figures))
 
 
+class _Below(Progress):
+    """Bars with something above them that stays in view as long as they do."""
+
+    above: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is shown, from top to bottom."""
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
+
+
 class Terminal:
     """Where a run speaks to its user. Everything said also goes to the run's log."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._progress: Progress | None = None
+        self._progress: _Below | None = None
+        self._above: RenderableType | None = None
+
+    def keep_in_view(self, cells: pd.DataFrame, figures: Collection[str], focus: int) -> None:
+        """Show a table above every progress bar from now on.
+
+        Of a table that is too long for the terminal, the rows around `focus`.
+        """
+        room = max(3, self.console.height - ROWS_BELOW)
+        first = max(0, min(focus - room // 2, len(cells) - room))
+        self._above = _table(cells.iloc[first : first + room], "", figures)
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -86,9 +109,10 @@ class Terminal:
             TimeRemainingColumn(compact=True),
         )
         disable = not self.console.is_terminal
-        with Progress(
+        with _Below(
             *columns, console=self.console, transient=True, expand=True, disable=disable
         ) as self._progress:
+            self._progress.above = self._above
             try:
                 yield self._progress
             finally:
@@ -149,17 +173,22 @@ class Terminal:
         Columns in `figures` stand on the right and are kept whole; the others are broken over
         lines where there is no room.
         """
-        table = Table(
-            title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
-        )
-        for name in cells.columns:
-            if name in figures:
-                table.add_column(name, justify="right", no_wrap=True)
-            else:
-                table.add_column(name, overflow="fold", min_width=len(name))
-        for row in cells.itertuples(index=False):
-            table.add_row(*(Text(cell) for cell in row))
-        self.console.print(table)
+        self.console.print(_table(cells, title, figures))
+
+
+def _table(cells: pd.DataFrame, title: str, figures: Collection[str]) -> Table:
+    table = Table(
+        title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left",
+        padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for name in cells.columns:
+        if name in figures:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold", min_width=len(name))
+    for row in cells.itertuples(index=False):
+        table.add_row(*(Text(cell) for cell in row))
+    return table
 
 
 def _known(value: float, form: str) -> str:

@@ -1,0 +1,36 @@
+"""What stays in view while something runs."""
+
+from io import StringIO
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from robusttrain.report.terminal import Terminal
+
+JOBS = pd.DataFrame({"job": [f"{n}" for n in range(100)], "status": [f"s{n}." for n in range(100)]})
+
+
+def shown(*, terminal: bool, focus: int = 0, height: int = 30) -> str:
+    file = StringIO()
+    console = Console(
+        file=file, force_terminal=terminal, width=80, height=height, color_system=None
+    )
+    speaker = Terminal(console)
+    speaker.keep_in_view(JOBS, {"job"}, focus)
+    with speaker.progress("training", 10) as bar:
+        bar.advance(10)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("focus", "first"), [(0, 0), (50, 41), (99, 82)])
+def test_of_a_long_table_the_rows_around_the_focus_are_shown(focus: int, first: int) -> None:
+    """18 rows, where 30 lines are there."""
+    text = shown(terminal=True, focus=focus)
+    assert [n for n in range(100) if f"s{n}." in text] == list(range(first, first + 18))
+    assert f"s{focus}." in text
+    assert "training" in text
+
+
+def test_nothing_is_shown_where_there_is_no_terminal() -> None:
+    assert shown(terminal=False).strip() == ""
