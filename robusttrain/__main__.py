@@ -6,14 +6,18 @@ import sys
 def main() -> None:
     """Run `robusttrain compare`, or the job that Hydra makes of anything else."""
     # Each is imported where it is run: a comparison need not wait for torch.
-    if sys.argv[1:2] == ["compare"]:
-        from robusttrain import commands
+    try:
+        if sys.argv[1:2] == ["compare"]:
+            from robusttrain import commands
 
-        commands.compare(sys.argv[2:])
-    else:
-        from robusttrain import cli
+            commands.compare(sys.argv[2:])
+        else:
+            from robusttrain import cli
 
-        cli.main()
+            cli.main()
+    except KeyboardInterrupt:
+        # Imports take seconds, and nothing has begun by then.
+        sys.exit(130)
 
 
 if __name__ == "__main__":
