@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run `robusttrain compare`, or the job that Hydra makes of anything else."""
+    """Run `robusttrain compare` or `rerun`, or the job that Hydra makes of anything else."""
     # Each is imported where it is run: a comparison need not wait for torch.
     try:
         if sys.argv[1:2] == ["compare"]:
@@ -14,7 +14,10 @@ def main() -> None:
         else:
             from robusttrain import cli
 
-            cli.main()
+            if sys.argv[1:2] == ["rerun"]:
+                cli.rerun(sys.argv[2:])
+            else:
+                cli.main()
     except KeyboardInterrupt:
         # Imports take seconds, and nothing has begun by then.
         sys.exit(130)

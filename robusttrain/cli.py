@@ -18,8 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from robusttrain import config as configs
 from robusttrain import experiment, interruption, streams, sweep
 from robusttrain.allocator import keep_freed_memory
+from robusttrain.errors import InputError
 from robusttrain.interruption import Interrupted
 from robusttrain.refusals import FORESEEN, explain
+from robusttrain.repetition import Repetition
 from robusttrain.report.terminal import Terminal
 from robusttrain.resuming import alone_in, resumed
 from robusttrain.saved import take_over
@@ -87,6 +89,23 @@ def main() -> None:
         sys.exit(128 + interrupted.signum)
 
 
+def rerun(arguments: list[str]) -> None:
+    """`robusttrain rerun RUN`: run it again beside it, and say where the results differ.
+
+    Exits with 1 where they do.
+    """
+    try:
+        repetition = Repetition.of(arguments)
+    except InputError as error:
+        _leave(error)
+    sys.argv[1:] = repetition.command
+    main()
+    differences = repetition.differences()
+    for line in differences or [f"the same results as {repetition.run}"]:
+        Terminal().say(line)
+    sys.exit(1 if differences else 0)
+
+
 def _unstacked(argument: str) -> list[str]:
     """`noise=[a,b]` as the overrides that stack the mechanisms a and b; others as they are."""
     stacked = re.fullmatch(r"noise=\[([\w,\s]*)\]", argument)
@@ -129,7 +148,15 @@ def _prepared(
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
     # A run that goes on is the run that it was.
     plain["resume"] = None
-    return configs.build(config), experiment.Origin(plain, names)
+    return configs.build(config), experiment.Origin(plain, names, _given(overrides))
+
+
+def _given(overrides: list[str]) -> list[str]:
+    """The words that make the configuration, with the folder of the user's own, if there is one."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = [source.path for source in sources if source.provider == "command-line"]
+    words = [override for override in overrides if not override.startswith("resume=")]
+    return [*(word for path in own for word in ("--config-dir", str(path))), *words]
 
 
 def _names(choices: dict[str, str], noise: DictConfig) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """A run from top to bottom: data, model, training, evaluation, report."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 from torch import nn
@@ -30,16 +30,24 @@ from robusttrain.training_run import TrainingRun, newest_checkpoint
 
 
 class Origin(NamedTuple):
-    """Where a run comes from: its configuration as containers, and the option of each group."""
+    """Where a run comes from: its configuration as containers, and the option of each group.
+
+    `overrides` is what the user gave of it, as words of a command line.
+    """
 
     config: dict[str, Any]
     names: Mapping[str, str]
+    overrides: Sequence[str] = ()
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration with every reference replaced by its value."""
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
+        return cast("dict[str, Any]", resolved)
 
     def parameters(self) -> dict[str, Any]:
         """The options by their groups, and all values by their full keys, for a logger."""
         options = {group: self.names[group] for group in GROUPS if group in self.names}
-        resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
-        return options | flat(resolved)
+        return options | flat(self.resolved())
 
 
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
@@ -83,7 +91,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             results.pieces.remove()
             record(of_report(report), best.epoch if best else 0)
             seconds["evaluate"] = time.perf_counter() - started
-    write_json(run_dir / "manifest.json", manifest(device, digests, seconds))
+    content = manifest(origin.resolved(), origin.overrides, device, digests, seconds)
+    write_json(run_dir / "manifest.json", content)
     return best.val_robust_accuracy if best else None
 
 

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,31 @@ PACKAGES = ("torchvision", "hydra-core", "numpy", "scipy", "pandas")
 
 
 def manifest(
-    device: torch.device, data: dict[str, str], seconds: dict[str, float]
+    configuration: dict[str, Any],
+    overrides: Sequence[str],
+    device: torch.device,
+    data: dict[str, str],
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """The content of `manifest.json`; `data` holds digests, `seconds` the time of each stage."""
+    """The content of `manifest.json`.
+
+    Parameters
+    ----------
+    configuration
+        All settings, resolved.
+    overrides
+        What the user gave of them.
+    device
+        Where the run computed.
+    data
+        A digest of each split.
+    seconds
+        The time of each stage.
+    """
     return {
         "command": sys.argv,
+        "overrides": list(overrides),
+        "configuration": configuration,
         "seconds": seconds,
         "data": data,
         "device": str(device),
@@ -37,10 +58,13 @@ def manifest(
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit and dirtiness of the source, or None where it is not a checkout."""
+    """Commit of the source and what differs from it, or None where it is not a checkout."""
     try:
-        commit = _run_git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_run_git(folder, "status", "--porcelain"))}
+        return {
+            "commit": _run_git(folder, "rev-parse", "HEAD"),
+            "dirty": bool(_run_git(folder, "status", "--porcelain")),
+            "diff": _run_git(folder, "diff", "HEAD"),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -34,6 +34,7 @@ DRIVER = """
 import json, os, signal, sys, time
 from pathlib import Path
 from robusttrain import cli
+from robusttrain.__main__ import main
 
 def start(arguments):
     child = os.fork()
@@ -45,7 +46,7 @@ def start(arguments):
     sys.argv[1:] = arguments
     code = 1
     try:
-        cli.main()
+        main()
         code = 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
