@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from robusttrain.interruption import Interrupted
 from robusttrain.refusals import FORESEEN, explain
 from robusttrain.repetition import Repetition
 from robusttrain.report.terminal import Terminal
-from robusttrain.resuming import alone_in, resumed
+from robusttrain.resuming import Command, alone_in, resumed
 from robusttrain.saved import take_over
 
 PACKAGE = Path(__file__).parent
@@ -60,9 +61,15 @@ def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | N
             built, origin = _prepared(config, names, list(chosen.overrides.task))
             if built.keep_memory:
                 keep_freed_memory()
+            command = Command.of(chosen, sys.argv[1:])
+            if built.resume is None:
+                (run_dir / sweep.LAST).unlink(missing_ok=True)
+                command.write(run_dir)
+            origin = origin._replace(overrides=command.words)
             return experiment.run(built, origin, run_dir, terminal)
     except Interrupted as interrupted:
-        terminal.say(f"stopped by {interrupted}: robusttrain resume={run_dir} goes on")
+        again = shlex.quote(f"resume={run_dir}")
+        terminal.say(f"stopped by {interrupted}: robusttrain {again} goes on")
         raise
     except FORESEEN as error:
         log.error(explain(error))
@@ -148,15 +155,7 @@ def _prepared(
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
     # A run that goes on is the run that it was.
     plain["resume"] = None
-    return configs.build(config), experiment.Origin(plain, names, _given(overrides))
-
-
-def _given(overrides: list[str]) -> list[str]:
-    """The words that make the configuration, with the folder of the user's own, if there is one."""
-    sources = HydraConfig.get().runtime.config_sources
-    own = [source.path for source in sources if source.provider == "command-line"]
-    words = [override for override in overrides if not override.startswith("resume=")]
-    return [*(word for path in own for word in ("--config-dir", str(path))), *words]
+    return configs.build(config), experiment.Origin(plain, names)
 
 
 def _names(choices: dict[str, str], noise: DictConfig) -> dict[str, str]:

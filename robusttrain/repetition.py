@@ -12,6 +12,7 @@ import torch
 
 from robusttrain import checkpoint as checkpoints
 from robusttrain.errors import InputError
+from robusttrain.resuming import quoted
 
 TABLES = ("train.csv", "report.csv", "samples.csv", "curve.csv", "audit.csv", "certified.csv")
 
@@ -69,7 +70,7 @@ class Repetition:
     def command(self) -> list[str]:
         """The words behind `robusttrain` that repeat it."""
         given: list[str] = self.manifest["overrides"]
-        return [*given, f"hydra.run.dir={self.folder}"]
+        return [*given, f"hydra.run.dir={quoted(self.folder)}"]
 
     def differences(self) -> list[str]:
         """A line for each file that differs, and for each circumstance that might explain it."""

@@ -1,22 +1,62 @@
 """`resume=`: the command line of a run that was stopped, and who may work in its directory."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
+from hydra.conf import HydraConf
 
 from robusttrain.errors import InputError
+from robusttrain.report.files import write_json
 
-KEY = "resume="
-LOCK = ".lock"
+KEY, PLACE = "resume=", "hydra.run.dir="
+PLACES = (KEY, PLACE, "hydra.sweep.", "hydra.mode=", "hydra.launcher", "hydra/launcher=")
+
+LOCK, COMMAND = ".lock", "command.json"
 
 # Written last: a run without it has not come to its end.
 END = "manifest.json"
 
 # Where the default of hydra.run.dir puts its runs.
 RUNS = Path("outputs")
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line of a run, as it lies in its directory.
+
+    Parameters
+    ----------
+    words
+        What makes the run again, wherever it is given.
+    typed
+        What the user typed, but for where the run goes.
+    """
+
+    words: list[str]
+    typed: list[str]
+
+    @classmethod
+    def of(cls, hydra: HydraConf, arguments: Sequence[str]) -> "Command":
+        """The command of the present run; `arguments` are those of the process."""
+        sources = hydra.runtime.config_sources
+        options = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
+        if hydra.job.config_name is not None:
+            options.append(f"--config-name={hydra.job.config_name}")
+        chosen = [*hydra.overrides.hydra, *hydra.overrides.task]
+        return cls([*options, *_settings(chosen)], _settings(arguments))
+
+    @classmethod
+    def read(cls, run: Path) -> "Command":
+        """The command of the run in `run`."""
+        return cls(**json.loads((run / COMMAND).read_text()))
+
+    def write(self, run: Path) -> None:
+        """Keep it in the directory of its run."""
+        write_json(run / COMMAND, vars(self))
 
 
 def resumed(arguments: Sequence[str]) -> list[str]:
@@ -39,11 +79,18 @@ def resumed(arguments: Sequence[str]) -> list[str]:
         raise InputError(
             f"{chosen[-1]} takes everything from that run: {' '.join(others)} is not allowed"
         )
-    if not _is_run(folder):
-        raise InputError(f"{chosen[-1]} is no directory of a run, with .hydra/overrides.yaml in it")
+    if not (folder / COMMAND).is_file():
+        raise InputError(f"{chosen[-1]} is no directory of a run, with {COMMAND} in it")
     if (folder / END).exists():
         raise InputError(f"{chosen[-1]} is finished: there is nothing to go on with")
-    return [*_options(folder), *_overrides(folder), f"hydra.run.dir={folder}", f"{KEY}{folder}"]
+    words = Command.read(folder).words
+    return [*words, f"{PLACE}{quoted(folder)}", f"{KEY}{quoted(folder)}"]
+
+
+def quoted(folder: Path) -> str:
+    """A path as a value of a command line, whatever characters are in it."""
+    text = str(folder).replace('"', '\\"').replace("${", "\\${")
+    return f'"{text}"'
 
 
 @contextmanager
@@ -70,38 +117,20 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _newest(overrides: Sequence[str]) -> Path | None:
-    """The newest unfinished run of the same command, if there is one."""
-    found = [path.parent.parent for path in RUNS.glob("**/.hydra/overrides.yaml")]
-    runs = [run for run in found if _is_run(run)]
-    wanted = sorted(_settings(overrides))
-    same = [run for run in runs if not (run / END).exists() and sorted(_overrides(run)) == wanted]
-    return max(same, key=lambda run: _overrides_file(run).stat().st_mtime, default=None)
+def _newest(arguments: Sequence[str]) -> Path | None:
+    """The newest unfinished run of the same command, in the place that it names if it does."""
+    places = [argument.removeprefix(PLACE) for argument in arguments if argument.startswith(PLACE)]
+    found = [Path(places[-1], COMMAND)] if places else RUNS.glob(f"**/{COMMAND}")
+    runs = [path.parent for path in found if path.is_file()]
+    wanted = sorted(_settings(arguments))
+    same = [
+        run
+        for run in runs
+        if not (run / END).exists() and sorted(Command.read(run).typed) == wanted
+    ]
+    return max(same, key=lambda run: (run / COMMAND).stat().st_mtime, default=None)
 
 
-def _is_run(folder: Path) -> bool:
-    """Whether Hydra has come to write the command of a run there: its last word, and not empty."""
-    path = _overrides_file(folder)
-    return path.is_file() and path.stat().st_size > 0
-
-
-def _overrides(run: Path) -> list[str]:
-    given = OmegaConf.to_container(OmegaConf.load(_overrides_file(run)))
-    assert isinstance(given, list)
-    return _settings([str(override) for override in given])
-
-
-def _settings(overrides: Sequence[str]) -> list[str]:
-    return [override for override in overrides if not override.startswith((KEY, "hydra.", "-"))]
-
-
-def _overrides_file(run: Path) -> Path:
-    return run / ".hydra" / "overrides.yaml"
-
-
-def _options(run: Path) -> list[str]:
-    """The folder of the user's own configuration that the run was given, if any."""
-    saved = OmegaConf.load(run / ".hydra" / "hydra.yaml")
-    sources = OmegaConf.select(saved, "hydra.runtime.config_sources")
-    own = [source.path for source in sources if source.provider == "command-line"]
-    return [word for path in own for word in ("--config-dir", str(path))]
+def _settings(arguments: Sequence[str]) -> list[str]:
+    """All but where a run goes, and how many there are."""
+    return [argument for argument in arguments if not argument.startswith(PLACES)]

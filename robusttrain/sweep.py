@@ -23,7 +23,7 @@ from robusttrain.report.summary import SUMMARY, write_summary
 from robusttrain.report.terminal import Terminal
 
 # What Hydra and the log write before a job has done anything; alone, it is nothing to keep.
-PREAMBLE = {".hydra", "robusttrain.log"}
+PREAMBLE = {".hydra", "command.json", "robusttrain.log"}
 # Written last by every run.
 LAST = "manifest.json"
 

@@ -73,16 +73,18 @@ class TrainingRun:
         """
         best = self.folder / "best.pt"
         with interruption.deferred() as signalled:
-            if not self.epochs:
+            if self.trainer.position.epoch == 1 and self.trainer.position.batch == 0:
+                # What another training has left here is not to be gone on with.
+                for name in (LATEST, PREVIOUS):
+                    (self.folder / name).unlink(missing_ok=True)
                 self._checkpoint().save(best)
             for epoch in self.trainer.batches():
-                stopped = signalled()
                 if epoch is not None:
                     self._keep(epoch)
-                elif stopped is not None or self._due:
+                elif self._due:
                     self._save()
-                if stopped is not None:
-                    raise Interrupted(stopped)
+                self._leave_if(signalled(), saved=epoch is not None)
+            self._leave_if(signalled(), saved=True)
         checkpoints.load(best).load_into(self.trainer.model, best)
         return self._best
 
@@ -94,6 +96,13 @@ class TrainingRun:
     @property
     def _due(self) -> bool:
         return time.monotonic() - self._saved >= 60 * self.trainer.settings.checkpoint_minutes
+
+    def _leave_if(self, signum: int | None, *, saved: bool) -> None:
+        if signum is None:
+            return
+        if not saved:
+            self._save()
+        raise Interrupted(signum)
 
     def _keep(self, epoch: Epoch) -> None:
         self.epochs.append(epoch)

@@ -237,8 +237,8 @@ def test_a_run_leaves_its_files_and_no_others(finished: Answer) -> None:
     assert finished.run_dir.is_absolute()
     assert listing(finished.run_dir) == [
         ".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
-        "audit.csv", "best.pt", "checkpoint.previous.pt", "checkpoint.pt", "curve.csv",
-        "manifest.json", "report.csv", "robusttrain.log", "samples.csv", "train.csv",
+        "audit.csv", "best.pt", "checkpoint.previous.pt", "checkpoint.pt", "command.json",
+        "curve.csv", "manifest.json", "report.csv", "robusttrain.log", "samples.csv", "train.csv",
     ]  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def repetition(tmp_path: Path) -> Repetition:
 def test_what_a_clock_says_is_no_difference(repetition: Repetition) -> None:
     (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,9,0.5\n2,8,\n")
     assert repetition.differences() == []
-    assert repetition.command == ["eps=0.1", f"hydra.run.dir={repetition.folder}"]
+    assert repetition.command == ["eps=0.1", f'hydra.run.dir="{repetition.folder}"']
 
 
 def test_differences_are_named_with_what_may_explain_them(repetition: Repetition) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rich.console import Console
 from robusttrain import checkpoint as checkpoints
 from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
-from robusttrain.resuming import alone_in, resumed
+from robusttrain.resuming import Command, alone_in, resumed
 from robusttrain.training_run import LATEST, PREVIOUS, newest_checkpoint
 
 # Every stream that a run can draw from is in use: augmentation, attack, noise and votes.
@@ -100,8 +101,7 @@ for number in range(kills):
     time.sleep(length * (number + (7 * number % 10) / 10) / kills)
     os.kill(child, signal.SIGKILL)
     killed = end(child) == -signal.SIGKILL
-    written = Path(folder, ".hydra", "overrides.yaml")
-    begun = written.is_file() and written.stat().st_size
+    begun = Path(folder, "command.json").is_file()
     again = [f"resume={folder}"] if begun else [*run, f"hydra.run.dir={folder}"]
     codes.append(end(start(again)) if killed and not Path(folder, "manifest.json").exists() else 0)
 print(json.dumps(codes))
@@ -210,21 +210,58 @@ def test_a_checkpoint_that_is_cut_anywhere_gives_way_to_the_one_before(tmp_path:
     assert newest_checkpoint(tmp_path, terminal) is None
 
 
-def stopped_run(folder: Path, overrides: Sequence[str] = RUN) -> Path:
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))
-    sources = [{"path": "/mine", "schema": "file", "provider": "command-line"}]
-    (folder / ".hydra" / "hydra.yaml").write_text(
-        json.dumps({"hydra": {"runtime": {"config_sources": sources}}})
-    )
+ODD = """
+run, folder = sys.argv[1:], "a,b (c) [d] it's 3"
+child = start([*run, f'hydra.run.dir="{folder}"'])
+while not Path(folder, "checkpoint.pt").exists():
+    time.sleep(0.001)
+os.kill(child, signal.SIGTERM)
+codes = [end(child)]
+# Somebody else who wants to work there changes nothing.
+codes.append(end(start([f"resume={folder}"])))
+codes.append(end(start(["rerun", folder])))
+print(json.dumps(codes))
+"""
+
+
+def test_directories_may_have_any_name(tmp_path: Path) -> None:
+    assert driven(tmp_path, ODD, *RUN) == [143, 0, 0], (tmp_path / "said.txt").read_text()
+
+
+LATE = """
+run = sys.argv[1:]
+from robusttrain.training_run import TrainingRun
+keep = TrainingRun._keep
+def kept(self, epoch):
+    keep(self, epoch)
+    if epoch.epoch == self.trainer.settings.epochs:
+        os.kill(os.getpid(), signal.SIGTERM)
+TrainingRun._keep = kept
+codes = [end(start([*run, "hydra.run.dir=late"])), Path("late", "report.csv").exists()]
+TrainingRun._keep = keep
+codes.append(end(start(["resume=late"])))
+codes.append(end(start([*run, "epochs=2", "hydra.run.dir=late", "stages=[train]"])))
+codes.append(len(Path("late", "train.csv").read_text().splitlines()))
+print(json.dumps(codes))
+"""
+
+
+def test_a_signal_after_the_last_batch_is_not_lost(tmp_path: Path) -> None:
+    codes = driven(tmp_path, LATE, *RUN)
+    assert codes == [143, False, 0, 0, 3], (tmp_path / "said.txt").read_text()
+
+
+def stopped_run(folder: Path, typed: Sequence[str] = RUN) -> Path:
+    folder.mkdir(parents=True)
+    Command(["--config-dir=/mine", *typed], list(typed)).write(folder)
     return folder
 
 
-def test_the_command_of_a_run_is_taken_up_with_its_folder_of_configuration(tmp_path: Path) -> None:
-    run = stopped_run(tmp_path / "run", ["eps=0.1", "resume=elsewhere", "hydra.run.dir=there"])
+def test_the_command_of_a_run_is_taken_up(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run", ["eps=0.1"])
     assert resumed(["a=1"]) == ["a=1"]
     assert resumed([f"resume={run}"]) == [
-        "--config-dir", "/mine", "eps=0.1", f"hydra.run.dir={run}", f"resume={run}",
+        "--config-dir=/mine", "eps=0.1", f'hydra.run.dir="{run}"', f'resume="{run}"',
     ]  # fmt: skip
 
 
@@ -232,13 +269,19 @@ def test_auto_takes_the_newest_unfinished_run_of_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resumed(["eps=0.1", "resume=auto"]) == ["eps=0.1"]
-    stopped_run(Path("outputs/day/first"), ["eps=0.1", "seed=1"])
-    newer = stopped_run(Path("outputs/day/second"), ["seed=1", "eps=0.1"])
+    wanted = ["--config-dir", "mine", "eps=0.1", "seed=1"]
+    assert resumed([*wanted, "resume=auto"]) == wanted
+    stopped_run(Path("outputs/day/first"), wanted)
+    newer = stopped_run(Path("outputs/day/second"), wanted)
+    os.utime(newer / "command.json", (2e9, 2e9))
     stopped_run(Path("outputs/day/other"), ["eps=0.2", "seed=1"])
-    finished = stopped_run(Path("outputs/day/finished"), ["eps=0.1", "seed=1"])
+    finished = stopped_run(Path("outputs/day/finished"), wanted)
+    os.utime(finished / "command.json", (3e9, 3e9))
     (finished / "manifest.json").touch()
-    assert resumed(["eps=0.1", "seed=1", "resume=auto"])[-1] == f"resume={newer}"
+    assert resumed([*wanted, "resume=auto"])[-1] == f'resume="{newer}"'
+    elsewhere = stopped_run(Path("elsewhere"), wanted)
+    named = [*wanted, "hydra.run.dir=elsewhere", "resume=auto"]
+    assert resumed(named)[-1] == f'resume="{elsewhere}"'
 
 
 @pytest.mark.parametrize(
