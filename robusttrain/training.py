@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from robusttrain import ranges, streams
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
-from robusttrain.data import Dataset, Split, augment, batch_count, batches
+from robusttrain.data import Dataset, Split, as_input, augment, batch_count, batches
 from robusttrain.defenses import Defense, Objective
 from robusttrain.errors import NonFiniteLossError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.randomised import least_votes
-from robusttrain.noise import Progress, noise_layers, penalty
+from robusttrain.models.modes import modes_restored
+from robusttrain.noise import Progress, noise_layers, noise_off, penalty
 from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.optimizers import Optimizer
 from robusttrain.report.terminal import Bar, Terminal
@@ -37,8 +38,11 @@ class Precision(StrEnum):
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which a network computes on `device`."""
-        bf16 = self is Precision.bf16 or (self is Precision.auto and _computes_in_bf16(device))
-        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.is_bf16(device))
+
+    def is_bf16(self, device: torch.device) -> bool:
+        """Whether that is bf16."""
+        return self is Precision.bf16 or (self is Precision.auto and _computes_in_bf16(device))
 
 
 @dataclass
@@ -183,6 +187,9 @@ class Trainer:
             torch.channels_last if settings.channels_last else torch.contiguous_format
         )
         self.model.to(memory_format=self.memory_format)
+        self.precision = settings.precision
+        if device.type == "cpu" and settings.precision.is_bf16(device):
+            self.precision = _safe(settings.precision, model, as_input(train.images[:1]))
         self.forward = _compiled(model) if settings.compile else model
         draws = wanted_draws(model)
         self.same_draws = SameDraws(self.forward, draws) if draws else None
@@ -275,7 +282,7 @@ class Trainer:
         objectives = defense(model, x, y, loss=self._loss, generator=self.streams["attack"])
         while True:
             # Autocast covers what the defense computes up to its next yield, not the step between.
-            with self.settings.precision.autocast(self.device):
+            with self.precision.autocast(self.device):
                 objective = next(objectives, None)
             if objective is None:
                 break
@@ -451,6 +458,40 @@ def _compiled(model: nn.Module) -> nn.Module:
     # Dynamo takes a model with other hooks for one that it has compiled before, and drops noise.
     torch.compiler.reset()
     return cast(nn.Module, torch.compile(model))
+
+
+def _safe(precision: Precision, model: nn.Module, x: Tensor) -> Precision:
+    """`precision`, or float32 where `auto` would have torch compute gradients from garbage.
+
+    In bf16 on CPUs, the weight gradient of a strided convolution of a single pixel is partly read
+    from memory that nobody has written (seen with torch 2.15).
+
+    Raises
+    ------
+    InputError
+        If bf16 was asked for by name.
+    """
+    seen: list[bool] = []
+
+    def look(module: nn.Conv2d, arguments: tuple[Tensor, ...]) -> None:
+        single = min(arguments[0].shape[-2:]) == 1
+        seen.append(single and max(module.stride) > 1 and max(module.kernel_size) > 1)
+
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_pre_hook(look) for module in convolutions]
+    with modes_restored(model), noise_off(model), torch.no_grad():
+        model.eval()(x)
+    for hook in hooks:
+        hook.remove()
+    if not any(seen):
+        return precision
+    ranges.require(
+        precision is not Precision.bf16,
+        "training.precision",
+        precision,
+        "auto or fp32 on a CPU where a strided convolution sees a single pixel",
+    )
+    return Precision.fp32
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

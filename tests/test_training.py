@@ -395,3 +395,22 @@ def test_bf16_is_chosen_where_the_device_computes_in_it(
             product[precision.value] = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
     chosen = torch.bfloat16 if native else torch.float32
     assert product == {"auto": chosen, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_bf16_is_left_where_gradients_would_come_from_unwritten_memory(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strided convolution of a single pixel, as deep networks have on small images."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    pixels = nn.Sequential(
+        nn.AvgPool2d(4 // side), nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Flatten(),
+        nn.Linear(4, 3),
+    )  # fmt: skip
+    pixels.train()
+    made = trainer(model=pixels, precision=Precision.auto)
+    assert made.precision is (Precision.fp32 if side == 1 else Precision.auto)
+    assert pixels.training
+    if side == 1:
+        with pytest.raises(InputError, match=r"training\.precision=bf16"):
+            trainer(model=pixels, precision=Precision.bf16)
