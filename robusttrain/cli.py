@@ -25,6 +25,7 @@ from robusttrain.refusals import FORESEEN, explain
 from robusttrain.repetition import Repetition
 from robusttrain.report.terminal import Terminal
 from robusttrain.resuming import Command, alone_in, resumed
+from robusttrain.run_directory import MANIFEST, PREAMBLE
 from robusttrain.saved import take_over
 
 PACKAGE = Path(__file__).parent
@@ -63,7 +64,7 @@ def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | N
                 keep_freed_memory()
             command = Command.of(chosen, sys.argv[1:])
             if built.resume is None:
-                (run_dir / sweep.LAST).unlink(missing_ok=True)
+                (run_dir / MANIFEST).unlink(missing_ok=True)
                 command.write(run_dir)
             origin = origin._replace(overrides=command.words)
             return experiment.run(built, origin, run_dir, terminal)
@@ -170,6 +171,6 @@ def _remove_if_untouched(run_dir: Path) -> None:
     here = Path.cwd()
     for folder in (run_dir, *run_dir.parents):
         made_for_it = here in folder.parents or folder == run_dir != here
-        if not made_for_it or {path.name for path in folder.iterdir()} - sweep.PREAMBLE:
+        if not made_for_it or {path.name for path in folder.iterdir()} - PREAMBLE:
             return
         shutil.rmtree(folder)

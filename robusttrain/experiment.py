@@ -25,7 +25,9 @@ from robusttrain.noise import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.terminal import Terminal
-from robusttrain.training import Epoch, Trainer
+from robusttrain.run_directory import MANIFEST
+from robusttrain.tally import Epoch
+from robusttrain.training import Trainer
 from robusttrain.training_run import TrainingRun, newest_checkpoint
 
 
@@ -92,7 +94,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             record(of_report(report), best.epoch if best else 0)
             seconds["evaluate"] = time.perf_counter() - started
     content = manifest(origin.resolved(), origin.overrides, device, digests, seconds)
-    write_json(run_dir / "manifest.json", content)
+    write_json(run_dir / MANIFEST, content)
     return best.val_robust_accuracy if best else None
 
 

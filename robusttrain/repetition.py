@@ -13,6 +13,7 @@ import torch
 from robusttrain import checkpoint as checkpoints
 from robusttrain.errors import InputError
 from robusttrain.resuming import quoted
+from robusttrain.run_directory import MANIFEST
 
 TABLES = ("train.csv", "report.csv", "samples.csv", "curve.csv", "audit.csv", "certified.csv")
 
@@ -51,9 +52,9 @@ class Repetition:
             raise InputError("robusttrain rerun RUN takes the directory of one run")
         run = Path(arguments[0])
         try:
-            manifest = json.loads((run / "manifest.json").read_text())
+            manifest = json.loads((run / MANIFEST).read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"rerun {run} is no finished run, with a manifest.json") from error
+            raise InputError(f"rerun {run} is no finished run, with {MANIFEST} in it") from error
         if "overrides" not in manifest:
             raise InputError(f"rerun {run} was made by a version that kept no overrides")
         repetition = cls(run, manifest)
@@ -76,7 +77,7 @@ class Repetition:
         """A line for each file that differs, and for each circumstance that might explain it."""
         tables = [line for name in TABLES if (line := self._table(name)) is not None]
         results = [*tables, *self._weights()]
-        again = json.loads((self.folder / "manifest.json").read_text())
+        again = json.loads((self.folder / MANIFEST).read_text())
         changed = [key for key in CIRCUMSTANCES if self.manifest.get(key) != again[key]]
         return [*results, *(f"{key} has changed, too" for key in changed)] if results else []
 

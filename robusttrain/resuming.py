@@ -11,14 +11,10 @@ from hydra.conf import HydraConf
 
 from robusttrain.errors import InputError
 from robusttrain.report.files import write_json
+from robusttrain.run_directory import COMMAND, LOCK, MANIFEST
 
 KEY, PLACE = "resume=", "hydra.run.dir="
 PLACES = (KEY, PLACE, "hydra.sweep.", "hydra.mode=", "hydra.launcher", "hydra/launcher=")
-
-LOCK, COMMAND = ".lock", "command.json"
-
-# Written last: a run without it has not come to its end.
-END = "manifest.json"
 
 # Where the default of hydra.run.dir puts its runs.
 RUNS = Path("outputs")
@@ -81,7 +77,7 @@ def resumed(arguments: Sequence[str]) -> list[str]:
         )
     if not (folder / COMMAND).is_file():
         raise InputError(f"{chosen[-1]} is no directory of a run, with {COMMAND} in it")
-    if (folder / END).exists():
+    if (folder / MANIFEST).exists():
         raise InputError(f"{chosen[-1]} is finished: there is nothing to go on with")
     words = Command.read(folder).words
     return [*words, f"{PLACE}{quoted(folder)}", f"{KEY}{quoted(folder)}"]
@@ -126,7 +122,7 @@ def _newest(arguments: Sequence[str]) -> Path | None:
     same = [
         run
         for run in runs
-        if not (run / END).exists() and sorted(Command.read(run).typed) == wanted
+        if not (run / MANIFEST).exists() and sorted(Command.read(run).typed) == wanted
     ]
     return max(same, key=lambda run: (run / COMMAND).stat().st_mtime, default=None)
 

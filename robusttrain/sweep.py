@@ -21,11 +21,7 @@ from robusttrain.report import jobs
 from robusttrain.report.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
 from robusttrain.report.summary import SUMMARY, write_summary
 from robusttrain.report.terminal import Terminal
-
-# What Hydra and the log write before a job has done anything; alone, it is nothing to keep.
-PREAMBLE = {".hydra", "command.json", "robusttrain.log"}
-# Written last by every run.
-LAST = "manifest.json"
+from robusttrain.run_directory import MANIFEST, PREAMBLE
 
 
 class Sweeps(Callback):
@@ -150,7 +146,7 @@ def _job(chosen: HydraConf, config: DictConfig, folder: Path) -> Job:
 
 def _is_done(before: Job, job: Job, run_dir: Path) -> bool:
     same = before.config == job.config
-    return before.status == FINISHED and same and (run_dir / LAST).is_file()
+    return before.status == FINISHED and same and (run_dir / MANIFEST).is_file()
 
 
 def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path) -> None:

@@ -2,9 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from functools import partial
 from typing import Any, cast
 
@@ -17,32 +15,16 @@ from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
 from robusttrain.data import Dataset, Split, as_input, augment, batch_count, batches
 from robusttrain.defenses import Defense, Objective
-from robusttrain.errors import NonFiniteLossError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.randomised import least_votes
-from robusttrain.models.modes import modes_restored
-from robusttrain.noise import Progress, noise_layers, noise_off, penalty
+from robusttrain.noise import Progress, noise_layers, penalty
 from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.optimizers import Optimizer
+from robusttrain.precision import Precision, safe
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.schedules import Schedule
+from robusttrain.tally import Epoch, Tally
 from robusttrain.threat import Norm
-
-
-class Precision(StrEnum):
-    """Number format inside the network; perturbations and updates are float32 in any case."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The context in which a network computes on `device`."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.is_bf16(device))
-
-    def is_bf16(self, device: torch.device) -> bool:
-        """Whether that is bf16."""
-        return self is Precision.bf16 or (self is Precision.auto and _computes_in_bf16(device))
 
 
 @dataclass
@@ -97,29 +79,6 @@ class Training:
         )
         if self.clip_gradient is not None:
             ranges.above(0, clip_gradient=self.clip_gradient)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A row of `train.csv`; accuracies are shares, and None where nothing was computed."""
-
-    epoch: int
-    seconds: float
-    lr: float
-    loss: float
-    train_clean_accuracy: float | None
-    train_robust_accuracy: float | None
-    val_clean_accuracy: float | None
-    val_robust_accuracy: float | None
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """What `best.pt` is chosen by: robust accuracy on the validation split, then clean."""
-        return (self.val_robust_accuracy or 0.0, self.val_clean_accuracy or 0.0)
-
-    def row(self) -> dict[str, Any]:
-        """The columns of `train.csv`."""
-        return asdict(self)
 
 
 @dataclass
@@ -189,7 +148,7 @@ class Trainer:
         self.model.to(memory_format=self.memory_format)
         self.precision = settings.precision
         if device.type == "cpu" and settings.precision.is_bf16(device):
-            self.precision = _safe(settings.precision, model, as_input(train.images[:1]))
+            self.precision = safe(settings.precision, model, as_input(train.images[:1]))
         self.forward = _compiled(model) if settings.compile else model
         draws = wanted_draws(model)
         self.same_draws = SameDraws(self.forward, draws) if draws else None
@@ -209,7 +168,7 @@ class Trainer:
             "same draws": streams.stream(seed, "same draws"),
         }
         self.position = _Position()
-        self.tally = _Tally()
+        self.tally = Tally()
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, yielding after every epoch.
@@ -253,7 +212,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.position = _Position(**state["position"])
-        self.tally = _Tally.of(state["tally"], self.device)
+        self.tally = Tally.of(state["tally"], self.device)
         self.accuracies = dict(state["accuracies"])
         states = state["random_states"]
         torch.set_rng_state(states["torch"])
@@ -334,7 +293,7 @@ class Trainer:
             "robust": validated["val_robust_accuracy"],
         }
         epoch = Epoch(number, self.position.seconds, self.position.lr, **figures, **validated)
-        self.position, self.tally = _Position(number + 1), _Tally()
+        self.position, self.tally = _Position(number + 1), Tally()
         return epoch
 
     def _view(self) -> nn.Module:
@@ -377,74 +336,6 @@ class Trainer:
         }
 
 
-class _Tally:
-    """Losses and hits of an epoch, kept on the device until somebody wants to see them."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.batches: list[int] = []
-        self.losses: list[Tensor] = []
-        self.sizes: list[int] = []
-        self.hits: dict[str, Tensor] = {}
-        self.rates: list[float] = []
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any], device: torch.device) -> "_Tally":
-        """The tally whose `state` this was."""
-        tally = cls()
-        vars(tally).update(state)
-        tally.losses = list(state["losses"].to(device))
-        tally.hits = {name: hits.to(device) for name, hits in state["hits"].items()}
-        return tally
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        losses = torch.stack(self.losses) if self.losses else torch.empty(0)
-        return {**vars(self), "losses": losses}
-
-    def add(self, batch: int, rate: float, objective: Objective, y: Tensor) -> None:
-        """Count one objective of a batch."""
-        self.images += len(y)
-        self.batches.append(batch)
-        self.losses.append(objective.loss.detach())
-        self.sizes.append(len(y))
-        self.rates.append(rate)
-        for name, logits in (("clean", objective.clean), ("robust", objective.adversarial)):
-            if logits is not None:
-                # A row for each draw of an image, where several are trained on.
-                right = logits.detach().argmax(1).view(len(y), -1) == y[:, None]
-                hits = right.double().mean(1).sum()
-                self.hits[name] = self.hits.get(name, torch.zeros_like(hits)) + hits
-
-    def shown(self, epoch: int) -> tuple[float, dict[str, float]]:
-        """The latest loss, and the accuracies so far; a loss that is not finite is noticed here.
-
-        Raises
-        ------
-        NonFiniteLossError
-            Naming the first batch of `epoch` with such a loss.
-        """
-        losses = torch.stack(self.losses).cpu()
-        for step in (~losses.isfinite()).nonzero().flatten().tolist():
-            raise NonFiniteLossError(
-                f"the loss became {losses[step]} in epoch {epoch}, batch "
-                f"{self.batches[step]}, at learning rate {self.rates[step]:.3g}; "
-                f"try a lower optimizer.lr"
-            )
-        shares = {name: float(hits) / self.images for name, hits in self.hits.items()}
-        return float(losses[-1]), shares
-
-    def figures(self, epoch: int) -> dict[str, Any]:
-        """The training columns of an `Epoch`."""
-        _, shares = self.shown(epoch)
-        losses = torch.stack(self.losses).double().cpu()
-        return {
-            "loss": float((losses * torch.tensor(self.sizes)).sum() / self.images),
-            "train_clean_accuracy": shares.get("clean"),
-            "train_robust_accuracy": shares.get("robust"),
-        }
-
-
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups: weight decay would silence noise whose size is learnt."""
     of_noise = {id(p) for layer in noise_layers(model) for p in layer.parameters()}
@@ -458,46 +349,3 @@ def _compiled(model: nn.Module) -> nn.Module:
     # Dynamo takes a model with other hooks for one that it has compiled before, and drops noise.
     torch.compiler.reset()
     return cast(nn.Module, torch.compile(model))
-
-
-def _safe(precision: Precision, model: nn.Module, x: Tensor) -> Precision:
-    """`precision`, or float32 where `auto` would have torch compute gradients from garbage.
-
-    In bf16 on CPUs, the weight gradient of a strided convolution of a single pixel is partly read
-    from memory that nobody has written (seen with torch 2.15).
-
-    Raises
-    ------
-    InputError
-        If bf16 was asked for by name.
-    """
-    seen: list[bool] = []
-
-    def look(module: nn.Conv2d, arguments: tuple[Tensor, ...]) -> None:
-        single = min(arguments[0].shape[-2:]) == 1
-        seen.append(single and max(module.stride) > 1 and max(module.kernel_size) > 1)
-
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    hooks = [module.register_forward_pre_hook(look) for module in convolutions]
-    with modes_restored(model), noise_off(model), torch.no_grad():
-        model.eval()(x)
-    for hook in hooks:
-        hook.remove()
-    if not any(seen):
-        return precision
-    ranges.require(
-        precision is not Precision.bf16,
-        "training.precision",
-        precision,
-        "auto or fp32 on a CPU where a strided convolution sees a single pixel",
-    )
-    return Precision.fp32
-
-
-def _computes_in_bf16(device: torch.device) -> bool:
-    """Whether `device` has instructions for bf16; emulated, it is many times slower."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and any(
-        (torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported())
-    )

@@ -12,7 +12,8 @@ from robusttrain.errors import InputError
 from robusttrain.interruption import Interrupted
 from robusttrain.report.files import write_csv
 from robusttrain.report.terminal import Terminal
-from robusttrain.training import Epoch, Trainer
+from robusttrain.tally import Epoch
+from robusttrain.training import Trainer
 
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 

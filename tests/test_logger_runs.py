@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from foreign_models import TINY, Answer
+from logged import Scalars, in_events
 from test_cli import Answers, assert_refused, drive
 
 from robusttrain import checkpoint
@@ -40,8 +41,6 @@ needs_mlflow = pytest.mark.skipif(
     reason="MLflow is not installed",
 )
 
-Scalars = dict[tuple[str, int], float]
-
 
 def in_files(run_dir: Path) -> Scalars:
     """What a logger has to have got, from the tables that the run has left."""
@@ -56,17 +55,6 @@ def in_files(run_dir: Path) -> Scalars:
         name = row["attack"].replace("t targets=4", "t_targets_4")
         kept |= {(f"report/{name}/{column}", best): row[column] for column in MEASURED}
     return {key: float(value) for key, value in kept.items() if not math.isnan(value)}
-
-
-def in_events(run_dir: Path) -> Scalars:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
-    return {
-        (name, event.step): event.value
-        for name in events.Tags()["scalars"]
-        for event in events.Scalars(name)
-    }
 
 
 @pytest.fixture(scope="module")

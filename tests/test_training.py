@@ -34,10 +34,11 @@ from robusttrain.noise import Noise
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
 from robusttrain.optimizers import SGD, Optimizer
+from robusttrain.precision import Precision
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant, OneCycle, Schedule
 from robusttrain.threat import Norm
-from robusttrain.training import Precision, Trainer, Training
+from robusttrain.training import Trainer, Training
 
 DATA = Synthetic([1, 4, 4], 3, train_size=130, test_size=40, noise=0.3, validation=30)
 EPS = 0.1

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from logged import Scalars, in_events
 
 from robusttrain import loggers
 from robusttrain.errors import InputError
@@ -25,20 +26,6 @@ needs_mlflow = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("mlflow", "sqlalchemy", "alembic")),
     reason="MLflow is not installed",
 )
-
-Scalars = dict[tuple[str, int], float]
-"""(name, step) -> value."""
-
-
-def in_events(run_dir: Path) -> Scalars:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
-    return {
-        (name, event.step): event.value
-        for name in events.Tags()["scalars"]
-        for event in events.Scalars(name)
-    }
 
 
 def query(folder: Path, sql: str) -> list[Any]:
