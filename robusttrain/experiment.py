@@ -19,6 +19,7 @@ from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.examination import Examined, examined
 from robusttrain.evaluation.randomised import least_votes
 from robusttrain.foreign import Foreign, Program, Weights
+from robusttrain.health import summary
 from robusttrain.loggers import Record, flat, of_epoch, of_report
 from robusttrain.manifest import manifest
 from robusttrain.noise import noise_layers
@@ -78,11 +79,15 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         intake.refuse_outside_box(split, origin.names["dataset"])
     digests = {"train": train.digest(), "test": test.digest()}
     best: Epoch | None = None
+    course: dict[str, Any] | None = None
     model.to(device)
     with config.logger.record(run_dir, origin.parameters()) as record:
         if Stage.train in config.stages:
             started = time.perf_counter()
-            best = _train(config, origin, model, info, train.to(device), run_dir, terminal, record)
+            training = _train(
+                config, origin, model, info, train.to(device), run_dir, terminal, record
+            )
+            best, course = training.best, summary(training.epochs)
             seconds["train"] = time.perf_counter() - started
         if Stage.evaluate in config.stages:
             started = time.perf_counter()
@@ -93,7 +98,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             results.pieces.remove()
             record(of_report(report), best.epoch if best else 0)
             seconds["evaluate"] = time.perf_counter() - started
-    content = manifest(origin.resolved(), origin.overrides, device, digests, seconds)
+    content = manifest(origin.resolved(), origin.overrides, device, digests, seconds, course)
     write_json(run_dir / MANIFEST, content)
     return best.val_robust_accuracy if best else None
 
@@ -161,11 +166,8 @@ def _train(
     run_dir: Path,
     terminal: Terminal,
     record: Record,
-) -> Epoch | None:
-    """Train `model`, or go on where a run was; leaves it with the weights of `best.pt`.
-
-    Returns the epoch that they are of.
-    """
+) -> TrainingRun:
+    """Train `model`, or go on where a run was; leaves it with the weights of `best.pt`."""
     train, validation = hold_out(split, config.dataset.validation, config.seed)
     trainer = Trainer(
         model, config.defense, config.optimizer, config.schedule, config.training,
@@ -183,7 +185,8 @@ def _train(
     )
     if config.resume is not None:
         _resume(training, terminal)
-    return training.finish()
+    training.finish()
+    return training
 
 
 def _resume(training: TrainingRun, terminal: Terminal) -> None:

@@ -21,6 +21,7 @@ def manifest(
     device: torch.device,
     data: dict[str, str],
     seconds: dict[str, float],
+    training: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The content of `manifest.json`.
 
@@ -36,12 +37,15 @@ def manifest(
         A digest of each split.
     seconds
         The time of each stage.
+    training
+        What went wrong in it; None where nothing was trained.
     """
     return {
         "command": sys.argv,
         "overrides": list(overrides),
         "configuration": configuration,
         "seconds": seconds,
+        "training": training,
         "data": data,
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
