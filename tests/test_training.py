@@ -63,6 +63,7 @@ def trainer(
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
     data: Synthetic = DATA,
+    eps: float = EPS,
     seed: int = 0,
     **settings: Any,
 ) -> Trainer:
@@ -71,7 +72,7 @@ def trainer(
         model or network(), defense or Standard(), optimizer or SGD(0.1), schedule or Constant(),
         Training(**{"epochs": 2, "batch_size": 32, "precision": Precision.fp32, **settings}),
         train=train or split, validation=validation, dataset=data,
-        norm=Norm.linf, eps=EPS, seed=seed, terminal=quiet(),
+        norm=Norm.linf, eps=eps, seed=seed, terminal=quiet(),
     )  # fmt: skip
 
 
