@@ -12,14 +12,21 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Attack, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.lbfgs import LBFGS
-from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
+from robusttrain.defenses.distill import Distill
+from robusttrain.defenses.grad_align import GradAlign
 from robusttrain.defenses.lsa import LSA, Direction
+from robusttrain.defenses.mart import MART
+from robusttrain.defenses.n_fgsm import NFGSM
 from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
+from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.threat import Norm
 
@@ -80,6 +87,15 @@ COSTS: list[tuple[Defense, int, int, int]] = [
     (RT(), 1, 0, 2),
     (LSA(direction=Direction.loss), 2, 1, 1),
     (LSA(direction=Direction.alpha), 2, CLASSES, 1),
+    (WorstCase(FriendlyPGD(steps=7, tau=7)), 8, 7, 1),
+    (NFGSM(), 2, 1, 1),
+    # Of the passes back to the parameters, the first is differentiated through.
+    (GradAlign(), 3, 1, 3),
+    (TRADES(PGD(steps=7)), 9, 7, 2),
+    (MART(PGD(steps=7)), 9, 7, 2),
+    (ALP(PGD(steps=7)), 9, 7, 2),
+    (ALP(PGD(steps=7), pairing=Pairing.clean), 1, 0, 1),
+    (Distill(PGD(steps=7), network()), 9, 7, 2),
 ]
 
 
@@ -102,6 +118,11 @@ AT_ZERO: list[Callable[[Norm], Defense]] = [
     lambda norm: WorstCase(FGSM(norm, 0.0, random_start=True)),
     lambda norm: AlphaMix(FGSM(norm, 0.0), 0.4),
     lambda norm: AlphaMix(LBFGS(norm, 0.0, steps=2, rounds=2), 0.4),
+    lambda norm: WorstCase(FriendlyPGD(norm, 0.0, steps=3)),
+    lambda norm: NFGSM(norm, 0.0),
+    lambda norm: GradAlign(norm, 0.0),
+    lambda norm: TRADES(PGD(norm, 0.0, steps=3, start=Start.gaussian)),
+    lambda norm: ALP(PGD(norm, 0.0, steps=3)),
 ]
 
 
@@ -161,7 +182,8 @@ def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense
     model.insert(2, norm)
     model.train()
     objective_of(defense, model)
-    outer = 2 if isinstance(defense, AlphaMix) else 1
-    assert norm.num_batches_tracked == outer
+    crafted_alone = not isinstance(defense, ALP) or defense.pairing is Pairing.adversarial
+    pairs = isinstance(defense, AlphaMix | GradAlign | TRADES | MART | ALP | Distill)
+    assert norm.num_batches_tracked == (2 if pairs and crafted_alone else 1)
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
