@@ -16,7 +16,7 @@ from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
-from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses import Defense, Objective, each_row
 from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.distill import Distill
@@ -28,6 +28,8 @@ from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.noise.draws import SameDraws
+from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 
 CLASSES = 4
@@ -137,6 +139,21 @@ def test_at_radius_zero_every_defense_is_standard_training(
     slopes = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
     for mine, standard in zip(*slopes, strict=True):
         torch.testing.assert_close(mine, standard, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "defense", [case[0] for case in COSTS], ids=lambda defense: type(defense).__name__
+)
+def test_several_draws_of_no_noise_are_like_one(defense: Defense) -> None:
+    """With `noise.draws` an image has several rows of logits in training, one for the attack."""
+    noisy = network()
+    Gaussian(0.0, draws=3).install(noisy, 0)
+
+    def averaged(logits: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(logits, each_row(y, logits)).view(len(y), -1).mean(1)
+
+    found = objective_of(defense, SameDraws(noisy, 3), averaged).loss
+    torch.testing.assert_close(found, objective_of(defense, network()).loss, rtol=1e-4, atol=1e-6)
 
 
 class _Recorded:
