@@ -40,9 +40,6 @@ class Ball(Protocol):
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring `x_adv` back into S(x)."""
 
-    def clip(self, delta: Tensor) -> Tensor:
-        """The perturbation of the ball that is nearest to `delta`, whatever the box."""
-
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A perturbation drawn uniformly from the ball, for each image; it may leave the box."""
 
@@ -119,9 +116,6 @@ class LinfBall(_Radius):
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         return torch.clamp(x_adv, x - self.eps, x + self.eps).clamp_(0, 1)
 
-    def clip(self, delta: Tensor) -> Tensor:
-        return delta.clamp(-self.eps, self.eps)
-
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return torch.empty_like(x).uniform_(-self.eps, self.eps, generator=generator)
 
@@ -147,11 +141,9 @@ class L2Ball(_Radius):
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         # Ball first, box second: clipping moves each pixel towards x, so it never leaves the ball.
-        return (x + self.clip(x_adv - x)).clamp_(0, 1)
-
-    def clip(self, delta: Tensor) -> Tensor:
+        delta = x_adv - x
         shrink = (self.eps / self.size(delta).clamp_min(TINY)).clamp_max(1)
-        return delta * per_image(shrink, delta)
+        return (x + delta * per_image(shrink, x)).clamp_(0, 1)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         direction = torch.empty_like(x).normal_(generator=generator)
@@ -205,13 +197,6 @@ class L1Ball(_Radius):
         rest = (kept.sum(1, keepdim=True) - self.eps).clamp_min(0)
         kept = kept - free * (rest / free.sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)
         return (x + (delta.sign() * kept).view_as(x)).clamp_(0, 1)
-
-    def clip(self, delta: Tensor) -> Tensor:
-        moved = delta.flatten(1).abs()
-        kept = (moved - _l1_threshold(moved, moved, self.eps)).clamp_min(0)
-        # The rounding of the sums, as in `project`.
-        kept = kept * (self.eps / kept.sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)
-        return delta.sign() * kept.view_as(delta)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         # Exponential sizes divided by their sum are uniform on the simplex; signs spread them.

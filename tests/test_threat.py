@@ -66,26 +66,6 @@ def feasible(threat: Ball, z: Tensor, x: Tensor) -> bool:
     return bool(inside and z.min() >= 0 and z.max() <= 1)
 
 
-class TestClip:
-    @every_norm
-    @given(seed=seeds, eps=radii)
-    def test_is_the_projection_where_the_box_is_out_of_reach(
-        self, norm: Norm, seed: int, eps: float
-    ) -> None:
-        """Scaled down by as much as it takes, the ball and what is projected fit in the box."""
-        threat, delta = ball(norm, eps), 3 * directions(seed, images(seed))
-        scale = 0.4 / max(float(delta.abs().max()), eps, 1)
-        grey = torch.full_like(delta, 0.5)
-        projected = ball(norm, scale * eps).project(grey + scale * delta, grey) - grey
-        assert torch.allclose(threat.clip(delta), projected / scale, rtol=0, atol=1e-9)
-        assert (threat.size(threat.clip(delta)) <= eps * (1 + 1e-9)).all()
-
-    @every_norm
-    def test_zero_stays(self, norm: Norm) -> None:
-        delta = torch.zeros(2, 1, 2, 2)
-        assert torch.equal(ball(norm, 0.3).clip(delta), delta)
-
-
 class TestProjection:
     @every_norm
     @given(seed=seeds, eps=radii)

@@ -19,9 +19,9 @@ class Free:
 
     Shafahi et al. 2019, Algorithm 1: a batch is replayed `replays` times, and each of them takes
     one forward and one backward pass, which gives the gradient of the weights and, at the same
-    point, that of the step d <- clip(d + step_size steepest(grad_x L)). d starts at 0, and goes on
-    from batch to batch, and through checkpoints; x + d is cut with the box, d itself is not. The
-    model is in train mode throughout.
+    point, that of the step x + d <- project(x + d + step_size steepest(grad_x L)). d starts at 0,
+    and goes on from batch to batch, and through checkpoints; where an image meets it, x + d is
+    projected on S(x), that is, cut with the box, too. The model is in train mode throughout.
 
     An epoch stays one pass over the images, and takes `replays` steps on each batch: for the cost
     of standard training divide `epochs` by `replays`, as the paper does.
@@ -64,15 +64,15 @@ class Free:
         if self.step_size is not None:
             step = self.step_size
         kept = self._delta = self._long_enough(x)
-        delta = threat.clip(kept[: len(x)])
+        x_adv = threat.project(x + kept[: len(x)], x)
         for _ in range(self.replays):
-            point = (x + delta).clamp(0, 1).requires_grad_()
+            point = x_adv.detach().requires_grad_()
             logits = model(point)
             yield Objective(loss(logits, y).mean(), adversarial=logits)
             assert point.grad is not None, "an objective was not descended"
             slope = point.grad.nan_to_num(0, 0, 0)
-            delta = threat.clip(delta + step * threat.ascent(slope, point.detach()))
-            kept[: len(x)] = delta
+            x_adv = threat.project(x_adv + step * threat.ascent(slope, x_adv), x)
+            kept[: len(x)] = x_adv - x
 
     def _long_enough(self, x: Tensor) -> Tensor:
         """What is kept, with zeros for images beyond the longest batch so far."""
