@@ -15,7 +15,7 @@ from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
 from robusttrain.data import Dataset, Split, as_input, augment, batch_count, batches
-from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses import Defense, Objective, Stateful
 from robusttrain.descent import Descent, OnNonFinite, groups, is_finite
 from robusttrain.errors import NonFiniteLossError
 from robusttrain.health import (
@@ -36,6 +36,9 @@ from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.schedules import Schedule
 from robusttrain.tally import Epoch, Tally
 from robusttrain.threat import Norm
+
+# Looking at a loss waits for the device, and looking late wastes what comes after a NaN.
+BATCHES_BETWEEN_CHECKS = 50
 
 
 @dataclass
@@ -166,6 +169,8 @@ class Trainer:
         terminal: Terminal,
     ) -> None:
         self.model, self.defense, self.settings = model, defense, settings
+        # As the curriculum has it in the epoch under way, with what it keeps from batch to batch.
+        self.present = defense
         self.train, self.validation, self.dataset = train, validation, dataset
         self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
         device = train.images.device
@@ -243,9 +248,9 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything beside the weights that the next batches depend on."""
         course, start = asdict(self.course), self.start if self.position.batch else None
-        return {**self._present(), "course": course, "start": start}
+        return {**self._moment(), "course": course, "start": start}
 
-    def _present(self) -> dict[str, Any]:
+    def _moment(self) -> dict[str, Any]:
         """What a rollback undoes, beside the weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -254,6 +259,7 @@ class Trainer:
             "position": asdict(self.position),
             "tally": self.tally.state(),
             "accuracies": self.accuracies,
+            "defense": self.present.state_dict() if isinstance(self.present, Stateful) else {},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -267,6 +273,8 @@ class Trainer:
         self.position = _Position(**state["position"])
         self.tally = Tally.of(state["tally"], self.device)
         self.accuracies = dict(state["accuracies"])
+        if isinstance(self.present, Stateful):
+            self.present.load_state_dict(state["defense"])
         self.randomness.restore(state["random_states"])
 
     def step(self, defense: Defense, x: Tensor, y: Tensor, epoch: int = 1) -> Iterator[Objective]:
@@ -293,9 +301,9 @@ class Trainer:
     def _epoch(self, bar: Bar) -> Iterator[Epoch | None]:
         settings, position = self.settings, self.position
         number = position.epoch
-        defense = settings.curriculum.at(self.defense, number, settings.epochs)
         if settings.rolls_back and position.batch == 0:
-            self.start = copy.deepcopy({"model": self.model.state_dict(), **self._present()})
+            self.start = copy.deepcopy({"model": self.model.state_dict(), **self._moment()})
+        defense = self._defense_in(number)
         self._draw_order()
         started = time.perf_counter() - position.seconds
         order = batches(
@@ -309,8 +317,9 @@ class Trainer:
             position.batch += 1
             position.seconds = time.perf_counter() - started
             bar.advance()
-            if bar.due:
+            if position.batch % BATCHES_BETWEEN_CHECKS == 0:
                 self._check()
+            if bar.due:
                 where = f"{position.batch}/{self.batches_per_epoch}"
                 loss, accuracies = self.tally.shown()
                 figures = {**self.accuracies, **accuracies, "loss": loss}
@@ -318,6 +327,14 @@ class Trainer:
             if position.batch < self.batches_per_epoch:
                 yield None
         yield self._ended()
+
+    def _defense_in(self, epoch: int) -> Defense:
+        """The defense as it is in `epoch`, with what it has kept of earlier ones."""
+        before = self.present
+        self.present = self.settings.curriculum.at(self.defense, epoch, self.settings.epochs)
+        if isinstance(before, Stateful) and isinstance(self.present, Stateful):
+            self.present.load_state_dict(before.state_dict())
+        return self.present
 
     def _draw_order(self) -> None:
         """Have the order of an epoch drawn, anew or as it was when the epoch began."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from test_training import DATA, EPS, Diverging, network, state_of, trainer
 from torch import Tensor, nn
 
-from robusttrain import checkpoint
+from robusttrain import checkpoint, training
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses import Objective
 from robusttrain.defenses.standard import Standard
@@ -21,7 +21,7 @@ from robusttrain.descent import Descent
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import SGD, Adam, AdamW, Optimizer
-from robusttrain.report.terminal import Bar, Terminal
+from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.tally import Epoch
 from robusttrain.training import Trainer, Training
@@ -194,10 +194,10 @@ def test_an_epoch_is_begun_again_at_half_the_rate() -> None:
     assert torch.equal(state_of(made.model), state_of(plain.model))
 
 
-def test_when_somebody_looks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_losses_are_looked_at_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = []
-    for due in (True, False):
-        monkeypatch.setattr(Bar, "due", property(lambda bar, due=due: due))
+    for every in (1, 50):
+        monkeypatch.setattr(training, "BATCHES_BETWEEN_CHECKS", every)
         made = fragile()
         rows = figures(list(made.epochs()))
         ends.append((state_of(made.model), rows))
@@ -242,7 +242,6 @@ def test_weights_that_are_not_finite_are_never_written(
     wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a checkpoint after every batch, and nobody who looks before the epoch ends."""
-    monkeypatch.setattr(Bar, "due", property(lambda bar: False))
     written = []
     save = checkpoint.Checkpoint.save
 
