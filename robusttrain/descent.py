@@ -1,10 +1,14 @@
 """Steps of an optimiser, and what becomes of those whose gradient is not finite."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robusttrain.defenses import Objective
 from robusttrain.noise import noise_layers
 
 
@@ -48,13 +52,54 @@ class Descent:
         if skips and isinstance(optimizer, torch.optim.SGD):
             _start_momentum(optimizer)
 
-    def begin(self) -> None:
-        """Get ready for an objective, before its first pass through the model."""
+    def descend(
+        self,
+        parts: Sequence[tuple[float, Iterator[Objective]]],
+        *,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        penalty: Callable[[], Tensor | None],
+        rate_share: float,
+    ) -> Iterator[Objective]:
+        """Descend the objectives of a batch one by one; yields each after its step.
+
+        Parameters
+        ----------
+        parts
+            The share of the images that each part of the batch has, and its objectives, which are
+            means over its images. The gradients of the parts are summed, weighted by their shares;
+            no part's graph is kept while another one is computed.
+        autocast
+            What objectives are computed in.
+        penalty
+            A scalar that is added to the loss, if there is one.
+        rate_share
+            Multiplies the learning rate.
+        """
+        while True:
+            self._begin()
+            found: list[Objective] = []
+            for share, objectives in parts:
+                # Autocast covers what the defense computes up to its next yield, not the step.
+                with autocast():
+                    objective = next(objectives, None)
+                if objective is None:
+                    return
+                if not found:
+                    self.optimizer.zero_grad(set_to_none=True)
+                extra = penalty()
+                loss = objective.loss if extra is None else objective.loss + extra
+                (share * loss).backward()  # type: ignore[no-untyped-call]
+                found.append(_without_graph(objective, share))
+            whole = _together(found)
+            yield whole._replace(loss=self._step(whole.loss, rate_share))
+
+    def _begin(self) -> None:
+        """Keep what a step that is left out has to leave behind."""
         if self.skips:
             self._before = [buffer.clone() for buffer in self.model.buffers()]
 
     @torch.no_grad()
-    def step(self, loss: Tensor, share: float = 1.0) -> Tensor:
+    def _step(self, loss: Tensor, share: float) -> Tensor:
         """Go a step along the gradients that are there, which are those of `loss`.
 
         Returns the loss, or NaN where it is finite and the gradient is not. `share` multiplies the
@@ -68,13 +113,13 @@ class Descent:
         if self._understands and self.skips:
             self.optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]
         if self._understands or not self.skips or bool(usable):
-            self._step(share)
+            self._step_by(share)
         if self.skips:
             for buffer, before in zip(self.model.buffers(), self._before, strict=True):
                 buffer.copy_(torch.where(usable, buffer, before))
         return torch.where(norm.isfinite() | ~loss.isfinite(), loss, torch.nan)
 
-    def _step(self, share: float) -> None:
+    def _step_by(self, share: float) -> None:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share
@@ -82,6 +127,19 @@ class Descent:
         # Schedules that multiply the rate they find must not find this one.
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+
+def _without_graph(objective: Objective, share: float) -> Objective:
+    """Its values alone, with the loss by its share."""
+    logits = (None if rows is None else rows.detach() for rows in objective[1:])
+    return Objective(share * objective.loss.detach(), *logits)
+
+
+def _together(parts: Sequence[Objective]) -> Objective:
+    """The objective of a batch from those of its parts, whose losses are weighted."""
+    loss = torch.stack([part.loss for part in parts]).sum()
+    columns = zip(*(part[1:] for part in parts), strict=True)
+    return Objective(loss, *(None if rows[0] is None else torch.cat(rows) for rows in columns))
 
 
 def is_finite(model: nn.Module) -> bool:

@@ -55,6 +55,8 @@ class Course:
         The best accuracy under PGD-10 of an epoch so far.
     stopped
         Whether training has ended before its time.
+    most
+        Images that fit into memory together, where it is not a whole batch.
     """
 
     rate_share: float = 1.0
@@ -62,6 +64,7 @@ class Course:
     in_epoch: int = 0
     best_pgd: float = 0.0
     stopped: bool = False
+    most: int | None = None
 
     @property
     def may_roll_back(self) -> bool:

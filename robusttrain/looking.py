@@ -23,29 +23,27 @@ class Look:
         In any mode.
     norm, eps, seed
         Of the run.
-    batch_size
-        Most images in one pass.
     """
 
     model: nn.Module
     norm: Norm
     eps: float
     seed: int
-    batch_size: int
     terminal: Terminal
 
     def __call__(
-        self, name: str, split: Split, attack: Attack | None
+        self, name: str, split: Split, attack: Attack | None, batch_size: int
     ) -> tuple[float | None, float | None]:
         """Clean accuracy, and that under `attack`, with draws that are those of `name` alone.
 
-        Both are None where there are no images or no attack.
+        No more than `batch_size` images are in one pass. Both are None where there are no images,
+        or no attack.
         """
         if split.size == 0 or attack is None:
             return None, None
         # Few draws for a model that predicts at random: this only compares epochs.
         votes = max(10, least_votes(self.model))
-        settings = Evaluation({name: attack}, batch_size=self.batch_size, eot=1, votes=votes)
+        settings = Evaluation({name: attack}, batch_size=batch_size, eot=1, votes=votes)
         with self.terminal.progress(name, split.size) as bar:
             ledger = evaluate(
                 self.model, split, settings,

@@ -34,6 +34,7 @@ from robusttrain.precision import Precision, safe
 from robusttrain.randomness import Randomness
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.schedules import Schedule
+from robusttrain.splitting import halved, is_out_of_memory, notice, parted
 from robusttrain.tally import Epoch, Tally
 from robusttrain.threat import Norm
 
@@ -183,8 +184,7 @@ class Trainer:
         if device.type == "cpu" and settings.precision.is_bf16(device):
             self.precision = safe(settings.precision, model, as_input(train.images[:1]))
         self.forward = _compiled(model) if settings.compile else model
-        draws = wanted_draws(model)
-        self.same_draws = SameDraws(self.forward, draws) if draws else None
+        self.draws = wanted_draws(model)
         self.loss = partial(
             F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing
         )
@@ -204,7 +204,7 @@ class Trainer:
         # Where the present epoch began, for those who want to go back there.
         self.start: Mapping[str, Any] | None = None
         self.watched = watched(train, defense, eps)
-        self.look = Look(model, norm, eps, seed, settings.batch_size, terminal)
+        self.look = Look(model, norm, eps, seed, terminal)
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, yielding after every epoch.
@@ -281,22 +281,39 @@ class Trainer:
         """Descend the objectives of one batch of images in [0, 1]; yields each after its step."""
         x = augment(x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
         x = x.contiguous(memory_format=self.memory_format)
-        model = self._view()
-        objectives = defense(model, x, y, loss=self._loss, generator=self.streams["attack"])
         while True:
-            self.descent.begin()
-            # Autocast covers what the defense computes up to its next yield, not the step between.
-            with self.precision.autocast(self.device):
-                objective = next(objectives, None)
-            if objective is None:
+            before = self.randomness.state()
+            try:
+                yield from self._objectives(defense, x, y, epoch)
                 break
-            self.optimizer.zero_grad(set_to_none=True)
-            extra = penalty(self.model, Progress(epoch, self.train.size))
-            loss = objective.loss if extra is None else objective.loss + extra
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss = self.descent.step(objective.loss.detach(), self.course.rate_share)
-            yield objective._replace(loss=loss)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.course.most = halved(len(y), self.course.most, self.model)
+                self.terminal.say(notice(self.course.most, self.model))
+            # Behind the exception, which holds on to memory.
+            self.randomness.restore(before)
         self.scheduler.step()
+
+    def _objectives(
+        self, defense: Defense, x: Tensor, y: Tensor, epoch: int
+    ) -> Iterator[Objective]:
+        """Descend the objectives of a batch, in parts where it does not fit into memory whole."""
+        parts = [
+            (
+                len(labels) / len(y),
+                defense(
+                    self._view(), images, labels, loss=self._loss, generator=self.streams["attack"]
+                ),
+            )
+            for images, labels in parted(x, y, self.course.most, self.model)
+        ]
+        return self.descent.descend(
+            parts,
+            autocast=partial(self.precision.autocast, self.device),
+            penalty=partial(penalty, self.model, Progress(epoch, self.train.size)),
+            rate_share=self.course.rate_share,
+        )
 
     def _epoch(self, bar: Bar) -> Iterator[Epoch | None]:
         settings, position = self.settings, self.position
@@ -350,8 +367,9 @@ class Trainer:
         if not is_finite(self.model):
             raise NonFiniteLossError(f"weights are not finite any more in epoch {position.epoch}")
         figures = self.tally.figures(position.epoch)
-        clean, robust = self.look("validation", self.validation, self.settings.validation_attack)
-        _, pgd = self.look("overfitting", self.watched, probe(self.norm, self.eps))
+        size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
+        clean, robust = self.look("validation", self.validation, attack, size)
+        _, pgd = self.look("overfitting", self.watched, probe(self.norm, self.eps), size)
         course = self.course.judged(pgd, self.settings.on_overfit)
         epoch = Epoch(
             position.epoch, position.seconds, position.lr, **figures,
@@ -366,11 +384,12 @@ class Trainer:
             self.tally.check(self.position.epoch)
 
     def _view(self) -> nn.Module:
-        """The model as defenses get it."""
-        if self.same_draws is None:
+        """The model as a defense gets it for some images."""
+        if self.draws is None:
             return self.forward
-        self.same_draws.renew(self.streams["same draws"])
-        return self.same_draws
+        view = SameDraws(self.forward, self.draws)
+        view.renew(self.streams["same draws"])
+        return view
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The outer loss of each image, (N,), on average over its draws where there are several."""

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ def edge(weights: Tensor, slope: Tensor) -> Tensor:
     return (weights - weights.detach()).abs().sqrt().sum()
 
 
+def descended(descent: Descent, loss: Tensor, rate_share: float = 1.0) -> Tensor:
+    parts = [(1.0, iter([Objective(loss)]))]
+    (objective,) = descent.descend(
+        parts, autocast=nullcontext, penalty=lambda: None, rate_share=rate_share
+    )
+    return objective.loss
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("bad", [(linear, NAN), (linear, INF), (edge, 0.0)], ids=str)
@@ -69,11 +78,7 @@ def test_a_step_that_is_skipped_has_not_been(
             if number in places:
                 steps.insert(0, (bad[0], torch.full((3,), bad[1])))
             for function, at in steps:
-                descent.begin()
-                descent.optimizer.zero_grad()
-                loss = function(model[0], at)
-                loss.backward()
-                losses.append(descent.step(loss.detach()))
+                losses.append(descended(descent, function(model[0], at)))
         weights.append(model[0].detach())
     assert all(torch.equal(weights[0], other) for other in weights[1:])
     # Not everything is a NaN, nor is the gradient always looked at through the loss.
@@ -84,8 +89,7 @@ def test_a_step_that_is_skipped_has_not_been(
 def test_the_share_of_a_step_is_that_of_its_rate() -> None:
     model = nn.ParameterList([nn.Parameter(torch.zeros(1))])
     descent = Descent(model, SGD(0.1, 0.0, 0.0).build(model.parameters()), None, skips=False)
-    (2 * model[0]).sum().backward()
-    descent.step(torch.tensor(0.0), 0.25)
+    descended(descent, (2 * model[0]).sum(), 0.25)
     assert model[0].item() == pytest.approx(-0.05)
     assert descent.optimizer.param_groups[0]["lr"] == 0.1
 
