@@ -8,8 +8,8 @@ from torch import Tensor
 
 from robusttrain.data.split import Samples, as_input
 
-# Pixel values of a portion, each in all channels: 1 GiB as floats.
-PORTION = 2**28
+# Pixel values of a portion: 128 MiB as floats, and a few times that while it is attacked.
+PORTION = 2**25
 
 
 def batch_count(size: int, batch_size: int) -> int:
@@ -43,6 +43,6 @@ def batches(
 
 
 def portions(samples: Samples) -> Iterator[Samples]:
-    """All samples in their order, in portions that take 1 GiB as floats."""
+    """All samples in their order, in portions that take 128 MiB as floats."""
     rows = torch.arange(samples.size)
     return map(samples.take, torch.split(rows, max(1, PORTION // prod(samples.image_shape))))
