@@ -342,19 +342,26 @@ class Reading:
         finally:
             os._exit(code)
 
+    def kill(self) -> None:
+        """End it, whatever it does, where it has not been waited for."""
+        if alive(self.pid):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
     def end(self, word: bytes) -> int:
         os.write(self._tells, word)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 @pytest.fixture
-def reading(pictures: Path) -> Reading:
+def reading(pictures: Path) -> Iterator[Reading]:
     samples = of(pictures, workers=2, test_share=0.1)
     assert samples.size == 2 * COUNT - 2
     process = Reading(samples)
     assert len(process.workers) == 2
     assert all(map(alive, process.workers))
-    return process
+    yield process
+    process.kill()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
