@@ -1,7 +1,7 @@
 """Memory and time of a training epoch on an image folder, streamed and in memory (Linux).
 
     python benchmarks/streaming_memory.py
-    python benchmarks/streaming_memory.py --images 10000 --workers 0 2
+    python benchmarks/streaming_memory.py --images 40000 --workers 0 2
 
 It makes a folder of JPEG files and has the command line train on it, once with
 `dataset.stream=false` and once for each number of workers. While that runs, the memory of the
@@ -11,7 +11,7 @@ process and of all its workers is read many times a second from /proc. The figur
   worker   most that a worker held of its own: private memory, without what it shares with others
   all      most that all of them held together at a time: data of theirs and shared (PSS), no
            libraries
-  extra    `all` less that of a run on 2,000 such images: what the number of images costs
+  extra    `all` less that of a run on 20,000 such images: what the number of images costs
   epoch    seconds of the epoch, by its train.csv
 """
 
@@ -29,7 +29,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-CLASSES, FEW = 10, 2_000
+CLASSES, FEW = 10, 20_000
 SETTINGS = (
     "dataset=folder", "model=mlp", "defense=standard", "epochs=1", "batch_size=128",
     "stages=[train]", "device=cpu", "training.precision=fp32",

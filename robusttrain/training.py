@@ -332,7 +332,7 @@ class Trainer:
                     self.model, portion, settings, norm=self.norm, eps=self.eps,
                     seed=streams.derived_seed(self.seed, "validation"), bar=bar,
                 )
-                for portion in portions(self.validation)
+                for portion in portions(self.validation, self.settings.batch_size)
             ]  # fmt: skip
         misclassified = np.concatenate([ledger.misclassified for ledger in ledgers])
         broken = np.concatenate([ledger.worst_case for ledger in ledgers])

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from robusttrain.data.split import Samples, as_input
 
-# Pixel values of a portion: 128 MiB as floats, and a few times that while it is attacked.
-PORTION = 2**25
+# Pixel values of a portion: 64 MiB as floats, and about eight times that while it is attacked.
+PORTION = 2**24
 
 
 def batch_count(size: int, batch_size: int) -> int:
@@ -42,7 +42,7 @@ def batches(
         yield as_input(images), labels
 
 
-def portions(samples: Samples) -> Iterator[Samples]:
-    """All samples in their order, in portions that take 128 MiB as floats."""
-    rows = torch.arange(samples.size)
-    return map(samples.take, torch.split(rows, max(1, PORTION // prod(samples.image_shape))))
+def portions(samples: Samples, batch_size: int) -> Iterator[Samples]:
+    """All samples in their order, in portions of 64 MiB as floats, and of a batch at least."""
+    size = max(batch_size, PORTION // prod(samples.image_shape))
+    return map(samples.take, torch.split(torch.arange(samples.size), size))

@@ -115,8 +115,9 @@ def test_portions_are_all_samples_in_their_order(
 ) -> None:
     samples = of(pictures)
     monkeypatch.setattr(batching_module, "PORTION", 7 * 3 * 5 * 6)
-    parts = [part.loaded() for part in portions(samples)]
+    parts = [part.loaded() for part in portions(samples, 4)]
     assert max(part.size for part in parts) == 7
+    assert max(part.size for part in portions(samples, 9)) == 9
     assert torch.equal(torch.cat([part.images for part in parts]), samples.loaded().images)
 
 
