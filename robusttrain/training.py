@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from robusttrain import ranges, streams
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
-from robusttrain.data import Dataset, Split, as_input, augment, batch_count, batches
+from robusttrain.data import Dataset, Samples, as_input, augment, batch_count, batches, portions
 from robusttrain.defenses import Defense, Objective, Stateful
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.randomised import least_votes
@@ -114,7 +115,7 @@ class Trainer:
     model
         On its device; it is trained in place.
     train, validation
-        Splits on the same device. The validation split may be empty.
+        For use on the same device. The validation split may be empty.
     dataset
         For its augmentation.
     norm, eps, seed
@@ -129,8 +130,8 @@ class Trainer:
         schedule: Schedule,
         settings: Training,
         *,
-        train: Split,
-        validation: Split,
+        train: Samples,
+        validation: Samples,
         dataset: Dataset,
         norm: Norm,
         eps: float,
@@ -142,7 +143,7 @@ class Trainer:
         self.present = defense
         self.train, self.validation, self.dataset = train, validation, dataset
         self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
-        device = train.images.device
+        device = train.device
         self.device = device
         self.memory_format = (
             torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -150,7 +151,8 @@ class Trainer:
         self.model.to(memory_format=self.memory_format)
         self.precision = settings.precision
         if device.type == "cpu" and settings.precision.is_bf16(device):
-            self.precision = safe(settings.precision, model, as_input(train.images[:1]))
+            first = train.take(torch.tensor([0])).loaded()
+            self.precision = safe(settings.precision, model, as_input(first.images))
         self.forward = _compiled(model) if settings.compile else model
         draws = wanted_draws(model)
         self.same_draws = SameDraws(self.forward, draws) if draws else None
@@ -338,14 +340,18 @@ class Trainer:
             {"validation": attack}, batch_size=self.settings.batch_size, eot=1, votes=votes
         )
         with self.terminal.progress("validation", self.validation.size) as bar:
-            ledger = evaluate(
-                self.model, self.validation, settings,
-                norm=self.norm, eps=self.eps, seed=streams.derived_seed(self.seed, "validation"),
-                bar=bar,
-            )  # fmt: skip
+            ledgers = [
+                evaluate(
+                    self.model, portion, settings, norm=self.norm, eps=self.eps,
+                    seed=streams.derived_seed(self.seed, "validation"), bar=bar,
+                )
+                for portion in portions(self.validation, self.settings.batch_size)
+            ]  # fmt: skip
+        misclassified = np.concatenate([ledger.misclassified for ledger in ledgers])
+        broken = np.concatenate([ledger.worst_case for ledger in ledgers])
         return {
-            "val_clean_accuracy": 1 - float(ledger.misclassified.mean()),
-            "val_robust_accuracy": 1 - float(ledger.worst_case.mean()),
+            "val_clean_accuracy": 1 - float(misclassified.mean()),
+            "val_robust_accuracy": 1 - float(broken.mean()),
         }
 
 
