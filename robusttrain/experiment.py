@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from robusttrain import foreign, ranges
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import GROUPS, Config, Stage, network
-from robusttrain.data import Info, Split, hold_out
+from robusttrain.data import Info, Samples, Streamed, hold_out
 from robusttrain.defenses import WithModels
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
@@ -83,16 +84,19 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     train, test = config.dataset.load()
     for split in (train, test):
         intake.refuse_outside_box(split, origin.names["dataset"])
-    digests = {"train": train.digest(), "test": test.digest()}
+    if Stage.evaluate in config.stages:
+        intake.refuse_too_many(test, config.evaluation.choose(test.size), device)
+    digests = _digests(train, test, terminal)
+    if Stage.evaluate in config.stages:
+        # An image that cannot be decoded is told of before the work, not after days of training.
+        test = _placed(test, "cpu", "test", terminal)
     best: Epoch | None = None
     course: dict[str, Any] | None = None
     model.to(device)
     with config.logger.record(run_dir, origin.parameters()) as record:
         if Stage.train in config.stages:
             started = time.perf_counter()
-            training = _train(
-                config, origin, model, info, train.to(device), run_dir, terminal, record
-            )
+            training = _train(config, origin, model, info, train, run_dir, terminal, record)
             best, course = training.best, summary(training.epochs)
             seconds["train"] = time.perf_counter() - started
         if Stage.evaluate in config.stages:
@@ -172,18 +176,38 @@ def _noise_of_training(config: Config, model: nn.Module, given: Checkpoint | For
     return f"sigma {sigmas[0]:g}" if sigmas else "no noise"
 
 
+def _digests(train: Samples, test: Samples, terminal: Terminal) -> dict[str, str]:
+    with terminal.progress("looking at the data", train.size + test.size) as bar:
+        return {"train": train.digest(bar.advance), "test": test.digest(bar.advance)}
+
+
+def _placed(samples: Samples, device: torch.device | str, name: str, terminal: Terminal) -> Samples:
+    """The samples for use on `device`; says so where they are not in memory."""
+    with terminal.progress(f"{name} images", samples.size) as bar:
+        placed = samples.to(device, bar.advance)
+    if isinstance(placed, Streamed) and placed.size:
+        size = f"{placed.decoded / 1e9:.3g} GB decoded"
+        terminal.say(f"{placed.size} {name} images stay in their files ({size})")
+    return placed
+
+
 def _train(
     config: Config,
     origin: Origin,
     model: nn.Module,
     info: Info,
-    split: Split,
+    samples: Samples,
     run_dir: Path,
     terminal: Terminal,
     record: Record,
 ) -> TrainingRun:
     """Train `model`, or go on where a run was; leaves it with the weights of `best.pt`."""
-    train, validation = hold_out(split, config.dataset.validation, config.seed)
+    parts = hold_out(samples, config.dataset.validation, config.seed)
+    device = config.torch_device()
+    train, validation = (
+        _placed(part, device, name, terminal)
+        for part, name in zip(parts, ("training", "validation"), strict=True)
+    )
     trainer = Trainer(
         model, config.defense, config.optimizer, config.schedule, config.training,
         train=train, validation=validation, dataset=config.dataset,
@@ -232,7 +256,7 @@ def _inspect(
     names: Mapping[str, str],
     model: nn.Module,
     is_foreign: bool,
-    test: Split,
+    test: Samples,
     terminal: Terminal,
 ) -> None:
     """Say what makes the figures of an evaluation mean something else than they seem to."""
@@ -244,7 +268,7 @@ def _inspect(
 
 
 def _evaluate(
-    config: Config, model: nn.Module, test: Split, run_dir: Path, terminal: Terminal
+    config: Config, model: nn.Module, test: Samples, run_dir: Path, terminal: Terminal
 ) -> Examined:
     return examined(
         model, test, config.evaluation,

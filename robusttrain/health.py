@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
+
 from robusttrain.attacks.pgd import PGD
 from robusttrain.curriculum import has_radius
-from robusttrain.data import Split
+from robusttrain.data import Samples, Split
 from robusttrain.tally import Epoch
 from robusttrain.threat import Norm
 
@@ -98,7 +100,7 @@ def probe(norm: Norm, eps: float) -> PGD:
     return PGD(norm=norm, eps=eps, steps=10)
 
 
-def watched(train: Split, defense: Any, eps: float) -> Split:
+def watched(train: Samples, defense: Any, eps: float) -> Split:
     """The first images of a training split, for `probe` after every epoch: up to 128.
 
     They are a twentieth of a small split, and 32 at least. That costs about 20 passes of each: next
@@ -109,7 +111,7 @@ def watched(train: Split, defense: Any, eps: float) -> Split:
     size = min(WATCHED_MOST, max(WATCHED_LEAST, train.size // WATCHED_PART))
     if eps == 0 or not has_radius(defense):
         size = 0
-    return Split(train.images[:size], train.labels[:size])
+    return train.take(torch.arange(min(size, train.size))).loaded()
 
 
 def remarks(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
-from robusttrain.data import Dataset, Split, as_input, augment, batch_count, batches
+from robusttrain.data import Dataset, Samples, as_input, augment, batch_count, batches
 from robusttrain.defenses import Defense, Objective, Stateful
 from robusttrain.descent import Descent, OnNonFinite, groups, is_finite
 from robusttrain.errors import NonFiniteLossError
@@ -146,7 +146,7 @@ class Trainer:
     model
         On its device; it is trained in place.
     train, validation
-        Splits on the same device. The validation split may be empty.
+        For use on the same device. The validation split may be empty.
     dataset
         For its augmentation.
     norm, eps, seed
@@ -161,8 +161,8 @@ class Trainer:
         schedule: Schedule,
         settings: Training,
         *,
-        train: Split,
-        validation: Split,
+        train: Samples,
+        validation: Samples,
         dataset: Dataset,
         norm: Norm,
         eps: float,
@@ -174,7 +174,7 @@ class Trainer:
         self.present = defense
         self.train, self.validation, self.dataset = train, validation, dataset
         self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
-        device = train.images.device
+        device = train.device
         self.device = device
         self.memory_format = (
             torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -182,7 +182,8 @@ class Trainer:
         self.model.to(memory_format=self.memory_format)
         self.precision = settings.precision
         if device.type == "cpu" and settings.precision.is_bf16(device):
-            self.precision = safe(settings.precision, model, as_input(train.images[:1]))
+            first = train.take(torch.tensor([0])).loaded()
+            self.precision = safe(settings.precision, model, as_input(first.images))
         self.forward = _compiled(model) if settings.compile else model
         self.draws = wanted_draws(model)
         self.loss = partial(
