@@ -16,6 +16,7 @@ from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import GROUPS, Config, Stage, network
 from robusttrain.data import Info, Samples, Streamed, hold_out
 from robusttrain.defenses import WithModels
+from robusttrain.determinism import deterministic, flags
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.certification import certifiable
@@ -93,7 +94,11 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     best: Epoch | None = None
     course: dict[str, Any] | None = None
     model.to(device)
-    with config.logger.record(run_dir, origin.parameters()) as record:
+    with (
+        deterministic(config.deterministic),
+        config.logger.record(run_dir, origin.parameters()) as record,
+    ):
+        repeatable = flags()
         if Stage.train in config.stages:
             started = time.perf_counter()
             training = _train(config, origin, model, info, train, run_dir, terminal, record)
@@ -108,7 +113,10 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             results.pieces.remove()
             record(of_report(report), best.epoch if best else 0)
             seconds["evaluate"] = time.perf_counter() - started
-    content = manifest(origin.resolved(), origin.overrides, device, digests, seconds, course)
+    content = manifest(
+        origin.resolved(), origin.overrides, device, digests, seconds,
+        training=course, determinism=repeatable,
+    )  # fmt: skip
     write_json(run_dir / MANIFEST, content)
     return best.val_robust_accuracy if best else None
 
