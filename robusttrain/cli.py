@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -74,7 +75,9 @@ def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | N
         raise
     except FORESEEN as error:
         log.error(explain(error))
-        _remove_if_untouched(run_dir)
+        # Where the directory is gone or closed, that is what the error says.
+        with suppress(OSError):
+            _remove_if_untouched(run_dir)
         raise
 
 
@@ -93,6 +96,11 @@ def main() -> None:
                 sweep.conclude(Terminal())
     except FORESEEN as error:
         _leave(error)
+    except ValueError as error:
+        # So logging says that it cannot write to its file, in the first place where a run writes.
+        if not isinstance(error.__cause__, OSError):
+            raise
+        _leave(error.__cause__)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
 
