@@ -21,7 +21,9 @@ TABLES = ("train.csv", "report.csv", "samples.csv", "curve.csv", "audit.csv", "c
 TIMES = ["seconds"]
 
 # What else may explain a difference.
-CIRCUMSTANCES = ("data", "device_name", "threads", "python", "platform", "versions", "git")
+CIRCUMSTANCES = (
+    "data", "device_name", "threads", "processes", "python", "platform", "versions", "git",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from robusttrain.data.augment import augment
-from robusttrain.data.batching import batch_count, batches
+from robusttrain.data.batching import batch_count, batches, bounds
 from robusttrain.data.split import Info, Split, as_input, hold_out
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "augment",
     "batch_count",
     "batches",
+    "bounds",
     "hold_out",
 ]
 
