@@ -139,7 +139,7 @@ class _Synchronised(_BatchNorm):
         if held or not self.training or not torch.is_grad_enabled():
             return super().forward(x)
         mean, variance, count = _moments(x)
-        self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        self._follow(mean, variance, count)
         scale = (variance + self.eps).rsqrt()
         scale = scale * self.weight if self.affine else scale
         shift = -mean * scale
@@ -147,7 +147,8 @@ class _Synchronised(_BatchNorm):
         shape = [1, -1, *[1] * (x.dim() - 2)]
         return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
 
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics towards those of the batch."""
         if not self.track_running_stats:
             return
@@ -158,7 +159,7 @@ class _Synchronised(_BatchNorm):
         momentum = self.momentum
         rate = 1 / int(self.num_batches_tracked) if momentum is None else momentum
         self.running_mean.lerp_(mean, rate)
-        self.running_var.lerp_(variance, rate)
+        self.running_var.lerp_(variance * count / (count - 1), rate)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions, as the layer in whose place it is has been looked at."""
