@@ -65,18 +65,8 @@ def job(config: DictConfig) -> float | None:
 def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | None:
     run_dir = distributed.from_main(lambda: Path(chosen.runtime.output_dir))
     again = f"{distributed.command()} {shlex.quote(f'resume={run_dir}')} goes on"
-    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
     try:
-        with alone_in(run_dir) if distributed.is_main() else nullcontext():
-            built, origin = _prepared(config, names, list(chosen.overrides.task))
-            if built.keep_memory:
-                keep_freed_memory()
-            command = Command.of(chosen, sys.argv[1:])
-            if built.resume is None and distributed.is_main():
-                (run_dir / MANIFEST).unlink(missing_ok=True)
-                command.write(run_dir)
-            origin = origin._replace(overrides=command.words)
-            return experiment.run(built, origin, run_dir, terminal)
+        return _run_in(run_dir, config, chosen, terminal)
     except Interrupted as interrupted:
         terminal.say(f"stopped by {interrupted}: {again}")
         raise
@@ -88,7 +78,24 @@ def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | N
     except RuntimeError as error:
         if not distributed.is_loss(error):
             raise
+        log.error(LOST)
         raise ProcessLostError(f"{LOST}: {again}") from error
+
+
+def _run_in(
+    run_dir: Path, config: DictConfig, chosen: HydraConf, terminal: Terminal
+) -> float | None:
+    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
+    with alone_in(run_dir) if distributed.is_main() else nullcontext():
+        built, origin = _prepared(config, names, list(chosen.overrides.task))
+        if built.keep_memory:
+            keep_freed_memory()
+        command = Command.of(chosen, sys.argv[1:])
+        if built.resume is None and distributed.is_main():
+            (run_dir / MANIFEST).unlink(missing_ok=True)
+            command.write(run_dir)
+        origin = origin._replace(overrides=command.words)
+        return experiment.run(built, origin, run_dir, terminal)
 
 
 def main() -> None:
@@ -109,6 +116,9 @@ def main() -> None:
         except FORESEEN as error:
             _leave(error)
         except Interrupted as interrupted:
+            if distributed.is_loss(interrupted):
+                # torchrun ends all processes when one has gone.
+                _leave(ProcessLostError(LOST))
             sys.exit(128 + interrupted.signum)
         except RuntimeError as error:
             if not distributed.is_loss(error):
@@ -123,6 +133,8 @@ def _one_voice() -> Iterator[None]:
         yield
         return
     warnings.simplefilter("ignore")
+    # Without any handler, Python would print what goes to the log.
+    log.addHandler(logging.NullHandler())
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         yield
 

@@ -217,9 +217,11 @@ def command() -> str:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether `error` says that another process has gone, or does not answer."""
+    """Whether `error`, or what it came from, is that another process has gone or is silent."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
+    named = isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
+    behind = error.__context__
+    return isinstance(error, dist.DistError) or named or (behind is not None and is_loss(behind))
 
 
 def last_words(message: str) -> str | int:

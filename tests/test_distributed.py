@@ -399,15 +399,22 @@ RUN = [
 
 # Imports once, then forks processes as torchrun would start them.
 DRIVER = """
-import json, os, signal, socket, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
+import scipy.stats
+from torch.distributed import TCPStore
+from robusttrain import cli
 from robusttrain.__main__ import main
 
+os.environ |= {
+    "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "TORCHELASTIC_RESTART_COUNT": "0",
+}
+stores = []
+
 def start(name, arguments, size=2):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    os.environ |= {"WORLD_SIZE": str(size), "MASTER_PORT": str(stores[-1].port)}
     return [begin(f"{name}.{rank}", arguments, rank) for rank in range(size)]
 
 def begin(name, arguments, rank):
@@ -507,7 +514,7 @@ def test_processes_that_are_told_to_stop_leave_after_the_same_batch_and_go_on(
     ("name", "message"),
     [
         ("sweep", "-m is not allowed under torchrun"),
-        ("wrong", "eps=-1.0 is not allowed"),
+        ("wrong", "eps=-1 is not allowed"),
         ("gone", "resume=nowhere is no directory of a run"),
     ],
 )
@@ -517,9 +524,8 @@ def test_a_refusal_is_said_once(
     folder, codes = driven
     assert codes[name] == [1, 1]
     both = "".join(said(folder, name))
-    assert re.findall(r"robusttrain: process \d of 2: ", both)
-    assert both.count("robusttrain:") == 1
-    assert message in both
+    assert re.search(rf"robusttrain: process \d of 2: {message}", both)
+    assert both.count(message) == 1
     assert "Traceback" not in both
 
 
@@ -539,11 +545,11 @@ def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(
         for arguments, killed in (([*RUN, "hydra.run.dir=killed"], "1"), (["resume=killed"], ""))
     ]  # fmt: skip
     assert [each.returncode for each in done] == [1, 0], done[1].stderr
-    message = (
-        r"robusttrain: process 0 of 2: another process of this run has ended or does not answer: "
-        r"torchrun --nproc_per_node=2 -m robusttrain resume=\S*killed goes on"
-    )
-    assert re.search(message, done[0].stderr)
+    # torchrun may have told the first process to stop before it has noticed.
+    message = "robusttrain: process 0 of 2: another process of this run has ended"
+    assert message in done[0].stderr or "stopped by SIGTERM" in done[0].stdout
+    how = r"torchrun --nproc_per_node=2 -m robusttrain resume=\S*killed goes on"
+    assert re.search(how, done[0].stderr + done[0].stdout)
     same(tmp_path / "killed", driven[0] / "whole")
 
 
