@@ -138,10 +138,9 @@ def certify(
     assert theorem is not None
     own = []
     for position, place in list(enumerate(index.tolist()))[distributed.share(len(index))]:
-        own.append(_certified(subject, position, place, settings, noise))
+        own.append((position, _certified(subject, position, place, settings, noise)))
         advance(1)
-    everyones = chain.from_iterable(distributed.everyones(own))
-    images = sorted(everyones, key=lambda image: image.index)
+    images = list(dict(sorted(chain.from_iterable(distributed.everyones(own)))).values())
     curve = [_point(images, theorem, radius) for radius in settings.radii]
     within, check = _attacked(subject, images, settings, theorem, advance)
     return Certificates(images, theorem, Audit(within, curve, [check]))
