@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +14,7 @@ from robusttrain import distributed, foreign, ranges
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import GROUPS, Config, Stage, network
 from robusttrain.data import Info, Split, hold_out
+from robusttrain.defenses import WithModels
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.certification import certifiable
@@ -22,11 +24,13 @@ from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.loggers import Record, flat, of_epoch, of_report
 from robusttrain.loggers.none import NoLogger
 from robusttrain.manifest import manifest
+from robusttrain.models import build_model
 from robusttrain.noise import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import MANIFEST
+from robusttrain.saved import load_model
 from robusttrain.tally import Epoch
 from robusttrain.training import Trainer
 from robusttrain.training_run import TrainingRun, newest_checkpoint
@@ -74,6 +78,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     info = config.dataset.info()
     given = None if config.checkpoint is None else foreign.load(config.checkpoint)
     distributed.settle_on(device)
+    if Stage.train in config.stages and isinstance(config.defense, WithModels):
+        config.defense = config.defense.with_models(partial(_other_model, config, info))
     model = _model(config, info, given, terminal)
     _check_votes(config, model, given, terminal)
     seconds: dict[str, float] = {}
@@ -124,6 +130,15 @@ def _model(
     elif given is not None:
         given.load_into(model, str(config.checkpoint))
     return model
+
+
+def _other_model(config: Config, info: Info, key: str, run: str) -> nn.Module:
+    """The model of the run that the defense's `key` names, for the images and classes of `info`."""
+    try:
+        model = load_model(run, trust=config.trust)
+        return build_model(model, info.num_classes, info.image_shape)
+    except InputError as error:
+        raise InputError(f"defense.{key}={run}: {error}") from error
 
 
 def _check_votes(

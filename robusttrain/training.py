@@ -14,7 +14,7 @@ from robusttrain import distributed, ranges, replicas, streams
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
 from robusttrain.data import Dataset, Split, as_input, augment, batch_count, batches, bounds
-from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses import Defense, Objective, Stateful
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.randomised import least_votes
@@ -143,6 +143,8 @@ class Trainer:
         terminal: Terminal,
     ) -> None:
         self.model, self.defense, self.settings = model, defense, settings
+        # As the curriculum has it in the epoch under way, with what it keeps from batch to batch.
+        self.present = defense
         self.train, self.validation, self.dataset = train, validation, dataset
         self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
         device = train.images.device
@@ -216,6 +218,7 @@ class Trainer:
             "position": asdict(self.position),
             "tally": self.tally.state(),
             "accuracies": self.accuracies,
+            "defense": self.present.state_dict() if isinstance(self.present, Stateful) else {},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -225,6 +228,8 @@ class Trainer:
         self.position = _Position(**state["position"])
         self.tally = Tally.of(state["tally"], self.device)
         self.accuracies = dict(state["accuracies"])
+        if isinstance(self.present, Stateful):
+            self.present.load_state_dict(state["defense"])
         states = state["random_states"]
         torch.set_rng_state(states["torch"])
         if self.device.type == "cuda":
@@ -270,7 +275,7 @@ class Trainer:
     def _epoch(self, bar: Bar) -> Iterator[Epoch | None]:
         settings, position = self.settings, self.position
         number = position.epoch
-        defense = settings.curriculum.at(self.defense, number, settings.epochs)
+        defense = self._defense_in(number)
         self._draw_order()
         started = time.perf_counter() - position.seconds
         order = batches(
@@ -293,6 +298,14 @@ class Trainer:
             if position.batch < self.batches_per_epoch:
                 yield None
         yield self._ended()
+
+    def _defense_in(self, epoch: int) -> Defense:
+        """The defense as it is in `epoch`, with what it has kept of earlier ones."""
+        before = self.present
+        self.present = self.settings.curriculum.at(self.defense, epoch, self.settings.epochs)
+        if isinstance(before, Stateful) and isinstance(self.present, Stateful):
+            self.present.load_state_dict(before.state_dict())
+        return self.present
 
     def _draw_order(self) -> None:
         """Have the order of an epoch drawn, anew or as it was when the epoch began."""

@@ -19,7 +19,7 @@ from robusttrain.training import Trainer
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 # What training has of its own in each process that takes part.
-OWN = ("random_states", "tally")
+OWN = ("random_states", "tally", "defense")
 
 
 class TrainingRun:

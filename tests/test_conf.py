@@ -39,8 +39,12 @@ NEEDED = {
     ("dataset", "folder"): ["dataset.path=/nowhere"],
     ("attack", "carlini_wagner"): ["norm=l2"],
     ("attack", "transfer"): ["attack.source.run=/nowhere"],
+    ("defense", "distill"): ["defense.teacher=/nowhere"],
     ("noise", "stack"): ["+noise@noise.mechanisms.one=rse"],
 }
+
+# What a defense refuses: attacks that start where its divergence has no slope.
+REFUSED = {("trades", "fgsm"), ("trades", "mim")}
 
 # What the run of a transfer attack holds here.
 SOURCE = torch.nn.Identity()
@@ -96,9 +100,14 @@ def test_every_group_of_components_has_its_folder() -> None:
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_a_defense_takes_every_attack(defense: str) -> None:
     # The one norm that every attack knows.
-    node = composed(f"defense={defense}", "norm=l2", "evaluation=quick")
+    needed = NEEDED.get(("defense", defense), [])
+    node = composed(f"defense={defense}", "norm=l2", "evaluation=quick", *needed)
     for attack in ATTACKS:
         node.attack = chosen("attack", attack).attack
+        if (defense, attack) in REFUSED:
+            with pytest.raises(InputError, match=r"^defense\.attack\.random_start=False"):
+                configs.build(node)
+            continue
         config = configs.build(node)
         used = getattr(config.defense, "attack", None)
         assert used is None or used == config.attack

@@ -29,6 +29,7 @@ from robusttrain.defenses import Defense
 from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
+from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
@@ -45,15 +46,29 @@ from robusttrain.tally import Epoch
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer, Training
 
+pytestmark = pytest.mark.long
+
 EPS, BATCH = 0.05, 16
 # 101 images in batches of 32: the last has five, two of them for the first process.
 DATA = Synthetic([1, 4, 4], 3, train_size=132, test_size=41, noise=0.3, validation=31)
 GREEDY = PGD(eps=EPS, steps=3, random_start=False)
+
+
+@dataclass
+class Nudged:
+    """PGD from next to the image, without a draw."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+        return GREEDY(model, (x + EPS / 2).clamp(0, 1), y, **keys)
+
+
 DEFENSES: dict[str, Defense] = {
     "standard": Standard(),
     "alpha_mix": AlphaMix(GREEDY),
     "rt": RT(eps=EPS),
     "madry": WorstCase(GREEDY),
+    # Its attack comes between two passes that are descended together.
+    "trades": TRADES(Nudged()),
 }
 
 

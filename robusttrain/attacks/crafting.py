@@ -17,7 +17,10 @@ from robusttrain.noise import NoiseLayer
 from robusttrain.threat import Ball, Norm, ball
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits (N, K), labels (N,)) -> the loss of each image, (N,)."""
+"""(logits (N, K), labels (N,)) -> the loss of each image, (N,).
+
+One that keeps something for each image has `take(rows)`, which gives it for some of the images.
+"""
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -155,7 +158,8 @@ class Surrogate:
 
     def take(self, rows: Tensor | slice) -> Self:
         """The same function for some of the images."""
-        return replace(self, labels=self.labels[rows])
+        loss = self.loss.take(rows) if hasattr(self.loss, "take") else self.loss
+        return replace(self, labels=self.labels[rows], loss=loss)
 
     def value(self, logits: Tensor) -> Tensor:
         """What the attack maximises, shape (N,)."""
