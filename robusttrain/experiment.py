@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from robusttrain import distributed, foreign, ranges
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import GROUPS, Config, Stage, network
-from robusttrain.data import Info, Split, hold_out
+from robusttrain.data import Info, Samples, Streamed, hold_out
 from robusttrain.defenses import WithModels
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
@@ -83,17 +84,18 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     model = _model(config, info, given, terminal)
     _check_votes(config, model, given, terminal)
     seconds: dict[str, float] = {}
-    train, test = distributed.in_turns(config.dataset.load)
-    for split in (train, test):
-        intake.refuse_outside_box(split, origin.names["dataset"])
-    digests = {"train": train.digest(), "test": test.digest()}
+    train, test = _loaded(config, origin.names["dataset"], device)
+    digests = _digests(train, test, terminal)
+    if Stage.evaluate in config.stages:
+        # An image that cannot be decoded is told of before the work, not after days of training.
+        test = _placed(test, "cpu", "test", terminal)
     best: Epoch | None = None
     model.to(device)
     logger = config.logger if distributed.is_main() else NoLogger()
     with logger.record(run_dir, origin.parameters()) as record:
         if Stage.train in config.stages:
             started = time.perf_counter()
-            best = _train(config, origin, model, info, train.to(device), run_dir, terminal, record)
+            best = _train(config, origin, model, info, train, run_dir, terminal, record)
             seconds["train"] = time.perf_counter() - started
         if Stage.evaluate in config.stages:
             started = time.perf_counter()
@@ -110,6 +112,16 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         content = manifest(origin.resolved(), origin.overrides, device, digests, seconds)
         write_json(run_dir / MANIFEST, content)
     return best.val_robust_accuracy if best else None
+
+
+def _loaded(config: Config, name: str, device: torch.device) -> tuple[Samples, Samples]:
+    """The training and the test set, of which nothing is left that could be refused."""
+    train, test = distributed.in_turns(config.dataset.load)
+    for samples in (train, test):
+        intake.refuse_outside_box(samples, name)
+    if Stage.evaluate in config.stages:
+        intake.refuse_too_many(test, config.evaluation.choose(test.size), device)
+    return train, test
 
 
 def _model(
@@ -175,12 +187,27 @@ def _noise_of_training(config: Config, model: nn.Module, given: Checkpoint | For
     return f"sigma {sigmas[0]:g}" if sigmas else "no noise"
 
 
+def _digests(train: Samples, test: Samples, terminal: Terminal) -> dict[str, str]:
+    with terminal.progress("looking at the data", train.size + test.size) as bar:
+        return {"train": train.digest(bar.advance), "test": test.digest(bar.advance)}
+
+
+def _placed(samples: Samples, device: torch.device | str, name: str, terminal: Terminal) -> Samples:
+    """The samples for use on `device`; says so where they are not in memory."""
+    with terminal.progress(f"{name} images", samples.size) as bar:
+        placed = samples.to(device, bar.advance)
+    if isinstance(placed, Streamed) and placed.size:
+        size = f"{placed.decoded / 1e9:.3g} GB decoded"
+        terminal.say(f"{placed.size} {name} images stay in their files ({size})")
+    return placed
+
+
 def _train(
     config: Config,
     origin: Origin,
     model: nn.Module,
     info: Info,
-    split: Split,
+    samples: Samples,
     run_dir: Path,
     terminal: Terminal,
     record: Record,
@@ -189,7 +216,12 @@ def _train(
 
     Returns the epoch that they are of.
     """
-    train, validation = hold_out(split, config.dataset.validation, config.seed)
+    parts = hold_out(samples, config.dataset.validation, config.seed)
+    device = config.torch_device()
+    train, validation = (
+        _placed(part, device, name, terminal)
+        for part, name in zip(parts, ("training", "validation"), strict=True)
+    )
     trainer = Trainer(
         model, config.defense, config.optimizer, config.schedule, config.training,
         train=train, validation=validation, dataset=config.dataset,
@@ -237,7 +269,7 @@ def _inspect(
     names: Mapping[str, str],
     model: nn.Module,
     is_foreign: bool,
-    test: Split,
+    test: Samples,
     terminal: Terminal,
 ) -> None:
     """Say what makes the figures of an evaluation mean something else than they seem to."""
@@ -249,7 +281,7 @@ def _inspect(
 
 
 def _evaluate(
-    config: Config, model: nn.Module, test: Split, run_dir: Path, terminal: Terminal
+    config: Config, model: nn.Module, test: Samples, run_dir: Path, terminal: Terminal
 ) -> Examined:
     return examined(
         model, test, config.evaluation,

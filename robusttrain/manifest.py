@@ -33,7 +33,8 @@ def manifest(
     device
         Where the run computed.
     data
-        A digest of each split.
+        A digest of each split: of pixels and labels, or, where it begins with `files:`, of what the
+        heads of its files hold.
     seconds
         The time of each stage.
     """

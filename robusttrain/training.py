@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from robusttrain import distributed, ranges, replicas, streams
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
-from robusttrain.data import Dataset, Split, as_input, augment, batch_count, batches, bounds
+from robusttrain.data import (
+    Dataset,
+    Samples,
+    as_input,
+    augment,
+    batch_count,
+    batches,
+    bounds,
+    portions,
+)  # fmt: skip
 from robusttrain.defenses import Defense, Objective, Stateful
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, evaluate
@@ -119,7 +128,7 @@ class Trainer:
     model
         On its device; it is trained in place.
     train, validation
-        Splits on the same device. The validation split may be empty.
+        For use on the same device. The validation split may be empty.
     dataset
         For its augmentation.
     norm, eps, seed
@@ -134,8 +143,8 @@ class Trainer:
         schedule: Schedule,
         settings: Training,
         *,
-        train: Split,
-        validation: Split,
+        train: Samples,
+        validation: Samples,
         dataset: Dataset,
         norm: Norm,
         eps: float,
@@ -147,7 +156,7 @@ class Trainer:
         self.present = defense
         self.train, self.validation, self.dataset = train, validation, dataset
         self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
-        device = train.images.device
+        device = train.device
         self.device = device
         self.memory_format = (
             torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -155,7 +164,8 @@ class Trainer:
         self.model.to(memory_format=self.memory_format)
         self.precision = settings.precision
         if device.type == "cpu" and settings.precision.is_bf16(device):
-            self.precision = safe(settings.precision, model, as_input(train.images[:1]))
+            first = train.take(torch.tensor([0])).loaded()
+            self.precision = safe(settings.precision, model, as_input(first.images))
         _refuse_too_few(train)
         if settings.sync_batchnorm:
             replicas.synchronise_batch_norm(model)
@@ -369,12 +379,12 @@ class Trainer:
         seed = distributed.own_seed(streams.derived_seed(self.seed, "validation"))
         broken = {"clean": 0, "robust": 0}
         with self.terminal.progress("validation", mine.size) as bar:
-            if mine.size:
+            for portion in portions(mine, self.settings.batch_size):
                 ledger = evaluate(
-                    self.model, mine, settings, norm=self.norm, eps=self.eps, seed=seed, bar=bar
+                    self.model, portion, settings, norm=self.norm, eps=self.eps, seed=seed, bar=bar
                 )
-                broken["clean"] = int(ledger.misclassified.sum())
-                broken["robust"] = int(ledger.worst_case.sum())
+                broken["clean"] += int(ledger.misclassified.sum())
+                broken["robust"] += int(ledger.worst_case.sum())
         total = distributed.summed(broken)
         return {
             f"val_{name}_accuracy": 1 - count / self.validation.size
@@ -382,14 +392,14 @@ class Trainer:
         }
 
 
-def _part(split: Split) -> Split:
+def _part(split: Samples) -> Samples:
     """What this process looks at of a split."""
     if distributed.size() == 1:
         return split
     return split.take(torch.arange(split.size)[distributed.share(split.size)])
 
 
-def _refuse_too_few(train: Split) -> None:
+def _refuse_too_few(train: Samples) -> None:
     if train.size < distributed.size():
         raise InputError(
             f"{train.size} training images cannot be divided over {distributed.size()} processes"

@@ -13,7 +13,7 @@ from torch import nn
 
 from robusttrain import distributed
 from robusttrain.attacks import Attack
-from robusttrain.data import Split
+from robusttrain.data import Samples
 from robusttrain.evaluation.accuracy import Evaluation, attack_all, examine, rounded
 from robusttrain.evaluation.audit import NO_AUDIT, PIECES, PIECES_OF_NOISE, Audit, audit
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
@@ -48,7 +48,7 @@ class Examined(NamedTuple):
 
 def examined(
     model: nn.Module,
-    split: Split,
+    samples: Samples,
     settings: Evaluation,
     *,
     norm: Norm,
@@ -58,7 +58,7 @@ def examined(
     origin: object,
     terminal: Terminal,
 ) -> Examined:
-    """Attack `model` on the chosen images of `split`, certify them if asked, and audit the figures.
+    """Attack `model` on the chosen images, certify them if asked, and audit the figures.
 
     Finished pieces of work are kept in `folder`, so that a killed evaluation goes on when it is
     started again on the same images, weights and settings, and with an `origin` of the same repr:
@@ -68,7 +68,7 @@ def examined(
     """
     with modes_restored(model), _predicting(model, settings):
         model.eval()
-        index, subject = examine(model, split, settings, seed)
+        index, subject = examine(model, samples, settings, seed)
         # How the images are cut into batches, and by what they are computed, shows in rounding.
         how = origin, settings, norm, eps, seed, subject.batch_size, subject.x.device
         processes = distributed.rank(), distributed.size()
