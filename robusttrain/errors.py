@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class NonFiniteLossError(ArithmeticError):
     """The training loss became NaN or infinite; the message says when."""
+
+
+class ProcessLostError(RuntimeError):
+    """A process that takes part in the run has ended, or does not answer."""

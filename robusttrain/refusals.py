@@ -14,12 +14,13 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
-from robusttrain.errors import InputError, NonFiniteLossError
+from robusttrain.errors import InputError, NonFiniteLossError, ProcessLostError
 
 # What is no defect of ours: it ends with a message instead of a traceback.
 FORESEEN = (
     InputError,
     NonFiniteLossError,
+    ProcessLostError,
     HydraException,
     OmegaConfBaseException,
     YAMLError,
