@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -17,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import config as configs
-from robusttrain import experiment, interruption, streams, sweep
+from robusttrain import engines, experiment, interruption, streams, sweep
 from robusttrain.allocator import keep_freed_memory
 from robusttrain.errors import InputError
 from robusttrain.interruption import Interrupted
@@ -42,13 +43,16 @@ log = logging.getLogger("robusttrain")
 def job(config: DictConfig) -> float | None:
     """One run, in the directory that Hydra has made for it."""
     chosen = HydraConfig.get()
-    terminal = Terminal()
     if chosen.mode == RunMode.MULTIRUN:
-        return sweep.recorded(chosen, config, lambda: _run(config, chosen, terminal), terminal)
+        return sweep.job(chosen, config, lambda terminal: _run(config, chosen, terminal))
+    terminal, started = Terminal(), time.perf_counter()
     try:
         result = _run(config, chosen, terminal)
     except FORESEEN as error:
         _leave(error)
+    if config.resume is not None:
+        seconds = time.perf_counter() - started
+        sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
     # The last line, whole whatever the width of the terminal, for people and scripts to copy.
     terminal.say(chosen.runtime.output_dir)
     return result
@@ -81,16 +85,15 @@ def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | N
 def main() -> None:
     """Run the command line; exit with 1 and one clear message where the input is at fault."""
     configs.register()
+    engines.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with interruption.caught():
             arguments = [word for a in sys.argv[1:] for word in _unstacked(a)]
             sys.argv[1:] = _overrides_last(resumed(arguments))
-            try:
+            with sweep.concluded():
                 job()
-            finally:
-                sweep.conclude(Terminal())
     except FORESEEN as error:
         _leave(error)
     except Interrupted as interrupted:

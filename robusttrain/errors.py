@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class NonFiniteLossError(ArithmeticError):
     """The training loss became NaN or infinite; the message says when."""
+
+
+class JobError(RuntimeError):
+    """A job of a sweep, or what runs the jobs, has failed elsewhere; the message is all of it."""

@@ -1,0 +1,331 @@
+"""Sweeps whose jobs run in other processes, and searches: what they leave, stopped and repeated."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from robusttrain import checkpoint as checkpoints
+from robusttrain import engines, interruption
+from robusttrain.errors import InputError
+from robusttrain.interruption import Interrupted
+from robusttrain.refusals import explain
+from robusttrain.report import jobs
+from robusttrain.report.jobs import Job
+
+TINY = [
+    "dataset=synthetic", "model=linear", "defense=standard", "epochs=1", "evaluation=quick",
+    "evaluation.audit=false", "evaluation.samples=20", "device=cpu",
+]  # fmt: skip
+HALF_BAD = [*TINY, "optimizer.lr=0.01,-1"]
+# Long enough to be stopped in its middle.
+LONG = [*TINY, "epochs=60", "stages=[train]"]
+
+# Several command lines in one folder, for one import of torch. Once the files that a command waits
+# for are there, it gets a signal, or the process below it that submitit has started.
+DRIVER = """
+import contextlib, io, json, os, signal, sys, threading, time
+from pathlib import Path
+from hydra.core.global_hydra import GlobalHydra
+from robusttrain import cli
+
+def disturb(files, signum, folder):
+    while not all(Path(file).exists() for file in files):
+        time.sleep(0.005)
+    if folder is None:
+        os.kill(os.getpid(), signum)
+        return
+    (controller,) = [path.name for path in Path(folder).iterdir() if path.name.isdigit()]
+    (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(task), signum)
+
+def main(words, after=None):
+    GlobalHydra.instance().clear()
+    sys.argv = ["robusttrain", *words]
+    if after is not None:
+        threading.Thread(target=disturb, args=after, daemon=True).start()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code
+    if isinstance(code, str):
+        code = 1 if err.write(code) else 0
+    return code, out.getvalue(), err.getvalue()
+
+if __name__ == "__main__":
+    cli.configs.register()
+    cli.configs.register = lambda: None
+    print(json.dumps([main(*command) for command in json.load(sys.stdin)]))
+"""
+
+
+class Answer(NamedTuple):
+    """What a command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = tuple[Any, ...]
+
+
+def answers(folder: Path, *commands: Command) -> list[Answer]:
+    driver = folder / "driver.py"
+    driver.write_text(DRIVER)
+    done = subprocess.run(
+        [sys.executable, driver], input=json.dumps(commands), cwd=folder, timeout=200,
+        # Ray keeps a key of its cluster at home.
+        env=os.environ | {"COLUMNS": "80", "HOME": str(folder)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [Answer(*answer) for answer in json.loads(done.stdout.splitlines()[-1])]
+
+
+def sweep(words: Sequence[str], folder: str, *more: str) -> list[str]:
+    return ["-m", "seed=0,1", *words, f"hydra.sweep.dir={folder}", *more]
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+
+
+def check_half(place: Path, answer: Answer) -> None:
+    """Every second job fails, the others leave all that a run leaves."""
+    assert answer.code == 1
+    assert "Traceback" not in answer.err
+    assert answer.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
+    table = pd.read_csv(place / "sweep.csv")
+    assert table.groupby("job")["status"].first().tolist() == ["finished", "failed"] * 2
+    assert table.groupby("job")["seed"].first().tolist() == [0, 0, 1, 1]
+    assert table["error"].dropna().str.startswith("optimizer.lr=-1").tolist() == [True] * 2
+    assert "4 jobs: 2 finished, 2 failed" in (place / "sweep.md").read_text()
+    for number in (0, 2):
+        report = pd.read_csv(place / str(number) / "report.csv")
+        rows = table[table["job"] == number]
+        assert rows["accuracy"].tolist() == report["accuracy"].tolist()
+        assert rows["attack"].tolist() == report["attack"].tolist()
+        assert f"job {number}: seed={number // 2} optimizer.lr=0.01" in answer.out
+        assert f"job {number} finished  clean " in answer.out
+        assert f"job {number + 1} failed: optimizer.lr=-1" in answer.err
+        manifest = json.loads((place / str(number) / "manifest.json").read_text())
+        assert manifest["command"][:2] == ["robusttrain", "-m"]
+        assert manifest["threads"] == 1
+        assert (place / str(number) / "robusttrain.log").stat().st_size > 0
+
+
+def check_again(again: Answer) -> None:
+    """What has finished is skipped, what has failed is repeated."""
+    assert again.code == 1
+    for number in (0, 2):
+        assert f"job {number} has finished before" in again.out
+        assert f"job {number + 1} failed: optimizer.lr=-1" in again.err
+
+
+def same_weights(one: Path, other: Path) -> None:
+    ours, theirs = (checkpoints.load(run / "best.pt").model for run in (one, other))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@needs("joblib", "hydra_plugins.hydra_joblib_launcher")
+def test_joblib(tmp_path: Path) -> None:
+    """Several at once, the same again, and one that is stopped and goes on."""
+    half = sweep(HALF_BAD, "half", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    long = sweep(LONG, "long")
+    files = [f"long/{number}/checkpoint.pt" for number in (0, 1)]
+    found = answers(
+        tmp_path, (half,), (half,),
+        ([*long, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], [files, signal.SIGTERM, None]),
+        (["resume=long/0"],), (long,), ([*LONG, "seed=1", "hydra.run.dir=whole"],),
+    )  # fmt: skip
+    check_half(tmp_path / "half", found[0])
+    check_again(found[1])
+    stopped, resumed, again, _ = found[2:]
+    assert stopped.code == 143
+    assert "Traceback" not in stopped.err
+    for number in (0, 1):
+        assert f"job {number} was stopped by SIGTERM" in stopped.out
+    assert resumed.code == again.code == 0
+    assert "job 0 has finished before" in again.out
+    assert "job 1 goes on: seed=1" in again.out
+    assert "going on behind batch" in again.out
+    assert "2 of 2 jobs have finished" in again.out
+    same_weights(tmp_path / "long" / "1", tmp_path / "whole")
+
+
+@needs("ray", "hydra_plugins.hydra_ray_launcher")
+def test_ray(tmp_path: Path) -> None:
+    """A cluster of this machine with one core."""
+    cluster = ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.init.include_dashboard=false"]
+    half = sweep(HALF_BAD, "half", "hydra/launcher=ray", *cluster)
+    first, again = answers(tmp_path, (half,), (half,))
+    check_half(tmp_path / "half", first)
+    check_again(again)
+
+
+@needs("submitit", "hydra_plugins.hydra_submitit_launcher")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
+def test_submitit_takes_up_a_preempted_job(tmp_path: Path) -> None:
+    """Told that its time is up, a job leaves a checkpoint, is queued again, and goes on."""
+    words = ["-m", *LONG, "hydra.sweep.dir=sweep", "hydra/launcher=submitit_local"]
+    notice = [["sweep/0/checkpoint.pt"], signal.SIGUSR2, "sweep/.submitit"]
+    first, again, _ = answers(
+        tmp_path, (words, notice), (words,), ([*LONG, "hydra.run.dir=whole"],)
+    )
+    assert first.code == 0, first.err
+    assert "job 0 goes on" in first.out
+    assert "1 of 1 jobs have finished" in first.out
+    assert "going on behind batch" in (tmp_path / "sweep" / "0" / "robusttrain.log").read_text()
+    same_weights(tmp_path / "sweep" / "0", tmp_path / "whole")
+    assert "job 0 has finished before" in again.out
+
+
+@needs("optuna", "hydra_plugins.hydra_optuna_sweeper")
+def test_optuna(tmp_path: Path) -> None:
+    """The best of a search is the largest figure of a validation split; a failure ends nothing."""
+    search = [
+        "-m", *TINY, "stages=[train]", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6",
+        "optimizer.lr=choice(-1,0.001,0.1)", "hydra.sweep.dir=search",
+    ]  # fmt: skip
+    blind = [*search, "dataset.validation=0", "hydra.sweep.dir=blind"]
+    first, again, refused = answers(tmp_path, (search,), (search,), (blind,))
+    assert first.code == again.code == 0, first.err
+    table = pd.read_csv(tmp_path / "search" / "sweep.csv")
+    assert set(table["status"]) == {"finished", "failed"}
+    assert (table["status"] == "failed").tolist() == (table["optimizer.lr"] == -1).tolist()
+    for number, row in table[table["status"] == "finished"].set_index("job").iterrows():
+        epochs = pd.read_csv(tmp_path / "search" / str(number) / "train.csv")
+        assert row["validation"] == epochs["val_robust_accuracy"].max()
+        assert f"job {number} has finished before" in again.out
+    best = OmegaConf.load(tmp_path / "search" / "optimization_results.yaml")
+    assert round(best.best_value, 6) == table["validation"].max()
+    assert "best on the validation split: job " in first.out
+    assert refused.code == 1
+    assert refused.err.splitlines()[-1].endswith("dataset.validation=0 is not allowed")
+    assert not (tmp_path / "blind").exists()
+
+
+# --- without other processes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "jobs", "processes", "threads"),
+    [
+        (-1, 3, 3, 5), (-1, 100, 16, 1), (4, 100, 4, 4), (4, 2, 2, 8), (-1, 0, 16, 1),
+        (-2, 100, 15, 1), (40, 100, 40, 1), (-1, 1, 1, 16),
+    ],
+)  # fmt: skip
+def test_jobs_share_the_cores(
+    asked: int, jobs: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "cores", lambda: 16)
+    assert engines.processes(asked, jobs) == processes
+    assert engines.share(processes) == threads
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, "5"), ("2", "2"), ("8", "5")])
+def test_jobs_use_no_more_threads_than_the_user_allows(
+    given: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "cores", lambda: 16)
+    for variable in engines.THREADS:
+        monkeypatch.setenv(variable, given or "")
+    choices = {"hydra/launcher": "joblib"}
+    hydra = {"runtime": {"choices": choices}, "launcher": {"n_jobs": -1}}
+    config = OmegaConf.create({"hydra": hydra})
+    assert engines.prepare_launcher(config, 3)
+    assert config.hydra.launcher.n_jobs == 3
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == told
+
+
+def test_no_process_is_refused() -> None:
+    with pytest.raises(InputError, match=r"hydra.launcher.n_jobs=0 is not allowed"):
+        engines.processes(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"),
+    [
+        ("hydra/launcher/joblib", "joblib"), ("hydra/launcher/ray", "ray"),
+        ("hydra/launcher/submitit_slurm", "slurm"), ("hydra/sweeper/optuna", "optuna"),
+        ("hydra/sweeper/sampler/random", "optuna"),
+    ],
+)  # fmt: skip
+def test_a_missing_engine_names_its_extra(missing: str, extra: str) -> None:
+    for options in (["basic"], None):
+        message = explain(MissingConfigException("long\nand winding", missing, options))
+        assert message.endswith(f" needs the extra: pip install 'robusttrain[{extra}]'")
+    assert "basic" in explain(MissingConfigException("", "hydra/launcher/other", ["basic"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dataset": {"validation": 0}}, "dataset.validation=0"),
+        ({"training": {"validation_attack": None}}, "training.validation_attack=null"),
+        ({"stages": ["evaluate"]}, "stages must contain train"),
+    ],
+)
+def test_a_search_needs_a_figure(change: dict[str, Any], named: str) -> None:
+    whole = {
+        "dataset": {"validation": 0.1}, "training": {"validation_attack": {"steps": 1}},
+        "stages": ["train"], "hydra": {"runtime": {"choices": {"hydra/sweeper": "optuna"}}},
+    }  # fmt: skip
+    engines.check_search(OmegaConf.create(whole))
+    with pytest.raises(InputError, match=named):
+        engines.check_search(OmegaConf.create(whole | change))
+
+
+@pytest.fixture
+def handlers() -> Iterator[list[int]]:
+    """What a cluster hears of SIGUSR2, with all handlers as they were afterwards."""
+    heard: list[int] = []
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {signum: signal.getsignal(signum) for signum in watched}
+    signal.signal(signal.SIGUSR2, lambda signum, frame: heard.append(signum))
+    with interruption.caught():
+        yield heard
+    interruption._signals.came, interruption._signals.deferred = None, False
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def test_a_cluster_hears_its_notice_when_the_job_has_stopped(handlers: list[int]) -> None:
+    with pytest.raises(Interrupted, match="SIGUSR2"), interruption.heeded():
+        with interruption.deferred() as signalled:
+            signal.raise_signal(signal.SIGUSR2)
+            assert signalled() == signal.SIGUSR2
+            assert handlers == []
+        interruption.raise_what_came()
+    assert handlers == [signal.SIGUSR2]
+
+
+def test_whoever_was_told_to_stop_stays_so(handlers: list[int]) -> None:
+    with interruption.heeded():
+        signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM"), interruption.heeded():
+        raise AssertionError("another job has begun")
+
+
+def test_a_run_finds_the_record_that_it_has_in_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "a" / "0").mkdir(parents=True)
+    job = Job(0, "a/0", ("seed=1",))
+    job.save(tmp_path / "sweep")
+    assert jobs.record_of(tmp_path / "sweep" / "a" / "0") == (tmp_path / "sweep", job)
+    assert jobs.record_of(tmp_path / "sweep" / "a") is None
