@@ -21,6 +21,8 @@ from robusttrain import cli
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
 
+pytestmark = pytest.mark.long
+
 QUICK = ["evaluation=quick", "evaluation.attacks.pgd.steps=3"]
 TINY = [
     "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "dataset.validation=16",

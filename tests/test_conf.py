@@ -25,6 +25,8 @@ from robusttrain.errors import InputError
 from robusttrain.models import build_model
 from robusttrain.saved import INHERITED, compose_again
 
+pytestmark = pytest.mark.long
+
 # Hydra's own settings are no components.
 FOLDERS = sorted(folder for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
 OPTIONS = [(folder.name, file.stem) for folder in FOLDERS for file in sorted(folder.glob("*.yaml"))]

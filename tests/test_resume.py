@@ -24,18 +24,28 @@ from robusttrain.training_run import LATEST, PREVIOUS, newest_checkpoint
 # Every stream that a run can draw from is in use: augmentation, attack, noise and votes.
 RUN = [
     "defense=alpha_mix", "attack=pgd", "attack.steps=2", "noise=gaussian", "noise.predict=true",
-    "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=12",
+    "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=6",
     "batch_size=64", "evaluation=quick", "evaluation.samples=40", "evaluation.audit=false",
     "evaluation.eot=2", "evaluation.votes=5", "training.checkpoint_minutes=0.0001",
     "optimizer=sgd", "device=cpu",
 ]  # fmt: skip
 
-# Imports once, then forks a process for each command.
+# Imports and looks for plugins once, then forks a process for each command.
 DRIVER = """
 import json, os, signal, sys, time
 from pathlib import Path
+from hydra._internal.hydra import Hydra
+from hydra.core.plugins import Plugins
 from robusttrain import cli
 from robusttrain.__main__ import main
+
+pytestmark = pytest.mark.long
+
+cli.configs.register()
+cli.configs.register = lambda: None
+Plugins.instance()
+# For this Hydra composes every configuration once more, and finds none.
+Hydra.get_mode = lambda self, **names: None
 
 def start(arguments):
     child = os.fork()
@@ -131,7 +141,6 @@ for name in ("SIGTERM", "SIGINT"):
     second = start([f"resume={name}"])
     codes["resumed " + name] = end(second)
     codes["finished " + name] = end(start([f"resume={name}"]))
-codes["two at once"] = []
 first = start([*run, "epochs=200", "hydra.run.dir=shared"])
 while not Path("shared", "checkpoint.pt").exists():
     time.sleep(0.001)
@@ -217,7 +226,6 @@ while not Path(folder, "checkpoint.pt").exists():
     time.sleep(0.001)
 os.kill(child, signal.SIGTERM)
 codes = [end(child)]
-# Somebody else who wants to work there changes nothing.
 codes.append(end(start([f"resume={folder}"])))
 codes.append(end(start(["rerun", folder])))
 print(json.dumps(codes))
