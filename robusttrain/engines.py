@@ -22,7 +22,7 @@ EXTRAS = {
 # The plain ones run one job after the other in this process, over a grid.
 PLAIN = "basic"
 
-# Libraries that compute in several threads look here, and torch takes what MKL is told.
+# Libraries that compute in several threads look here. Torch goes by the second if there is one.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -166,4 +166,6 @@ def _limit_threads(count: int) -> None:
     """Let processes to come use `count` threads, or fewer where the user has said so."""
     for variable in THREADS:
         given = os.environ.get(variable, "")
-        os.environ[variable] = str(min(count, int(given)) if given.isdigit() else count)
+        # What holds for OpenMP holds for MKL, which would take all that it is told for itself.
+        count = min(count, int(given)) if given.isdigit() else count
+        os.environ[variable] = str(count)

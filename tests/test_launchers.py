@@ -80,29 +80,94 @@ class Answer(NamedTuple):
     err: str
 
 
-Command = tuple[Any, ...]
-
-
-def answers(folder: Path, *commands: Command) -> list[Answer]:
-    driver = folder / "driver.py"
-    driver.write_text(DRIVER)
-    done = subprocess.run(
-        [sys.executable, driver], input=json.dumps(commands), cwd=folder, timeout=200,
-        # Ray keeps a key of its cluster at home.
-        env=os.environ | {"COLUMNS": "80", "HOME": str(folder)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [Answer(*answer) for answer in json.loads(done.stdout.splitlines()[-1])]
-
-
 def sweep(words: Sequence[str], folder: str, *more: str) -> list[str]:
     return ["-m", "seed=0,1", *words, f"hydra.sweep.dir={folder}", *more]
 
 
-def needs(*packages: str) -> pytest.MarkDecorator:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+PACKAGES = {
+    "joblib": ["joblib", "hydra_plugins.hydra_joblib_launcher"],
+    "ray": ["ray", "hydra_plugins.hydra_ray_launcher"],
+    "submitit": ["submitit", "hydra_plugins.hydra_submitit_launcher"],
+    "optuna": ["optuna", "hydra_plugins.hydra_optuna_sweeper"],
+}
+
+
+def needs(engine: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(engine not in INSTALLED, reason=f"{engine} is not installed")
+
+
+def installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+INSTALLED = [engine for engine, modules in PACKAGES.items() if all(map(installed, modules))]
+
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+# A cluster of this machine with one core.
+RAY = [
+    "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=1",
+    "+hydra.launcher.ray.init.include_dashboard=false",
+]  # fmt: skip
+SEARCH = [
+    "-m", *TINY, "stages=[train]", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
+    "optimizer.lr=choice(-1,0.1)",
+]  # fmt: skip
+LONG_SWEEP = sweep(LONG, "long")
+PREEMPTED = ["-m", *LONG, "seed=1", "hydra.sweep.dir=preempted"]
+STARTED = [f"long/{number}/checkpoint.pt" for number in (0, 1)]
+
+# By the engine that they need: a name, a command line, and how it is disturbed.
+COMMANDS: dict[str, list[tuple[Any, ...]]] = {
+    "optuna": [
+        ("search", [*SEARCH, "hydra.sweep.dir=search"]),
+        ("search again", [*SEARCH, "hydra.sweep.dir=search"]),
+        ("blind search", [*SEARCH, "hydra.sweep.dir=blind", "dataset.validation=0"]),
+    ],
+    "ray": [("ray", sweep(HALF_BAD, "ray", *RAY)), ("ray again", sweep(HALF_BAD, "ray", *RAY))],
+    "submitit": [
+        (
+            "preempted", [*PREEMPTED, "hydra/launcher=submitit_local"],
+            [["preempted/0/checkpoint.pt"], signal.SIGUSR2, "preempted/.submitit"],
+        ),
+        ("preempted again", PREEMPTED),
+    ],
+    "joblib": [
+        ("joblib", sweep(HALF_BAD, "joblib", *JOBLIB)),
+        ("joblib again", sweep(HALF_BAD, "joblib", *JOBLIB)),
+        ("stopped", [*LONG_SWEEP, *JOBLIB], [STARTED, signal.SIGTERM, None]),
+        ("resumed", ["resume=long/0"]),
+        ("stopped again", LONG_SWEEP),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launchers")
+
+
+@pytest.fixture(scope="module")
+def answers(place: Path) -> dict[str, Answer]:
+    """All commands for which something is installed, and the run that the stopped ones should be.
+
+    In one process: most of their time would go into importing torch.
+    """
+    chosen = [command for engine in INSTALLED for command in COMMANDS[engine]]
+    chosen.append(("whole", [*LONG, "seed=1", "hydra.run.dir=whole"]))
+    driver = place / "driver.py"
+    driver.write_text(DRIVER)
+    done = subprocess.run(
+        [sys.executable, driver], input=json.dumps([command for _, *command in chosen]), cwd=place,
+        # Ray keeps a key of its cluster at home.
+        env=os.environ | {"COLUMNS": "80", "HOME": str(place)},
+        capture_output=True, text=True, check=False, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {name: Answer(*answer) for (name, *_), answer in zip(chosen, found, strict=True)}
 
 
 def check_half(place: Path, answer: Answer) -> None:
@@ -142,20 +207,22 @@ def same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@needs("joblib", "hydra_plugins.hydra_joblib_launcher")
-def test_joblib(tmp_path: Path) -> None:
-    """Several at once, the same again, and one that is stopped and goes on."""
-    half = sweep(HALF_BAD, "half", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    long = sweep(LONG, "long")
-    files = [f"long/{number}/checkpoint.pt" for number in (0, 1)]
-    found = answers(
-        tmp_path, (half,), (half,),
-        ([*long, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], [files, signal.SIGTERM, None]),
-        (["resume=long/0"],), (long,), ([*LONG, "seed=1", "hydra.run.dir=whole"],),
-    )  # fmt: skip
-    check_half(tmp_path / "half", found[0])
-    check_again(found[1])
-    stopped, resumed, again, _ = found[2:]
+@needs("joblib")
+def test_joblib(answers: dict[str, Answer], place: Path) -> None:
+    check_half(place / "joblib", answers["joblib"])
+    check_again(answers["joblib again"])
+
+
+@needs("ray")
+def test_ray(answers: dict[str, Answer], place: Path) -> None:
+    check_half(place / "ray", answers["ray"])
+    check_again(answers["ray again"])
+
+
+@needs("joblib")
+def test_jobs_that_are_stopped_go_on(answers: dict[str, Answer], place: Path) -> None:
+    """One by itself, with `resume=`, and the other when the sweep is repeated."""
+    stopped, resumed, again = (answers[name] for name in ("stopped", "resumed", "stopped again"))
     assert stopped.code == 143
     assert "Traceback" not in stopped.err
     for number in (0, 1):
@@ -165,59 +232,40 @@ def test_joblib(tmp_path: Path) -> None:
     assert "job 1 goes on: seed=1" in again.out
     assert "going on behind batch" in again.out
     assert "2 of 2 jobs have finished" in again.out
-    same_weights(tmp_path / "long" / "1", tmp_path / "whole")
+    same_weights(place / "long" / "1", place / "whole")
 
 
-@needs("ray", "hydra_plugins.hydra_ray_launcher")
-def test_ray(tmp_path: Path) -> None:
-    """A cluster of this machine with one core."""
-    cluster = ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.init.include_dashboard=false"]
-    half = sweep(HALF_BAD, "half", "hydra/launcher=ray", *cluster)
-    first, again = answers(tmp_path, (half,), (half,))
-    check_half(tmp_path / "half", first)
-    check_again(again)
-
-
-@needs("submitit", "hydra_plugins.hydra_submitit_launcher")
+@needs("submitit")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
-def test_submitit_takes_up_a_preempted_job(tmp_path: Path) -> None:
+def test_submitit_takes_up_a_preempted_job(answers: dict[str, Answer], place: Path) -> None:
     """Told that its time is up, a job leaves a checkpoint, is queued again, and goes on."""
-    words = ["-m", *LONG, "hydra.sweep.dir=sweep", "hydra/launcher=submitit_local"]
-    notice = [["sweep/0/checkpoint.pt"], signal.SIGUSR2, "sweep/.submitit"]
-    first, again, _ = answers(
-        tmp_path, (words, notice), (words,), ([*LONG, "hydra.run.dir=whole"],)
-    )
+    first, again = answers["preempted"], answers["preempted again"]
     assert first.code == 0, first.err
     assert "job 0 goes on" in first.out
     assert "1 of 1 jobs have finished" in first.out
-    assert "going on behind batch" in (tmp_path / "sweep" / "0" / "robusttrain.log").read_text()
-    same_weights(tmp_path / "sweep" / "0", tmp_path / "whole")
+    assert "going on behind batch" in (place / "preempted" / "0" / "robusttrain.log").read_text()
+    same_weights(place / "preempted" / "0", place / "whole")
     assert "job 0 has finished before" in again.out
 
 
-@needs("optuna", "hydra_plugins.hydra_optuna_sweeper")
-def test_optuna(tmp_path: Path) -> None:
+@needs("optuna")
+def test_optuna(answers: dict[str, Answer], place: Path) -> None:
     """The best of a search is the largest figure of a validation split; a failure ends nothing."""
-    search = [
-        "-m", *TINY, "stages=[train]", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6",
-        "optimizer.lr=choice(-1,0.001,0.1)", "hydra.sweep.dir=search",
-    ]  # fmt: skip
-    blind = [*search, "dataset.validation=0", "hydra.sweep.dir=blind"]
-    first, again, refused = answers(tmp_path, (search,), (search,), (blind,))
+    first, again, refused = (answers[n] for n in ("search", "search again", "blind search"))
     assert first.code == again.code == 0, first.err
-    table = pd.read_csv(tmp_path / "search" / "sweep.csv")
+    table = pd.read_csv(place / "search" / "sweep.csv")
     assert set(table["status"]) == {"finished", "failed"}
     assert (table["status"] == "failed").tolist() == (table["optimizer.lr"] == -1).tolist()
     for number, row in table[table["status"] == "finished"].set_index("job").iterrows():
-        epochs = pd.read_csv(tmp_path / "search" / str(number) / "train.csv")
+        epochs = pd.read_csv(place / "search" / str(number) / "train.csv")
         assert row["validation"] == epochs["val_robust_accuracy"].max()
-        assert f"job {number} has finished before" in again.out
-    best = OmegaConf.load(tmp_path / "search" / "optimization_results.yaml")
+        assert f"job {number} has finished before: optimizer.lr=0.1" in again.out
+    best = OmegaConf.load(place / "search" / "optimization_results.yaml")
     assert round(best.best_value, 6) == table["validation"].max()
     assert "best on the validation split: job " in first.out
     assert refused.code == 1
     assert refused.err.splitlines()[-1].endswith("dataset.validation=0 is not allowed")
-    assert not (tmp_path / "blind").exists()
+    assert not (place / "blind").exists()
 
 
 # --- without other processes ---------------------------------------------------------------------
@@ -243,8 +291,8 @@ def test_jobs_use_no_more_threads_than_the_user_allows(
     given: str | None, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "cores", lambda: 16)
-    for variable in engines.THREADS:
-        monkeypatch.setenv(variable, given or "")
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    monkeypatch.setenv("MKL_NUM_THREADS", "")
     choices = {"hydra/launcher": "joblib"}
     hydra = {"runtime": {"choices": choices}, "launcher": {"n_jobs": -1}}
     config = OmegaConf.create({"hydra": hydra})
@@ -306,12 +354,16 @@ def handlers() -> Iterator[list[int]]:
 
 
 def test_a_cluster_hears_its_notice_when_the_job_has_stopped(handlers: list[int]) -> None:
-    with pytest.raises(Interrupted, match="SIGUSR2"), interruption.heeded():
-        with interruption.deferred() as signalled:
-            signal.raise_signal(signal.SIGUSR2)
-            assert signalled() == signal.SIGUSR2
-            assert handlers == []
-        interruption.raise_what_came()
+    def stopped() -> None:
+        with interruption.heeded():
+            with interruption.deferred() as signalled:
+                signal.raise_signal(signal.SIGUSR2)
+                assert signalled() == signal.SIGUSR2
+                assert handlers == []
+            interruption.raise_what_came()
+
+    with pytest.raises(Interrupted, match="SIGUSR2"):
+        stopped()
     assert handlers == [signal.SIGUSR2]
 
 
