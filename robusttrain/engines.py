@@ -4,7 +4,7 @@ import os
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from robusttrain.errors import InputError
 
@@ -92,6 +92,10 @@ def prepare_launcher(config: DictConfig, jobs: int) -> bool:
         _limit_threads(share(chosen.n_jobs))
         # Joblib needs no other process for a single one.
         return bool(chosen.n_jobs > 1)
+    if launcher(config) == "ray" and chosen.ray.init.get("address") is not None:
+        # The launcher sets it to a size, which a cluster that is there already does not take.
+        with read_write(chosen), open_dict(chosen):
+            chosen.ray.init.setdefault("object_store_memory", None)
     if launcher(config) == "submitit_local":
         _limit_threads(share(max(1, jobs)))
     for variable, value in QUIET.items():

@@ -11,8 +11,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Interrupted(BaseException):
+class Interrupted(KeyboardInterrupt):
     """The process was told to stop. No `Exception`: nothing but the command line takes it.
+
+    Ray waits on where a signal raises anything else.
 
     Parameters
     ----------
@@ -97,9 +99,9 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         _signals.deferred = before
 
 
-def has_come() -> bool:
-    """Whether a signal has asked for an end, also if somebody has put it off."""
-    return _signals.came is not None
+def is_put_off() -> bool:
+    """Whether a signal has asked for an end and somebody looks at it by himself."""
+    return _signals.came is not None and _signals.deferred
 
 
 def raise_what_came() -> None:

@@ -252,11 +252,14 @@ def _elsewhere(chosen: HydraConf) -> Iterator[Terminal]:
     run_dir, sweep_dir = _places(chosen)
     with jobs.saying(sweep_dir, str(run_dir.relative_to(sweep_dir))).open("a") as file:
         terminal = Terminal(Console(file=file, highlight=False, soft_wrap=True))
+        begun = False
         try:
             with interruption.heeded():
+                begun = True
                 yield terminal
         except Interrupted as interrupted:
-            terminal.say(f"job {chosen.job.num} was stopped by {interrupted}")
+            if begun:
+                terminal.say(f"job {chosen.job.num} was stopped by {interrupted}")
             if str(chosen.runtime.choices["hydra/launcher"]) == "joblib":
                 # Others may be at work still, which would be killed if this process left.
                 raise JobError(f"stopped by {interrupted}") from interrupted

@@ -67,7 +67,7 @@ class _Watch:
             self._show(bar)
             while not ended.wait(SECONDS_BETWEEN_LOOKS):
                 self._look(bar)
-                if interruption.has_come() and not self.stopping:
+                if interruption.is_put_off() and not self.stopping:
                     self._stop()
             self._look(bar)
 

@@ -301,6 +301,23 @@ def test_jobs_use_no_more_threads_than_the_user_allows(
     assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == told
 
 
+@pytest.mark.parametrize(("address", "sized"), [(None, False), ("auto", True)])
+def test_a_cluster_that_is_there_already_keeps_its_size(
+    address: str | None, sized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray refuses a size for it, which its launcher would give where the key is not there."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    hydra = {
+        "runtime": {"choices": {"hydra/launcher": "ray"}},
+        "launcher": {"ray": {"init": {"address": address}}},
+    }
+    config = OmegaConf.create({"hydra": hydra})
+    OmegaConf.set_struct(config, True)
+    assert engines.prepare_launcher(config, 3)
+    assert ("object_store_memory" in config.hydra.launcher.ray.init) == sized
+    assert config.hydra.launcher.ray.init.get("object_store_memory") is None
+
+
 def test_no_process_is_refused() -> None:
     with pytest.raises(InputError, match=r"hydra.launcher.n_jobs=0 is not allowed"):
         engines.processes(0, 3)
