@@ -3,29 +3,35 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from robusttrain import foreign, ranges
+from robusttrain import distributed, foreign, ranges
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import GROUPS, Config, Stage, network
-from robusttrain.data import Info, Split, hold_out
+from robusttrain.data import Info, Samples, Streamed, hold_out
+from robusttrain.defenses import WithModels
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.certification import certifiable
-from robusttrain.evaluation.examination import Examined, examined
+from robusttrain.evaluation.examination import Examined, Found, examined
 from robusttrain.evaluation.randomised import least_votes
 from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.loggers import Record, flat, of_epoch, of_report
+from robusttrain.loggers.none import NoLogger
 from robusttrain.manifest import manifest
+from robusttrain.models import build_model
 from robusttrain.noise import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import MANIFEST
+from robusttrain.saved import load_model
 from robusttrain.tally import Epoch
 from robusttrain.training import Trainer
 from robusttrain.training_run import TrainingRun, newest_checkpoint
@@ -55,6 +61,8 @@ class Origin(NamedTuple):
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
     """Train and evaluate as `config.stages` say, and leave the results in `run_dir`.
 
+    Of several processes the first one writes.
+
     Returns the robust accuracy on the validation split of the weights in `best.pt`, the figure
     that a search over settings may maximise without touching the test set; None where none was
     measured.
@@ -70,32 +78,50 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     device = config.torch_device()
     info = config.dataset.info()
     given = None if config.checkpoint is None else foreign.load(config.checkpoint)
+    distributed.settle_on(device)
+    if Stage.train in config.stages and isinstance(config.defense, WithModels):
+        config.defense = config.defense.with_models(partial(_other_model, config, info))
     model = _model(config, info, given, terminal)
     _check_votes(config, model, given, terminal)
     seconds: dict[str, float] = {}
-    train, test = config.dataset.load()
-    for split in (train, test):
-        intake.refuse_outside_box(split, origin.names["dataset"])
-    digests = {"train": train.digest(), "test": test.digest()}
+    train, test = _loaded(config, origin.names["dataset"], device)
+    digests = _digests(train, test, terminal)
+    if Stage.evaluate in config.stages:
+        # An image that cannot be decoded is told of before the work, not after days of training.
+        test = _placed(test, "cpu", "test", terminal)
     best: Epoch | None = None
     model.to(device)
-    with config.logger.record(run_dir, origin.parameters()) as record:
+    logger = config.logger if distributed.is_main() else NoLogger()
+    with logger.record(run_dir, origin.parameters()) as record:
         if Stage.train in config.stages:
             started = time.perf_counter()
-            best = _train(config, origin, model, info, train.to(device), run_dir, terminal, record)
+            best = _train(config, origin, model, info, train, run_dir, terminal, record)
             seconds["train"] = time.perf_counter() - started
         if Stage.evaluate in config.stages:
             started = time.perf_counter()
             test = test.to(device)
             _inspect(config, origin.names, model, isinstance(given, Foreign), test, terminal)
             results = _evaluate(config, model, test, run_dir, terminal)
-            report = _report(config, origin.names, results, run_dir, terminal)
+            if results.found is not None:
+                report = _report(config, origin.names, results.found, run_dir, terminal)
+                record(of_report(report), best.epoch if best else 0)
+            distributed.together()
             results.pieces.remove()
-            record(of_report(report), best.epoch if best else 0)
             seconds["evaluate"] = time.perf_counter() - started
-    content = manifest(origin.resolved(), origin.overrides, device, digests, seconds)
-    write_json(run_dir / MANIFEST, content)
+    if distributed.is_main():
+        content = manifest(origin.resolved(), origin.overrides, device, digests, seconds)
+        write_json(run_dir / MANIFEST, content)
     return best.val_robust_accuracy if best else None
+
+
+def _loaded(config: Config, name: str, device: torch.device) -> tuple[Samples, Samples]:
+    """The training and the test set, of which nothing is left that could be refused."""
+    train, test = distributed.in_turns(config.dataset.load)
+    for samples in (train, test):
+        intake.refuse_outside_box(samples, name)
+    if Stage.evaluate in config.stages:
+        intake.refuse_too_many(test, config.evaluation.choose(test.size), device)
+    return train, test
 
 
 def _model(
@@ -116,6 +142,15 @@ def _model(
     elif given is not None:
         given.load_into(model, str(config.checkpoint))
     return model
+
+
+def _other_model(config: Config, info: Info, key: str, run: str) -> nn.Module:
+    """The model of the run that the defense's `key` names, for the images and classes of `info`."""
+    try:
+        model = load_model(run, trust=config.trust)
+        return build_model(model, info.num_classes, info.image_shape)
+    except InputError as error:
+        raise InputError(f"defense.{key}={run}: {error}") from error
 
 
 def _check_votes(
@@ -152,12 +187,27 @@ def _noise_of_training(config: Config, model: nn.Module, given: Checkpoint | For
     return f"sigma {sigmas[0]:g}" if sigmas else "no noise"
 
 
+def _digests(train: Samples, test: Samples, terminal: Terminal) -> dict[str, str]:
+    with terminal.progress("looking at the data", train.size + test.size) as bar:
+        return {"train": train.digest(bar.advance), "test": test.digest(bar.advance)}
+
+
+def _placed(samples: Samples, device: torch.device | str, name: str, terminal: Terminal) -> Samples:
+    """The samples for use on `device`; says so where they are not in memory."""
+    with terminal.progress(f"{name} images", samples.size) as bar:
+        placed = samples.to(device, bar.advance)
+    if isinstance(placed, Streamed) and placed.size:
+        size = f"{placed.decoded / 1e9:.3g} GB decoded"
+        terminal.say(f"{placed.size} {name} images stay in their files ({size})")
+    return placed
+
+
 def _train(
     config: Config,
     origin: Origin,
     model: nn.Module,
     info: Info,
-    split: Split,
+    samples: Samples,
     run_dir: Path,
     terminal: Terminal,
     record: Record,
@@ -166,7 +216,12 @@ def _train(
 
     Returns the epoch that they are of.
     """
-    train, validation = hold_out(split, config.dataset.validation, config.seed)
+    parts = hold_out(samples, config.dataset.validation, config.seed)
+    device = config.torch_device()
+    train, validation = (
+        _placed(part, device, name, terminal)
+        for part, name in zip(parts, ("training", "validation"), strict=True)
+    )
     trainer = Trainer(
         model, config.defense, config.optimizer, config.schedule, config.training,
         train=train, validation=validation, dataset=config.dataset,
@@ -194,7 +249,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     InputError
         If that was another training.
     """
-    saved = newest_checkpoint(training.folder, terminal)
+    saved = distributed.from_main(lambda: newest_checkpoint(training.folder, terminal))
     if saved is None:
         terminal.say("no checkpoint was written yet: training begins anew")
         return
@@ -214,7 +269,7 @@ def _inspect(
     names: Mapping[str, str],
     model: nn.Module,
     is_foreign: bool,
-    test: Split,
+    test: Samples,
     terminal: Terminal,
 ) -> None:
     """Say what makes the figures of an evaluation mean something else than they seem to."""
@@ -226,18 +281,18 @@ def _inspect(
 
 
 def _evaluate(
-    config: Config, model: nn.Module, test: Split, run_dir: Path, terminal: Terminal
+    config: Config, model: nn.Module, test: Samples, run_dir: Path, terminal: Terminal
 ) -> Examined:
     return examined(
         model, test, config.evaluation,
         norm=config.norm, eps=config.eps, seed=config.seed,
-        folder=run_dir / "evaluation.partial",
+        folder=run_dir / f"evaluation.partial{distributed.suffix()}",
         origin=(config.checkpoint, config.model, config.noise), terminal=terminal,
     )  # fmt: skip
 
 
 def _report(
-    config: Config, names: Mapping[str, str], results: Examined, run_dir: Path, terminal: Terminal
+    config: Config, names: Mapping[str, str], results: Found, run_dir: Path, terminal: Terminal
 ) -> list[dict[str, Any]]:
     """Write and show what an evaluation found; returns the rows of `report.csv`."""
     report = results.ledger.report(config.norm, results.rows)

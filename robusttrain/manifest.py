@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from robusttrain import __version__
+from robusttrain import __version__, distributed
 
 PACKAGES = ("torchvision", "hydra-core", "numpy", "scipy", "pandas")
 
@@ -33,7 +33,8 @@ def manifest(
     device
         Where the run computed.
     data
-        A digest of each split.
+        A digest of each split: of pixels and labels, or, where it begins with `files:`, of what the
+        heads of its files hold.
     seconds
         The time of each stage.
     """
@@ -46,6 +47,7 @@ def manifest(
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {

@@ -15,13 +15,14 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from robusttrain import engines
-from robusttrain.errors import InputError, JobError, NonFiniteLossError
+from robusttrain.errors import InputError, JobError, NonFiniteLossError, ProcessLostError
 
 # What is no defect of ours: it ends with a message instead of a traceback.
 FORESEEN = (
     InputError,
     JobError,
     NonFiniteLossError,
+    ProcessLostError,
     HydraException,
     OmegaConfBaseException,
     YAMLError,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robusttrain import distributed
 from robusttrain.defenses import Objective
 from robusttrain.errors import NonFiniteLossError
 
@@ -55,9 +56,10 @@ class Tally:
         return tally
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        losses = torch.stack(self.losses) if self.losses else torch.empty(0)
-        return {**vars(self), "losses": losses}
+        """Tensors, on the CPU, and plain values."""
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
+        hits = {name: hits.cpu() for name, hits in self.hits.items()}
+        return {**vars(self), "losses": losses, "hits": hits}
 
     def add(self, batch: int, rate: float, objective: Objective, y: Tensor) -> None:
         """Count one objective of a batch."""
@@ -92,11 +94,15 @@ class Tally:
         return float(losses[-1]), shares
 
     def figures(self, epoch: int) -> dict[str, Any]:
-        """The training columns of an `Epoch`."""
-        _, shares = self.shown(epoch)
+        """The training columns of an `Epoch`, over all processes."""
+        self.shown(epoch)
         losses = torch.stack(self.losses).double().cpu()
+        own = {name: float(hits) for name, hits in self.hits.items()}
+        own["loss"] = float((losses * torch.tensor(self.sizes)).sum())
+        total = distributed.summed({**own, "images": float(self.images)})
+        shares = {name: total[name] / total["images"] for name in own}
         return {
-            "loss": float((losses * torch.tensor(self.sizes)).sum() / self.images),
+            "loss": shares["loss"],
             "train_clean_accuracy": shares.get("clean"),
             "train_robust_accuracy": shares.get("robust"),
         }

@@ -10,11 +10,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain import ranges, streams
+from robusttrain import distributed, ranges, replicas, streams
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
-from robusttrain.data import Dataset, Split, as_input, augment, batch_count, batches
-from robusttrain.defenses import Defense, Objective
+from robusttrain.data import (
+    Dataset,
+    Samples,
+    as_input,
+    augment,
+    batch_count,
+    batches,
+    bounds,
+    portions,
+)  # fmt: skip
+from robusttrain.defenses import Defense, Objective, Stateful
+from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.randomised import least_votes
 from robusttrain.noise import Progress, noise_layers, penalty
@@ -36,7 +46,7 @@ class Training:
     epochs
         Passes over the training split, 0 or more.
     batch_size
-        Images a step, 1 or more.
+        Images a step, 1 or more; of each process, where several train together.
     label_smoothing
         Share of the target spread over all classes, from 0 to below 1; in the outer loss only.
     clip_gradient
@@ -48,6 +58,9 @@ class Training:
         Keep images and weights with channels innermost, as fast convolutions want them.
     compile
         Run training through `torch.compile`.
+    sync_batchnorm
+        Whether BatchNorm layers take the statistics of the images of all processes, where several
+        train together, rather than of their own.
     curriculum
         Growth of the training attack over the epochs.
     validation_attack
@@ -63,6 +76,7 @@ class Training:
     precision: Precision = Precision.auto
     channels_last: bool = True
     compile: bool = False
+    sync_batchnorm: bool = False
     curriculum: Curriculum = field(default_factory=Curriculum)
     validation_attack: Attack | None = None
     checkpoint_minutes: float = 10.0
@@ -114,7 +128,7 @@ class Trainer:
     model
         On its device; it is trained in place.
     train, validation
-        Splits on the same device. The validation split may be empty.
+        For use on the same device. The validation split may be empty.
     dataset
         For its augmentation.
     norm, eps, seed
@@ -129,8 +143,8 @@ class Trainer:
         schedule: Schedule,
         settings: Training,
         *,
-        train: Split,
-        validation: Split,
+        train: Samples,
+        validation: Samples,
         dataset: Dataset,
         norm: Norm,
         eps: float,
@@ -138,9 +152,11 @@ class Trainer:
         terminal: Terminal,
     ) -> None:
         self.model, self.defense, self.settings = model, defense, settings
+        # As the curriculum has it in the epoch under way, with what it keeps from batch to batch.
+        self.present = defense
         self.train, self.validation, self.dataset = train, validation, dataset
         self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
-        device = train.images.device
+        device = train.device
         self.device = device
         self.memory_format = (
             torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -148,24 +164,31 @@ class Trainer:
         self.model.to(memory_format=self.memory_format)
         self.precision = settings.precision
         if device.type == "cpu" and settings.precision.is_bf16(device):
-            self.precision = safe(settings.precision, model, as_input(train.images[:1]))
-        self.forward = _compiled(model) if settings.compile else model
+            first = train.take(torch.tensor([0])).loaded()
+            self.precision = safe(settings.precision, model, as_input(first.images))
+        _refuse_too_few(train)
+        if settings.sync_batchnorm:
+            replicas.synchronise_batch_norm(model)
+        replicas.part_ways(model, seed)
+        self.forward = replicas.replicated(_compiled(model) if settings.compile else model)
         draws = wanted_draws(model)
         self.same_draws = SameDraws(self.forward, draws) if draws else None
         self.loss = partial(
             F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing
         )
-        self.batches_per_epoch = batch_count(train.size, settings.batch_size)
+        self.batches_per_epoch = batch_count(train.size, settings.batch_size, distributed.size())
         self.optimizer = optimizer.build(_groups(model))
         steps = max(1, settings.epochs * self.batches_per_epoch)
         self.scheduler = schedule.build(self.optimizer, steps)
         # What is known of the model where a defense computes no clean or no adversarial logits.
         self.accuracies: dict[str, float | None] = {}
+        own = distributed.own_seed(seed)
         self.streams = {
+            # All processes take their parts of the same batches.
             "batches": streams.stream(seed, "batches"),
-            "augmentation": streams.stream(seed, "augmentation", device),
-            "attack": streams.stream(seed, "training attack", device),
-            "same draws": streams.stream(seed, "same draws"),
+            "augmentation": streams.stream(own, "augmentation", device),
+            "attack": streams.stream(own, "training attack", device),
+            "same draws": streams.stream(own, "same draws"),
         }
         self.position = _Position()
         self.tally = Tally()
@@ -205,6 +228,7 @@ class Trainer:
             "position": asdict(self.position),
             "tally": self.tally.state(),
             "accuracies": self.accuracies,
+            "defense": self.present.state_dict() if isinstance(self.present, Stateful) else {},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -214,6 +238,8 @@ class Trainer:
         self.position = _Position(**state["position"])
         self.tally = Tally.of(state["tally"], self.device)
         self.accuracies = dict(state["accuracies"])
+        if isinstance(self.present, Stateful):
+            self.present.load_state_dict(state["defense"])
         states = state["random_states"]
         torch.set_rng_state(states["torch"])
         if self.device.type == "cuda":
@@ -233,8 +259,13 @@ class Trainer:
             "noise": [layer.random_states() for layer in noise_layers(self.model)],
         }
 
-    def step(self, defense: Defense, x: Tensor, y: Tensor, epoch: int = 1) -> Iterator[Objective]:
-        """Descend the objectives of one batch of images in [0, 1]; yields each after its step."""
+    def step(
+        self, defense: Defense, x: Tensor, y: Tensor, epoch: int = 1, weight: float = 1.0
+    ) -> Iterator[Objective]:
+        """Descend the objectives of one batch of images in [0, 1]; yields each after its step.
+
+        `weight` is that of its loss among those of all processes, of which the mean is descended.
+        """
         x = augment(x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
         x = x.contiguous(memory_format=self.memory_format)
         model = self._view()
@@ -246,23 +277,25 @@ class Trainer:
             if objective is None:
                 break
             extra = penalty(self.model, Progress(epoch, self.train.size))
-            self._descend(objective.loss if extra is None else objective.loss + extra)
+            loss = objective.loss if weight == 1 else weight * objective.loss
+            self._descend(loss if extra is None else loss + extra)
             yield objective
         self.scheduler.step()
 
     def _epoch(self, bar: Bar) -> Iterator[Epoch | None]:
         settings, position = self.settings, self.position
         number = position.epoch
-        defense = settings.curriculum.at(self.defense, number, settings.epochs)
+        defense = self._defense_in(number)
         self._draw_order()
         started = time.perf_counter() - position.seconds
         order = batches(
-            self.train, settings.batch_size, self.streams["batches"], first=position.batch
-        )
+            self.train, settings.batch_size, self.streams["batches"],
+            first=position.batch, part=distributed.rank(), parts=distributed.size(),
+        )  # fmt: skip
         self.model.train()
         for x, y in order:
             rate = self.optimizer.param_groups[0]["lr"]
-            for objective in self.step(defense, x, y, number):
+            for objective in self.step(defense, x, y, number, self._weight(len(y))):
                 self.tally.add(position.batch + 1, rate, objective, y)
             position.batch += 1
             position.seconds = time.perf_counter() - started
@@ -276,6 +309,14 @@ class Trainer:
                 yield None
         yield self._ended()
 
+    def _defense_in(self, epoch: int) -> Defense:
+        """The defense as it is in `epoch`, with what it has kept of earlier ones."""
+        before = self.present
+        self.present = self.settings.curriculum.at(self.defense, epoch, self.settings.epochs)
+        if isinstance(before, Stateful) and isinstance(self.present, Stateful):
+            self.present.load_state_dict(before.state_dict())
+        return self.present
+
     def _draw_order(self) -> None:
         """Have the order of an epoch drawn, anew or as it was when the epoch began."""
         if self.position.order is None:
@@ -287,6 +328,7 @@ class Trainer:
         """What the epoch came to; the next one is next."""
         number = self.position.epoch
         figures = self.tally.figures(number)
+        replicas.average_statistics(self.model)
         validated = self._validate()
         self.accuracies = {
             "clean": validated["val_clean_accuracy"],
@@ -295,6 +337,13 @@ class Trainer:
         epoch = Epoch(number, self.position.seconds, self.position.lr, **figures, **validated)
         self.position, self.tally = _Position(number + 1), Tally()
         return epoch
+
+    def _weight(self, images: int) -> float:
+        """What the mean loss of so many images counts in a mean over processes."""
+        parts = distributed.size()
+        at = self.train.size, self.settings.batch_size, self.position.batch, parts
+        start, stop = bounds(*at)
+        return parts * images / (stop - start)
 
     def _view(self) -> nn.Module:
         """The model as defenses get it."""
@@ -311,6 +360,8 @@ class Trainer:
     def _descend(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if isinstance(self.forward, replicas.Replicas):
+            self.forward.refuse_unused()
         if self.settings.clip_gradient is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_gradient)
         self.optimizer.step()
@@ -324,16 +375,35 @@ class Trainer:
         settings = Evaluation(
             {"validation": attack}, batch_size=self.settings.batch_size, eot=1, votes=votes
         )
-        with self.terminal.progress("validation", self.validation.size) as bar:
-            ledger = evaluate(
-                self.model, self.validation, settings,
-                norm=self.norm, eps=self.eps, seed=streams.derived_seed(self.seed, "validation"),
-                bar=bar,
-            )  # fmt: skip
+        mine = _part(self.validation)
+        seed = distributed.own_seed(streams.derived_seed(self.seed, "validation"))
+        broken = {"clean": 0, "robust": 0}
+        with self.terminal.progress("validation", mine.size) as bar:
+            for portion in portions(mine, self.settings.batch_size):
+                ledger = evaluate(
+                    self.model, portion, settings, norm=self.norm, eps=self.eps, seed=seed, bar=bar
+                )
+                broken["clean"] += int(ledger.misclassified.sum())
+                broken["robust"] += int(ledger.worst_case.sum())
+        total = distributed.summed(broken)
         return {
-            "val_clean_accuracy": 1 - float(ledger.misclassified.mean()),
-            "val_robust_accuracy": 1 - float(ledger.worst_case.mean()),
+            f"val_{name}_accuracy": 1 - count / self.validation.size
+            for name, count in total.items()
         }
+
+
+def _part(split: Samples) -> Samples:
+    """What this process looks at of a split."""
+    if distributed.size() == 1:
+        return split
+    return split.take(torch.arange(split.size)[distributed.share(split.size)])
+
+
+def _refuse_too_few(train: Samples) -> None:
+    if train.size < distributed.size():
+        raise InputError(
+            f"{train.size} training images cannot be divided over {distributed.size()} processes"
+        )
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:

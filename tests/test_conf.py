@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -39,8 +41,12 @@ NEEDED = {
     ("dataset", "folder"): ["dataset.path=/nowhere"],
     ("attack", "carlini_wagner"): ["norm=l2"],
     ("attack", "transfer"): ["attack.source.run=/nowhere"],
+    ("defense", "distill"): ["defense.teacher=/nowhere"],
     ("noise", "stack"): ["+noise@noise.mechanisms.one=rse"],
 }
+
+# What a defense refuses: attacks that start where its divergence has no slope.
+REFUSED = {("trades", "fgsm"), ("trades", "mim")}
 
 # What the run of a transfer attack holds here.
 SOURCE = torch.nn.Identity()
@@ -96,9 +102,14 @@ def test_every_group_of_components_has_its_folder() -> None:
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_a_defense_takes_every_attack(defense: str) -> None:
     # The one norm that every attack knows.
-    node = composed(f"defense={defense}", "norm=l2", "evaluation=quick")
+    needed = NEEDED.get(("defense", defense), [])
+    node = composed(f"defense={defense}", "norm=l2", "evaluation=quick", *needed)
     for attack in ATTACKS:
         node.attack = chosen("attack", attack).attack
+        if (defense, attack) in REFUSED:
+            with pytest.raises(InputError, match=r"^defense\.attack\.random_start=False"):
+                configs.build(node)
+            continue
         config = configs.build(node)
         used = getattr(config.defense, "attack", None)
         assert used is None or used == config.attack
@@ -210,6 +221,15 @@ def test_what_is_no_number_is_refused_by_its_full_key(value: object) -> None:
 def test_an_unknown_key_is_refused_by_its_full_name(key: str) -> None:
     with pytest.raises(ConfigCompositionException, match=re.escape(key)):
         composed(f"{key}=3")
+
+
+CHOICES = [kind for kind in StrEnum.__subclasses__() if kind.__module__.startswith("robusttrain.")]
+
+
+@pytest.mark.parametrize("choice", [member for kind in CHOICES for member in kind], ids=repr)
+def test_a_choice_is_a_word_on_the_command_line(choice: StrEnum) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"key={choice}"])
+    assert override.value() == str(choice)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from robusttrain.refusals import explain
 from robusttrain.report import jobs
 from robusttrain.report.jobs import Job
 
+pytestmark = pytest.mark.long
+
 TINY = [
     "dataset=synthetic", "model=linear", "defense=standard", "epochs=1", "evaluation=quick",
     "evaluation.audit=false", "evaluation.samples=20", "device=cpu",

@@ -21,6 +21,8 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.resuming import Command, alone_in, resumed
 from robusttrain.training_run import LATEST, PREVIOUS, newest_checkpoint
 
+pytestmark = pytest.mark.long
+
 # Every stream that a run can draw from is in use: augmentation, attack, noise and votes.
 RUN = [
     "defense=alpha_mix", "attack=pgd", "attack.steps=2", "noise=gaussian", "noise.predict=true",
@@ -39,7 +41,6 @@ from hydra.core.plugins import Plugins
 from robusttrain import cli
 from robusttrain.__main__ import main
 
-pytestmark = pytest.mark.long
 
 cli.configs.register()
 cli.configs.register = lambda: None

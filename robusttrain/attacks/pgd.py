@@ -1,6 +1,7 @@
 """Projected gradient descent on the negative loss (Madry et al. 2018)."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -10,6 +11,16 @@ from robusttrain.attacks.crafting import Surrogate
 from robusttrain.attacks.objectives import ObjectiveAttack
 from robusttrain.attacks.standing import Best, Rows, standing
 from robusttrain.threat import per_image
+
+# Standard deviation of a start next to the image, in pixel units (Zhang et al. 2019).
+NEARBY = 0.001
+
+
+class Start(StrEnum):
+    """Where a random start is drawn: `uniform` from all of S(x), or `gaussian` right next to x."""
+
+    uniform = "uniform"
+    gaussian = "gaussian"
 
 
 @dataclass
@@ -34,6 +45,9 @@ class PGD(ObjectiveAttack):
         Length of a step in the norm, in pixel units; 2.5 * eps / steps where not given.
     random_start
         Start from a random point of S(x) instead of x.
+    start
+        How that point is drawn: `uniform`, or `gaussian` with a standard deviation of 0.001 around
+        x, which is all that a loss without slope at x needs (TRADES, Zhang et al. 2019).
     restarts
         Independent searches for each target, 1 or more.
     keep_best
@@ -46,6 +60,7 @@ class PGD(ObjectiveAttack):
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
+    start: Start = Start.uniform
     restarts: int = 1
     keep_best: bool = False
     stop_early: bool = False
@@ -58,6 +73,14 @@ class PGD(ObjectiveAttack):
             "restarts",
             self.restarts,
             "1 when random_start=false: all restarts would be the same search",
+        )
+        ranges.one_of(list(Start), start=self.start)
+        self.start = Start(self.start)
+        ranges.require(
+            self.random_start or self.start is Start.uniform,
+            "start",
+            self.start,
+            "left out when random_start=false",
         )
         if self.step_size is not None:
             ranges.above(0, step_size=self.step_size)
@@ -89,7 +112,12 @@ class PGD(ObjectiveAttack):
         return gradient
 
     def _start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return self.ball.random_start(x, generator) if self.random_start else x
+        if not self.random_start:
+            return x
+        if self.start is Start.uniform:
+            return self.ball.random_start(x, generator)
+        nearby = torch.empty_like(x).normal_(0, NEARBY, generator=generator)
+        return self.ball.project(x + nearby, x)
 
     def _last_iterate(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         x_adv, slope = self._start(x, generator), torch.zeros_like(x)

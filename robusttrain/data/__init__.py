@@ -1,20 +1,25 @@
-"""Data sets: whole in memory, as bytes, on the device that trains on them."""
+"""Data sets: as bytes on the device that trains on them, or streamed from files to there."""
 
 from typing import Protocol
 
 from robusttrain.data.augment import augment
-from robusttrain.data.batching import batch_count, batches
-from robusttrain.data.split import Info, Split, as_input, hold_out
+from robusttrain.data.batching import batch_count, batches, bounds, portions
+from robusttrain.data.split import Info, Samples, Split, as_input, hold_out
+from robusttrain.data.streamed import Streamed
 
 __all__ = [
     "Dataset",
     "Info",
+    "Samples",
     "Split",
+    "Streamed",
     "as_input",
     "augment",
     "batch_count",
     "batches",
+    "bounds",
     "hold_out",
+    "portions",
 ]
 
 
@@ -28,8 +33,8 @@ class Dataset(Protocol):
     def info(self) -> Info:
         """Shape and classes, without reading the images."""
 
-    def load(self) -> tuple[Split, Split]:
-        """The training and the test set, on the CPU.
+    def load(self) -> tuple[Samples, Samples]:
+        """The training and the test set: a `Split` on the CPU each, or `Streamed`.
 
         Raises
         ------

@@ -1,35 +1,38 @@
 """An image folder of the user's own."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from robusttrain import ranges
 from robusttrain.data._base import _Base
-from robusttrain.data.split import Info, Split
+from robusttrain.data.decoding import Decoder, opened
+from robusttrain.data.split import Info
+from robusttrain.data.streamed import Paths, Streamed, default_workers
 from robusttrain.errors import InputError
 from robusttrain.streams import stream
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 # Those of torchvision's ImageFolder, written out so that listing a folder imports no torchvision.
-IMAGE_EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-)
+IMAGE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 LAYOUT = "<path>/<class>/* or <path>/train/<class>/* with <path>/test/<class>/*"
-# Few enough to keep all threads busy to the end, many enough to hide the cost of a task.
-FILES_PER_TASK = 64
 
-# The images of each class, by the name of its folder; both in the order of their names.
-Listing = dict[str, list[Path]]
+
+class _Class(NamedTuple):
+    """The images of a class: their folder and their names, in order."""
+
+    folder: Path
+    names: list[str]
+
+
+# By the name of the class, in order.
+Listing = Mapping[str, _Class]
 
 
 @dataclass
@@ -40,6 +43,11 @@ class Folder(_Base):
     at least one image. Images become grey (`channels` 1) or RGB (3). With `image_size`, the shorter
     side is resized to that many pixels (bilinear, antialiased) and the central square kept;
     without, all must have one size. Hidden files and files that are no images are passed over.
+
+    `stream` leaves the images in their files and decodes a batch when it is needed, with the same
+    results; `auto` does so where all together would take more than half of the free memory.
+    `workers` processes decode in advance: one for each core, 8 at most, where not given (0 outside
+    of Linux).
     """
 
     path: str
@@ -47,6 +55,8 @@ class Folder(_Base):
     channels: int = 3
     seed: int = 0
     test_share: float = 0.2
+    stream: bool | str = "auto"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,15 +64,21 @@ class Folder(_Base):
             ranges.at_least(1, image_size=self.image_size)
         ranges.require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
         ranges.inside(0, 1, test_share=self.test_share)
+        ranges.require(
+            self.stream in (True, False, "auto"), "stream", self.stream, "true, false or auto"
+        )
+        if self.workers is not None:
+            ranges.at_least(0, workers=self.workers)
 
     def info(self) -> Info:
         train, _ = self._list()
         return Info(self._image_shape(train), len(train), tuple(train))
 
-    def load(self) -> tuple[Split, Split]:
+    def load(self) -> tuple[Streamed, Streamed]:
+        """The training and the test set, which is not decoded before it is put on a device."""
         train, test = self._list()
-        shape = self._image_shape(train)
-        return self._decode(train, shape), self._decode(test, shape)
+        decoder = Decoder(self._image_shape(train), self.image_size is not None)
+        return self._streamed(train, decoder), self._streamed(test, decoder)
 
     def _list(self) -> tuple[Listing, Listing]:
         root = Path(self.path).expanduser()
@@ -85,9 +101,9 @@ class Folder(_Base):
                 f"dataset.path={self.path}: two class folders or more are needed, "
                 f"{folder} has {len(folders)}: expected {LAYOUT}"
             )
-        listing = {folder.name: _images(folder) for folder in folders}
-        for name, files in listing.items():
-            if not files:
+        listing = {folder.name: _Class(folder, _images(folder)) for folder in folders}
+        for name, images in listing.items():
+            if not images.names:
                 raise InputError(
                     f"dataset.path={self.path}: empty image folder {folder / name}: "
                     f"expected {LAYOUT}"
@@ -95,9 +111,8 @@ class Folder(_Base):
         return listing
 
     def _draw_test(self, classes: Listing) -> tuple[Listing, Listing]:
-        train: Listing = {}
-        test: Listing = {}
-        for name, files in classes.items():
+        train, test = {}, {}
+        for name, (folder, files) in classes.items():
             if len(files) < 2:
                 raise InputError(
                     f"dataset.path={self.path}: class {name} has one image, "
@@ -107,79 +122,33 @@ class Folder(_Base):
             # A stream per class: a new class leaves the test images of the others as they were.
             generator = stream(self.seed, f"folder test split {name}")
             order = torch.randperm(len(files), generator=generator).tolist()
-            test[name] = [files[index] for index in sorted(order[:count])]
-            train[name] = [files[index] for index in sorted(order[count:])]
+            test[name] = _Class(folder, [files[index] for index in sorted(order[:count])])
+            train[name] = _Class(folder, [files[index] for index in sorted(order[count:])])
         return train, test
 
     def _image_shape(self, train: Listing) -> tuple[int, int, int]:
         if self.image_size is not None:
             return self.channels, self.image_size, self.image_size
-        with _opened(next(iter(train.values()))[0]) as image:
+        folder, names = next(iter(train.values()))
+        with opened(str(folder / names[0])) as image:
             return self.channels, image.height, image.width
 
-    def _decode(self, listing: Listing, shape: tuple[int, int, int]) -> Split:
-        files = [file for part in listing.values() for file in part]
-        labels = [label for label, part in enumerate(listing.values()) for _ in part]
-        pixels = np.empty((len(files), *shape), np.uint8)
-
-        def fill(start: int) -> None:
-            for index, file in enumerate(files[start : start + FILES_PER_TASK], start):
-                pixels[index] = self._pixels(file, shape)
-
-        with ThreadPoolExecutor() as pool:
-            # In order, so that of several bad files always the same one is named.
-            for _ in pool.map(fill, range(0, len(files), FILES_PER_TASK)):
-                pass
-        return Split(torch.from_numpy(pixels), torch.tensor(labels))
-
-    def _pixels(self, file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """The image as uint8 of `shape`, (C, H, W)."""
-        from PIL import Image, ImageOps
-
-        channels, height, width = shape
-        with _opened(file) as image:
-            _refuse_deep(image, file)
-            image = image.convert("L" if channels == 1 else "RGB")
-            if self.image_size is not None:
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            if image.size != (width, height):
-                raise InputError(
-                    f"{file} has {image.width}x{image.height} pixels, the first image has "
-                    f"{width}x{height}: set dataset.image_size={min(width, height)}, say, "
-                    "to bring all to one size"
-                )
-            return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+    def _streamed(self, listing: Listing, decoder: Decoder) -> Streamed:
+        paths = Paths((str(folder), names) for folder, names in listing.values())
+        counts = torch.tensor([len(names) for _, names in listing.values()])
+        labels = torch.arange(len(listing)).repeat_interleave(counts)
+        workers = default_workers() if self.workers is None else self.workers
+        stream = self.stream if isinstance(self.stream, bool) else None
+        return Streamed(paths, np.arange(len(paths)), labels, decoder, stream, workers)
 
 
 def _is_class(folder: Path) -> bool:
     return folder.is_dir() and not folder.name.startswith(".")
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[str]:
     return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in IMAGE_EXTENSIONS and not file.name.startswith(".")
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".")
     )
-
-
-@contextmanager
-def _opened(file: Path) -> "Iterator[Image]":
-    """The image in `file`; any failure to open or decode it inside the block names the file."""
-    from PIL import Image
-
-    # Broken files raise OSError, SyntaxError, ValueError, struct.error, ... by format.
-    try:
-        with Image.open(file) as image:
-            yield image
-    except InputError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file}: unreadable image ({reason}): replace or delete it") from error
-
-
-def _refuse_deep(image: "Image", file: Path) -> None:
-    # PIL converts these by clipping at 255, which turns most pictures white without a word.
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{file} has pixels of mode {image.mode}: convert it to 8 bits a channel")

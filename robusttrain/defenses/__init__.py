@@ -8,10 +8,12 @@ A defense is called for each batch and yields the objectives to descend, one opt
         optimizer.step()
 
 The model comes in train mode. Most defenses yield once; one that replays a batch yields each time.
+What a defense keeps from batch to batch, and the saved models that it trains with, it says by two
+protocols more, `Stateful` and `WithModels`.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,3 +45,33 @@ class Defense(Protocol):
         self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
     ) -> Iterator[Objective]:
         """The objectives for images `x` (N, C, H, W) in [0, 1] and labels `y` (N,)."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A defense that goes on from what it has kept of earlier batches; checkpoints hold it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, on which the next batch depends."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, whose tensors may be on another device."""
+
+
+@runtime_checkable
+class WithModels(Protocol):
+    """A defense that trains with other models, which its configuration names by their runs."""
+
+    def with_models(self, load: Callable[[str, str], nn.Module]) -> Defense:
+        """The same defense with its models, each of them `load(key, run directory or checkpoint)`.
+
+        It is asked for once, before training; who only evaluates needs none of them.
+        """
+
+
+def each_row(values: Tensor, logits: Tensor) -> Tensor:
+    """`values` (N, ...) of the images for each row of `logits`, of which an image may have several.
+
+    With `noise.draws` the rows of an image, one for each draw, follow one another.
+    """
+    return values.repeat_interleave(len(logits) // len(values), 0)

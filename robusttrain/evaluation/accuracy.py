@@ -17,7 +17,7 @@ from robusttrain.attacks.crafting import BallAttack
 from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.pgd import PGD
-from robusttrain.data import Split, as_input
+from robusttrain.data import Samples, as_input
 from robusttrain.evaluation.certification import Certification
 from robusttrain.evaluation.subject import Crafted, Seen, Subject
 from robusttrain.models.modes import modes_restored
@@ -131,11 +131,11 @@ class Evaluation:
 
 
 def examine(
-    model: nn.Module, split: Split, settings: Evaluation, seed: int
+    model: nn.Module, samples: Samples, settings: Evaluation, seed: int
 ) -> tuple[NDArray[np.int64], Subject]:
     """The positions of the images to evaluate, and the subject of the evaluation."""
-    rows = settings.choose(split.size)
-    images, y = split.take(rows)
+    rows = settings.choose(samples.size)
+    images, y = samples.take(rows).loaded()
     batch_size = settings.batch_size or (CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
     draws = settings.eot, settings.votes
     return rows.numpy(), Subject(model, as_input(images), y, batch_size, *draws, seed)
@@ -143,7 +143,7 @@ def examine(
 
 def evaluate(
     model: nn.Module,
-    split: Split,
+    samples: Samples,
     settings: Evaluation,
     *,
     norm: Norm,
@@ -151,13 +151,13 @@ def evaluate(
     seed: int,
     bar: Bar,
 ) -> Ledger:
-    """Attack `model` on the chosen images of `split`; see `attack_all`.
+    """Attack `model` on the chosen images of `samples`; see `attack_all`.
 
     Mode and noise streams of the model are left as they were.
     """
     with modes_restored(model):
         model.eval()
-        index, subject = examine(model, split, settings, seed)
+        index, subject = examine(model, samples, settings, seed)
         suite = settings.suite(subject.num_classes, subject.random)
         return attack_all(
             subject, index, suite, settings.survivors_only, norm=norm, eps=eps, bar=bar

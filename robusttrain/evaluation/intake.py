@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robusttrain import streams
 from robusttrain.attacks.crafting import held_still, predictions
-from robusttrain.data import Split, as_input
+from robusttrain.data import Samples, Split, Streamed, as_input, memory
 from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
 from robusttrain.models.normalize import Normalize
@@ -22,6 +22,10 @@ from robusttrain.noise import drawing_from, predicts_randomly
 
 # Enough to see that one way to normalise is better than another.
 IMAGES = 500
+
+# Bytes of an evaluation for each pixel value: in the image, the attacked one, the worst one so far
+# and what is computed from them, all of them floats.
+EVALUATED = 16
 
 # Images in a pass; and how many of them are looked at without the others too.
 BATCH, ALONE = 32, 8
@@ -60,20 +64,36 @@ class Finding:
     message: str
 
 
-def refuse_outside_box(split: Split, dataset: str) -> None:
-    """Raise `InputError`, naming `dataset`, unless the images of `split` are bytes from 0 to 255.
+def refuse_outside_box(samples: Samples, dataset: str) -> None:
+    """Raise `InputError`, naming `dataset`, unless the images are bytes from 0 to 255.
 
     Those are pixels in [0, 1]. Bytes in another type are as good; values that never exceed 1 are
     refused, as they would become 255 times darker.
     """
-    images = split.images
-    if images.dtype == torch.uint8:
+    # What files are decoded to are bytes.
+    if not isinstance(samples, Split) or samples.images.dtype == torch.uint8:
         return
+    images = samples.images
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and 1 < high <= 255):
         raise InputError(
             f"dataset={dataset} has images with values from {low:.4g} to {high:.4g}: "
             f"they must be bytes from 0 to 255, which stand for pixels in [0, 1]"
+        )
+
+
+def refuse_too_many(samples: Samples, rows: Tensor, device: torch.device) -> None:
+    """Raise `InputError` if images that stay in files would not fit in memory to be evaluated.
+
+    The chosen ones are there as floats, with what attacks make of them.
+    """
+    if not isinstance(samples, Streamed):
+        return
+    size = samples.take(rows).decoded * EVALUATED
+    if not memory.fits(size, device, share=1):
+        raise InputError(
+            f"evaluation.samples={len(rows)} images would take {size / 1e9:.3g} GB while they are "
+            f"evaluated, more than is free: give a smaller number"
         )
 
 
@@ -88,10 +108,10 @@ def refuse_without_gradient(model: nn.Module, x: Tensor, name: str) -> None:
         )
 
 
-def sample(split: Split, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Up to `IMAGES` images of those at `rows` of `split`, and their labels."""
+def sample(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Up to `IMAGES` images of those at `rows` of `samples`, and their labels."""
     order = torch.randperm(len(rows), generator=streams.stream(0, "inspected images"))
-    images, labels = split.take(rows[order[:IMAGES]])
+    images, labels = samples.take(rows[order[:IMAGES]]).loaded()
     return as_input(images), labels
 
 

@@ -15,6 +15,7 @@ from robusttrain.attacks.crafting import BallAttack, Label
 from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.mim import MIM
 from robusttrain.attacks.pgd import PGD
@@ -44,6 +45,8 @@ ATTACKS: dict[str, Make] = {
     "fgsm_rs": partial(FGSM, random_start=True),
     "pgd": partial(PGD, steps=3),
     "pgd_best": partial(PGD, steps=2, restarts=2, keep_best=True),
+    "pgd_gaussian": partial(PGD, steps=3, start="gaussian"),
+    "friendly": partial(FriendlyPGD, steps=3, tau=1),
     "lbfgs": partial(LBFGS, steps=2, rounds=2),
     "softmax_linearisation": SoftmaxLinearisation,
     "uniform": Uniform,
@@ -57,7 +60,9 @@ ATTACKS: dict[str, Make] = {
     "carlini_wagner": partial(in_l2, partial(CarliniWagner, steps=5, binary_steps=3)),
     "deepfool": partial(DeepFool, steps=3),
 }
-RANDOM = ["fgsm_rs", "pgd", "pgd_best", "uniform", "apgd", "apgd_t", "square"]
+RANDOM = [
+    "fgsm_rs", "pgd", "pgd_best", "pgd_gaussian", "friendly", "uniform", "apgd", "apgd_t", "square",
+]  # fmt: skip
 GRADIENT_FREE = ["uniform", "square"]
 
 

@@ -187,6 +187,23 @@ def test_of_the_points_that_fool_the_one_of_highest_loss_is_kept() -> None:
     assert torch.allclose(attack(model, x, y), x + 0.3)
 
 
+@pytest.mark.parametrize(("norm", "eps"), [(Norm.linf, 0.1), (Norm.l2, 0.8), (Norm.l1, 5.0)])
+def test_a_gaussian_start_is_right_next_to_the_image(norm: Norm, eps: float) -> None:
+    """All but no step leads away from the start."""
+    model, x, y = tanh_network(100, 4), everywhere(4, 1, 10, 10), torch.arange(4)
+    attack = PGD(norm=norm, eps=eps, steps=1, step_size=1e-12, start="gaussian")
+    nearby = torch.empty_like(x).normal_(0, 0.001, generator=generator(3))
+    expected = ball(norm, eps).project(x + nearby, x)
+    x_adv = attack(model, x, y, generator=generator(3))
+    assert torch.allclose(x_adv, expected, rtol=0, atol=1e-9)
+    assert 0.0003 < (x_adv - x).std() < 0.0015
+
+
+def test_a_gaussian_start_is_a_random_one() -> None:
+    with pytest.raises(InputError, match=r"^start=gaussian is not allowed.*random_start=false"):
+        PGD(random_start=False, start="gaussian")
+
+
 def test_restarts_without_a_random_start_are_refused() -> None:
     with pytest.raises(InputError, match=r"restarts=2.*random_start=false"):
         PGD(restarts=2, random_start=False)

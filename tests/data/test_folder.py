@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from robusttrain.data import Split
 from robusttrain.data.folder import IMAGE_EXTENSIONS, Folder
 from robusttrain.errors import InputError
 
@@ -35,9 +36,14 @@ def brightness(images: torch.Tensor) -> list[int]:
     return images[:, 0, 0, 0].tolist()
 
 
+def load(folder: Folder) -> tuple[Split, Split]:
+    train, test = folder.load()
+    return train.loaded(), test.loaded()
+
+
 def refusal(folder: Folder) -> str:
     with pytest.raises(InputError) as caught:
-        folder.load()
+        load(folder)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -46,7 +52,7 @@ def refusal(folder: Folder) -> str:
 def test_train_and_test_folders_are_read_in_order(tmp_path: Path) -> None:
     classes(tmp_path / "train", 70)
     classes(tmp_path / "test", 3)
-    train, test = Folder(str(tmp_path)).load()
+    train, test = load(Folder(str(tmp_path)))
     assert brightness(train.images) == [*range(70), *range(100, 170)]
     assert train.labels.tolist() == [0] * 70 + [1] * 70
     assert brightness(test.images) == [0, 1, 2, 100, 101, 102]
@@ -72,7 +78,7 @@ def test_info_reads_one_image_at_most(tmp_path: Path) -> None:
 
 def test_the_test_share_is_a_partition_of_each_class(tmp_path: Path) -> None:
     classes(tmp_path, 10)
-    train, test = Folder(str(tmp_path), test_share=0.3).load()
+    train, test = load(Folder(str(tmp_path), test_share=0.3))
     assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]
     everything = sorted(brightness(train.images) + brightness(test.images))
     assert everything == [*range(10), *range(100, 110)]
@@ -82,15 +88,15 @@ def test_the_test_share_is_a_partition_of_each_class(tmp_path: Path) -> None:
 
 def test_the_seed_alone_draws_the_test_share(tmp_path: Path) -> None:
     classes(tmp_path, 30)
-    first = Folder(str(tmp_path), seed=1).load()[1]
-    assert Folder(str(tmp_path), seed=1).load()[1].digest() == first.digest()
-    assert Folder(str(tmp_path), seed=2).load()[1].digest() != first.digest()
+    first = load(Folder(str(tmp_path), seed=1))[1]
+    assert load(Folder(str(tmp_path), seed=1))[1].digest() == first.digest()
+    assert load(Folder(str(tmp_path), seed=2))[1].digest() != first.digest()
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_each_class_is_in_both_parts(share: float, tmp_path: Path) -> None:
     classes(tmp_path, 2)
-    for part in Folder(str(tmp_path), test_share=share).load():
+    for part in load(Folder(str(tmp_path), test_share=share)):
         assert part.labels.tolist() == [0, 1]
 
 
@@ -98,7 +104,7 @@ def test_colours_keep_their_channels_and_grey_is_their_luminance(tmp_path: Path)
     for name in "ab":
         for number in range(2):
             save(tmp_path / name / f"{number}.png", (200, 100, 50))
-    colour, grey = (Folder(str(tmp_path), channels=n).load()[0].images for n in (3, 1))
+    colour, grey = (load(Folder(str(tmp_path), channels=n))[0].images for n in (3, 1))
     assert colour[0, :, 2, 3].tolist() == [200, 100, 50]
     assert int(grey[0, 0, 2, 3]) == pytest.approx(0.299 * 200 + 0.587 * 100 + 0.114 * 50, abs=1)
 
@@ -112,7 +118,7 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(
     for file in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         picture.save(tmp_path / file)
-    images = Folder(str(tmp_path), image_size=4).load()[0].images
+    images = load(Folder(str(tmp_path), image_size=4))[0].images
     width, height = (4 * side // min(size) for side in size)
     left, top = (width - 4) // 2, (height - 4) // 2
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -124,7 +130,7 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(
 def test_sizes_may_differ_when_one_is_asked_for(tmp_path: Path) -> None:
     classes(tmp_path)
     save(tmp_path / "b" / "tall.png", 7, (3, 50))
-    train, test = Folder(str(tmp_path), image_size=5).load()
+    train, test = load(Folder(str(tmp_path), image_size=5))
     assert train.size + test.size == 11
     assert train.images.shape[1:] == (3, 5, 5)
 
@@ -136,7 +142,7 @@ def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     (tmp_path / "README.md").write_text("about")
     save(tmp_path / "b" / "LOUD.PNG", 42)
-    train, test = Folder(str(tmp_path)).load()
+    train, test = load(Folder(str(tmp_path)))
     assert train.size + test.size == 11
 
 
@@ -225,6 +231,8 @@ def test_deep_images_are_refused_not_clipped(tmp_path: Path) -> None:
         ({"test_share": 0.0}, "test_share=0.0 "),
         ({"test_share": 1.0}, "test_share=1.0 "),
         ({"validation": -1.0}, "validation=-1.0 "),
+        ({"stream": "maybe"}, "stream=maybe .*true, false or auto"),
+        ({"workers": -1}, "workers=-1 "),
     ],
 )
 def test_impossible_fields_are_refused_by_name(values: dict[str, Any], message: str) -> None:

@@ -12,15 +12,24 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Attack, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.lbfgs import LBFGS
-from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
-from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses import Defense, Objective, each_row
+from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
+from robusttrain.defenses.distill import Distill
+from robusttrain.defenses.grad_align import GradAlign
 from robusttrain.defenses.lsa import LSA, Direction
+from robusttrain.defenses.mart import MART
+from robusttrain.defenses.n_fgsm import NFGSM
 from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
+from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.noise.draws import SameDraws
+from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 
 CLASSES = 4
@@ -80,6 +89,15 @@ COSTS: list[tuple[Defense, int, int, int]] = [
     (RT(), 1, 0, 2),
     (LSA(direction=Direction.loss), 2, 1, 1),
     (LSA(direction=Direction.alpha), 2, CLASSES, 1),
+    (WorstCase(FriendlyPGD(steps=7, tau=7)), 8, 7, 1),
+    (NFGSM(), 2, 1, 1),
+    # Of the passes back to the parameters, the first is differentiated through.
+    (GradAlign(), 3, 1, 3),
+    (TRADES(PGD(steps=7)), 9, 7, 2),
+    (MART(PGD(steps=7)), 9, 7, 2),
+    (ALP(PGD(steps=7)), 9, 7, 2),
+    (ALP(PGD(steps=7), pairing=Pairing.clean), 1, 0, 1),
+    (Distill(PGD(steps=7), network()), 9, 7, 2),
 ]
 
 
@@ -102,6 +120,11 @@ AT_ZERO: list[Callable[[Norm], Defense]] = [
     lambda norm: WorstCase(FGSM(norm, 0.0, random_start=True)),
     lambda norm: AlphaMix(FGSM(norm, 0.0), 0.4),
     lambda norm: AlphaMix(LBFGS(norm, 0.0, steps=2, rounds=2), 0.4),
+    lambda norm: WorstCase(FriendlyPGD(norm, 0.0, steps=3)),
+    lambda norm: NFGSM(norm, 0.0),
+    lambda norm: GradAlign(norm, 0.0),
+    lambda norm: TRADES(PGD(norm, 0.0, steps=3, start=Start.gaussian)),
+    lambda norm: ALP(PGD(norm, 0.0, steps=3)),
 ]
 
 
@@ -116,6 +139,21 @@ def test_at_radius_zero_every_defense_is_standard_training(
     slopes = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
     for mine, standard in zip(*slopes, strict=True):
         torch.testing.assert_close(mine, standard, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "defense", [case[0] for case in COSTS], ids=lambda defense: type(defense).__name__
+)
+def test_several_draws_of_no_noise_are_like_one(defense: Defense) -> None:
+    """With `noise.draws` an image has several rows of logits in training, one for the attack."""
+    noisy = network()
+    Gaussian(0.0, draws=3).install(noisy, 0)
+
+    def averaged(logits: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(logits, each_row(y, logits)).view(len(y), -1).mean(1)
+
+    found = objective_of(defense, SameDraws(noisy, 3), averaged).loss
+    torch.testing.assert_close(found, objective_of(defense, network()).loss, rtol=1e-4, atol=1e-6)
 
 
 class _Recorded:
@@ -161,7 +199,8 @@ def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense
     model.insert(2, norm)
     model.train()
     objective_of(defense, model)
-    outer = 2 if isinstance(defense, AlphaMix) else 1
-    assert norm.num_batches_tracked == outer
+    crafted_alone = not isinstance(defense, ALP) or defense.pairing is Pairing.adversarial
+    pairs = isinstance(defense, AlphaMix | GradAlign | TRADES | MART | ALP | Distill)
+    assert norm.num_batches_tracked == (2 if pairs and crafted_alone else 1)
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())

@@ -1,0 +1,100 @@
+"""Image files, and how they become bytes of one shape."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robusttrain.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# What of a file its digest is of: small images as a whole, of large ones enough to tell them apart.
+HEAD = 2**14
+
+
+class Decoder(NamedTuple):
+    """How files become images of `shape` (C, H, W), grey for one channel and RGB for three.
+
+    With `fit`, the shorter side is resized and the centre kept; without, other sizes are refused.
+    """
+
+    shape: tuple[int, int, int]
+    fit: bool
+
+    def pixels(self, path: str) -> NDArray[np.uint8]:
+        """The image in the file `path`, (C, H, W).
+
+        Raises
+        ------
+        InputError
+            If it cannot be decoded to such an image; the message names the file.
+        """
+        from PIL import Image, ImageOps
+
+        channels, height, width = self.shape
+        with opened(path) as image:
+            self._refuse(image, path)
+            image = image.convert("L" if channels == 1 else "RGB")
+            if self.fit:
+                image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+            return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+    def head(self, path: str) -> bytes:
+        """The length of the file `path`, in eight bytes, and its first `HEAD` bytes.
+
+        Raises
+        ------
+        InputError
+            If they say already that `pixels` would refuse it.
+        """
+        from PIL import Image
+
+        with _naming(path), Path(path).open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            first = file.read(HEAD)
+            file.seek(0)
+            with Image.open(file) as image:
+                self._refuse(image, path)
+        return length.to_bytes(8, "little") + first
+
+    def _refuse(self, image: "Image", path: str) -> None:
+        """Raise `InputError` where the mode or the size of an image does not fit."""
+        # PIL converts these by clipping at 255, which turns most pictures white without a word.
+        if image.mode.startswith(("I", "F")):
+            raise InputError(
+                f"{path} has pixels of mode {image.mode}: convert it to 8 bits a channel"
+            )
+        _, height, width = self.shape
+        if not self.fit and image.size != (width, height):
+            raise InputError(
+                f"{path} has {image.width}x{image.height} pixels, the first image has "
+                f"{width}x{height}: set dataset.image_size={min(width, height)}, say, "
+                "to bring all to one size"
+            )
+
+
+@contextmanager
+def opened(path: str) -> "Iterator[Image]":
+    """The image in a file; any failure to open or decode it inside the block names the file."""
+    from PIL import Image
+
+    with _naming(path), Image.open(path) as image:
+        yield image
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    # Broken files raise OSError, SyntaxError, ValueError, struct.error, ... by format.
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: unreadable image ({reason}): replace or delete it") from error

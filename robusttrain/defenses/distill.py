@@ -1,0 +1,78 @@
+"""Adversarial distillation: a student learns the outputs of a robust teacher."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.crafting import held_still
+from robusttrain.attacks.divergence import (
+    DivergenceFrom,
+    divergence,
+    log_probabilities,
+    refuse_labels,
+)
+from robusttrain.defenses import Objective, each_row
+from robusttrain.noise import drawing_from, noise_layers
+
+
+@dataclass
+class Distill:
+    """min E[ alpha KL(t(x) || f(z)) + (1 - alpha) KL(t(x) || f(x)) ] (RSLAD, Zi et al. 2021).
+
+    The attack finds z by climbing the first divergence; t is the teacher, which sees clean images
+    alone, and whose outputs take the place of the labels. One forward and one backward pass for
+    each of the clean and the adversarial images, and a forward pass of the teacher, beside those of
+    the attack.
+
+    Parameters
+    ----------
+    attack
+        Any attack.
+    teacher
+        A model of the same images and classes, or the run directory or checkpoint that it is
+        loaded from before training.
+    alpha
+        Weight of the adversarial images, from 0 to 1; 5/6 in the paper.
+    """
+
+    attack: Attack
+    teacher: nn.Module | str
+    alpha: float = 5 / 6
+
+    def __post_init__(self) -> None:
+        ranges.within(0, 1, alpha=self.alpha)
+        refuse_labels(self.attack)
+
+    def with_models(self, load: Callable[[str, str], nn.Module]) -> "Distill":
+        """The same with its teacher, loaded by `load(key, run)` unless it is there."""
+        if isinstance(self.teacher, nn.Module):
+            return self
+        return replace(self, teacher=load("teacher", self.teacher))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The divergences from the teacher; neither the labels nor `loss` have a part in them."""
+        target = self._taught(x, generator)
+        x_adv = self.attack(model, x, y, loss=DivergenceFrom(target), generator=generator)
+        clean, adversarial = model(x), model(x_adv)
+        target = each_row(target, clean)
+        robust, natural = (divergence(target, logits) for logits in (adversarial, clean))
+        objective = self.alpha * robust + (1 - self.alpha) * natural
+        yield Objective(objective.mean(), clean=clean, adversarial=adversarial)
+
+    def _taught(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Log-probabilities (N, K) of the teacher."""
+        assert isinstance(self.teacher, nn.Module), "with_models loads it"
+        teacher, seed = self.teacher.to(x.device), 0
+        if noise_layers(teacher):
+            # Its own streams are in no checkpoint.
+            high = torch.iinfo(torch.int64).max
+            draw = torch.randint(high, (1,), generator=generator, device=generator.device)
+            seed = int(draw)
+        with held_still(teacher), drawing_from(teacher, seed), torch.no_grad():
+            return log_probabilities(teacher(x))

@@ -1,0 +1,81 @@
+"""Free adversarial training: one backward pass for the weights and the perturbation."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.attacks import Loss
+from robusttrain.defenses import Objective
+from robusttrain.threat import Norm, ball
+
+
+@dataclass
+class Free:
+    """min E[ L(f(x + d), y) ], d one step further with each step of the weights.
+
+    Shafahi et al. 2019, Algorithm 1: a batch is replayed `replays` times, and each of them takes
+    one forward and one backward pass, which gives the gradient of the weights and, at the same
+    point, that of the step x + d <- project(x + d + step_size steepest(grad_x L)). d starts at 0,
+    and goes on from batch to batch, and through checkpoints; where an image meets it, x + d is
+    projected on S(x), that is, cut with the box, too. The model is in train mode throughout.
+
+    An epoch stays one pass over the images, and takes `replays` steps on each batch: for the cost
+    of standard training divide `epochs` by `replays`, as the paper does.
+
+    Parameters
+    ----------
+    norm, eps
+        The threat model; `eps` in pixel units of [0, 1], 0 or more.
+    replays
+        Steps on each batch, m of the paper, 1 or more.
+    step_size
+        Length of a step of the perturbation in the norm, in pixel units; `eps` where not given.
+    """
+
+    norm: Norm = Norm.linf
+    eps: float = 8 / 255
+    replays: int = 8
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, eps=self.eps)
+        ranges.at_least(1, replays=self.replays)
+        if self.step_size is not None:
+            ranges.above(0, step_size=self.step_size)
+        self._delta: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The perturbation that the next batch starts from."""
+        return {"delta": self._delta}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self._delta = state["delta"]
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The loss of each replay; its backward pass has to be over when the next is asked for."""
+        threat, step = ball(self.norm, self.eps), self.eps
+        if self.step_size is not None:
+            step = self.step_size
+        kept = self._delta = self._long_enough(x)
+        x_adv = threat.project(x + kept[: len(x)], x)
+        for _ in range(self.replays):
+            point = x_adv.detach().requires_grad_()
+            logits = model(point)
+            yield Objective(loss(logits, y).mean(), adversarial=logits)
+            assert point.grad is not None, "an objective was not descended"
+            slope = point.grad.nan_to_num(0, 0, 0)
+            x_adv = threat.project(x_adv + step * threat.ascent(slope, x_adv), x)
+            kept[: len(x)] = x_adv - x
+
+    def _long_enough(self, x: Tensor) -> Tensor:
+        """What is kept, with zeros for images beyond the longest batch so far."""
+        kept = torch.zeros_like(x[:0]) if self._delta is None else self._delta.to(x.device)
+        missing = max(0, len(x) - len(kept))
+        return torch.cat([kept, torch.zeros_like(x[:missing])])

@@ -1,0 +1,51 @@
+"""N-FGSM: one step from a noisy image, never cut back to the radius."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.attacks import Loss
+from robusttrain.attacks.crafting import Mode
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.defenses import Objective
+from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.threat import Norm, ball
+
+
+@dataclass
+class NFGSM:
+    """min E[ L(f(x + n + d), y) ], n noise of k times the radius, d the step of FGSM at x + n.
+
+    de Jorge et al. 2022, Algorithm 1: n is uniform in the ball of radius k eps, the step is that of
+    the linearised loss over the ball of radius `eps` around x + n, both are cut with the box, and
+    neither is projected on S(x). Noise beyond the radius keeps one step from catastrophic
+    overfitting. Two forward and two backward passes, one of the latter to the input alone.
+
+    Parameters
+    ----------
+    norm, eps
+        The threat model; `eps` in pixel units of [0, 1], 0 or more.
+    k
+        Radius of the noise in units of `eps`, 0 or more.
+    mode
+        Mode of the model while crafting; the paper's is train.
+    """
+
+    norm: Norm = Norm.linf
+    eps: float = 8 / 255
+    k: float = 2.0
+    mode: Mode = Mode.eval
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, k=self.k)
+        self._objective = WorstCase(FGSM(norm=self.norm, eps=self.eps, mode=self.mode))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The loss behind the step alone."""
+        noisy = ball(self.norm, self.k * self.eps).random_start(x, generator)
+        return self._objective(model, noisy, y, loss=loss, generator=generator)

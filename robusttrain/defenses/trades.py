@@ -1,0 +1,57 @@
+"""TRADES: accuracy on clean images against the divergence of outputs nearby."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.divergence import (
+    DivergenceFrom,
+    divergence,
+    log_probabilities,
+    mean_log_probabilities,
+    refuse_labels,
+    refuse_start_at_image,
+)
+from robusttrain.defenses import Objective
+
+
+@dataclass
+class TRADES:
+    """min E[ L(f(x), y) + beta max_{z in S(x)} KL(f(x) || f(z)) ] (Zhang et al. 2019, Alg. 1).
+
+    The attack climbs the divergence, and the gradient of the objective goes through both of its
+    sides. The clean images pass the network once, in train mode: what the attack moves away from is
+    the very output that the objective holds z to, also where BatchNorm or dropout has another one
+    in eval mode. That is one forward and one backward pass for each of the clean and the
+    adversarial images, beside those of the attack.
+
+    Parameters
+    ----------
+    attack
+        Any attack that starts away from x, where the divergence has no slope.
+    beta
+        Weight of the divergence, 0 or more.
+    """
+
+    attack: Attack
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, beta=self.beta)
+        refuse_labels(self.attack)
+        refuse_start_at_image(self.attack)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The clean loss and the weighted divergence."""
+        clean = model(x)
+        away = DivergenceFrom(mean_log_probabilities(clean.detach(), len(x)))
+        adversarial = model(self.attack(model, x, y, loss=away, generator=generator))
+        robust = divergence(log_probabilities(clean), adversarial)
+        objective = loss(clean, y).mean() + self.beta * robust.mean()
+        yield Objective(objective, clean=clean, adversarial=adversarial)

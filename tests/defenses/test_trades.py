@@ -1,0 +1,79 @@
+"""TRADES against the paper's formula in float64, and what its attack climbs."""
+
+import numpy as np
+import pytest
+import torch
+from defense_toys import (
+    CLASSES,
+    Fixed,
+    batch,
+    generator,
+    gradients_are_right,
+    logits,
+    objective_of,
+    softmax,
+)
+from torch import Tensor, nn
+
+from robusttrain.attacks import cross_entropy
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.pgd import PGD, Start
+from robusttrain.defenses.trades import TRADES
+from robusttrain.errors import InputError
+from robusttrain.threat import Norm, ball
+
+NEARBY, _ = batch(seed=5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
+def test_the_loss_is_the_formula(beta: float) -> None:
+    x, y = batch()
+    p, q = softmax(logits(x)), softmax(logits(NEARBY))
+    own = p[np.arange(len(p)), y.numpy()]
+    expected = -np.log(own).mean() + beta * (p * np.log(p / q)).sum(1).mean()
+    objective = objective_of(TRADES(Fixed(NEARBY), beta))
+    assert objective.loss.item() == pytest.approx(expected, rel=1e-12)
+    assert objective.clean is not None
+    assert objective.adversarial is not None
+    np.testing.assert_allclose(objective.clean.detach(), logits(x), rtol=1e-12)
+    np.testing.assert_allclose(objective.adversarial.detach(), logits(NEARBY), rtol=1e-12)
+
+
+def test_the_gradient_goes_through_both_sides() -> None:
+    assert gradients_are_right(TRADES(Fixed(NEARBY), 2.0))
+
+
+def linear() -> tuple[nn.Sequential, Tensor, Tensor]:
+    layer = nn.Linear(6, CLASSES).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(CLASSES, 6, generator=generator(4)))
+    return nn.Sequential(nn.Flatten(1), layer), *batch()
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_the_attack_climbs_the_divergence_from_the_clean_output(norm: Norm) -> None:
+    """On softmax regression its gradient is (q - p) W, step by step."""
+    model, x, y = linear()
+    weight, bias = (p.detach().numpy() for p in model.parameters())
+    attack = PGD(norm, 0.2, steps=4, step_size=0.1, start=Start.gaussian)
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    (_,) = TRADES(attack)(model, x, y, loss=cross_entropy, generator=generator())
+    p = softmax(x.flatten(1).numpy() @ weight.T + bias)
+    threat = ball(norm, 0.2)
+    nearby = torch.empty_like(x).normal_(0, 0.001, generator=generator())
+    z = threat.project(x + nearby, x)
+    for _ in range(4):
+        q = softmax(z.flatten(1).numpy() @ weight.T + bias)
+        slope = torch.from_numpy((q - p) @ weight).view_as(x)
+        z = threat.project(z + 0.1 * threat.ascent(slope, z), x)
+    torch.testing.assert_close(seen[-1], z, rtol=0, atol=1e-9)
+
+
+def test_what_it_cannot_climb_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^attack\.random_start=False is not allowed"):
+        TRADES(FGSM())
+    with pytest.raises(InputError, match=r"^attack\.label=predicted is not allowed"):
+        TRADES(PGD(label="predicted"))
+    with pytest.raises(InputError, match=r"^beta=-1 is not allowed"):
+        TRADES(PGD(), -1)
