@@ -6,9 +6,13 @@ import re
 import shlex
 import shutil
 import sys
+<<<<<<< HEAD
+import time
+=======
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+>>>>>>> main
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -20,7 +24,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import config as configs
+<<<<<<< HEAD
+from robusttrain import engines, experiment, interruption, streams, sweep
+=======
 from robusttrain import distributed, experiment, interruption, streams, sweep
+>>>>>>> main
 from robusttrain.allocator import keep_freed_memory
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.interruption import Interrupted
@@ -50,13 +58,16 @@ log = logging.getLogger("robusttrain")
 def job(config: DictConfig) -> float | None:
     """One run, in the directory that Hydra has made for it."""
     chosen = HydraConfig.get()
-    terminal = Terminal()
     if chosen.mode == RunMode.MULTIRUN:
-        return sweep.recorded(chosen, config, lambda: _run(config, chosen, terminal), terminal)
+        return sweep.job(chosen, config, lambda terminal: _run(config, chosen, terminal))
+    terminal, started = Terminal(), time.perf_counter()
     try:
         result = _run(config, chosen, terminal)
     except FORESEEN as error:
         _leave(error)
+    if config.resume is not None:
+        seconds = time.perf_counter() - started
+        sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
     # The last line, whole whatever the width of the terminal, for people and scripts to copy.
     terminal.say(chosen.runtime.output_dir)
     return result
@@ -101,8 +112,21 @@ def _run_in(
 def main() -> None:
     """Run the command line; exit with 1 and one clear message where the input is at fault."""
     configs.register()
+    engines.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+<<<<<<< HEAD
+    try:
+        with interruption.caught():
+            arguments = [word for a in sys.argv[1:] for word in _unstacked(a)]
+            sys.argv[1:] = _overrides_last(resumed(arguments))
+            with sweep.concluded():
+                job()
+    except FORESEEN as error:
+        _leave(error)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.signum)
+=======
     with distributed.joined(), _one_voice():
         try:
             with interruption.caught():
@@ -154,6 +178,7 @@ def _arguments(given: list[str]) -> list[str]:
             "by one, or without torchrun"
         )
     return _overrides_last(resumed(arguments))
+>>>>>>> main
 
 
 def rerun(arguments: list[str]) -> None:

@@ -63,7 +63,9 @@ def descended(descent: Descent, loss: Tensor, rate_share: float = 1.0) -> Tensor
 
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-@pytest.mark.parametrize("bad", [(linear, NAN), (linear, INF), (edge, 0.0)], ids=str)
+@pytest.mark.parametrize(
+    "bad", [(linear, NAN), (linear, INF), (edge, 0.0)], ids=["nan", "inf", "slope"]
+)
 def test_a_step_that_is_skipped_has_not_been(
     optimizer: Optimizer, bad: tuple[Callable[[Tensor, Tensor], Tensor], float], clip: float | None
 ) -> None:
