@@ -6,13 +6,10 @@ import re
 import shlex
 import shutil
 import sys
-<<<<<<< HEAD
 import time
-=======
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
->>>>>>> main
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -24,11 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import config as configs
-<<<<<<< HEAD
-from robusttrain import engines, experiment, interruption, streams, sweep
-=======
-from robusttrain import distributed, experiment, interruption, streams, sweep
->>>>>>> main
+from robusttrain import distributed, engines, experiment, interruption, streams, sweep
 from robusttrain.allocator import keep_freed_memory
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.interruption import Interrupted
@@ -65,7 +58,7 @@ def job(config: DictConfig) -> float | None:
         result = _run(config, chosen, terminal)
     except FORESEEN as error:
         _leave(error)
-    if config.resume is not None:
+    if config.resume is not None and distributed.is_main():
         seconds = time.perf_counter() - started
         sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
     # The last line, whole whatever the width of the terminal, for people and scripts to copy.
@@ -115,28 +108,14 @@ def main() -> None:
     engines.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-<<<<<<< HEAD
-    try:
-        with interruption.caught():
-            arguments = [word for a in sys.argv[1:] for word in _unstacked(a)]
-            sys.argv[1:] = _overrides_last(resumed(arguments))
-            with sweep.concluded():
-                job()
-    except FORESEEN as error:
-        _leave(error)
-    except Interrupted as interrupted:
-        sys.exit(128 + interrupted.signum)
-=======
     with distributed.joined(), _one_voice():
         try:
             with interruption.caught():
                 sys.argv[1:] = distributed.from_main(lambda: _arguments(sys.argv[1:]))
                 if not distributed.is_main():
                     sys.argv += WITHOUT_FILES
-                try:
+                with sweep.concluded():
                     job()
-                finally:
-                    sweep.conclude(Terminal())
         except FORESEEN as error:
             _leave(error)
         except Interrupted as interrupted:
@@ -178,7 +157,6 @@ def _arguments(given: list[str]) -> list[str]:
             "by one, or without torchrun"
         )
     return _overrides_last(resumed(arguments))
->>>>>>> main
 
 
 def rerun(arguments: list[str]) -> None:
