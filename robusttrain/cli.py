@@ -6,7 +6,10 @@ import re
 import shlex
 import shutil
 import sys
-from contextlib import suppress
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -18,9 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import config as configs
-from robusttrain import experiment, interruption, streams, sweep
+from robusttrain import distributed, engines, experiment, interruption, streams, sweep
 from robusttrain.allocator import keep_freed_memory
-from robusttrain.errors import InputError
+from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.interruption import Interrupted
 from robusttrain.refusals import FORESEEN, explain
 from robusttrain.repetition import Repetition
@@ -33,6 +36,11 @@ PACKAGE = Path(__file__).parent
 # An installed package carries conf/ inside, a checkout beside it.
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 
+# What Hydra is told in processes whose run has its directory and its log in the first one.
+WITHOUT_FILES = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
+
+LOST = "another process of this run has ended or does not answer"
+
 # Read before `main` sets the variable for its own purpose.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -43,66 +51,125 @@ log = logging.getLogger("robusttrain")
 def job(config: DictConfig) -> float | None:
     """One run, in the directory that Hydra has made for it."""
     chosen = HydraConfig.get()
-    terminal = Terminal()
     if chosen.mode == RunMode.MULTIRUN:
-        return sweep.recorded(chosen, config, lambda: _run(config, chosen, terminal), terminal)
+        return sweep.job(chosen, config, lambda terminal: _run(config, chosen, terminal))
+    terminal, started = Terminal(), time.perf_counter()
     try:
         result = _run(config, chosen, terminal)
     except FORESEEN as error:
         _leave(error)
+    if config.resume is not None and distributed.is_main():
+        seconds = time.perf_counter() - started
+        sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
     # The last line, whole whatever the width of the terminal, for people and scripts to copy.
     terminal.say(chosen.runtime.output_dir)
     return result
 
 
 def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | None:
-    run_dir = Path(chosen.runtime.output_dir)
-    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
+    run_dir = distributed.from_main(lambda: Path(chosen.runtime.output_dir))
+    again = f"{distributed.command()} {shlex.quote(f'resume={run_dir}')} goes on"
     try:
-        with alone_in(run_dir):
-            built, origin = _prepared(config, names, list(chosen.overrides.task))
-            if built.keep_memory:
-                keep_freed_memory()
-            command = Command.of(chosen, sys.argv[1:])
-            if built.resume is None:
-                (run_dir / MANIFEST).unlink(missing_ok=True)
-                command.write(run_dir)
-            origin = origin._replace(overrides=command.words)
-            return experiment.run(built, origin, run_dir, terminal)
+        return _run_in(run_dir, config, chosen, terminal)
     except Interrupted as interrupted:
-        again = shlex.quote(f"resume={run_dir}")
-        terminal.say(f"stopped by {interrupted}: robusttrain {again} goes on")
+        terminal.say(f"stopped by {interrupted}: {again}")
         raise
     except FORESEEN as error:
         log.error(explain(error))
         # Where the directory is gone or closed, that is what the error says.
         with suppress(OSError):
-            _remove_if_untouched(run_dir)
+            if distributed.is_main():
+                _remove_if_untouched(run_dir)
         raise
+    except RuntimeError as error:
+        if not distributed.is_loss(error):
+            raise
+        log.error(LOST)
+        raise ProcessLostError(f"{LOST}: {again}") from error
+
+
+def _run_in(
+    run_dir: Path, config: DictConfig, chosen: HydraConf, terminal: Terminal
+) -> float | None:
+    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
+    with alone_in(run_dir) if distributed.is_main() else nullcontext():
+        built, origin = _prepared(config, names, list(chosen.overrides.task))
+        if built.keep_memory:
+            keep_freed_memory()
+        command = Command.of(chosen, sys.argv[1:])
+        if built.resume is None and distributed.is_main():
+            (run_dir / MANIFEST).unlink(missing_ok=True)
+            command.write(run_dir)
+        origin = origin._replace(overrides=command.words)
+        return experiment.run(built, origin, run_dir, terminal)
 
 
 def main() -> None:
     """Run the command line; exit with 1 and one clear message where the input is at fault."""
     configs.register()
+    engines.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    with distributed.joined(), _one_voice():
+        try:
+            with interruption.caught():
+                sys.argv[1:] = distributed.from_main(lambda: _arguments(sys.argv[1:]))
+                if not distributed.is_main():
+                    sys.argv += WITHOUT_FILES
+                with sweep.concluded(), _unwrapped():
+                    job()
+        except FORESEEN as error:
+            _leave(error)
+        except Interrupted as interrupted:
+            if distributed.is_loss(interrupted):
+                # torchrun ends all processes when one has gone.
+                _leave(ProcessLostError(LOST))
+            sys.exit(128 + interrupted.signum)
+        except RuntimeError as error:
+            if not distributed.is_loss(error):
+                raise
+            _leave(ProcessLostError(LOST))
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise the error of a file that logging cannot open: a run writes there before all else."""
     try:
-        with interruption.caught():
-            arguments = [word for a in sys.argv[1:] for word in _unstacked(a)]
-            sys.argv[1:] = _overrides_last(resumed(arguments))
-            try:
-                job()
-            finally:
-                sweep.conclude(Terminal())
-    except FORESEEN as error:
-        _leave(error)
+        yield
     except ValueError as error:
-        # So logging says that it cannot write to its file, in the first place where a run writes.
-        if not isinstance(error.__cause__, OSError):
-            raise
-        _leave(error.__cause__)
-    except Interrupted as interrupted:
-        sys.exit(128 + interrupted.signum)
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Let one of several processes speak, and the others only when they fail."""
+    if distributed.is_main():
+        yield
+        return
+    warnings.simplefilter("ignore")
+    # Without any handler, Python would print what goes to the log.
+    log.addHandler(logging.NullHandler())
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _arguments(given: list[str]) -> list[str]:
+    """What Hydra is to read of a command line.
+
+    Raises
+    ------
+    InputError
+        If it cannot be.
+    """
+    arguments = [word for a in given for word in _unstacked(a)]
+    if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
+        raise InputError(
+            "-m is not allowed under torchrun, whose processes share one run: start the jobs one "
+            "by one, or without torchrun"
+        )
+    return _overrides_last(resumed(arguments))
 
 
 def rerun(arguments: list[str]) -> None:
@@ -110,6 +177,10 @@ def rerun(arguments: list[str]) -> None:
 
     Exits with 1 where they do.
     """
+    if os.environ.get("RANK", "0") != "0":
+        # The first process says what to do, and compares.
+        main()
+        return
     try:
         repetition = Repetition.of(arguments)
     except InputError as error:
@@ -148,7 +219,7 @@ def _leave(error: Exception) -> NoReturn:
     """Exit with the message of a foreseen error, or with its traceback where that is wanted."""
     if WANTS_TRACEBACK:
         raise error
-    sys.exit(f"robusttrain: {explain(error)}")
+    sys.exit(distributed.last_words(f"robusttrain: {explain(error)}"))
 
 
 def _prepared(

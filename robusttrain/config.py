@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from robusttrain import ranges, streams
+from robusttrain import distributed, ranges, streams
 from robusttrain.attacks import Attack
 from robusttrain.data import Dataset, Info
 from robusttrain.defenses import Defense
@@ -72,7 +72,7 @@ class Config:
     device
         `auto` (CUDA where there is one), or a device of torch: cpu, cuda, cuda:1, mps.
     epochs, batch_size
-        Passes over the training split, and images a step.
+        Passes over the training split, and images a step of each process.
     stages
         What to do, of train and evaluate.
     checkpoint
@@ -129,11 +129,14 @@ class Config:
         self.torch_device()
 
     def torch_device(self) -> torch.device:
-        """The device that `device` stands for."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """The device that `device` stands for; of several processes each has a GPU of its own."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if distributed.size() > 1:
+            name = self._own_device(name)
         try:
-            device = torch.device(self.device)
+            device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             allowed = f"auto, cpu, or a device that is present ({_first_line(error)})"
@@ -141,6 +144,16 @@ class Config:
                 f"device={self.device} is not allowed: it must be {allowed}"
             ) from error
         return device
+
+    def _own_device(self, name: str) -> str:
+        many = f"with {distributed.size()} processes"
+        ranges.require(name in ("cpu", "cuda"), "device", name, f"auto, cpu or cuda {many}")
+        if name == "cpu":
+            return name
+        here = torch.cuda.device_count()
+        allowed = f"cpu, or --nproc_per_node at most {here}, as there are {here} of them"
+        ranges.require(distributed.local_rank() < here, "device", name, allowed)
+        return f"cuda:{distributed.local_rank()}"
 
 
 def register() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robusttrain import distributed
 from robusttrain.defenses import Objective
 from robusttrain.noise import noise_layers
+from robusttrain.replicas import Replicas
 
 
 class OnNonFinite(StrEnum):
@@ -36,7 +38,7 @@ class Descent:
     Parameters
     ----------
     model, optimizer
-        The optimiser of the parameters of the model.
+        The optimiser of the parameters of the model, which is as defenses get it.
     clip
         Largest l2 norm of the whole gradient, if there is one.
     skips
@@ -58,6 +60,7 @@ class Descent:
         *,
         autocast: Callable[[], AbstractContextManager[Any]],
         penalty: Callable[[], Tensor | None],
+        weight: float = 1.0,
         rate_share: float,
     ) -> Iterator[Objective]:
         """Descend the objectives of a batch one by one; yields each after its step.
@@ -72,6 +75,8 @@ class Descent:
             What objectives are computed in.
         penalty
             A scalar that is added to the loss, if there is one.
+        weight
+            Multiplies the losses, but not the penalty.
         rate_share
             Multiplies the learning rate.
         """
@@ -87,7 +92,8 @@ class Descent:
                 if not found:
                     self.optimizer.zero_grad(set_to_none=True)
                 extra = penalty()
-                loss = objective.loss if extra is None else objective.loss + extra
+                loss = weight * objective.loss
+                loss = loss if extra is None else loss + extra
                 (share * loss).backward()  # type: ignore[no-untyped-call]
                 found.append(_without_graph(objective, share))
             whole = _together(found)
@@ -105,11 +111,15 @@ class Descent:
         Returns the loss, or NaN where it is finite and the gradient is not. `share` multiplies the
         learning rate for this step.
         """
+        if isinstance(self.model, Replicas):
+            self.model.refuse_unused()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         usable = loss.isfinite() & norm.isfinite()
+        if self.skips:
+            usable = distributed.everywhere(usable)
         if self._understands and self.skips:
             self.optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]
         if self._understands or not self.skips or bool(usable):

@@ -11,3 +11,11 @@ class InputError(ValueError):
 
 class NonFiniteLossError(ArithmeticError):
     """The training loss became NaN or infinite; the message says when."""
+
+
+class JobError(RuntimeError):
+    """A job of a sweep, or what runs the jobs, has failed elsewhere; the message is all of it."""
+
+
+class ProcessLostError(RuntimeError):
+    """A process that takes part in the run has ended, or does not answer."""

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from robusttrain import foreign, ranges
+from robusttrain import distributed, foreign, ranges
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import GROUPS, Config, Stage, network
 from robusttrain.data import Info, Samples, Streamed, hold_out
@@ -20,11 +20,12 @@ from robusttrain.determinism import deterministic, flags
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.certification import certifiable
-from robusttrain.evaluation.examination import Examined, examined
+from robusttrain.evaluation.examination import Examined, Found, examined
 from robusttrain.evaluation.randomised import least_votes
 from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.health import summary
 from robusttrain.loggers import Record, flat, of_epoch, of_report
+from robusttrain.loggers.none import NoLogger
 from robusttrain.manifest import manifest
 from robusttrain.models import build_model
 from robusttrain.noise import noise_layers
@@ -62,6 +63,8 @@ class Origin(NamedTuple):
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
     """Train and evaluate as `config.stages` say, and leave the results in `run_dir`.
 
+    Of several processes the first one writes.
+
     Returns the robust accuracy on the validation split of the weights in `best.pt`, the figure
     that a search over settings may maximise without touching the test set; None where none was
     measured.
@@ -77,16 +80,13 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     device = config.torch_device()
     info = config.dataset.info()
     given = None if config.checkpoint is None else foreign.load(config.checkpoint)
+    distributed.settle_on(device)
     if Stage.train in config.stages and isinstance(config.defense, WithModels):
         config.defense = config.defense.with_models(partial(_other_model, config, info))
     model = _model(config, info, given, terminal)
     _check_votes(config, model, given, terminal)
     seconds: dict[str, float] = {}
-    train, test = config.dataset.load()
-    for split in (train, test):
-        intake.refuse_outside_box(split, origin.names["dataset"])
-    if Stage.evaluate in config.stages:
-        intake.refuse_too_many(test, config.evaluation.choose(test.size), device)
+    train, test = _loaded(config, origin.names["dataset"], device)
     digests = _digests(train, test, terminal)
     if Stage.evaluate in config.stages:
         # An image that cannot be decoded is told of before the work, not after days of training.
@@ -94,9 +94,10 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     best: Epoch | None = None
     course: dict[str, Any] | None = None
     model.to(device)
+    logger = config.logger if distributed.is_main() else NoLogger()
     with (
         deterministic(config.deterministic),
-        config.logger.record(run_dir, origin.parameters()) as record,
+        logger.record(run_dir, origin.parameters()) as record,
     ):
         repeatable = flags()
         if Stage.train in config.stages:
@@ -109,16 +110,29 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             test = test.to(device)
             _inspect(config, origin.names, model, isinstance(given, Foreign), test, terminal)
             results = _evaluate(config, model, test, run_dir, terminal)
-            report = _report(config, origin.names, results, run_dir, terminal)
+            if results.found is not None:
+                report = _report(config, origin.names, results.found, run_dir, terminal)
+                record(of_report(report), best.epoch if best else 0)
+            distributed.together()
             results.pieces.remove()
-            record(of_report(report), best.epoch if best else 0)
             seconds["evaluate"] = time.perf_counter() - started
-    content = manifest(
-        origin.resolved(), origin.overrides, device, digests, seconds,
-        training=course, determinism=repeatable,
-    )  # fmt: skip
-    write_json(run_dir / MANIFEST, content)
+    if distributed.is_main():
+        content = manifest(
+            origin.resolved(), origin.overrides, device, digests, seconds,
+            training=course, determinism=repeatable,
+        )  # fmt: skip
+        write_json(run_dir / MANIFEST, content)
     return best.val_robust_accuracy if best else None
+
+
+def _loaded(config: Config, name: str, device: torch.device) -> tuple[Samples, Samples]:
+    """The training and the test set, of which nothing is left that could be refused."""
+    train, test = distributed.in_turns(config.dataset.load)
+    for samples in (train, test):
+        intake.refuse_outside_box(samples, name)
+    if Stage.evaluate in config.stages:
+        intake.refuse_too_many(test, config.evaluation.choose(test.size), device)
+    return train, test
 
 
 def _model(
@@ -244,7 +258,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     InputError
         If that was another training.
     """
-    saved = newest_checkpoint(training.folder, terminal)
+    saved = distributed.from_main(lambda: newest_checkpoint(training.folder, terminal))
     if saved is None:
         terminal.say("no checkpoint was written yet: training begins anew")
         return
@@ -281,13 +295,13 @@ def _evaluate(
     return examined(
         model, test, config.evaluation,
         norm=config.norm, eps=config.eps, seed=config.seed,
-        folder=run_dir / "evaluation.partial",
+        folder=run_dir / f"evaluation.partial{distributed.suffix()}",
         origin=(config.checkpoint, config.model, config.noise), terminal=terminal,
     )  # fmt: skip
 
 
 def _report(
-    config: Config, names: Mapping[str, str], results: Examined, run_dir: Path, terminal: Terminal
+    config: Config, names: Mapping[str, str], results: Found, run_dir: Path, terminal: Terminal
 ) -> list[dict[str, Any]]:
     """Write and show what an evaluation found; returns the rows of `report.csv`."""
     report = results.ledger.report(config.norm, results.rows)

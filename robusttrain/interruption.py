@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What a cluster may announce the end of a job with, if somebody there listens.
+NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Interrupted(BaseException):
+class Interrupted(KeyboardInterrupt):
     """The process was told to stop. No `Exception`: nothing but the command line takes it.
+
+    Ray waits on where a signal raises anything else.
 
     Parameters
     ----------
@@ -56,10 +60,51 @@ def caught() -> Iterator[None]:
 
 
 @contextmanager
+def heeded() -> Iterator[None]:
+    """`caught`, for a job in a process that was started for it, and may get another one after it.
+
+    Ctrl+C is left to the process that the user has started. Whoever was told to stop stays so: the
+    next job raises `Interrupted` at once. Where a cluster listens to a notice, it gets it when the
+    job has left its checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _signals.came is not None:
+        raise Interrupted(_signals.came)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    listening = {s: signal.getsignal(s) for s in NOTICES if callable(signal.getsignal(s))}
+    for signum in (signal.SIGTERM, *listening):
+        signal.signal(signum, _signals.handle)
+    _signals.deferred = False
+    try:
+        yield
+    except Interrupted as interrupted:
+        told = listening.get(signal.Signals(interrupted.signum))
+        if callable(told):
+            told(interrupted.signum, None)
+        raise
+    finally:
+        # Between its jobs there is nothing to interrupt.
+        _signals.deferred = True
+
+
+@contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
     """Within the block the first signal is only told by the function given; a second one raises."""
-    _signals.deferred = True
+    before, _signals.deferred = _signals.deferred, True
     try:
         yield lambda: _signals.came
     finally:
-        _signals.deferred = False
+        _signals.deferred = before
+
+
+def is_put_off() -> bool:
+    """Whether a signal has asked for an end and somebody looks at it by himself."""
+    return _signals.came is not None and _signals.deferred
+
+
+def raise_what_came() -> None:
+    """Raise `Interrupted` for a signal that was put off."""
+    if _signals.came is not None:
+        raise Interrupted(_signals.came)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from robusttrain import __version__
+from robusttrain import __version__, distributed
 
 PACKAGES = ("torchvision", "hydra-core", "numpy", "scipy", "pandas")
 
@@ -56,6 +56,7 @@ def manifest(
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "determinism": determinism,
         "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robusttrain.distributed import own_seed
 from robusttrain.noise import noise_layers
 from robusttrain.streams import stream
 
@@ -28,11 +29,13 @@ class Randomness:
 
     def __init__(self, model: nn.Module, seed: int, device: torch.device) -> None:
         self.model, self.device = model, device
+        own = own_seed(seed)
         self.streams = {
+            # All processes take their parts of the same batches.
             "batches": stream(seed, "batches"),
-            "augmentation": stream(seed, "augmentation", device),
-            "attack": stream(seed, "training attack", device),
-            "same draws": stream(seed, "same draws"),
+            "augmentation": stream(own, "augmentation", device),
+            "attack": stream(own, "training attack", device),
+            "same draws": stream(own, "same draws"),
         }
 
     def state(self) -> dict[str, Any]:

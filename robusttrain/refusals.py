@@ -14,12 +14,15 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
-from robusttrain.errors import InputError, NonFiniteLossError
+from robusttrain import engines
+from robusttrain.errors import InputError, JobError, NonFiniteLossError, ProcessLostError
 
 # What is no defect of ours: it ends with a message instead of a traceback.
 FORESEEN = (
     InputError,
+    JobError,
     NonFiniteLossError,
+    ProcessLostError,
     HydraException,
     OmegaConfBaseException,
     YAMLError,
@@ -32,9 +35,8 @@ def explain(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read as key=value: {_lines(error)[0]}"
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option} is not allowed: it must be one of {', '.join(error.options)}"
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not given: add {error.full_key}=... to the command line"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
@@ -46,6 +48,16 @@ def explain(error: BaseException) -> str:
         return f"{error.filename} cannot be used: {error.strerror}\n({place})"
     first, *others = _lines(error)
     return "\n".join([first, " ".join(others)]).strip()
+
+
+def _missing(error: MissingConfigException) -> str:
+    """Where there is no such option; an extra may bring it along."""
+    file = str(error.missing_cfg_file)
+    group, _, option = file.rpartition("/")
+    if not error.options:
+        return engines.extra(file) or " ".join(_lines(error))
+    allowed = f"it must be one of {', '.join(error.options)}"
+    return engines.extra(file) or f"{group}={option} is not allowed: {allowed}"
 
 
 def _wrong_value(error: BaseException, cause: OmegaConfBaseException) -> str:

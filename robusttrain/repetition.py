@@ -21,7 +21,9 @@ TABLES = ("train.csv", "report.csv", "samples.csv", "curve.csv", "audit.csv", "c
 TIMES = ["seconds"]
 
 # What else may explain a difference.
-CIRCUMSTANCES = ("data", "device_name", "threads", "python", "platform", "versions", "git")
+CIRCUMSTANCES = (
+    "data", "device_name", "threads", "processes", "python", "platform", "versions", "git",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Repetition:
         tables = [line for name in TABLES if (line := self._table(name)) is not None]
         results = [*tables, *self._weights()]
         again = json.loads((self.folder / MANIFEST).read_text())
-        changed = [key for key in CIRCUMSTANCES if self.manifest.get(key) != again[key]]
+        changed = [key for key in CIRCUMSTANCES if self.manifest.get(key) != again.get(key)]
         return [*results, *(f"{key} has changed, too" for key in changed)] if results else []
 
     def _table(self, name: str) -> str | None:

@@ -14,7 +14,9 @@ from robusttrain.report.files import write_json
 from robusttrain.run_directory import COMMAND, LOCK, MANIFEST
 
 KEY, PLACE = "resume=", "hydra.run.dir="
-PLACES = (KEY, PLACE, "hydra.sweep.", "hydra.mode=", "hydra.launcher", "hydra/launcher=")
+PLACES = (
+    KEY, PLACE, "hydra.sweep", "hydra/sweeper", "hydra.mode=", "hydra.launcher", "hydra/launcher",
+)  # fmt: skip
 
 # Where the default of hydra.run.dir puts its runs.
 RUNS = Path("outputs")
@@ -131,4 +133,4 @@ def _newest(arguments: Sequence[str]) -> Path | None:
 
 def _settings(arguments: Sequence[str]) -> list[str]:
     """All but where a run goes, and how many there are."""
-    return [argument for argument in arguments if not argument.startswith(PLACES)]
+    return [a for a in arguments if not a.lstrip("+~").startswith(PLACES)]

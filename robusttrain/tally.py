@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robusttrain import distributed
 from robusttrain.attacks.crafting import predictions
 from robusttrain.defenses import Objective
 from robusttrain.errors import NonFiniteLossError
@@ -71,9 +72,10 @@ class Tally:
         return tally
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        losses = torch.stack(self.losses) if self.losses else torch.empty(0)
-        return {**vars(self), "losses": losses}
+        """Tensors, on the CPU, and plain values."""
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
+        hits = {name: hits.cpu() for name, hits in self.hits.items()}
+        return {**vars(self), "losses": losses, "hits": hits}
 
     def add(self, batch: int, rate: float, objective: Objective, y: Tensor) -> None:
         """Count one objective of a batch."""
@@ -95,7 +97,7 @@ class Tally:
         return not self.losses or bool(torch.stack(self.losses).isfinite().all())
 
     def check(self, epoch: int) -> None:
-        """Waits for the device.
+        """Look at what all processes have; waits for the device, and for the others.
 
         Raises
         ------
@@ -103,9 +105,12 @@ class Tally:
             Naming the first batch of `epoch` with an objective that was not finite.
         """
         losses = torch.stack(self.losses).cpu()
-        for step in (~losses.isfinite()).nonzero().flatten().tolist():
+        found = [*(~losses.isfinite()).nonzero().flatten().tolist(), len(losses)]
+        first = found[0]
+        step, loss = min(distributed.everyones((first, float(losses[first % len(losses)]))))
+        if step < len(losses):
             raise NonFiniteLossError(
-                f"the loss or its gradient became {losses[step]} in epoch {epoch}, batch "
+                f"the loss or its gradient became {loss} in epoch {epoch}, batch "
                 f"{self.batches[step]}, at learning rate {self.rates[step]:.3g}; "
                 f"try a lower optimizer.lr"
             )
@@ -116,7 +121,7 @@ class Tally:
         return float(self.losses[-1]), shares
 
     def figures(self, epoch: int) -> dict[str, Any]:
-        """The training columns of an `Epoch`.
+        """The training columns of an `Epoch`, over all processes.
 
         Raises
         ------
@@ -125,15 +130,24 @@ class Tally:
         """
         losses, sizes = torch.stack(self.losses).double().cpu(), torch.tensor(self.sizes)
         finite = losses.isfinite()
-        if not finite.any():
+        own = {name: float(hits) for name, hits in self.hits.items()}
+        total = distributed.summed(
+            {
+                **own,
+                "images": float(self.images),
+                "loss": float((losses * sizes)[finite].sum()),
+                "finite": float(sizes[finite].sum()),
+            }
+        )
+        if not total["finite"]:
             raise NonFiniteLossError(
                 f"no loss of epoch {epoch} was finite, or none of their gradients; "
                 f"try a lower optimizer.lr"
             )
-        _, shares = self.shown()
+        shares = {name: total[name] / total["images"] for name in own}
         return {
-            "loss": float((losses * sizes)[finite].sum() / sizes[finite].sum()),
+            "loss": total["loss"] / total["finite"],
             "train_clean_accuracy": shares.get("clean"),
             "train_robust_accuracy": shares.get("robust"),
-            "non_finite": int((~finite).sum()),
+            "non_finite": max(distributed.everyones(int((~finite).sum()))),
         }

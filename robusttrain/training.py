@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain import ranges
+from robusttrain import distributed, ranges, replicas
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
-from robusttrain.data import Dataset, Samples, as_input, augment, batch_count, batches
+from robusttrain.data import Dataset, Samples, as_input, augment, batch_count, batches, bounds
 from robusttrain.defenses import Defense, Objective, Stateful
 from robusttrain.descent import Descent, OnNonFinite, groups, is_finite
-from robusttrain.errors import NonFiniteLossError
+from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.health import (
     MOST_ROLLBACKS,
     Course,
@@ -51,7 +51,7 @@ class Training:
     epochs
         Passes over the training split, 0 or more.
     batch_size
-        Images a step, 1 or more.
+        Images a step, 1 or more; of each process, where several train together.
     label_smoothing
         Share of the target spread over all classes, from 0 to below 1; in the outer loss only.
     clip_gradient
@@ -63,6 +63,9 @@ class Training:
         Keep images and weights with channels innermost, as fast convolutions want them.
     compile
         Run training through `torch.compile`.
+    sync_batchnorm
+        Whether BatchNorm layers take the statistics of the images of all processes, where several
+        train together, rather than of their own.
     curriculum
         Growth of the training attack over the epochs.
     validation_attack
@@ -83,6 +86,7 @@ class Training:
     precision: Precision = Precision.auto
     channels_last: bool = True
     compile: bool = False
+    sync_batchnorm: bool = False
     curriculum: Curriculum = field(default_factory=Curriculum)
     validation_attack: Attack | None = None
     checkpoint_minutes: float = 10.0
@@ -184,15 +188,19 @@ class Trainer:
         if device.type == "cpu" and settings.precision.is_bf16(device):
             first = train.take(torch.tensor([0])).loaded()
             self.precision = safe(settings.precision, model, as_input(first.images))
-        self.forward = _compiled(model) if settings.compile else model
+        _refuse_too_few(train)
+        if settings.sync_batchnorm:
+            replicas.synchronise_batch_norm(model)
+        replicas.part_ways(model, seed)
+        self.forward = replicas.replicated(_compiled(model) if settings.compile else model)
         self.draws = wanted_draws(model)
         self.loss = partial(
             F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing
         )
-        self.batches_per_epoch = batch_count(train.size, settings.batch_size)
+        self.batches_per_epoch = batch_count(train.size, settings.batch_size, distributed.size())
         self.optimizer = optimizer.build(groups(model))
         skips = settings.on_nonfinite is OnNonFinite.skip
-        self.descent = Descent(model, self.optimizer, settings.clip_gradient, skips)
+        self.descent = Descent(self.forward, self.optimizer, settings.clip_gradient, skips)
         steps = max(1, settings.epochs * self.batches_per_epoch)
         self.scheduler = schedule.build(self.optimizer, steps)
         # What is known of the model where a defense computes no clean or no adversarial logits.
@@ -242,9 +250,13 @@ class Trainer:
 
     @property
     def sound(self) -> bool:
-        """Whether all is finite that must be, weights above all. Waits for the device."""
+        """Whether all is finite that must be, weights above all, in every process.
+
+        Waits for the device, and for the others.
+        """
         skips = self.settings.on_nonfinite is OnNonFinite.skip
-        return (skips or self.tally.sound) and is_finite(self.model)
+        here = (skips or self.tally.sound) and is_finite(self.model)
+        return all(distributed.everyones(here))
 
     def state(self) -> dict[str, Any]:
         """Everything beside the weights that the next batches depend on."""
@@ -278,18 +290,24 @@ class Trainer:
             self.present.load_state_dict(state["defense"])
         self.randomness.restore(state["random_states"])
 
-    def step(self, defense: Defense, x: Tensor, y: Tensor, epoch: int = 1) -> Iterator[Objective]:
-        """Descend the objectives of one batch of images in [0, 1]; yields each after its step."""
+    def step(
+        self, defense: Defense, x: Tensor, y: Tensor, epoch: int = 1, weight: float = 1.0
+    ) -> Iterator[Objective]:
+        """Descend the objectives of one batch of images in [0, 1]; yields each after its step.
+
+        `weight` is that of its loss among those of all processes, of which the mean is descended.
+        """
         x = augment(x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
         x = x.contiguous(memory_format=self.memory_format)
         while True:
             before = self.randomness.state()
             try:
-                yield from self._objectives(defense, x, y, epoch)
+                yield from self._objectives(defense, x, y, epoch, weight)
                 break
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                _refuse_parts(len(y))
                 self.course.most = halved(len(y), self.course.most, self.model)
                 self.terminal.say(notice(self.course.most, self.model))
             # Behind the exception, which holds on to memory.
@@ -297,7 +315,7 @@ class Trainer:
         self.scheduler.step()
 
     def _objectives(
-        self, defense: Defense, x: Tensor, y: Tensor, epoch: int
+        self, defense: Defense, x: Tensor, y: Tensor, epoch: int, weight: float
     ) -> Iterator[Objective]:
         """Descend the objectives of a batch, in parts where it does not fit into memory whole."""
         parts = [
@@ -313,6 +331,7 @@ class Trainer:
             parts,
             autocast=partial(self.precision.autocast, self.device),
             penalty=partial(penalty, self.model, Progress(epoch, self.train.size)),
+            weight=weight,
             rate_share=self.course.rate_share,
         )
 
@@ -325,12 +344,13 @@ class Trainer:
         self._draw_order()
         started = time.perf_counter() - position.seconds
         order = batches(
-            self.train, settings.batch_size, self.streams["batches"], first=position.batch
-        )
+            self.train, settings.batch_size, self.streams["batches"],
+            first=position.batch, part=distributed.rank(), parts=distributed.size(),
+        )  # fmt: skip
         self.model.train()
         for x, y in order:
             rate = self.optimizer.param_groups[0]["lr"] * self.course.rate_share
-            for objective in self.step(defense, x, y, number):
+            for objective in self.step(defense, x, y, number, self._weight(len(y))):
                 self.tally.add(position.batch + 1, rate, objective, y)
             position.batch += 1
             position.seconds = time.perf_counter() - started
@@ -368,6 +388,7 @@ class Trainer:
         if not is_finite(self.model):
             raise NonFiniteLossError(f"weights are not finite any more in epoch {position.epoch}")
         figures = self.tally.figures(position.epoch)
+        replicas.average_statistics(self.model)
         size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
         clean, robust = self.look("validation", self.validation, attack, size)
         _, pgd = self.look("overfitting", self.watched, probe(self.norm, self.eps), size)
@@ -383,6 +404,13 @@ class Trainer:
     def _check(self) -> None:
         if self.settings.on_nonfinite is not OnNonFinite.skip:
             self.tally.check(self.position.epoch)
+
+    def _weight(self, images: int) -> float:
+        """What the mean loss of so many images counts in a mean over processes."""
+        parts = distributed.size()
+        at = self.train.size, self.settings.batch_size, self.position.batch, parts
+        start, stop = bounds(*at)
+        return parts * images / (stop - start)
 
     def _view(self) -> nn.Module:
         """The model as a defense gets it for some images."""
@@ -408,6 +436,22 @@ class Trainer:
         self.course.roll_back()
         number = self.position.epoch
         self.terminal.say(f"epoch {number} begins again at half the learning rate: {reason}")
+
+
+def _refuse_too_few(train: Samples) -> None:
+    if train.size < distributed.size():
+        raise InputError(
+            f"{train.size} training images cannot be divided over {distributed.size()} processes"
+        )
+
+
+def _refuse_parts(images: int) -> None:
+    if distributed.size() > 1:
+        # The others would wait for the gradients of a whole batch.
+        raise InputError(
+            f"batch_size={images} does not fit into memory, and several processes do not compute "
+            f"it in parts: try batch_size={max(1, images // 2)}"
+        )
 
 
 def _compiled(model: nn.Module) -> nn.Module:

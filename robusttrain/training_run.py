@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robusttrain import checkpoint as checkpoints
-from robusttrain import interruption
+from robusttrain import distributed, interruption, replicas
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.health import remarks
@@ -17,6 +18,9 @@ from robusttrain.tally import Epoch
 from robusttrain.training import Trainer
 
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+
+# What training has of its own in each process that takes part.
+OWN = ("random_states", "tally", "defense", "start")
 
 
 class TrainingRun:
@@ -55,10 +59,18 @@ class TrainingRun:
         Raises
         ------
         InputError
-            If it is of another model.
+            If it is of another model, or was trained by another number of processes.
         """
+        states = [saved.training, *saved.training.get("others", [])]
+        if len(states) != distributed.size():
+            raise InputError(
+                f"resume={self.folder} was trained by {len(states)} processes, not by "
+                f"{distributed.size()}: give torchrun --nproc_per_node={len(states)}"
+            )
         saved.load_into(self.trainer.model, self.folder / LATEST)
-        self.trainer.restore(saved.training)
+        own = states[distributed.rank()]
+        self.trainer.model.load_state_dict(own.get("statistics", {}), strict=False)
+        self.trainer.restore({**saved.training, **own})
         self.epochs = [Epoch(**row) for row in saved.training["epochs"]]
 
     def finish(self) -> Epoch | None:
@@ -73,21 +85,22 @@ class TrainingRun:
         NonFiniteLossError
             If training diverges; what earlier epochs left stays.
         """
-        best = self.folder / "best.pt"
+        best, vote, due = self.folder / "best.pt", distributed.Vote(), 0
         with interruption.deferred() as signalled:
             if self.trainer.position.epoch == 1 and self.trainer.position.batch == 0:
                 # What another training has left here is not to be gone on with.
-                for name in (LATEST, PREVIOUS):
-                    (self.folder / name).unlink(missing_ok=True)
-                self._checkpoint().save(best)
+                self._forget()
+                self._save_as(best)
             for epoch in self.trainer.batches():
                 if epoch is not None:
                     self._keep(epoch)
-                elif self._due:
+                elif due:
                     self._save_if_sound()
-                self._leave_if(signalled(), saved=epoch is not None)
-            self._leave_if(signalled(), saved=True)
-        checkpoints.load(best).load_into(self.trainer.model, best)
+                signum, due = vote(signalled() or 0, self._due)
+                self._leave_if(signum, saved=epoch is not None)
+            self._leave_if(*vote.last(signalled() or 0), saved=True)
+        weights = distributed.from_main(lambda: replace(checkpoints.load(best), training={}))
+        weights.load_into(self.trainer.model, best)
         return self.best
 
     @property
@@ -100,8 +113,13 @@ class TrainingRun:
     def _due(self) -> bool:
         return time.monotonic() - self._saved >= 60 * self.trainer.settings.checkpoint_minutes
 
-    def _leave_if(self, signum: int | None, *, saved: bool) -> None:
-        if signum is None:
+    def _forget(self) -> None:
+        if distributed.is_main():
+            for name in (LATEST, PREVIOUS):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _leave_if(self, signum: int, *, saved: bool) -> None:
+        if not signum:
             return
         if not saved:
             self._save_if_sound()
@@ -119,10 +137,11 @@ class TrainingRun:
         classes, planned = self.about["num_classes"], self.trainer.settings.epochs
         for remark in remarks(self.epochs, classes, planned):
             self.terminal.say(remark)
-        write_csv(self.folder / "train.csv", [each.row() for each in self.epochs])
+        if distributed.is_main():
+            write_csv(self.folder / "train.csv", [each.row() for each in self.epochs])
         # Before the checkpoint: whoever dies between the two does this epoch again.
         if self.best is epoch:
-            self._checkpoint().save(self.folder / "best.pt")
+            self._save_as(self.folder / "best.pt")
         self._save()
         self.record(epoch)
 
@@ -133,19 +152,27 @@ class TrainingRun:
 
     def _save(self) -> None:
         latest = self.folder / LATEST
-        if latest.exists():
+        if distributed.is_main() and latest.exists():
             latest.replace(self.folder / PREVIOUS)
-        self._checkpoint().save(latest)
+        self._save_as(latest)
         self._saved = time.monotonic()
 
-    def _checkpoint(self) -> Checkpoint:
-        training = {**self.trainer.state(), "epochs": [epoch.row() for epoch in self.epochs]}
-        return Checkpoint(
+    def _save_as(self, path: Path) -> None:
+        """Have the first process write a checkpoint, with what the others have of their own."""
+        state = self.trainer.state()
+        own = {key: state[key] for key in OWN}
+        running = replicas.statistics(self.trainer.model)
+        own["statistics"] = {name: value.cpu() for name, value in running.items()}
+        processes = distributed.gathered(own)
+        if processes is None:
+            return
+        others = {"others": processes[1:]} if len(processes) > 1 else {}
+        Checkpoint(
             model=self.trainer.model.state_dict(),
             epoch=len(self.epochs),
-            training=training,
+            training={**state, **others, "epochs": [epoch.row() for epoch in self.epochs]},
             **self.about,
-        )
+        ).save(path)
 
 
 def newest_checkpoint(folder: Path, terminal: Terminal) -> Checkpoint | None:

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -219,6 +221,15 @@ def test_what_is_no_number_is_refused_by_its_full_key(value: object) -> None:
 def test_an_unknown_key_is_refused_by_its_full_name(key: str) -> None:
     with pytest.raises(ConfigCompositionException, match=re.escape(key)):
         composed(f"{key}=3")
+
+
+CHOICES = [kind for kind in StrEnum.__subclasses__() if kind.__module__.startswith("robusttrain.")]
+
+
+@pytest.mark.parametrize("choice", [member for kind in CHOICES for member in kind], ids=repr)
+def test_a_choice_is_a_word_on_the_command_line(choice: StrEnum) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"key={choice}"])
+    assert override.value() == str(choice)
 
 
 @pytest.mark.parametrize(

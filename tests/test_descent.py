@@ -63,7 +63,9 @@ def descended(descent: Descent, loss: Tensor, rate_share: float = 1.0) -> Tensor
 
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-@pytest.mark.parametrize("bad", [(linear, NAN), (linear, INF), (edge, 0.0)], ids=str)
+@pytest.mark.parametrize(
+    "bad", [(linear, NAN), (linear, INF), (edge, 0.0)], ids=["nan", "inf", "slope"]
+)
 def test_a_step_that_is_skipped_has_not_been(
     optimizer: Optimizer, bad: tuple[Callable[[Tensor, Tensor], Tensor], float], clip: float | None
 ) -> None:
@@ -263,8 +265,8 @@ def test_weights_that_are_not_finite_are_never_written(
     else:
         run.finish()
     assert all(written)
-    # One at the start, four batches and the best, and one more batch before it breaks.
-    assert len(written) >= 7
+    # At the start, in and behind the first epoch, and in the second before it breaks.
+    assert len(written) >= 6
 
 
 def test_what_is_no_choice_is_refused() -> None:

@@ -31,11 +31,12 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 class Label(StrEnum):
     """The label an attack works with.
 
-    `true` and `predicted` are moved away from; the predicted one keeps the true label from leaking
-    into the perturbation (Kurakin et al. 2017). `least_likely` is moved towards.
+    `given`, that of the data set, and `predicted` are moved away from; the predicted one keeps the
+    true label from leaking into the perturbation (Kurakin et al. 2017). `least_likely` is moved
+    towards.
     """
 
-    true = "true"
+    given = "given"
     predicted = "predicted"
     least_likely = "least_likely"
 
@@ -208,8 +209,8 @@ class Surrogate:
 
 
 def surrogate_for(model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss: Loss) -> Surrogate:
-    """The surrogate for `label`; all but the true label cost one more forward pass."""
-    if label is Label.true:
+    """The surrogate for `label`; all but the given one cost one more forward pass."""
+    if label is Label.given:
         return Surrogate(model, y, loss, targeted=False)
     with torch.no_grad():
         logits = model(x)
@@ -234,7 +235,7 @@ class BallAttack:
 
     norm: Norm = Norm.linf
     eps: float = 8 / 255
-    label: Label = Label.true
+    label: Label = Label.given
     mode: Mode = Mode.eval
 
     def __post_init__(self) -> None:

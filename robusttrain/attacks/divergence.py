@@ -52,13 +52,13 @@ class DivergenceFrom:
 
 
 def refuse_labels(attack: Attack) -> None:
-    """Raise `InputError` if `attack` leads to a label, or from one that is not given.
+    """Raise `InputError` if `attack` leads to a label, or from another than the given one.
 
     A divergence knows no labels; where it is to fall, the images would not be adversarial.
     """
-    label = getattr(attack, "label", Label.true)
-    allowed = "true: the defense has its attack climb a divergence, which knows no labels"
-    ranges.require(label == Label.true, "attack.label", label, allowed)
+    label = getattr(attack, "label", Label.given)
+    allowed = "given: the defense has its attack climb a divergence, which knows no labels"
+    ranges.require(label == Label.given, "attack.label", label, allowed)
 
 
 def refuse_start_at_image(attack: Attack) -> None:

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from robusttrain.data.augment import augment
-from robusttrain.data.batching import batch_count, batches, portions
+from robusttrain.data.batching import batch_count, batches, bounds, portions
 from robusttrain.data.split import Info, Samples, Split, as_input, hold_out
 from robusttrain.data.streamed import Streamed
 
@@ -17,6 +17,7 @@ __all__ = [
     "augment",
     "batch_count",
     "batches",
+    "bounds",
     "hold_out",
     "portions",
 ]

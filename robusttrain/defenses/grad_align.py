@@ -45,7 +45,7 @@ class GradAlign:
         """The loss at the end of the step, and the weighted regulariser."""
         threat = ball(self.norm, self.eps)
         with held_still(model, Mode.train):
-            surrogate = surrogate_for(model, x, y, label=Label.true, loss=cross_entropy)
+            surrogate = surrogate_for(model, x, y, label=Label.given, loss=cross_entropy)
             gradient = surrogate.evaluate(x).gradient
         noisy = (x + threat.random_offset(x, generator)).requires_grad_()
         logits = model(noisy)

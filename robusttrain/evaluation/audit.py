@@ -259,7 +259,7 @@ class _Measured:
         with held_still(subject.model):
             model = Metered(subject.model, subject.batch_size)
             seen = surrogate_for(
-                model, x, subject.y, label=Label.true, loss=cross_entropy
+                model, x, subject.y, label=Label.given, loss=cross_entropy
             ).evaluate(x)
         zero = (seen.gradient == 0).flatten(1).all(1) & seen.usable
         return float(zero.sum()) / len(x), float((~seen.usable).sum()) / len(x)

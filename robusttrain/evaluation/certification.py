@@ -7,6 +7,7 @@ shorter than its radius changes g(x), and is wrong with probability `alpha` at m
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 from torch import Tensor, nn
 
-from robusttrain import ranges
+from robusttrain import distributed, ranges
 from robusttrain.attacks.crafting import predictions
 from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.pgd import PGD
@@ -129,15 +130,17 @@ def certify(
     """Certify the images of `subject`, then attack its smoothed classifier within the radii.
 
     Every image has draws of its own, whatever images are certified beside it. `advance` is called
-    with 1 for each image, and with 1 for each group that is attacked.
+    with 1 for each image, and with 1 for each group that is attacked. Several processes divide
+    images and groups, and know of all in the end.
     """
     noise = certifiable(subject.model)
     theorem = noise.certificate
     assert theorem is not None
-    images = []
-    for position, place in enumerate(index.tolist()):
-        images.append(_certified(subject, position, place, settings, noise))
+    own = []
+    for position, place in list(enumerate(index.tolist()))[distributed.share(len(index))]:
+        own.append((position, _certified(subject, position, place, settings, noise)))
         advance(1)
+    images = list(dict(sorted(chain.from_iterable(distributed.everyones(own)))).values())
     curve = [_point(images, theorem, radius) for radius in settings.radii]
     within, check = _attacked(subject, images, settings, theorem, advance)
     return Certificates(images, theorem, Audit(within, curve, [check]))
@@ -207,11 +210,12 @@ def _attacked(
     held = np.flatnonzero(radii > 0)
     groups = np.array_split(held[np.argsort(radii[held])], GROUPS)
     broken = np.zeros(len(images), dtype=bool)
-    for number, rows in enumerate(groups):
+    for number, rows in list(enumerate(groups))[distributed.share(GROUPS)]:
         if len(rows):
             eps = float(radii[rows].min()) * INSIDE
             broken[rows] = _broken(subject, images, rows, settings, theorem, number, eps)
         advance(1)
+    broken = np.any(distributed.everyones(broken), axis=0)
     count = int(broken.sum())
     # Both a certificate and the vote at the attacked image may be wrong.
     wrong = min(1.0, 2 * settings.alpha)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from robusttrain import distributed
 from robusttrain.attacks import Attack
 from robusttrain.data import Samples
 from robusttrain.evaluation.accuracy import Evaluation, attack_all, examine, rounded
@@ -20,22 +22,27 @@ from robusttrain.evaluation.partial import Folder, description
 from robusttrain.evaluation.subject import Subject
 from robusttrain.models.modes import modes_restored
 from robusttrain.noise import smoothed
-from robusttrain.report.ledger import Ledger
+from robusttrain.report.ledger import Ledger, joined
 from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
 
 
-class Examined(NamedTuple):
-    """What an evaluation found.
-
-    `rows` are those of `report.csv` beside its attacks; `pieces` holds the finished work until the
-    report is written.
-    """
+class Found(NamedTuple):
+    """What an evaluation found; `rows` are those of `report.csv` beside its attacks."""
 
     ledger: Ledger
     audit: Audit
     certificates: Certificates | None
     rows: list[dict[str, Any]]
+
+
+class Examined(NamedTuple):
+    """An evaluation that is done: what it found, which of several processes the first one knows.
+
+    `pieces` holds the finished work until the report is written.
+    """
+
+    found: Found | None
     pieces: Folder
 
 
@@ -56,29 +63,60 @@ def examined(
     Finished pieces of work are kept in `folder`, so that a killed evaluation goes on when it is
     started again on the same images, weights and settings, and with an `origin` of the same repr:
     what else the model is, which its weights do not show.
+
+    Several processes divide attacks and certificates by images; each needs a `folder` of its own.
     """
     with modes_restored(model), _predicting(model, settings):
         model.eval()
         index, subject = examine(model, samples, settings, seed)
         # How the images are cut into batches, and by what they are computed, shows in rounding.
         how = origin, settings, norm, eps, seed, subject.batch_size, subject.x.device
-        work = description(model, subject.x, subject.y, (*how, torch.__version__))
+        processes = distributed.rank(), distributed.size()
+        work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
         subject.saved = pieces = Folder(folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
-        with terminal.progress("evaluation", len(index) * len(suite)) as bar:
-            ledger = attack_all(
-                subject, index, suite, settings.survivors_only, norm=norm, eps=eps, bar=bar
-            )
+        ledger = _attacked(subject, index, suite, settings, norm, eps, terminal)
         certificates = _certified(subject, index, settings, terminal)
+        if ledger is None:
+            return Examined(None, pieces)
         closer = _audited(subject, settings, suite, ledger, terminal)
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger, norm) if settings.save_adversarial else []
-    return Examined(ledger, closer, certificates, [*closer.controls, *kept], pieces)
+    found = Found(ledger, closer, certificates, [*closer.controls, *kept])
+    return Examined(found, pieces)
 
 
 def _predicting(model: nn.Module, settings: Evaluation) -> AbstractContextManager[None]:
     return smoothed(model) if settings.certification else nullcontext()
+
+
+def _attacked(
+    subject: Subject,
+    index: NDArray[np.int64],
+    suite: Mapping[str, Attack],
+    settings: Evaluation,
+    norm: Norm,
+    eps: float,
+    terminal: Terminal,
+) -> Ledger | None:
+    """What the attacks did to all images, of which each process has a share."""
+    mine, part = index[distributed.share(len(index))], subject
+    if len(mine) < len(index):
+        rows = torch.arange(len(index))[distributed.share(len(index))]
+        part = replace(subject.take(rows), seed=distributed.own_seed(subject.seed))
+    ledger = None
+    with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
+        if len(mine):
+            ledger = attack_all(
+                part, mine, suite, settings.survivors_only, norm=norm, eps=eps, bar=bar
+            )
+            if not settings.save_adversarial:
+                ledger.adversarial = None
+    ledgers = distributed.gathered(ledger)
+    if ledgers is None:
+        return None
+    return joined([each for each in ledgers if each is not None])
 
 
 def _certified(

@@ -147,6 +147,10 @@ class NoiseLayer(nn.Module):
             self._generators[key] = torch.Generator(device).manual_seed(self.seed)
         return self._generators[key]
 
+    def restart(self, seed: int) -> None:
+        """Let the streams begin anew, from `seed`."""
+        self.seed, self._generators = seed, {}
+
     def random_states(self) -> dict[str, Tensor]:
         """The state of each stream in use, by device."""
         return {key: generator.get_state() for key, generator in self._generators.items()}

@@ -14,6 +14,8 @@ from robusttrain.report.files import write_csv, write_json
 # Beside the directories of the jobs, hidden as `.hydra` is, so that `*` means the runs alone.
 RECORDS = ".jobs"
 TABLE = "sweep.csv"
+# Beside a record: what its job says where it has no terminal.
+SAID = ".said"
 
 # While a job runs it is unfinished, and stays that where it was killed.
 UNFINISHED, FINISHED, FAILED = "unfinished", "finished", "failed"
@@ -30,7 +32,7 @@ FIGURES = {
     "ci_low": "ci_low",
     "ci_high": "ci_high",
 }
-OWN = ("job", *FIGURES.values(), "status", "seconds", "error")
+OWN = ("job", *FIGURES.values(), "validation", "status", "seconds", "error")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,25 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     return sorted(map(_read, found), key=lambda job: job.number)
 
 
+def saying(sweep_dir: Path, folder: str) -> Path:
+    """Where the job in `folder` says what the user is to know, if it has no terminal."""
+    return _record(sweep_dir, folder).with_suffix(SAID)
+
+
+def sayings(sweep_dir: Path) -> list[Path]:
+    """What all jobs have said, in the order of their names."""
+    return sorted((sweep_dir / RECORDS).glob(f"*{SAID}"))
+
+
+def record_of(run_dir: Path) -> tuple[Path, Job] | None:
+    """The directory of the sweep that a run belongs to, and its record there."""
+    for sweep_dir in run_dir.parents:
+        job = read_job(sweep_dir, str(run_dir.relative_to(sweep_dir)))
+        if job is not None:
+            return sweep_dir, job
+    return None
+
+
 def varying(jobs: Sequence[Job]) -> list[str]:
     """The keys that not all jobs have the same value of, in the order of the command line."""
     keys = dict.fromkeys(key for job in jobs for key in job.settings)
@@ -112,7 +133,8 @@ def table(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     """`sweep.csv`: a row for each job and attack, and one for a job that has no figures.
 
     Of the keys, only those that vary are columns, with values as they were given; one that has the
-    name of another column is called `config.<key>`. `seconds` are those of the whole job.
+    name of another column is called `config.<key>`. `seconds` are those of the whole job,
+    `validation` is what it returned: the robust accuracy on its validation split.
     """
     keys = varying(jobs)
     names = {key: f"config.{key}" if key in OWN else key for key in keys}
@@ -150,7 +172,8 @@ def write_table(sweep_dir: Path) -> None:
 
 def _rows(sweep_dir: Path, job: Job, names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     settings = {name: job.settings.get(key, "") for key, name in names.items()}
-    outcome = {"status": job.status, "seconds": job.seconds, "error": job.error}
+    outcome = {"validation": job.result, "status": job.status}
+    outcome |= {"seconds": job.seconds, "error": job.error}
     for row in report(sweep_dir, job) or [{}]:
         figures = {name: row.get(key, "") for key, name in FIGURES.items()}
         yield {"job": job.number} | settings | figures | outcome

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,31 @@ class Ledger:
         rows += others
         rows.append(row("worst_case", norm, self.largest_eps, self.worst_case, *spent))
         return pd.DataFrame(rows)
+
+
+def joined(ledgers: Sequence[Ledger]) -> Ledger:
+    """One ledger of ledgers of different images under the same attacks, in order of the test set.
+
+    It took as long as the longest of them.
+    """
+    if len(ledgers) == 1:
+        return ledgers[0]
+    order = np.argsort(np.concatenate([ledger.index for ledger in ledgers]))
+
+    def together(parts: Sequence[Any], name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if name in ("norm", "eps") or values[0] is None:
+            return values[0]
+        if name == "seconds":
+            return max(values)
+        return np.concatenate(values)[order] if np.ndim(values[0]) else sum(values)
+
+    outcomes = {}
+    for attack in ledgers[0].outcomes:
+        parts = [ledger.outcomes[attack] for ledger in ledgers]
+        outcomes[attack] = Outcome(**{f.name: together(parts, f.name) for f in fields(Outcome)})
+    of_images = ("index", "label", "prediction", "margin", "seconds", "adversarial")
+    return Ledger(outcomes=outcomes, **{name: together(ledgers, name) for name in of_images})
 
 
 def row(

@@ -69,13 +69,15 @@ class Terminal:
         self._above: RenderableType | None = None
 
     def keep_in_view(self, cells: pd.DataFrame, figures: Collection[str], focus: int) -> None:
-        """Show a table above every progress bar from now on.
+        """Show a table above every progress bar from now on, also above one that is there.
 
         Of a table that is too long for the terminal, the rows around `focus`.
         """
         room = max(3, self.console.height - ROWS_BELOW)
         first = max(0, min(focus - room // 2, len(cells) - room))
         self._above = _table(cells.iloc[first : first + room], "", figures)
+        if self._progress is not None:
+            self._progress.above = self._above
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -87,10 +89,11 @@ class Terminal:
         self.say(f"{title}  {_phrase(figures)}")
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Bar]:
+    def progress(self, title: str, total: int | None) -> Iterator[Bar]:
         """A live bar with the time left; nothing at all where the output is not a terminal.
 
-        Within another one it is a second line below.
+        Within another one it is a second line below. Without a total it only shows that work is
+        being done.
         """
         with self._live() as progress:
             task = progress.add_task(title, total=total, figures="")

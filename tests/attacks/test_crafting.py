@@ -63,7 +63,7 @@ def test_success_is_leaving_the_label_or_reaching_the_target() -> None:
     network, x, y, predicted = setting()
     logits = network(x)
     for label, expected in (
-        (Label.true, y != predicted),
+        (Label.given, y != predicted),
         (Label.predicted, torch.zeros(30, dtype=torch.bool)),
         (Label.least_likely, torch.zeros(30, dtype=torch.bool)),
     ):
@@ -76,7 +76,7 @@ def test_success_is_leaving_the_label_or_reaching_the_target() -> None:
 
 def test_the_gradient_is_that_of_the_loss() -> None:
     network, x, y, _ = setting()
-    surrogate = surrogate_for(network, x, y, label=Label.true, loss=cross_entropy)
+    surrogate = surrogate_for(network, x, y, label=Label.given, loss=cross_entropy)
     gradient, value, logits, usable = surrogate.evaluate(x)
     assert usable.all()
     assert torch.equal(logits, network(x))

@@ -1,5 +1,7 @@
 """Batches: each image once, none alone, in an order that the generator decides."""
 
+from itertools import chain
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,3 +68,24 @@ def test_one_generator_gives_a_new_order_each_epoch() -> None:
 def test_batches_of_one_are_single_when_asked_for(size: int) -> None:
     assert [len(y) for _, y in batches(numbered(size), 1, None)] == [1] * size
     assert batch_count(size, 1) == size
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(2, 5), st.integers(0, 3))
+def test_parts_make_up_the_batches_of_all(
+    size: int, batch_size: int, parts: int, first: int
+) -> None:
+    split = numbered(size)
+    divided = [
+        [y for _, y in batches(split, batch_size, stream(0, "order"), part=p, parts=parts)]
+        for p in range(parts)
+    ]
+    whole = [torch.cat(each).tolist() for each in zip(*divided, strict=True)]
+    assert len(whole) == batch_count(size, batch_size, parts)
+    assert list(chain.from_iterable(whole)) == order(size, batch_size, 0)
+    assert all(len(batch) == parts * batch_size for batch in whole[:-1])
+    sizes = [len(each[-1]) for each in divided]
+    assert max(sizes) - min(sizes) <= 1
+    # None is left with fewer than two, unless there are no more.
+    assert min(sizes) >= min(2, batch_size, size // parts)
+    again = batches(split, batch_size, stream(0, "order"), first=first, part=1, parts=parts)
+    assert [y.tolist() for _, y in again] == [y.tolist() for y in divided[1][first:]]

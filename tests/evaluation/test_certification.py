@@ -32,7 +32,7 @@ from robusttrain.evaluation.certification import (
     certify,
     lower_bound,
 )
-from robusttrain.evaluation.examination import Examined, examined
+from robusttrain.evaluation.examination import Found, examined
 from robusttrain.evaluation.partial import NOTHING_SAVED, Folder, Partial, description
 from robusttrain.evaluation.randomised import MajorityVote
 from robusttrain.evaluation.subject import Subject
@@ -664,12 +664,14 @@ class Timid(nn.Module):
 SPLIT = Split(torch.full((6, 1, 4, 4), 179, dtype=torch.uint8), torch.ones(6, dtype=torch.int64))
 
 
-def evaluated(model: nn.Module, folder: Path, settings: Certification | None) -> Examined:
+def evaluated(model: nn.Module, folder: Path, settings: Certification | None) -> Found:
     evaluation = Evaluation({}, votes=101, eot=2, certification=settings)
-    return examined(
+    found = examined(
         model, SPLIT, evaluation, norm=Norm.l2, eps=0.1, seed=0, folder=folder, origin=None,
         terminal=Terminal(Console(file=io.StringIO())),
-    )  # fmt: skip
+    ).found  # fmt: skip
+    assert found is not None
+    return found
 
 
 def test_noise_of_training_alone_is_certified_as_the_smoothed_classifier(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_attack_climbs_the_loss_of_the_mean_softmax() -> None:
     y = torch.arange(5) % CLASSES
     view = renewed(model)
     with held_still(view):
-        surrogate = surrogate_for(view, x, y, label=Label.true, loss=cross_entropy)
+        surrogate = surrogate_for(view, x, y, label=Label.given, loss=cross_entropy)
         found = surrogate.evaluate(x)
     p = probabilities(model, seen(model)[0])
     rows = np.arange(5)
@@ -159,7 +159,7 @@ def test_a_step_in_l2_goes_along_that_slope() -> None:
     attack = PGD(Norm.l2, 1e-3, steps=1, step_size=1e-3, random_start=False)
     x_adv = attack(view, x, y, generator=seeded(0))
     with held_still(view):
-        surrogate = surrogate_for(view, x, y, label=Label.true, loss=cross_entropy)
+        surrogate = surrogate_for(view, x, y, label=Label.given, loss=cross_entropy)
         gradient = surrogate.evaluate(x).gradient
     inside = ((x > 1e-3) & (x < 1 - 1e-3)).flatten(1).all(1)
     step, slope = ((x_adv - x)[inside], gradient[inside])

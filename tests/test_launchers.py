@@ -1,0 +1,402 @@
+"""Sweeps whose jobs run in other processes, and searches: what they leave, stopped and repeated."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from robusttrain import checkpoint as checkpoints
+from robusttrain import engines, interruption
+from robusttrain.errors import InputError
+from robusttrain.interruption import Interrupted
+from robusttrain.refusals import explain
+from robusttrain.report import jobs
+from robusttrain.report.jobs import Job
+
+pytestmark = pytest.mark.long
+
+TINY = [
+    "dataset=synthetic", "model=linear", "defense=standard", "epochs=1", "evaluation=quick",
+    "evaluation.audit=false", "evaluation.samples=20", "device=cpu",
+]  # fmt: skip
+HALF_BAD = [*TINY, "optimizer.lr=0.01,-1"]
+# Long enough to be stopped in its middle.
+LONG = [*TINY, "epochs=60", "stages=[train]"]
+
+# Several command lines in one folder, for one import of torch. Once the files that a command waits
+# for are there, it gets a signal, or the process below it that submitit has started.
+DRIVER = """
+import contextlib, io, json, os, signal, sys, threading, time
+from pathlib import Path
+from hydra.core.global_hydra import GlobalHydra
+from robusttrain import cli
+
+def disturb(files, signum, folder):
+    while not all(Path(file).exists() for file in files):
+        time.sleep(0.005)
+    if folder is None:
+        os.kill(os.getpid(), signum)
+        return
+    (controller,) = [path.name for path in Path(folder).iterdir() if path.name.isdigit()]
+    (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(task), signum)
+
+def main(words, after=None):
+    GlobalHydra.instance().clear()
+    sys.argv = ["robusttrain", *words]
+    if after is not None:
+        threading.Thread(target=disturb, args=after, daemon=True).start()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code
+    if isinstance(code, str):
+        code = 1 if err.write(code) else 0
+    return code, out.getvalue(), err.getvalue()
+
+if __name__ == "__main__":
+    cli.configs.register()
+    cli.configs.register = lambda: None
+    print(json.dumps([main(*command) for command in json.load(sys.stdin)]))
+"""
+
+
+class Answer(NamedTuple):
+    """What a command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+def sweep(words: Sequence[str], folder: str, *more: str) -> list[str]:
+    return ["-m", "seed=0,1", *words, f"hydra.sweep.dir={folder}", *more]
+
+
+PACKAGES = {
+    "joblib": ["joblib", "hydra_plugins.hydra_joblib_launcher"],
+    "ray": ["ray", "hydra_plugins.hydra_ray_launcher"],
+    "submitit": ["submitit", "hydra_plugins.hydra_submitit_launcher"],
+    "optuna": ["optuna", "hydra_plugins.hydra_optuna_sweeper"],
+}
+
+
+def needs(engine: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(engine not in INSTALLED, reason=f"{engine} is not installed")
+
+
+def installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+INSTALLED = [engine for engine, modules in PACKAGES.items() if all(map(installed, modules))]
+
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+# A cluster of this machine with one core.
+RAY = [
+    "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=1",
+    "+hydra.launcher.ray.init.include_dashboard=false",
+]  # fmt: skip
+SEARCH = [
+    "-m", *TINY, "stages=[train]", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
+    "optimizer.lr=choice(-1,0.1)",
+]  # fmt: skip
+LONG_SWEEP = sweep(LONG, "long")
+PREEMPTED = ["-m", *LONG, "seed=1", "hydra.sweep.dir=preempted"]
+STARTED = [f"long/{number}/checkpoint.pt" for number in (0, 1)]
+
+# By the engine that they need: a name, a command line, and how it is disturbed.
+COMMANDS: dict[str, list[tuple[Any, ...]]] = {
+    "optuna": [
+        ("search", [*SEARCH, "hydra.sweep.dir=search"]),
+        ("search again", [*SEARCH, "hydra.sweep.dir=search"]),
+        ("blind search", [*SEARCH, "hydra.sweep.dir=blind", "dataset.validation=0"]),
+    ],
+    "ray": [("ray", sweep(HALF_BAD, "ray", *RAY)), ("ray again", sweep(HALF_BAD, "ray", *RAY))],
+    "submitit": [
+        (
+            "preempted", [*PREEMPTED, "hydra/launcher=submitit_local"],
+            [["preempted/0/checkpoint.pt"], signal.SIGUSR2, "preempted/.submitit"],
+        ),
+        ("preempted again", PREEMPTED),
+    ],
+    "joblib": [
+        ("joblib", sweep(HALF_BAD, "joblib", *JOBLIB)),
+        ("joblib again", sweep(HALF_BAD, "joblib", *JOBLIB)),
+        ("stopped", [*LONG_SWEEP, *JOBLIB], [STARTED, signal.SIGTERM, None]),
+        ("resumed", ["resume=long/0"]),
+        ("stopped again", LONG_SWEEP),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launchers")
+
+
+@pytest.fixture(scope="module")
+def answers(place: Path) -> dict[str, Answer]:
+    """All commands for which something is installed, and the run that the stopped ones should be.
+
+    In one process: most of their time would go into importing torch.
+    """
+    chosen = [command for engine in INSTALLED for command in COMMANDS[engine]]
+    chosen.append(("whole", [*LONG, "seed=1", "hydra.run.dir=whole"]))
+    driver = place / "driver.py"
+    driver.write_text(DRIVER)
+    done = subprocess.run(
+        [sys.executable, driver], input=json.dumps([command for _, *command in chosen]), cwd=place,
+        # Ray keeps a key of its cluster at home.
+        env=os.environ | {"COLUMNS": "80", "HOME": str(place)},
+        capture_output=True, text=True, check=False, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {name: Answer(*answer) for (name, *_), answer in zip(chosen, found, strict=True)}
+
+
+def check_half(place: Path, answer: Answer) -> None:
+    """Every second job fails, the others leave all that a run leaves."""
+    assert answer.code == 1
+    assert "Traceback" not in answer.err
+    assert answer.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
+    table = pd.read_csv(place / "sweep.csv")
+    assert table.groupby("job")["status"].first().tolist() == ["finished", "failed"] * 2
+    assert table.groupby("job")["seed"].first().tolist() == [0, 0, 1, 1]
+    assert table["error"].dropna().str.startswith("optimizer.lr=-1").tolist() == [True] * 2
+    assert "4 jobs: 2 finished, 2 failed" in (place / "sweep.md").read_text()
+    for number in (0, 2):
+        report = pd.read_csv(place / str(number) / "report.csv")
+        rows = table[table["job"] == number]
+        assert rows["accuracy"].tolist() == report["accuracy"].tolist()
+        assert rows["attack"].tolist() == report["attack"].tolist()
+        assert f"job {number}: seed={number // 2} optimizer.lr=0.01" in answer.out
+        assert f"job {number} finished  clean " in answer.out
+        assert f"job {number + 1} failed: optimizer.lr=-1" in answer.err
+        manifest = json.loads((place / str(number) / "manifest.json").read_text())
+        assert manifest["command"][:2] == ["robusttrain", "-m"]
+        assert manifest["threads"] == 1
+        assert (place / str(number) / "robusttrain.log").stat().st_size > 0
+
+
+def check_again(again: Answer) -> None:
+    """What has finished is skipped, what has failed is repeated."""
+    assert again.code == 1
+    for number in (0, 2):
+        assert f"job {number} has finished before" in again.out
+        assert f"job {number + 1} failed: optimizer.lr=-1" in again.err
+
+
+def same_weights(one: Path, other: Path) -> None:
+    ours, theirs = (checkpoints.load(run / "best.pt").model for run in (one, other))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@needs("joblib")
+def test_joblib(answers: dict[str, Answer], place: Path) -> None:
+    check_half(place / "joblib", answers["joblib"])
+    check_again(answers["joblib again"])
+
+
+@needs("ray")
+def test_ray(answers: dict[str, Answer], place: Path) -> None:
+    check_half(place / "ray", answers["ray"])
+    check_again(answers["ray again"])
+
+
+@needs("joblib")
+def test_jobs_that_are_stopped_go_on(answers: dict[str, Answer], place: Path) -> None:
+    """One by itself, with `resume=`, and the other when the sweep is repeated."""
+    stopped, resumed, again = (answers[name] for name in ("stopped", "resumed", "stopped again"))
+    assert stopped.code == 143
+    assert "Traceback" not in stopped.err
+    for number in (0, 1):
+        assert f"job {number} was stopped by SIGTERM" in stopped.out
+    assert resumed.code == again.code == 0
+    assert "job 0 has finished before" in again.out
+    assert "job 1 goes on: seed=1" in again.out
+    assert "going on behind batch" in again.out
+    assert "2 of 2 jobs have finished" in again.out
+    same_weights(place / "long" / "1", place / "whole")
+
+
+@needs("submitit")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
+def test_submitit_takes_up_a_preempted_job(answers: dict[str, Answer], place: Path) -> None:
+    """Told that its time is up, a job leaves a checkpoint, is queued again, and goes on."""
+    first, again = answers["preempted"], answers["preempted again"]
+    assert first.code == 0, first.err
+    assert "job 0 goes on" in first.out
+    assert "1 of 1 jobs have finished" in first.out
+    assert "going on behind batch" in (place / "preempted" / "0" / "robusttrain.log").read_text()
+    same_weights(place / "preempted" / "0", place / "whole")
+    assert "job 0 has finished before" in again.out
+
+
+@needs("optuna")
+def test_optuna(answers: dict[str, Answer], place: Path) -> None:
+    """The best of a search is the largest figure of a validation split; a failure ends nothing."""
+    first, again, refused = (answers[n] for n in ("search", "search again", "blind search"))
+    assert first.code == again.code == 0, first.err
+    table = pd.read_csv(place / "search" / "sweep.csv")
+    assert set(table["status"]) == {"finished", "failed"}
+    assert (table["status"] == "failed").tolist() == (table["optimizer.lr"] == -1).tolist()
+    for number, row in table[table["status"] == "finished"].set_index("job").iterrows():
+        epochs = pd.read_csv(place / "search" / str(number) / "train.csv")
+        assert row["validation"] == epochs["val_robust_accuracy"].max()
+        assert f"job {number} has finished before: optimizer.lr=0.1" in again.out
+    best = OmegaConf.load(place / "search" / "optimization_results.yaml")
+    assert round(best.best_value, 6) == table["validation"].max()
+    assert "best on the validation split: job " in first.out
+    assert refused.code == 1
+    assert refused.err.splitlines()[-1].endswith("dataset.validation=0 is not allowed")
+    assert not (place / "blind").exists()
+
+
+# --- without other processes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "jobs", "processes", "threads"),
+    [
+        (-1, 3, 3, 5), (-1, 100, 16, 1), (4, 100, 4, 4), (4, 2, 2, 8), (-1, 0, 16, 1),
+        (-2, 100, 15, 1), (40, 100, 40, 1), (-1, 1, 1, 16),
+    ],
+)  # fmt: skip
+def test_jobs_share_the_cores(
+    asked: int, jobs: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "cores", lambda: 16)
+    assert engines.processes(asked, jobs) == processes
+    assert engines.share(processes) == threads
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, "5"), ("2", "2"), ("8", "5")])
+def test_jobs_use_no_more_threads_than_the_user_allows(
+    given: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "cores", lambda: 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    monkeypatch.setenv("MKL_NUM_THREADS", "")
+    choices = {"hydra/launcher": "joblib"}
+    hydra = {"runtime": {"choices": choices}, "launcher": {"n_jobs": -1}}
+    config = OmegaConf.create({"hydra": hydra})
+    assert engines.prepare_launcher(config, 3)
+    assert config.hydra.launcher.n_jobs == 3
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == told
+
+
+@pytest.mark.parametrize(("address", "sized"), [(None, False), ("auto", True)])
+def test_a_cluster_that_is_there_already_keeps_its_size(
+    address: str | None, sized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray refuses a size for it, which its launcher would give where the key is not there."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    hydra = {
+        "runtime": {"choices": {"hydra/launcher": "ray"}},
+        "launcher": {"ray": {"init": {"address": address}}},
+    }
+    config = OmegaConf.create({"hydra": hydra})
+    OmegaConf.set_struct(config, True)
+    assert engines.prepare_launcher(config, 3)
+    assert ("object_store_memory" in config.hydra.launcher.ray.init) == sized
+    assert config.hydra.launcher.ray.init.get("object_store_memory") is None
+
+
+def test_no_process_is_refused() -> None:
+    with pytest.raises(InputError, match=r"hydra.launcher.n_jobs=0 is not allowed"):
+        engines.processes(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"),
+    [
+        ("hydra/launcher/joblib", "joblib"), ("hydra/launcher/ray", "ray"),
+        ("hydra/launcher/submitit_slurm", "slurm"), ("hydra/sweeper/optuna", "optuna"),
+        ("hydra/sweeper/sampler/random", "optuna"),
+    ],
+)  # fmt: skip
+def test_a_missing_engine_names_its_extra(missing: str, extra: str) -> None:
+    for options in (["basic"], None):
+        message = explain(MissingConfigException("long\nand winding", missing, options))
+        assert message.endswith(f" needs the extra: pip install 'robusttrain[{extra}]'")
+    assert "basic" in explain(MissingConfigException("", "hydra/launcher/other", ["basic"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dataset": {"validation": 0}}, "dataset.validation=0"),
+        ({"training": {"validation_attack": None}}, "training.validation_attack=null"),
+        ({"stages": ["evaluate"]}, "stages must contain train"),
+    ],
+)
+def test_a_search_needs_a_figure(change: dict[str, Any], named: str) -> None:
+    whole = {
+        "dataset": {"validation": 0.1}, "training": {"validation_attack": {"steps": 1}},
+        "stages": ["train"], "hydra": {"runtime": {"choices": {"hydra/sweeper": "optuna"}}},
+    }  # fmt: skip
+    engines.check_search(OmegaConf.create(whole))
+    with pytest.raises(InputError, match=named):
+        engines.check_search(OmegaConf.create(whole | change))
+
+
+@pytest.fixture
+def handlers() -> Iterator[list[int]]:
+    """What a cluster hears of SIGUSR2, with all handlers as they were afterwards."""
+    heard: list[int] = []
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {signum: signal.getsignal(signum) for signum in watched}
+    signal.signal(signal.SIGUSR2, lambda signum, frame: heard.append(signum))
+    with interruption.caught():
+        yield heard
+    interruption._signals.came, interruption._signals.deferred = None, False
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def test_a_cluster_hears_its_notice_when_the_job_has_stopped(handlers: list[int]) -> None:
+    def stopped() -> None:
+        with interruption.heeded():
+            with interruption.deferred() as signalled:
+                signal.raise_signal(signal.SIGUSR2)
+                assert signalled() == signal.SIGUSR2
+                assert handlers == []
+            interruption.raise_what_came()
+
+    with pytest.raises(Interrupted, match="SIGUSR2"):
+        stopped()
+    assert handlers == [signal.SIGUSR2]
+
+
+def test_whoever_was_told_to_stop_stays_so(handlers: list[int]) -> None:
+    with interruption.heeded():
+        signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM"), interruption.heeded():
+        raise AssertionError("another job has begun")
+
+
+def test_a_run_finds_the_record_that_it_has_in_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "a" / "0").mkdir(parents=True)
+    job = Job(0, "a/0", ("seed=1",))
+    job.save(tmp_path / "sweep")
+    assert jobs.record_of(tmp_path / "sweep" / "a" / "0") == (tmp_path / "sweep", job)
+    assert jobs.record_of(tmp_path / "sweep" / "a") is None
