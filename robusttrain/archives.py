@@ -18,6 +18,8 @@ def write(path: Path, content: Any) -> None:
         If that is not possible, as where the disk is full.
     """
     with whole(path) as temporary:
+        # torch's writer does not say why a file cannot be made.
+        temporary.touch()
         try:
             torch.save(content, temporary)
         except RuntimeError as error:

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -76,8 +76,10 @@ def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | N
         raise
     except FORESEEN as error:
         log.error(explain(error))
-        if distributed.is_main():
-            _remove_if_untouched(run_dir)
+        # Where the directory is gone or closed, that is what the error says.
+        with suppress(OSError):
+            if distributed.is_main():
+                _remove_if_untouched(run_dir)
         raise
     except RuntimeError as error:
         if not distributed.is_loss(error):
@@ -118,6 +120,11 @@ def main() -> None:
                     job()
         except FORESEEN as error:
             _leave(error)
+        except ValueError as error:
+            # So logging says that it cannot write to its file, the first that a run writes to.
+            if not isinstance(error.__cause__, OSError):
+                raise
+            _leave(error.__cause__)
         except Interrupted as interrupted:
             if distributed.is_loss(interrupted):
                 # torchrun ends all processes when one has gone.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +110,10 @@ def alone_in(folder: Path) -> Iterator[None]:
             half.unlink()
         yield
     finally:
-        # Before its release, or it might be the lock of somebody else by then.
-        (folder / LOCK).unlink(missing_ok=True)
+        # Before its release, or it might be the lock of somebody else by then. Where it cannot be
+        # removed, nobody holds it, and what has gone wrong there is said by another exception.
+        with suppress(OSError):
+            (folder / LOCK).unlink()
         lock.release()
 
 

@@ -34,7 +34,7 @@ RUN = [
 
 # Imports and looks for plugins once, then forks a process for each command.
 DRIVER = """
-import json, os, signal, sys, time
+import json, os, signal, sys, time, traceback
 from pathlib import Path
 from hydra._internal.hydra import Hydra
 from hydra.core.plugins import Plugins
@@ -63,6 +63,8 @@ def start(arguments):
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
         print(left.code, flush=True)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -195,6 +197,58 @@ def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_spac
     assert "checkpoint.pt cannot be used: it could not be written whole" in said
     assert "no checkpoint was written yet: training begins anew" in said
     same(tmp_path / "full", tmp_path / "whole")
+
+
+UNWRITABLE = """
+import ctypes
+run = sys.argv[1:]
+libc = ctypes.CDLL(None)
+
+def powerless(arguments):
+    # Root without its powers is bound by the modes of its own files, as everybody is.
+    child = os.fork()
+    if child:
+        return child
+    assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
+    os._exit(end(start(arguments)))
+
+def begun(child, folder):
+    while not Path(folder, "checkpoint.pt").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    return child
+
+assert end(start([*run, "hydra.run.dir=whole"])) == 0
+os.mkdir("closed", 0o555)
+codes = [end(powerless([*run, "hydra.run.dir=closed"]))]
+child = begun(powerless([*run, "hydra.run.dir=closing"]), "closing")
+os.chmod("closing", 0o555)
+codes += [end(child), end(powerless(["resume=closing"]))]
+os.chmod("closing", 0o755)
+codes.append(end(powerless(["resume=closing"])))
+child = begun(start([*run, "hydra.run.dir=removed"]), "removed")
+os.rename("removed", "elsewhere")
+codes.append(end(child))
+there = os.path.exists("removed")
+codes += [there, end(start(["resume=elsewhere"]))]
+print(json.dumps(codes))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes capabilities away, which Linux has")
+def test_a_directory_that_is_closed_or_gone_ends_a_run_with_a_message(tmp_path: Path) -> None:
+    codes = driven(tmp_path, UNWRITABLE, *RUN, "epochs=2")
+    said = (tmp_path / "said.txt").read_text()
+    assert codes == [1, 1, 1, 0, 1, False, 0], said
+    assert "Traceback" not in said
+    cannot = [line for line in said.splitlines() if line.endswith("Permission denied")]
+    assert len(cannot) == 3, said
+    assert "closed/robusttrain.log cannot be used" in cannot[0]
+    assert all("closing/" in line for line in cannot[1:])
+    assert re.search(r"removed/\S+ cannot be used: No such file or directory", said)
+    # Nothing of what was there is lost.
+    for name in ("closing", "elsewhere"):
+        same(tmp_path / name, tmp_path / "whole")
 
 
 def test_a_checkpoint_that_is_cut_anywhere_gives_way_to_the_one_before(tmp_path: Path) -> None:
