@@ -81,6 +81,8 @@ class Config:
     resume
         The directory of a run to go on with, which was stopped or killed, or `auto`: the newest
         unfinished one of this command. The command line takes the configuration from there.
+    deterministic
+        Whether torch uses algorithms only that give the same bits every time.
     keep_memory
         Whether the process keeps freed memory for its next tensors (glibc only; for speed).
     data_dir, download
@@ -108,6 +110,7 @@ class Config:
     stages: list[Stage] = dataclasses.field(default_factory=lambda: list(Stage))
     checkpoint: str | None = None
     resume: str | None = None
+    deterministic: bool = False
     keep_memory: bool = True
     data_dir: str = "data"
     download: bool = True

@@ -42,7 +42,7 @@ class Curriculum:
             If the number of steps, or a radius that there is, is no setting of the defense or of
             its attack.
         """
-        if self.eps_warmup > 0 and _has_radius(defense):
+        if self.eps_warmup > 0 and has_radius(defense):
             growing = max(1.0, self.eps_warmup * epochs)
             share = min(1.0, epoch / growing)
             defense = _scaled(defense, share)
@@ -52,7 +52,7 @@ class Curriculum:
         return defense
 
 
-def _has_radius(component: Any) -> bool:
+def has_radius(component: Any) -> bool:
     return hasattr(component, "eps") or hasattr(getattr(component, "attack", None), "eps")
 
 

@@ -168,6 +168,15 @@ def add_up(values: Tensor) -> None:
     dist.all_reduce(values)
 
 
+def everywhere(flag: Tensor) -> Tensor:
+    """Whether `flag`, a scalar on the device, holds in all processes, which train together."""
+    if _job is None:
+        return flag
+    held = flag.float()
+    dist.all_reduce(held, dist.ReduceOp.MIN)
+    return held.bool()
+
+
 class Vote:
     """What all processes come to agree on between one batch and the next.
 

@@ -16,12 +16,14 @@ from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import GROUPS, Config, Stage, network
 from robusttrain.data import Info, Samples, Streamed, hold_out
 from robusttrain.defenses import WithModels
+from robusttrain.determinism import deterministic, flags
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.examination import Examined, Found, examined
 from robusttrain.evaluation.randomised import least_votes
 from robusttrain.foreign import Foreign, Program, Weights
+from robusttrain.health import summary
 from robusttrain.loggers import Record, flat, of_epoch, of_report
 from robusttrain.loggers.none import NoLogger
 from robusttrain.manifest import manifest
@@ -90,12 +92,18 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         # An image that cannot be decoded is told of before the work, not after days of training.
         test = _placed(test, "cpu", "test", terminal)
     best: Epoch | None = None
+    course: dict[str, Any] | None = None
     model.to(device)
     logger = config.logger if distributed.is_main() else NoLogger()
-    with logger.record(run_dir, origin.parameters()) as record:
+    with (
+        deterministic(config.deterministic),
+        logger.record(run_dir, origin.parameters()) as record,
+    ):
+        repeatable = flags()
         if Stage.train in config.stages:
             started = time.perf_counter()
-            best = _train(config, origin, model, info, train, run_dir, terminal, record)
+            training = _train(config, origin, model, info, train, run_dir, terminal, record)
+            best, course = training.best, summary(training.epochs)
             seconds["train"] = time.perf_counter() - started
         if Stage.evaluate in config.stages:
             started = time.perf_counter()
@@ -109,7 +117,10 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             results.pieces.remove()
             seconds["evaluate"] = time.perf_counter() - started
     if distributed.is_main():
-        content = manifest(origin.resolved(), origin.overrides, device, digests, seconds)
+        content = manifest(
+            origin.resolved(), origin.overrides, device, digests, seconds,
+            training=course, determinism=repeatable,
+        )  # fmt: skip
         write_json(run_dir / MANIFEST, content)
     return best.val_robust_accuracy if best else None
 
@@ -211,11 +222,8 @@ def _train(
     run_dir: Path,
     terminal: Terminal,
     record: Record,
-) -> Epoch | None:
-    """Train `model`, or go on where a run was; leaves it with the weights of `best.pt`.
-
-    Returns the epoch that they are of.
-    """
+) -> TrainingRun:
+    """Train `model`, or go on where a run was; leaves it with the weights of `best.pt`."""
     parts = hold_out(samples, config.dataset.validation, config.seed)
     device = config.torch_device()
     train, validation = (
@@ -238,7 +246,8 @@ def _train(
     )
     if config.resume is not None:
         _resume(training, terminal)
-    return training.finish()
+    training.finish()
+    return training
 
 
 def _resume(training: TrainingRun, terminal: Terminal) -> None:

@@ -21,6 +21,9 @@ def manifest(
     device: torch.device,
     data: dict[str, str],
     seconds: dict[str, float],
+    *,
+    training: dict[str, Any] | None,
+    determinism: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of `manifest.json`.
 
@@ -37,15 +40,21 @@ def manifest(
         heads of its files hold.
     seconds
         The time of each stage.
+    training
+        What went wrong in it; None where nothing was trained.
+    determinism
+        The switches of torch, as `robusttrain.determinism.flags` gives them.
     """
     return {
         "command": sys.argv,
         "overrides": list(overrides),
         "configuration": configuration,
         "seconds": seconds,
+        "training": training,
         "data": data,
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "determinism": determinism,
         "threads": torch.get_num_threads(),
         "processes": distributed.size(),
         "python": platform.python_version(),

@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from robusttrain import distributed
+from robusttrain.attacks.crafting import predictions
 from robusttrain.defenses import Objective
 from robusttrain.errors import NonFiniteLossError
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """A row of `train.csv`; accuracies are shares, and None where nothing was computed."""
+    """A row of `train.csv`; accuracies are shares, and None where nothing was computed.
+
+    `loss` is the mean over the objectives that were finite, and `non_finite` counts the others.
+    `train_pgd_accuracy` is that of PGD-10 on some training images behind the epoch, `rollbacks` how
+    often the epoch was begun again, `overfit` whether it has overfitted catastrophically.
+    """
 
     epoch: int
     seconds: float
@@ -24,11 +30,18 @@ class Epoch:
     train_robust_accuracy: float | None
     val_clean_accuracy: float | None
     val_robust_accuracy: float | None
+    non_finite: int
+    train_pgd_accuracy: float | None
+    rollbacks: int
+    overfit: bool
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """What `best.pt` is chosen by: robust accuracy on the validation split, then clean."""
-        return (self.val_robust_accuracy or 0.0, self.val_clean_accuracy or 0.0)
+    def rank(self) -> tuple[float, float, bool]:
+        """What `best.pt` is chosen by: robust accuracy on the validation split, then clean.
+
+        Where there is none, an epoch that has overfitted catastrophically comes last.
+        """
+        return (self.val_robust_accuracy or 0.0, self.val_clean_accuracy or 0.0, not self.overfit)
 
     def row(self) -> dict[str, Any]:
         """The columns of `train.csv`."""
@@ -36,7 +49,10 @@ class Epoch:
 
 
 class Tally:
-    """Losses and hits of an epoch, kept on the device until somebody wants to see them."""
+    """Losses and hits of an epoch, kept on the device until somebody wants to see them.
+
+    A loss that is not finite stands for an objective of which the loss or the gradient was not.
+    """
 
     def __init__(self) -> None:
         self.images = 0
@@ -71,38 +87,67 @@ class Tally:
         for name, logits in (("clean", objective.clean), ("robust", objective.adversarial)):
             if logits is not None:
                 # A row for each draw of an image, where several are trained on.
-                right = logits.detach().argmax(1).view(len(y), -1) == y[:, None]
+                right = predictions(logits.detach()).view(len(y), -1) == y[:, None]
                 hits = right.double().mean(1).sum()
                 self.hits[name] = self.hits.get(name, torch.zeros_like(hits)) + hits
 
-    def shown(self, epoch: int) -> tuple[float, dict[str, float]]:
-        """The latest loss, and the accuracies so far; a loss that is not finite is noticed here.
+    @property
+    def sound(self) -> bool:
+        """Whether every objective so far was finite. Waits for the device."""
+        return not self.losses or bool(torch.stack(self.losses).isfinite().all())
+
+    def check(self, epoch: int) -> None:
+        """Look at what all processes have; waits for the device, and for the others.
 
         Raises
         ------
         NonFiniteLossError
-            Naming the first batch of `epoch` with such a loss.
+            Naming the first batch of `epoch` with an objective that was not finite.
         """
         losses = torch.stack(self.losses).cpu()
-        for step in (~losses.isfinite()).nonzero().flatten().tolist():
+        found = [*(~losses.isfinite()).nonzero().flatten().tolist(), len(losses)]
+        first = found[0]
+        step, loss = min(distributed.everyones((first, float(losses[first % len(losses)]))))
+        if step < len(losses):
             raise NonFiniteLossError(
-                f"the loss became {losses[step]} in epoch {epoch}, batch "
+                f"the loss or its gradient became {loss} in epoch {epoch}, batch "
                 f"{self.batches[step]}, at learning rate {self.rates[step]:.3g}; "
                 f"try a lower optimizer.lr"
             )
+
+    def shown(self) -> tuple[float, dict[str, float]]:
+        """The latest loss, and the accuracies so far."""
         shares = {name: float(hits) / self.images for name, hits in self.hits.items()}
-        return float(losses[-1]), shares
+        return float(self.losses[-1]), shares
 
     def figures(self, epoch: int) -> dict[str, Any]:
-        """The training columns of an `Epoch`, over all processes."""
-        self.shown(epoch)
-        losses = torch.stack(self.losses).double().cpu()
+        """The training columns of an `Epoch`, over all processes.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If no objective of `epoch` was finite.
+        """
+        losses, sizes = torch.stack(self.losses).double().cpu(), torch.tensor(self.sizes)
+        finite = losses.isfinite()
         own = {name: float(hits) for name, hits in self.hits.items()}
-        own["loss"] = float((losses * torch.tensor(self.sizes)).sum())
-        total = distributed.summed({**own, "images": float(self.images)})
+        total = distributed.summed(
+            {
+                **own,
+                "images": float(self.images),
+                "loss": float((losses * sizes)[finite].sum()),
+                "finite": float(sizes[finite].sum()),
+            }
+        )
+        if not total["finite"]:
+            raise NonFiniteLossError(
+                f"no loss of epoch {epoch} was finite, or none of their gradients; "
+                f"try a lower optimizer.lr"
+            )
         shares = {name: total[name] / total["images"] for name in own}
         return {
-            "loss": shares["loss"],
+            "loss": total["loss"] / total["finite"],
             "train_clean_accuracy": shares.get("clean"),
             "train_robust_accuracy": shares.get("robust"),
+            "non_finite": max(distributed.everyones(int((~finite).sum()))),
         }

@@ -1,5 +1,6 @@
 """The training loop: epochs of batches, each defense's objectives descended one by one."""
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,31 +11,35 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain import distributed, ranges, replicas, streams
+from robusttrain import distributed, ranges, replicas
 from robusttrain.attacks import Attack
 from robusttrain.curriculum import Curriculum
-from robusttrain.data import (
-    Dataset,
-    Samples,
-    as_input,
-    augment,
-    batch_count,
-    batches,
-    bounds,
-    portions,
-)  # fmt: skip
+from robusttrain.data import Dataset, Samples, as_input, augment, batch_count, batches, bounds
 from robusttrain.defenses import Defense, Objective, Stateful
-from robusttrain.errors import InputError
-from robusttrain.evaluation import Evaluation, evaluate
-from robusttrain.evaluation.randomised import least_votes
-from robusttrain.noise import Progress, noise_layers, penalty
+from robusttrain.descent import Descent, OnNonFinite, groups, is_finite
+from robusttrain.errors import InputError, NonFiniteLossError
+from robusttrain.health import (
+    MOST_ROLLBACKS,
+    Course,
+    OnOverfit,
+    OverfittedError,
+    probe,
+    watched,
+)
+from robusttrain.looking import Look
+from robusttrain.noise import Progress, penalty
 from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.optimizers import Optimizer
 from robusttrain.precision import Precision, safe
+from robusttrain.randomness import Randomness
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.schedules import Schedule
+from robusttrain.splitting import halved, is_out_of_memory, notice, parted
 from robusttrain.tally import Epoch, Tally
 from robusttrain.threat import Norm
+
+# Looking at a loss waits for the device, and looking late wastes what comes after a NaN.
+BATCHES_BETWEEN_CHECKS = 50
 
 
 @dataclass
@@ -67,6 +72,11 @@ class Training:
         The attack whose accuracy on the validation split chooses `best.pt`.
     checkpoint_minutes
         Minutes, above 0, after which `checkpoint.pt` is written within an epoch too.
+    on_nonfinite
+        What is done where a loss or its gradient is not finite.
+    on_overfit
+        What is done when accuracy on training images under PGD-10, measured after each epoch of a
+        training against adversarial images, falls by more than 20 points below its best.
     """
 
     epochs: int = 20
@@ -80,6 +90,8 @@ class Training:
     curriculum: Curriculum = field(default_factory=Curriculum)
     validation_attack: Attack | None = None
     checkpoint_minutes: float = 10.0
+    on_nonfinite: OnNonFinite = OnNonFinite.stop
+    on_overfit: OnOverfit = OnOverfit.warn
 
     def __post_init__(self) -> None:
         ranges.at_least(0, epochs=self.epochs)
@@ -93,6 +105,16 @@ class Training:
         )
         if self.clip_gradient is not None:
             ranges.above(0, clip_gradient=self.clip_gradient)
+        ranges.one_of(list(OnNonFinite), on_nonfinite=self.on_nonfinite)
+        ranges.one_of(list(OnOverfit), on_overfit=self.on_overfit)
+        # Plain words are welcome in a notebook, but `is` knows members only.
+        self.on_nonfinite = OnNonFinite(self.on_nonfinite)
+        self.on_overfit = OnOverfit(self.on_overfit)
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether an epoch can be begun again."""
+        return self.on_nonfinite is OnNonFinite.rollback or self.on_overfit is OnOverfit.rollback
 
 
 @dataclass
@@ -171,27 +193,27 @@ class Trainer:
             replicas.synchronise_batch_norm(model)
         replicas.part_ways(model, seed)
         self.forward = replicas.replicated(_compiled(model) if settings.compile else model)
-        draws = wanted_draws(model)
-        self.same_draws = SameDraws(self.forward, draws) if draws else None
+        self.draws = wanted_draws(model)
         self.loss = partial(
             F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing
         )
         self.batches_per_epoch = batch_count(train.size, settings.batch_size, distributed.size())
-        self.optimizer = optimizer.build(_groups(model))
+        self.optimizer = optimizer.build(groups(model))
+        skips = settings.on_nonfinite is OnNonFinite.skip
+        self.descent = Descent(self.forward, self.optimizer, settings.clip_gradient, skips)
         steps = max(1, settings.epochs * self.batches_per_epoch)
         self.scheduler = schedule.build(self.optimizer, steps)
         # What is known of the model where a defense computes no clean or no adversarial logits.
         self.accuracies: dict[str, float | None] = {}
-        own = distributed.own_seed(seed)
-        self.streams = {
-            # All processes take their parts of the same batches.
-            "batches": streams.stream(seed, "batches"),
-            "augmentation": streams.stream(own, "augmentation", device),
-            "attack": streams.stream(own, "training attack", device),
-            "same draws": streams.stream(own, "same draws"),
-        }
+        self.randomness = Randomness(model, seed, device)
+        self.streams = self.randomness.streams
         self.position = _Position()
         self.tally = Tally()
+        self.course = Course()
+        # Where the present epoch began, for those who want to go back there.
+        self.start: Mapping[str, Any] | None = None
+        self.watched = watched(train, defense, eps)
+        self.look = Look(model, norm, eps, seed, terminal)
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, yielding after every epoch.
@@ -216,15 +238,37 @@ class Trainer:
         total = self.settings.epochs * self.batches_per_epoch
         with self.terminal.progress("training", total) as bar:
             bar.advance((self.position.epoch - 1) * self.batches_per_epoch + self.position.batch)
-            while self.position.epoch <= self.settings.epochs:
-                yield from self._epoch(bar)
+            while self.position.epoch <= self.settings.epochs and not self.course.stopped:
+                try:
+                    yield from self._epoch(bar)
+                except NonFiniteLossError as error:
+                    if self.settings.on_nonfinite is not OnNonFinite.rollback:
+                        raise
+                    self._roll_back(error, bar)
+                except OverfittedError as error:
+                    self._roll_back(error, bar)
+
+    @property
+    def sound(self) -> bool:
+        """Whether all is finite that must be, weights above all, in every process.
+
+        Waits for the device, and for the others.
+        """
+        skips = self.settings.on_nonfinite is OnNonFinite.skip
+        here = (skips or self.tally.sound) and is_finite(self.model)
+        return all(distributed.everyones(here))
 
     def state(self) -> dict[str, Any]:
         """Everything beside the weights that the next batches depend on."""
+        course, start = asdict(self.course), self.start if self.position.batch else None
+        return {**self._moment(), "course": course, "start": start}
+
+    def _moment(self) -> dict[str, Any]:
+        """What a rollback undoes, beside the weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "random_states": self.random_states(),
+            "random_states": self.randomness.state(),
             "position": asdict(self.position),
             "tally": self.tally.state(),
             "accuracies": self.accuracies,
@@ -233,6 +277,10 @@ class Trainer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; the weights are the model's."""
+        self._go_to(state)
+        self.course, self.start = Course(**state["course"]), state["start"]
+
+    def _go_to(self, state: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.position = _Position(**state["position"])
@@ -240,24 +288,7 @@ class Trainer:
         self.accuracies = dict(state["accuracies"])
         if isinstance(self.present, Stateful):
             self.present.load_state_dict(state["defense"])
-        states = state["random_states"]
-        torch.set_rng_state(states["torch"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(states["device"], self.device)
-        for name, stream in self.streams.items():
-            stream.set_state(states["streams"][name])
-        for layer, of_layer in zip(noise_layers(self.model), states["noise"], strict=True):
-            layer.restore_random_states(of_layer)
-
-    def random_states(self) -> dict[str, Any]:
-        """The state of every random stream that training draws from."""
-        on_cuda = self.device.type == "cuda"
-        return {
-            "torch": torch.get_rng_state(),
-            "device": torch.cuda.get_rng_state(self.device) if on_cuda else None,
-            "streams": {name: stream.get_state() for name, stream in self.streams.items()},
-            "noise": [layer.random_states() for layer in noise_layers(self.model)],
-        }
+        self.randomness.restore(state["random_states"])
 
     def step(
         self, defense: Defense, x: Tensor, y: Tensor, epoch: int = 1, weight: float = 1.0
@@ -268,23 +299,47 @@ class Trainer:
         """
         x = augment(x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
         x = x.contiguous(memory_format=self.memory_format)
-        model = self._view()
-        objectives = defense(model, x, y, loss=self._loss, generator=self.streams["attack"])
         while True:
-            # Autocast covers what the defense computes up to its next yield, not the step between.
-            with self.precision.autocast(self.device):
-                objective = next(objectives, None)
-            if objective is None:
+            before = self.randomness.state()
+            try:
+                yield from self._objectives(defense, x, y, epoch, weight)
                 break
-            extra = penalty(self.model, Progress(epoch, self.train.size))
-            loss = objective.loss if weight == 1 else weight * objective.loss
-            self._descend(loss if extra is None else loss + extra)
-            yield objective
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                _refuse_parts(len(y))
+                self.course.most = halved(len(y), self.course.most, self.model)
+                self.terminal.say(notice(self.course.most, self.model))
+            # Behind the exception, which holds on to memory.
+            self.randomness.restore(before)
         self.scheduler.step()
+
+    def _objectives(
+        self, defense: Defense, x: Tensor, y: Tensor, epoch: int, weight: float
+    ) -> Iterator[Objective]:
+        """Descend the objectives of a batch, in parts where it does not fit into memory whole."""
+        parts = [
+            (
+                len(labels) / len(y),
+                defense(
+                    self._view(), images, labels, loss=self._loss, generator=self.streams["attack"]
+                ),
+            )
+            for images, labels in parted(x, y, self.course.most, self.model)
+        ]
+        return self.descent.descend(
+            parts,
+            autocast=partial(self.precision.autocast, self.device),
+            penalty=partial(penalty, self.model, Progress(epoch, self.train.size)),
+            weight=weight,
+            rate_share=self.course.rate_share,
+        )
 
     def _epoch(self, bar: Bar) -> Iterator[Epoch | None]:
         settings, position = self.settings, self.position
         number = position.epoch
+        if settings.rolls_back and position.batch == 0:
+            self.start = copy.deepcopy({"model": self.model.state_dict(), **self._moment()})
         defense = self._defense_in(number)
         self._draw_order()
         started = time.perf_counter() - position.seconds
@@ -294,15 +349,17 @@ class Trainer:
         )  # fmt: skip
         self.model.train()
         for x, y in order:
-            rate = self.optimizer.param_groups[0]["lr"]
+            rate = self.optimizer.param_groups[0]["lr"] * self.course.rate_share
             for objective in self.step(defense, x, y, number, self._weight(len(y))):
                 self.tally.add(position.batch + 1, rate, objective, y)
             position.batch += 1
             position.seconds = time.perf_counter() - started
             bar.advance()
+            if position.batch % BATCHES_BETWEEN_CHECKS == 0:
+                self._check()
             if bar.due:
                 where = f"{position.batch}/{self.batches_per_epoch}"
-                loss, accuracies = self.tally.shown(number)
+                loss, accuracies = self.tally.shown()
                 figures = {**self.accuracies, **accuracies, "loss": loss}
                 bar.show(f"epoch {number}/{settings.epochs} {where}", **figures)
             if position.batch < self.batches_per_epoch:
@@ -321,22 +378,32 @@ class Trainer:
         """Have the order of an epoch drawn, anew or as it was when the epoch began."""
         if self.position.order is None:
             self.position.order = self.streams["batches"].get_state()
-            self.position.lr = float(self.scheduler.get_last_lr()[0])
+            self.position.lr = float(self.scheduler.get_last_lr()[0]) * self.course.rate_share
         self.streams["batches"].set_state(self.position.order)
 
     def _ended(self) -> Epoch:
         """What the epoch came to; the next one is next."""
-        number = self.position.epoch
-        figures = self.tally.figures(number)
+        position = self.position
+        self._check()
+        if not is_finite(self.model):
+            raise NonFiniteLossError(f"weights are not finite any more in epoch {position.epoch}")
+        figures = self.tally.figures(position.epoch)
         replicas.average_statistics(self.model)
-        validated = self._validate()
-        self.accuracies = {
-            "clean": validated["val_clean_accuracy"],
-            "robust": validated["val_robust_accuracy"],
-        }
-        epoch = Epoch(number, self.position.seconds, self.position.lr, **figures, **validated)
-        self.position, self.tally = _Position(number + 1), Tally()
+        size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
+        clean, robust = self.look("validation", self.validation, attack, size)
+        _, pgd = self.look("overfitting", self.watched, probe(self.norm, self.eps), size)
+        course = self.course.judged(pgd, self.settings.on_overfit)
+        epoch = Epoch(
+            position.epoch, position.seconds, position.lr, **figures,
+            val_clean_accuracy=clean, val_robust_accuracy=robust, train_pgd_accuracy=pgd, **course,
+        )  # fmt: skip
+        self.accuracies = {"clean": clean, "robust": robust}
+        self.position, self.tally = _Position(position.epoch + 1), Tally()
         return epoch
+
+    def _check(self) -> None:
+        if self.settings.on_nonfinite is not OnNonFinite.skip:
+            self.tally.check(self.position.epoch)
 
     def _weight(self, images: int) -> float:
         """What the mean loss of so many images counts in a mean over processes."""
@@ -346,57 +413,29 @@ class Trainer:
         return parts * images / (stop - start)
 
     def _view(self) -> nn.Module:
-        """The model as defenses get it."""
-        if self.same_draws is None:
+        """The model as a defense gets it for some images."""
+        if self.draws is None:
             return self.forward
-        self.same_draws.renew(self.streams["same draws"])
-        return self.same_draws
+        view = SameDraws(self.forward, self.draws)
+        view.renew(self.streams["same draws"])
+        return view
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The outer loss of each image, (N,), on average over its draws where there are several."""
         draws = len(logits) // len(y)
         return self.loss(logits, y.repeat_interleave(draws)).view(-1, draws).mean(1)
 
-    def _descend(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if isinstance(self.forward, replicas.Replicas):
-            self.forward.refuse_unused()
-        if self.settings.clip_gradient is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_gradient)
-        self.optimizer.step()
-
-    def _validate(self) -> dict[str, Any]:
-        attack = self.settings.validation_attack
-        if self.validation.size == 0 or attack is None:
-            return {"val_clean_accuracy": None, "val_robust_accuracy": None}
-        # Few draws for a model that predicts at random: this only ranks epochs.
-        votes = max(10, least_votes(self.model))
-        settings = Evaluation(
-            {"validation": attack}, batch_size=self.settings.batch_size, eot=1, votes=votes
-        )
-        mine = _part(self.validation)
-        seed = distributed.own_seed(streams.derived_seed(self.seed, "validation"))
-        broken = {"clean": 0, "robust": 0}
-        with self.terminal.progress("validation", mine.size) as bar:
-            for portion in portions(mine, self.settings.batch_size):
-                ledger = evaluate(
-                    self.model, portion, settings, norm=self.norm, eps=self.eps, seed=seed, bar=bar
-                )
-                broken["clean"] += int(ledger.misclassified.sum())
-                broken["robust"] += int(ledger.worst_case.sum())
-        total = distributed.summed(broken)
-        return {
-            f"val_{name}_accuracy": 1 - count / self.validation.size
-            for name, count in total.items()
-        }
-
-
-def _part(split: Samples) -> Samples:
-    """What this process looks at of a split."""
-    if distributed.size() == 1:
-        return split
-    return split.take(torch.arange(split.size)[distributed.share(split.size)])
+    def _roll_back(self, reason: Exception, bar: Bar) -> None:
+        """Go back to where the epoch began, at half the learning rate from there on."""
+        if not self.course.may_roll_back:
+            raise NonFiniteLossError(f"{reason} ({MOST_ROLLBACKS} rollbacks did not help)")
+        assert self.start is not None
+        bar.advance(-self.position.batch)
+        self.model.load_state_dict(self.start["model"])
+        self._go_to(self.start)
+        self.course.roll_back()
+        number = self.position.epoch
+        self.terminal.say(f"epoch {number} begins again at half the learning rate: {reason}")
 
 
 def _refuse_too_few(train: Samples) -> None:
@@ -406,13 +445,13 @@ def _refuse_too_few(train: Samples) -> None:
         )
 
 
-def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups: weight decay would silence noise whose size is learnt."""
-    of_noise = {id(p) for layer in noise_layers(model) for p in layer.parameters()}
-    own = [p for p in model.parameters() if id(p) not in of_noise]
-    learnt = [p for p in model.parameters() if id(p) in of_noise]
-    groups: list[dict[str, Any]] = [{"params": own}]
-    return [*groups, {"params": learnt, "weight_decay": 0.0}] if learnt else groups
+def _refuse_parts(images: int) -> None:
+    if distributed.size() > 1:
+        # The others would wait for the gradients of a whole batch.
+        raise InputError(
+            f"batch_size={images} does not fit into memory, and several processes do not compute "
+            f"it in parts: try batch_size={max(1, images // 2)}"
+        )
 
 
 def _compiled(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from robusttrain import checkpoint as checkpoints
 from robusttrain import distributed, interruption, replicas
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.errors import InputError
+from robusttrain.health import remarks
 from robusttrain.interruption import Interrupted
 from robusttrain.report.files import write_csv
 from robusttrain.report.terminal import Terminal
@@ -19,7 +20,7 @@ from robusttrain.training import Trainer
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 # What training has of its own in each process that takes part.
-OWN = ("random_states", "tally", "defense")
+OWN = ("random_states", "tally", "defense", "start")
 
 
 class TrainingRun:
@@ -94,16 +95,17 @@ class TrainingRun:
                 if epoch is not None:
                     self._keep(epoch)
                 elif due:
-                    self._save()
+                    self._save_if_sound()
                 signum, due = vote(signalled() or 0, self._due)
                 self._leave_if(signum, saved=epoch is not None)
             self._leave_if(*vote.last(signalled() or 0), saved=True)
         weights = distributed.from_main(lambda: replace(checkpoints.load(best), training={}))
         weights.load_into(self.trainer.model, best)
-        return self._best
+        return self.best
 
     @property
-    def _best(self) -> Epoch | None:
+    def best(self) -> Epoch | None:
+        """The epoch that `best.pt` is of."""
         # Without a validation split all ranks are equal, and the last epoch is the best one.
         return max(reversed(self.epochs), key=lambda epoch: epoch.rank, default=None)
 
@@ -120,7 +122,7 @@ class TrainingRun:
         if not signum:
             return
         if not saved:
-            self._save()
+            self._save_if_sound()
         raise Interrupted(signum)
 
     def _keep(self, epoch: Epoch) -> None:
@@ -132,13 +134,21 @@ class TrainingRun:
             robust=epoch.val_robust_accuracy,
             seconds=epoch.seconds,
         )
+        classes, planned = self.about["num_classes"], self.trainer.settings.epochs
+        for remark in remarks(self.epochs, classes, planned):
+            self.terminal.say(remark)
         if distributed.is_main():
             write_csv(self.folder / "train.csv", [each.row() for each in self.epochs])
         # Before the checkpoint: whoever dies between the two does this epoch again.
-        if self._best is epoch:
+        if self.best is epoch:
             self._save_as(self.folder / "best.pt")
         self._save()
         self.record(epoch)
+
+    def _save_if_sound(self) -> None:
+        # Weights that are no numbers are nothing to go on from; training will notice by itself.
+        if self.trainer.sound:
+            self._save()
 
     def _save(self) -> None:
         latest = self.folder / LATEST

@@ -63,6 +63,7 @@ def trainer(
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
     data: Synthetic = DATA,
+    eps: float = EPS,
     seed: int = 0,
     **settings: Any,
 ) -> Trainer:
@@ -71,7 +72,7 @@ def trainer(
         model or network(), defense or Standard(), optimizer or SGD(0.1), schedule or Constant(),
         Training(**{"epochs": 2, "batch_size": 32, "precision": Precision.fp32, **settings}),
         train=train or split, validation=validation, dataset=data,
-        norm=Norm.linf, eps=EPS, seed=seed, terminal=quiet(),
+        norm=Norm.linf, eps=eps, seed=seed, terminal=quiet(),
     )  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def test_validation_figures_are_those_of_the_validation_split() -> None:
         right, robust = ((made.model(x).argmax(1) == labels).double() for x in (images, attacked))
     assert epoch.val_clean_accuracy == pytest.approx(right.mean().item(), abs=1e-9)
     assert epoch.val_robust_accuracy == pytest.approx((right * robust).mean().item(), abs=1e-9)
-    assert epoch.rank == (epoch.val_robust_accuracy, epoch.val_clean_accuracy)
+    assert epoch.rank == (epoch.val_robust_accuracy, epoch.val_clean_accuracy, True)
 
 
 # Random streams
@@ -302,7 +303,7 @@ class Diverging:
 def test_a_loss_that_is_no_number_stops_the_training(factor: float, word: str) -> None:
     # Four batches an epoch: the seventh step is batch 3 of epoch 2.
     made = trainer(Diverging(7, factor), optimizer=SGD(0.025), epochs=5)
-    message = rf"loss became {word} in epoch 2, batch 3, at learning rate 0\.025"
+    message = rf"loss or its gradient became {word} in epoch 2, batch 3, at learning rate 0\.025"
     with pytest.raises(NonFiniteLossError, match=message):
         list(made.epochs())
 

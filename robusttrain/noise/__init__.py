@@ -157,6 +157,8 @@ class NoiseLayer(nn.Module):
 
     def restore_random_states(self, states: Mapping[str, Tensor]) -> None:
         """Let the streams go on from `states`, which `random_states` has given."""
+        # Those that are in no state had not begun yet.
+        self._generators = {}
         for device, state in states.items():
             self.generator(torch.device(device)).set_state(state)
 
