@@ -262,7 +262,7 @@ def test_optuna(answers: dict[str, Answer], place: Path) -> None:
         epochs = pd.read_csv(place / "search" / str(number) / "train.csv")
         assert row["validation"] == epochs["val_robust_accuracy"].max()
         assert f"job {number} has finished before: optimizer.lr=0." in again.out
-    assert table["validation"].nunique() > 1
+    assert table["validation"].min() < table["validation"].max()
     best = OmegaConf.load(place / "search" / "optimization_results.yaml")
     assert round(best.best_value, 6) == table["validation"].max()
     assert "best on the validation split: job " in first.out
