@@ -110,36 +110,35 @@ def main() -> None:
     engines.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with distributed.joined(), _one_voice():
-        try:
-            with interruption.caught():
-                sys.argv[1:] = distributed.from_main(lambda: _arguments(sys.argv[1:]))
-                if not distributed.is_main():
-                    sys.argv += WITHOUT_FILES
-                with sweep.concluded(), _unwrapped():
-                    job()
-        except FORESEEN as error:
-            _leave(error)
-        except Interrupted as interrupted:
-            if distributed.is_loss(interrupted):
-                # torchrun ends all processes when one has gone.
-                _leave(ProcessLostError(LOST))
-            sys.exit(128 + interrupted.signum)
-        except RuntimeError as error:
-            if not distributed.is_loss(error):
-                raise
-            _leave(ProcessLostError(LOST))
+    with distributed.joined(), _one_voice(), _leaving(), interruption.caught():
+        sys.argv[1:] = distributed.from_main(lambda: _arguments(sys.argv[1:]))
+        if not distributed.is_main():
+            sys.argv += WITHOUT_FILES
+        with sweep.concluded():
+            job()
 
 
 @contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise the error of a file that logging cannot open: a run writes there before all else."""
+def _leaving() -> Iterator[None]:
+    """Exit as `main` says where something foreseen happens in the block."""
     try:
         yield
+    except FORESEEN as error:
+        _leave(error)
     except ValueError as error:
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None
-        raise
+        # So logging says that it cannot write to its file, the first that a run writes to.
+        if not isinstance(error.__cause__, OSError):
+            raise
+        _leave(error.__cause__)
+    except Interrupted as interrupted:
+        if distributed.is_loss(interrupted):
+            # torchrun ends all processes when one has gone.
+            _leave(ProcessLostError(LOST))
+        sys.exit(128 + interrupted.signum)
+    except RuntimeError as error:
+        if not distributed.is_loss(error):
+            raise
+        _leave(ProcessLostError(LOST))
 
 
 @contextmanager

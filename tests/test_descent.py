@@ -279,7 +279,7 @@ def test_weights_that_are_not_finite_are_never_written(
     else:
         run.finish()
     assert all(written)
-    # At the start, in and behind the first epoch, and in the second before it breaks.
+    # One at the start, three batches, the end of an epoch and the best.
     assert len(written) >= 6
 
 

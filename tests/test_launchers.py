@@ -114,8 +114,8 @@ RAY = [
     "+hydra.launcher.ray.init.include_dashboard=false",
 ]  # fmt: skip
 SEARCH = [
-    "-m", *TINY, "stages=[train]", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4",
-    "optimizer.lr=choice(-1,0.1)",
+    "-m", *TINY, "stages=[train]", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=8",
+    "optimizer.lr=choice(-1,0.001,0.1)", "eps=0.01",
 ]  # fmt: skip
 LONG_SWEEP = sweep(LONG, "long")
 PREEMPTED = ["-m", *LONG, "seed=1", "hydra.sweep.dir=preempted"]
@@ -261,7 +261,8 @@ def test_optuna(answers: dict[str, Answer], place: Path) -> None:
     for number, row in table[table["status"] == "finished"].set_index("job").iterrows():
         epochs = pd.read_csv(place / "search" / str(number) / "train.csv")
         assert row["validation"] == epochs["val_robust_accuracy"].max()
-        assert f"job {number} has finished before: optimizer.lr=0.1" in again.out
+        assert f"job {number} has finished before: optimizer.lr=0." in again.out
+    assert table["validation"].min() < table["validation"].max()
     best = OmegaConf.load(place / "search" / "optimization_results.yaml")
     assert round(best.best_value, 6) == table["validation"].max()
     assert "best on the validation split: job " in first.out

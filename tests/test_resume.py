@@ -41,6 +41,7 @@ from hydra.core.plugins import Plugins
 from robusttrain import cli
 from robusttrain.__main__ import main
 
+
 cli.configs.register()
 cli.configs.register = lambda: None
 Plugins.instance()

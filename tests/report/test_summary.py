@@ -87,7 +87,7 @@ def test_only_keys_that_vary_are_columns(sweep: Sweep) -> None:
     table = pd.read_csv(sweep.folder / "sweep.csv", dtype=str, keep_default_na=False)
     assert list(table) == [
         "job", "eps", "attack", "attack_norm", "attack_eps", "n", "accuracy", "ci_low", "ci_high",
-        "status", "seconds", "error",
+        "validation", "status", "seconds", "error",
     ]  # fmt: skip
     assert table["job"].tolist() == ["0", "0", "1"]
     assert table["eps"].tolist() == ["8/255", "8/255", "-1"]
