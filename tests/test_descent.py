@@ -200,6 +200,20 @@ def test_an_epoch_is_begun_again_at_half_the_rate() -> None:
     assert torch.equal(state_of(made.model), state_of(plain.model))
 
 
+def test_streams_that_began_in_a_broken_attempt_begin_again() -> None:
+    """Noise layers make theirs when they draw for the first time."""
+    ends = []
+    for at, share in (((2,), 1.0), ((), 0.5)):
+        model = network()
+        Gaussian(0.1).install(model, 5)
+        made = trainer(Poisoned(at), model=model, epochs=1, on_nonfinite="rollback")
+        made.course.rate_share = share
+        list(made.epochs())
+        assert made.course.rate_share == 0.5
+        ends.append(state_of(model))
+    assert torch.equal(*ends)
+
+
 def test_when_losses_are_looked_at_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = []
     for every in (1, 50):

@@ -27,7 +27,8 @@ class Objective(NamedTuple):
     Parameters
     ----------
     loss
-        A scalar with a graph to the parameters.
+        A scalar with a graph to the parameters, a mean over the images: a batch that does not fit
+        into memory is given in parts, and their losses are weighted by their shares of it.
     clean, adversarial
         Logits (N, K) at the clean and at the adversarial images, where they were computed; the
         progress display and `train.csv` take their accuracies from them.
