@@ -35,12 +35,13 @@ from robusttrain.noise import NoiseLayer, Progress, Switches, attach
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import SGD
 from robusttrain.precision import Precision
+from robusttrain.recipe import Training
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.tally import Epoch
 from robusttrain.threat import Norm
-from robusttrain.training import Trainer, Training
+from robusttrain.training import Trainer
 
 pytestmark = pytest.mark.long
 
@@ -193,7 +194,7 @@ def overheard(defense: Defense, sync: bool) -> str:
     TRAFFIC.clear()
     made = trainer(defense, 6, network(norm=True), epochs=1, sync_batchnorm=sync)
     made.settings.validation_attack = None
-    assert isinstance(made.forward, replicas.Replicas)
+    assert isinstance(made.steps.forward, replicas.Replicas)
 
     def reduce(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         TRAFFIC.append("r")
@@ -202,8 +203,8 @@ def overheard(defense: Defense, sync: bool) -> str:
         ).get_future()
         return future.then(lambda done: done.value()[0] / 2)
 
-    made.forward.together.register_comm_hook(None, reduce)
-    made.forward.together.register_forward_pre_hook(lambda *_: TRAFFIC.append("f"))
+    made.steps.forward.together.register_comm_hook(None, reduce)
+    made.steps.forward.together.register_forward_pre_hook(lambda *_: TRAFFIC.append("f"))
     with pytest.MonkeyPatch.context() as patched:
         for name in ("all_reduce", "broadcast", "all_gather_object", "gather_object"):
             patched.setattr(dist, name, noted(getattr(dist, name)))
@@ -285,7 +286,7 @@ def test_each_process_draws_for_itself_and_the_first_as_if_alone(tmp_path: Path)
         made = trainer(Standard(), BATCH, model)
         seeds = [layer.seed for layer in replicas.noise_layers(model)]
         return [
-            {name: stream.initial_seed() for name, stream in made.streams.items()},
+            {name: stream.initial_seed() for name, stream in made.steps.streams.items()},
             seeds,
             torch.initial_seed(),
         ]
