@@ -42,6 +42,7 @@ from robusttrain.schedules import OneCycle
 from robusttrain.tally import Epoch
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
+from robusttrain.weight_perturbation import AWP, WeightPerturbation
 
 pytestmark = pytest.mark.long
 
@@ -125,7 +126,11 @@ def network(norm: bool = False) -> nn.Module:
 
 
 def trainer(
-    defense: Defense, batch_size: int, model: nn.Module | None = None, **keys: Any
+    defense: Defense,
+    batch_size: int,
+    model: nn.Module | None = None,
+    weight_perturbation: WeightPerturbation | None = None,
+    **keys: Any,
 ) -> Trainer:
     train, validation = hold_out(DATA.load()[0], DATA.validation, 0)
     settings = {"epochs": 2, "batch_size": batch_size, "precision": Precision.fp32, **keys}
@@ -133,14 +138,15 @@ def trainer(
         network() if model is None else model, defense, SGD(0.2), OneCycle(0.5),
         Training(validation_attack=FGSM(eps=EPS), clip_gradient=1.0, **settings),
         train=train, validation=validation, dataset=DATA, norm=Norm.linf, eps=EPS, seed=0,
-        terminal=quiet(),
+        terminal=quiet(), weight_perturbation=weight_perturbation,
     )  # fmt: skip
 
 
 def trained(batch_size: int, norm: bool) -> dict[str, tuple[list[Epoch], dict[str, Tensor]]]:
     results = {}
-    for name, defense in DEFENSES.items():
-        made = trainer(defense, batch_size, network(norm), sync_batchnorm=norm)
+    combined = [(name, defense, None) for name, defense in DEFENSES.items()]
+    for name, defense, perturbation in [*combined, ("awp", DEFENSES["madry"], AWP(0.1))]:
+        made = trainer(defense, batch_size, network(norm), perturbation, sync_batchnorm=norm)
         results[name] = list(made.epochs()), made.model.state_dict()
     return results
 

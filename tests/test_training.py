@@ -17,7 +17,7 @@ from robusttrain import checkpoint, experiment
 from robusttrain.attacks import Attack
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
-from robusttrain.averaging import NoAveraging
+from robusttrain.averaging import Averaging, NoAveraging
 from robusttrain.config import Config, Stage
 from robusttrain.curriculum import Curriculum
 from robusttrain.data import Split, as_input, hold_out
@@ -41,7 +41,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant, OneCycle, Schedule
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
-from robusttrain.weight_perturbation import NoPerturbation
+from robusttrain.weight_perturbation import NoPerturbation, WeightPerturbation
 
 DATA = Synthetic([1, 4, 4], 3, train_size=130, test_size=40, noise=0.3, validation=30)
 EPS = 0.1
@@ -68,6 +68,8 @@ def trainer(
     data: Synthetic = DATA,
     eps: float = EPS,
     seed: int = 0,
+    weight_perturbation: WeightPerturbation | None = None,
+    averaging: Averaging | None = None,
     **settings: Any,
 ) -> Trainer:
     split, validation = hold_out(data.load()[0], data.validation, seed)
@@ -76,6 +78,7 @@ def trainer(
         Training(**{"epochs": 2, "batch_size": 32, "precision": Precision.fp32, **settings}),
         train=train or split, validation=validation, dataset=data,
         norm=Norm.linf, eps=eps, seed=seed, terminal=quiet(),
+        weight_perturbation=weight_perturbation, averaging=averaging,
     )  # fmt: skip
 
 
