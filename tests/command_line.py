@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -102,6 +102,16 @@ class CommandLine:
     def run(self, *words: object, cwd: Path, first: str = "", **variables: str) -> Answer:
         """`start`, and wait for the end."""
         return self.start(*words, cwd=cwd, first=first, **variables).end()
+
+    def each(
+        self, commands: Mapping[str, Sequence[object]], folder: Path, **more: str
+    ) -> dict[str, Answer]:
+        """`run` by name, each from an empty folder of its own that has its number in `folder`."""
+        answers = {}
+        for number, (name, words) in enumerate(commands.items()):
+            (folder / str(number)).mkdir(parents=True)
+            answers[name] = self.run(*words, cwd=folder / str(number), **more)
+        return answers
 
     def close(self) -> None:
         """Kill what still runs."""
