@@ -8,7 +8,10 @@ import os
 # the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import pytest
+from command_line import CommandLine
 from hypothesis import settings
 
 # Deadlines measure the load of the machine, and a random failure in CI helps nobody.
@@ -30,3 +33,10 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Libraries that count their objects at the end would miss the frozen ones."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    started = CommandLine(tmp_path_factory.mktemp("command_line"))
+    yield started
+    started.close()

@@ -2,8 +2,6 @@
 
 import io
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from command_line import CommandLine
 from foreign_models import SHAPE, TINY, prepared, scripted, synthetic, written
 from rich.console import Console
 from scipy.stats import norm
@@ -360,13 +359,12 @@ def test_few_votes_are_refused_without_certification_too(train: Train, tmp_path:
     )  # fmt: skip
 
 
-def test_a_refusal_ends_the_process_with_its_message(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "robusttrain", *TINY, "evaluation=certify", "noise=none"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith("robusttrain: certification needs one noise at the input")
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+def test_a_refusal_ends_the_process_with_its_message(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    done = command_line.run(*TINY, "evaluation=certify", "noise=none", cwd=tmp_path)
+    assert done.code == 1
+    assert done.err.startswith("robusttrain: certification needs one noise at the input")
+    assert done.err.count("\n") == 1
+    assert done.out == ""
     assert list(tmp_path.rglob("*")) == []

@@ -6,14 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from command_line import Answer, CommandLine
 from PIL import Image
 
 import robusttrain
@@ -33,26 +31,18 @@ ATTACKS = ["uniform", "fgsm", "pgd", "apgd_ce"]
 SUITE = ["apgd_ce", "apgd_t", "fab_t", "square", "apgd_margin"]
 
 
-class Answer(NamedTuple):
-    """What a command line came to, given in the folder `cwd`, which was empty."""
-
-    code: int
-    out: str
-    err: str
-    cwd: Path
-
-    @property
-    def run_dir(self) -> Path:
-        """The last line, as a script would take it."""
-        return Path(self.out.splitlines()[-1])
-
-
 Answers = dict[str, Answer]
+
+# A set of data that is loaded says so.
+SAYS_LOADED = """
+from robusttrain.data.synthetic import Synthetic
+load = Synthetic.load
+Synthetic.load = lambda self: print("LOADED") or load(self)
+"""
 
 
 def robust(*arguments: str, cwd: Path, **variables: str) -> Answer:
-    """Run the command line in a process of its own, with its output piped."""
-    cwd.mkdir(exist_ok=True)
+    """Run the command line in a Python of its own, with its output piped."""
     done = subprocess.run(
         [sys.executable, "-m", "robusttrain", *arguments],
         cwd=cwd, env=os.environ | variables, capture_output=True, text=True, timeout=120,
@@ -65,56 +55,6 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-# Many command lines, each from a working directory of its own, for one import of torch. A set of
-# data that is loaded says so.
-DRIVER = """
-import contextlib, io, json, os, sys, traceback
-from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
-from robusttrain import cli
-from robusttrain.data.synthetic import Synthetic
-
-# Once is enough, and takes a tenth of a second.
-cli.configs.register()
-cli.configs.register = lambda: None
-# For this Hydra composes every configuration once more, and finds none.
-Hydra.get_mode = lambda self, **names: None
-load = Synthetic.load
-Synthetic.load = lambda self: print("LOADED") or load(self)
-for folder, arguments in json.load(sys.stdin):
-    GlobalHydra.instance().clear()
-    os.makedirs(folder)
-    os.chdir(folder)
-    sys.argv = ["robusttrain", *arguments]
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = leaving.code
-        except BaseException:
-            code = -1
-            traceback.print_exc()
-    if isinstance(code, str):
-        code = 1 if err.write(code) else 0
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
-"""
-
-
-def drive(commands: dict[str, list[str]], folder: Path, **variables: str) -> Answers:
-    places = [folder / str(number) for number in range(len(commands))]
-    todo = [(str(place), command) for place, command in zip(places, commands.values(), strict=True)]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(todo), env=os.environ | variables,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    answers = zip(commands, lines, places, strict=True)
-    return {name: Answer(*json.loads(line), place) for name, line, place in answers}
-
-
 def rows(path: Path, *, without: str = "") -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return [{k: v for k, v in row.items() if k != without} for row in csv.DictReader(file)]
@@ -124,15 +64,7 @@ def accuracies(run_dir: Path) -> dict[str, float]:
     return {row["attack"]: float(row["accuracy"]) for row in rows(run_dir / "report.csv")}
 
 
-# --- what runs beside the tests ----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    """Two threads, to wait for processes while the tests look at what others have left."""
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
-        pool.shutdown(cancel_futures=True)
+# --- the command lines ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +88,9 @@ DEFENSES = ["standard", "alpha_mix", "fgsm", "rt", "lsa", "madry"]
 
 @pytest.fixture(scope="module")
 def others(
-    pool: ThreadPoolExecutor, package: Path, tmp_path_factory: pytest.TempPathFactory
-) -> "Future[Answers]":
-    """Runs that need nothing of another one, and no process of their own."""
+    command_line: CommandLine, package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Answers:
+    """Runs that need nothing of another one."""
     commands = {
         # The first one of the README, with fewer epochs and its own evaluation.
         "first": ["defense=madry", "eps=0.03", "epochs=3"],
@@ -170,39 +102,24 @@ def others(
         "mine": [*TINY, "--config-dir", str(package / "conf"), "defense=mine"],
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("others")
-    return pool.submit(drive, commands, folder, PYTHONPATH=str(package))
-
-
-# A real command line each, with what its message must name.
-REFUSED_ALONE = {
-    "defense=foo": ["defense=foo", "madry"],
-    "model.wdth=3": ["model.wdth=3", "model.width"],
-    "eps=-1": ["eps=-1", "0 or more"],
-}
+    return command_line.each(commands, folder, PYTHONPATH=str(package))
 
 
 @pytest.fixture(scope="module")
-def alone(
-    pool: ThreadPoolExecutor, others: "Future[Answers]", tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, "Future[Answer]"]:
-    """Processes of their own, from folders that are not the checkout; they start after `others`."""
-    commands = {"whole run": TINY, **{argument: [argument] for argument in REFUSED_ALONE}}
-    return {
-        name: pool.submit(robust, *command, cwd=tmp_path_factory.mktemp("alone"))
-        for name, command in commands.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def finished(alone: dict[str, "Future[Answer]"]) -> Answer:
-    """A whole run."""
-    answer = alone["whole run"].result()
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """A whole run, from a folder that is not the checkout."""
+    answer = robust(*TINY, cwd=tmp_path_factory.mktemp("alone"))
     assert answer.code == 0, answer.err
     return answer
 
 
 @pytest.fixture(scope="module")
-def driven(finished: Answer, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def driven(
+    command_line: CommandLine,
+    finished: Answer,
+    files: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Answers:
     """Runs that start from a finished one or are compared with it, and all that is refused."""
     best, run = f"checkpoint={finished.run_dir / 'best.pt'}", f"checkpoint={finished.run_dir}"
     mild = [*TINY, "optimizer=sgd", "schedule=step", "schedule.milestones=[0.5]"]
@@ -227,7 +144,8 @@ def driven(finished: Answer, files: Path, tmp_path_factory: pytest.TempPathFacto
         "diverges": [*mild, "schedule.gamma=1e38"],
     }  # fmt: skip
     refused = {command: ["dataset=synthetic", *words(command, files)] for command in REFUSALS}
-    answers = drive(runs | refused, tmp_path_factory.mktemp("driven"))
+    folder = tmp_path_factory.mktemp("driven")
+    answers = command_line.each(runs | refused, folder, first=SAYS_LOADED)
     assert [answers[name].code for name in runs] == [0] * 9 + [1], answers.values()
     return answers
 
@@ -506,12 +424,9 @@ def test_cuda_without_a_device_is_refused_and_the_traceback_is_there_for_the_ask
     assert listing(answer.cwd) == []
 
 
-@pytest.mark.parametrize("argument", REFUSED_ALONE)
-def test_bad_input_of_a_real_command_line(
-    alone: dict[str, "Future[Answer]"], argument: str
-) -> None:
-    answer = alone[argument].result()
-    assert_refused(answer, REFUSED_ALONE[argument])
+def test_bad_input_of_a_real_command_line(tmp_path: Path) -> None:
+    answer = robust("model.wdth=3", cwd=tmp_path)
+    assert_refused(answer, ["model.wdth=3", "model.width"])
     assert answer.out == ""
 
 
@@ -557,8 +472,8 @@ def test_a_run_with_results_is_never_removed(
 
 
 @pytest.fixture(scope="module")
-def first(others: "Future[Answers]") -> Answer:
-    answer = others.result()["first"]
+def first(others: Answers) -> Answer:
+    answer = others["first"]
     assert answer.code == 0, answer.err
     return answer
 
@@ -624,9 +539,9 @@ def test_the_first_command_ends_with_its_suite_and_a_look_at_its_figures(first: 
 # --- sweeps ------------------------------------------------------------------------------------
 
 
-def test_a_sweep_leaves_a_directory_a_job(others: "Future[Answers]") -> None:
+def test_a_sweep_leaves_a_directory_a_job(others: Answers) -> None:
     """A job that fails does not take the others along."""
-    answer = others.result()["sweep"]
+    answer = others["sweep"]
     assert answer.code == 1
     assert answer.err.splitlines()[-1].startswith("robusttrain: eps=-1 is not allowed")
     assert "Traceback" not in answer.err
@@ -643,14 +558,14 @@ def test_a_sweep_leaves_a_directory_a_job(others: "Future[Answers]") -> None:
 
 
 def test_a_defense_of_the_users_own_is_trained_saved_and_evaluated(
-    others: "Future[Answers]", package: Path, tmp_path: Path
+    command_line: CommandLine, others: Answers, package: Path, tmp_path: Path
 ) -> None:
-    first = others.result()["mine"]
+    first = others["mine"]
     assert first.code == 0, first.err
     report = rows(first.run_dir / "report.csv", without="seconds")
     assert report[0]["defense"] == "mine"
 
     again = ["stages=[evaluate]", f"checkpoint={first.run_dir}", *QUICK, "trust=[mypackage]"]
-    second = robust(*again, cwd=tmp_path, PYTHONPATH=str(package))
+    second = command_line.run(*again, cwd=tmp_path, PYTHONPATH=str(package))
     assert second.code == 0, second.err
     assert rows(second.run_dir / "report.csv", without="seconds") == report

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import CommandLine
 
 from robusttrain import commands
 
@@ -30,11 +31,11 @@ def robust(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a sweep over two defenses, below a folder of its own."""
     place = tmp_path_factory.mktemp("runs")
-    done = robust(*SWEEP, cwd=place)
-    assert done.returncode == 0, done.stderr
+    done = command_line.run(*SWEEP, cwd=place)
+    assert done.code == 0, done.said
     (folder,) = place.glob("outputs/sweeps/*/*")
     return folder
 

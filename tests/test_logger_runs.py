@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from command_line import CommandLine
 from foreign_models import TINY, Answer
 from logged import Scalars, in_events
-from test_cli import Answers, assert_refused, drive
+from test_cli import SAYS_LOADED, Answers, assert_refused
 
 from robusttrain import checkpoint
 from robusttrain.loggers import MEASURED
@@ -58,7 +59,7 @@ def in_files(run_dir: Path) -> Scalars:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def answers(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """The same run with each logger, and one that fails."""
     folder = tmp_path_factory.mktemp("loggers")
     commands = {"none": QUICK, **{name: [*QUICK, f"logger={name}"] for name in INSTALLED}}
@@ -66,7 +67,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
         # In the database of the run before it.
         place = folder / str(list(commands).index("mlflow")) / "outputs" / "mlflow"
         commands["diverging"] = [*DIVERGING, f"logger.folder={place}"]
-    return drive(commands, folder)
+    return command_line.each(commands, folder)
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +175,16 @@ def test_a_run_that_diverges_is_marked_as_failed(answers: Answers, database: Pat
     assert rows(database, joined) == [("FAILED", len(pd.read_csv(table)))]
 
 
-def test_a_logger_without_its_package_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_a_logger_without_its_package_is_refused_before_any_work(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
     """Modules that cannot be imported stand before those that may be installed."""
     for name in ("tensorboard", "mlflow"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n")
     options = {name: ["dataset=synthetic", f"logger={name}"] for name in ("tensorboard", "mlflow")}
-    answers = drive(options, tmp_path / "runs", PYTHONPATH=str(tmp_path))
+    answers = command_line.each(
+        options, tmp_path / "runs", first=SAYS_LOADED, PYTHONPATH=str(tmp_path)
+    )
     for name, answer in answers.items():
         assert_refused(answer, [f"logger={name}", f"pip install 'robusttrain[{name}]'"])
         assert answer.code == 1

@@ -1,40 +1,34 @@
 """`robusttrain rerun`: the same results, or where they differ."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from test_resume import RUN, driven
+from command_line import CommandLine
+from test_resume import RUN, finished, refused
 
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.repetition import Repetition
 
-TWICE = """
-run = sys.argv[1:]
-codes = [end(start([*run, "hydra.run.dir=first"])), end(start(["rerun", "first"]))]
-report = Path("first", "report.csv")
-lines = report.read_text().splitlines()
-place = lines[0].split(",").index("accuracy")
-words = lines[1].split(",")
-words[place] = "0.987"
-lines[1] = ",".join(words)
-report.write_text("\\n".join(lines))
-Path("first-rerun").rename("elsewhere")
-codes.append(end(start(["rerun", "first"])))
-codes.append(end(start(["rerun", "first"])))
-print(json.dumps(codes))
-"""
 
+def test_a_run_is_repeated_from_its_manifest_alone(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    begin, first = partial(command_line.start, cwd=tmp_path), tmp_path / "first"
+    finished(begin(*RUN, "epochs=1", f"hydra.run.dir={first}"))
+    assert "the same results as first" in finished(begin("rerun", "first")).said
 
-def test_a_run_is_repeated_from_its_manifest_alone(tmp_path: Path) -> None:
-    codes = driven(tmp_path, TWICE, *RUN, "epochs=1")
-    said = (tmp_path / "said.txt").read_text()
-    assert codes == [0, 0, 1, 1], said
-    assert "the same results as first" in said
-    assert "report.csv differs in 1 values, first accuracy of row 0: 0.987, now 0." in said
-    assert "rerun first was repeated before" in said
+    report = pd.read_csv(first / "report.csv", dtype=str, keep_default_na=False)
+    report.loc[0, "accuracy"] = "0.987"
+    report.to_csv(first / "report.csv", index=False)
+    (tmp_path / "first-rerun").rename(tmp_path / "elsewhere")
+    other = refused(begin("rerun", "first"))
+    assert "report.csv differs in 1 values, first accuracy of row 0: 0.987, now 0." in other
+    assert "rerun first was repeated before" in refused(begin("rerun", "first"))
 
 
 @pytest.fixture

@@ -2,17 +2,19 @@
 
 import csv
 import io
-import json
 import os
 import re
-import subprocess
+import signal
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import Answer, CommandLine, Running
 from rich.console import Console
 
 from robusttrain import checkpoint as checkpoints
@@ -26,63 +28,31 @@ pytestmark = pytest.mark.long
 # Every stream that a run can draw from is in use: augmentation, attack, noise and votes.
 RUN = [
     "defense=alpha_mix", "attack=pgd", "attack.steps=2", "noise=gaussian", "noise.predict=true",
-    "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=6",
+    "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=3",
     "batch_size=64", "evaluation=quick", "evaluation.samples=40", "evaluation.audit=false",
     "evaluation.eot=2", "evaluation.votes=5", "training.checkpoint_minutes=0.0001",
     "optimizer=sgd", "device=cpu",
 ]  # fmt: skip
 
-# Imports and looks for plugins once, then forks a process for each command.
-DRIVER = """
-import json, os, signal, sys, time, traceback
-from pathlib import Path
-from hydra._internal.hydra import Hydra
-from hydra.core.plugins import Plugins
-from robusttrain import cli
-from robusttrain.__main__ import main
+
+@pytest.fixture(scope="module")
+def whole(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing has happened to."""
+    return finished(command_line.start(*RUN, cwd=tmp_path_factory.mktemp("whole"))).run_dir
 
 
-cli.configs.register()
-cli.configs.register = lambda: None
-Plugins.instance()
-# For this Hydra composes every configuration once more, and finds none.
-Hydra.get_mode = lambda self, **names: None
-
-def start(arguments):
-    child = os.fork()
-    if child:
-        return child
-    with open("said.txt", "ab", 0) as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-    sys.argv[1:] = arguments
-    code = 1
-    try:
-        main()
-        code = 0
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else 1
-        print(left.code, flush=True)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-def end(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-"""
+def finished(running: Running) -> Answer:
+    answer = running.end()
+    assert answer.code == 0, answer.said
+    return answer
 
 
-def driven(folder: Path, script: str, *arguments: str) -> Any:
-    """What `script`, which runs behind `DRIVER` in `folder`, prints as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER + script, *arguments],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def refused(running: Running) -> str:
+    """What is said, which is no traceback."""
+    answer = running.end()
+    assert answer.code == 1, answer.said
+    assert "Traceback" not in answer.said
+    return answer.said
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -101,154 +71,109 @@ def same(one: Path, other: Path) -> None:
     assert not list(one.glob(".*partial")) + list(one.glob(".lock"))
 
 
-KILLS = """
-run, kills = sys.argv[1:-1], int(sys.argv[-1])
-began = time.monotonic()
-assert end(start([*run, "hydra.run.dir=whole"])) == 0
-length = time.monotonic() - began
-codes = []
-for number in range(kills):
-    folder = f"killed_{number}"
-    child = start([*run, f"hydra.run.dir={folder}"])
-    # One in each twentieth of the run, somewhere in it.
-    time.sleep(length * (number + (7 * number % 10) / 10) / kills)
-    os.kill(child, signal.SIGKILL)
-    killed = end(child) == -signal.SIGKILL
-    begun = Path(folder, "command.json").is_file()
-    again = [f"resume={folder}"] if begun else [*run, f"hydra.run.dir={folder}"]
-    codes.append(end(start(again)) if killed and not Path(folder, "manifest.json").exists() else 0)
-print(json.dumps(codes))
-"""
-
-
-def test_a_run_that_is_killed_goes_on_and_ends_the_same(tmp_path: Path) -> None:
-    codes = driven(tmp_path, KILLS, *RUN, "20")
-    assert codes == [0] * 20, (tmp_path / "said.txt").read_text()
-    said = (tmp_path / "said.txt").read_text()
+def test_a_run_that_is_killed_goes_on_and_ends_the_same(
+    command_line: CommandLine, tmp_path: Path, whole: Path
+) -> None:
+    begin, kills, said = partial(command_line.start, cwd=tmp_path), 20, ""
+    began = time.monotonic()
+    finished(begin(*RUN))
+    length = time.monotonic() - began
+    for number in range(kills):
+        folder = tmp_path / f"killed_{number}"
+        running = begin(*RUN, f"hydra.run.dir={folder}")
+        # One in each twentieth of the run, somewhere in it.
+        time.sleep(length * (number + (7 * number % 10) / 10) / kills)
+        killed = running.signal(signal.SIGKILL).end().code == -signal.SIGKILL
+        if killed and not (folder / "manifest.json").exists():
+            begun = (folder / "command.json").is_file()
+            again = [f"resume={folder}"] if begun else [*RUN, f"hydra.run.dir={folder}"]
+            said += finished(begin(*again)).said
+        same(folder, whole)
     # Some were killed within an epoch of the training, or this has shown little.
     assert re.search(r"going on behind batch [1-9]", said)
-    for number in range(20):
-        same(tmp_path / f"killed_{number}", tmp_path / "whole")
 
 
-SIGNALS = """
-run = sys.argv[1:]
-assert end(start([*run, "hydra.run.dir=whole"])) == 0
-codes = {}
-for name in ("SIGTERM", "SIGINT"):
-    child = start([*run, f"hydra.run.dir={name}"])
-    while not Path(name, "checkpoint.pt").exists():
-        time.sleep(0.001)
-    os.kill(child, getattr(signal, name))
-    codes[name] = end(child)
-    second = start([f"resume={name}"])
-    codes["resumed " + name] = end(second)
-    codes["finished " + name] = end(start([f"resume={name}"]))
-first = start([*run, "epochs=200", "hydra.run.dir=shared"])
-while not Path("shared", "checkpoint.pt").exists():
-    time.sleep(0.001)
-codes["two at once"] = end(start([*run, "epochs=200", "hydra.run.dir=shared"]))
-os.kill(first, signal.SIGTERM)
-os.kill(first, signal.SIGTERM)
-codes["twice"] = end(first)
-print(json.dumps(codes))
-"""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(
+    command_line: CommandLine, tmp_path: Path, whole: Path, name: str
+) -> None:
+    begin = partial(command_line.start, cwd=tmp_path)
+    running = begin(*RUN, f"hydra.run.dir={name}").until(f"{name}/checkpoint.pt")
+    stopped = running.signal(signal.Signals[name]).end()
+    assert stopped.code == 128 + signal.Signals[name], stopped.said
+    assert f"stopped by {name}: robusttrain resume=" in stopped.said
+    finished(begin(f"resume={name}"))
+    same(tmp_path / name, whole)
+    assert f"resume={name} is finished" in refused(begin(f"resume={name}"))
 
 
-def test_a_run_that_is_told_to_stop_says_how_to_go_on(tmp_path: Path) -> None:
-    codes = driven(tmp_path, SIGNALS, *RUN)
-    said = (tmp_path / "said.txt").read_text()
-    assert codes == {
-        "SIGTERM": 143, "resumed SIGTERM": 0, "finished SIGTERM": 1,
-        "SIGINT": 130, "resumed SIGINT": 0, "finished SIGINT": 1,
-        "two at once": 1, "twice": 143,
-    }, said  # fmt: skip
-    for name in ("SIGTERM", "SIGINT"):
-        assert f"stopped by {name}: robusttrain resume=" in said
-        assert f"resume={name} is finished" in said
-        same(tmp_path / name, tmp_path / "whole")
-    assert "in use: another process runs there" in said
+def test_a_directory_has_one_run_and_a_second_signal_ends_it_at_once(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    command = [*RUN, "epochs=200", "hydra.run.dir=shared"]
+    first = command_line.start(*command, cwd=tmp_path).until("shared/checkpoint.pt")
+    second = refused(command_line.start(*command, cwd=tmp_path))
+    assert "in use: another process runs there" in second
+    assert first.signal(signal.SIGTERM, signal.SIGTERM).end().code == 143
 
 
-FULL = """
-import resource
-run = sys.argv[1:]
-assert end(start([*run, "hydra.run.dir=whole"])) == 0
-limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-codes = []
-# Room for nothing, and for the model but not for the optimiser's memory of it.
-for size in (1, Path("whole", "checkpoint.pt").stat().st_size * 3 // 4):
-    # The soft limit alone, so that it can be lifted again.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
-    codes.append(end(start([*run, "hydra.run.dir=full"])))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-codes.append(end(start(["resume=full"])))
-print(json.dumps(codes))
-"""
+def full(size: int) -> str:
+    """Leaves files room for `size` bytes."""
+    return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
 
 
 def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_space(
-    tmp_path: Path,
+    command_line: CommandLine, tmp_path: Path, whole: Path
 ) -> None:
-    codes = driven(tmp_path, FULL, *RUN)
-    said = (tmp_path / "said.txt").read_text()
-    assert codes == [1, 1, 0], said
-    assert "Traceback" not in said
+    begin = partial(command_line.start, cwd=tmp_path)
+    # Room for nothing, and for the model but not for the optimiser's memory of it.
+    for size in (1, (whole / "checkpoint.pt").stat().st_size * 3 // 4):
+        said = refused(begin(*RUN, "hydra.run.dir=full", first=full(size)))
     assert "checkpoint.pt cannot be used: it could not be written whole" in said
-    assert "no checkpoint was written yet: training begins anew" in said
-    same(tmp_path / "full", tmp_path / "whole")
+    resumed = finished(begin("resume=full"))
+    assert "no checkpoint was written yet: training begins anew" in resumed.said
+    same(tmp_path / "full", whole)
 
 
-UNWRITABLE = """
+# Root without its powers is bound by the modes of its own files, as everybody is.
+POWERLESS = """
 import ctypes
-run = sys.argv[1:]
-libc = ctypes.CDLL(None)
-
-def powerless(arguments):
-    # Root without its powers is bound by the modes of its own files, as everybody is.
-    child = os.fork()
-    if child:
-        return child
-    assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
-    os._exit(end(start(arguments)))
-
-def begun(child, folder):
-    while not Path(folder, "checkpoint.pt").exists():
-        assert os.waitpid(child, os.WNOHANG) == (0, 0)
-        time.sleep(0.001)
-    return child
-
-assert end(start([*run, "hydra.run.dir=whole"])) == 0
-os.mkdir("closed", 0o555)
-codes = [end(powerless([*run, "hydra.run.dir=closed"]))]
-child = begun(powerless([*run, "hydra.run.dir=closing"]), "closing")
-os.chmod("closing", 0o555)
-codes += [end(child), end(powerless(["resume=closing"]))]
-os.chmod("closing", 0o755)
-codes.append(end(powerless(["resume=closing"])))
-child = begun(start([*run, "hydra.run.dir=removed"]), "removed")
-os.rename("removed", "elsewhere")
-codes.append(end(child))
-there = os.path.exists("removed")
-codes += [there, end(start(["resume=elsewhere"]))]
-print(json.dumps(codes))
+nothing = (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), nothing) == 0
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes capabilities away, which Linux has")
-def test_a_directory_that_is_closed_or_gone_ends_a_run_with_a_message(tmp_path: Path) -> None:
-    codes = driven(tmp_path, UNWRITABLE, *RUN, "epochs=2")
-    said = (tmp_path / "said.txt").read_text()
-    assert codes == [1, 1, 1, 0, 1, False, 0], said
-    assert "Traceback" not in said
-    cannot = [line for line in said.splitlines() if line.endswith("Permission denied")]
-    assert len(cannot) == 3, said
-    assert "closed/robusttrain.log cannot be used" in cannot[0]
-    assert all("closing/" in line for line in cannot[1:])
-    assert re.search(r"removed/\S+ cannot be used: No such file or directory", said)
+def test_a_directory_that_is_closed_ends_a_run_with_a_message(
+    command_line: CommandLine, tmp_path: Path, whole: Path
+) -> None:
+    begin = partial(command_line.start, cwd=tmp_path, first=POWERLESS)
+    (tmp_path / "closed").mkdir(0o555)
+    said = refused(begin(*RUN, "hydra.run.dir=closed"))
+    assert "closed/robusttrain.log cannot be used: Permission denied" in said
+
+    closing = tmp_path / "closing"
+    running = begin(*RUN, "hydra.run.dir=closing").until("closing/checkpoint.pt")
+    closing.chmod(0o555)
+    for stopped in (running, begin("resume=closing")):
+        assert re.search(r"closing/\S+ cannot be used: Permission denied", refused(stopped))
+    closing.chmod(0o755)
+    finished(begin("resume=closing"))
     # Nothing of what was there is lost.
-    for name in ("closing", "elsewhere"):
-        same(tmp_path / name, tmp_path / "whole")
+    same(closing, whole)
+
+
+def test_a_directory_that_is_gone_ends_a_run_with_a_message(
+    command_line: CommandLine, tmp_path: Path, whole: Path
+) -> None:
+    begin, removed = partial(command_line.start, cwd=tmp_path), tmp_path / "removed"
+    running = begin(*RUN, "hydra.run.dir=removed").until("removed/checkpoint.pt")
+    removed.rename(tmp_path / "elsewhere")
+    said = refused(running)
+    assert re.search(r"removed/\S+ cannot be used: No such file or directory", said)
+    assert not removed.exists()
+    finished(begin("resume=elsewhere"))
+    same(tmp_path / "elsewhere", whole)
 
 
 def test_a_checkpoint_that_is_cut_anywhere_gives_way_to_the_one_before(tmp_path: Path) -> None:
@@ -274,25 +199,16 @@ def test_a_checkpoint_that_is_cut_anywhere_gives_way_to_the_one_before(tmp_path:
     assert newest_checkpoint(tmp_path, terminal) is None
 
 
-ODD = """
-run, folder = sys.argv[1:], "a,b (c) [d] it's 3"
-child = start([*run, f'hydra.run.dir="{folder}"'])
-while not Path(folder, "checkpoint.pt").exists():
-    time.sleep(0.001)
-os.kill(child, signal.SIGTERM)
-codes = [end(child)]
-codes.append(end(start([f"resume={folder}"])))
-codes.append(end(start(["rerun", folder])))
-print(json.dumps(codes))
-"""
-
-
-def test_directories_may_have_any_name(tmp_path: Path) -> None:
-    assert driven(tmp_path, ODD, *RUN) == [143, 0, 0], (tmp_path / "said.txt").read_text()
+def test_directories_may_have_any_name(command_line: CommandLine, tmp_path: Path) -> None:
+    begin, folder = partial(command_line.start, cwd=tmp_path), "a,b (c) [d] it's 3"
+    running = begin(*RUN, f'hydra.run.dir="{folder}"').until(f"{folder}/checkpoint.pt")
+    assert running.signal(signal.SIGTERM).end().code == 143
+    finished(begin(f"resume={folder}"))
+    finished(begin("rerun", folder))
 
 
 LATE = """
-run = sys.argv[1:]
+import os, signal
 from robusttrain.training_run import TrainingRun
 keep = TrainingRun._keep
 def kept(self, epoch):
@@ -300,18 +216,18 @@ def kept(self, epoch):
     if epoch.epoch == self.trainer.settings.epochs:
         os.kill(os.getpid(), signal.SIGTERM)
 TrainingRun._keep = kept
-codes = [end(start([*run, "hydra.run.dir=late"])), Path("late", "report.csv").exists()]
-TrainingRun._keep = keep
-codes.append(end(start(["resume=late"])))
-codes.append(end(start([*run, "epochs=2", "hydra.run.dir=late", "stages=[train]"])))
-codes.append(len(Path("late", "train.csv").read_text().splitlines()))
-print(json.dumps(codes))
 """
 
 
-def test_a_signal_after_the_last_batch_is_not_lost(tmp_path: Path) -> None:
-    codes = driven(tmp_path, LATE, *RUN)
-    assert codes == [143, False, 0, 0, 3], (tmp_path / "said.txt").read_text()
+def test_a_signal_after_the_last_batch_is_not_lost(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    begin, late = partial(command_line.start, cwd=tmp_path), tmp_path / "late"
+    assert begin(*RUN, f"hydra.run.dir={late}", first=LATE).end().code == 143
+    assert not (late / "report.csv").exists()
+    finished(begin(f"resume={late}"))
+    finished(begin(*RUN, "epochs=2", f"hydra.run.dir={late}", "stages=[train]"))
+    assert len(rows(late / "train.csv")) == 2
 
 
 def stopped_run(folder: Path, typed: Sequence[str] = RUN) -> Path:

@@ -1,16 +1,13 @@
 """Sweeps as a user meets them: what they leave, what fails in them, and what a repetition does."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pytest
+from command_line import Answer, CommandLine
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -26,42 +23,13 @@ SMOKE = [
 BAD = [*SMOKE, "optimizer.lr=0.01,-1"]
 
 
-class Answer(NamedTuple):
-    """What a command line came to."""
+@dataclass
+class Left:
+    """What a command line came to, and what the sweep has left by then."""
 
-    code: int
-    out: str
-    err: str
+    answer: Answer
     table: pd.DataFrame
     files: dict[str, int | str]
-
-
-# Several command lines, one after the other in one folder, for one import of torch.
-DRIVER = """
-import contextlib, io, json, os, sys, traceback
-from pathlib import Path
-from hydra.core.global_hydra import GlobalHydra
-from robusttrain import cli
-
-cli.configs.register()
-cli.configs.register = lambda: None
-for arguments in json.load(sys.stdin):
-    GlobalHydra.instance().clear()
-    sys.argv = ["robusttrain", *arguments]
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = leaving.code
-    if isinstance(code, str):
-        code = 1 if err.write(code) else 0
-    table = Path("sweep/sweep.csv").read_text()
-    times = {str(p): p.stat().st_mtime_ns for p in Path("sweep").glob("*/report.csv")}
-    kept = [*Path("sweep").glob("*/.hydra/overrides.yaml"), Path("sweep/sweep.md")]
-    texts = {str(p): p.read_text() for p in kept}
-    print(json.dumps([code, out.getvalue(), err.getvalue(), table, times | texts]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +38,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(place: Path) -> list[Answer]:
+def lefts(command_line: CommandLine, place: Path) -> list[Left]:
     """A sweep in which half of the jobs fail, the same once more, and another one in its place."""
-    commands = [BAD, BAD, [*SMOKE, "optimizer.lr=0.02,0.03"]]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(commands), cwd=place, timeout=120,
-        env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = []
-    for line in done.stdout.splitlines():
-        code, out, err, table, state = json.loads(line)
-        found.append(Answer(code, out, err, pd.read_csv(StringIO(table)), state))
-    return found
+
+    def left(*words: str) -> Left:
+        answer = command_line.run(*words, cwd=place, COLUMNS="80")
+        texts = [*place.glob("sweep/*/.hydra/overrides.yaml"), place / "sweep" / "sweep.md"]
+        files = {str(path.relative_to(place)): path.read_text() for path in texts}
+        reports = place.glob("sweep/*/report.csv")
+        times = {str(path.relative_to(place)): path.stat().st_mtime_ns for path in reports}
+        return Left(answer, pd.read_csv(place / "sweep" / "sweep.csv"), times | files)
+
+    return [left(*BAD), left(*BAD), left(*SMOKE, "optimizer.lr=0.02,0.03")]
 
 
-def test_a_sweep_with_failures_finishes_the_others_and_says_so(answers: list[Answer]) -> None:
-    first = answers[0]
-    assert first.code == 1
-    assert "Traceback" not in first.err
-    assert first.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
+def test_a_sweep_with_failures_finishes_the_others_and_says_so(lefts: list[Left]) -> None:
+    first = lefts[0]
+    assert first.answer.code == 1
+    assert "Traceback" not in first.answer.err
+    assert first.answer.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
     table = first.table
     assert list(table) == [
         "job", "seed", "optimizer.lr", "attack", "attack_norm", "attack_eps", "n",
@@ -104,8 +71,8 @@ def test_a_sweep_with_failures_finishes_the_others_and_says_so(answers: list[Ans
     assert finished["seed"].tolist() == [0] * 6 + [1] * 6
 
 
-def test_the_table_has_the_figures_of_the_reports(answers: list[Answer], place: Path) -> None:
-    table = answers[0].table
+def test_the_table_has_the_figures_of_the_reports(lefts: list[Left], place: Path) -> None:
+    table = lefts[0].table
     for number in (0, 2):
         report = pd.read_csv(place / "sweep" / str(number) / "report.csv")
         rows = table[table["job"] == number]
@@ -114,16 +81,16 @@ def test_the_table_has_the_figures_of_the_reports(answers: list[Answer], place: 
         assert rows["seed"].tolist() == report["seed"].tolist()
 
 
-def test_the_summary_has_a_line_for_each_setting(answers: list[Answer]) -> None:
-    text = str(answers[0].files["sweep/sweep.md"])
+def test_the_summary_has_a_line_for_each_setting(lefts: list[Left]) -> None:
+    text = str(lefts[0].files["sweep/sweep.md"])
     assert "4 jobs: 2 finished, 2 failed" in text
-    accuracy = answers[0].table.query("attack == 'clean'")["accuracy"]
+    accuracy = lefts[0].table.query("attack == 'clean'")["accuracy"]
     assert f"| 0.01 | 2 | {100 * accuracy.mean():.2f} ± {100 * accuracy.std():.2f} |" in text
     assert "| 3 | 1 | -1 | optimizer.lr=-1.0 is not allowed" in text
 
 
-def test_piped_output_is_plain_lines(answers: list[Answer], place: Path) -> None:
-    out = answers[0].out
+def test_piped_output_is_plain_lines(lefts: list[Left], place: Path) -> None:
+    out = lefts[0].answer.out
     assert "\x1b" not in out
     assert "\r" not in out
     assert "HYDRA" not in out
@@ -134,30 +101,30 @@ def test_piped_output_is_plain_lines(answers: list[Answer], place: Path) -> None
     assert out.splitlines()[-1] == str(place / "sweep" / "sweep.md")
 
 
-def test_the_same_sweep_again_skips_what_is_finished(answers: list[Answer]) -> None:
-    first, again = answers[:2]
-    assert again.code == 1
+def test_the_same_sweep_again_skips_what_is_finished(lefts: list[Left]) -> None:
+    first, again = lefts[:2]
+    assert again.answer.code == 1
     for number in (0, 2):
-        assert f"job {number} has finished before" in again.out
-        assert f"job {number + 1} failed: optimizer.lr=-1" in again.err
-    assert "epoch 1/1" in first.out
-    assert "epoch 1/1" not in again.out
+        assert f"job {number} has finished before" in again.answer.out
+        assert f"job {number + 1} failed: optimizer.lr=-1" in again.answer.err
+    assert "epoch 1/1" in first.answer.out
+    assert "epoch 1/1" not in again.answer.out
     reports = [{k: v for k, v in a.files.items() if "report" in k} for a in (first, again)]
     assert reports[0] == reports[1]
-    kept = [answer.table.drop(columns="seconds") for answer in (first, again)]
+    kept = [left.table.drop(columns="seconds") for left in (first, again)]
     pd.testing.assert_frame_equal(*kept)
 
 
-def test_another_sweep_in_its_place_mixes_nothing(answers: list[Answer]) -> None:
+def test_another_sweep_in_its_place_mixes_nothing(lefts: list[Left]) -> None:
     """Jobs that find the place of another one taken are refused; the free places are used."""
-    again, other = answers[1:]
-    assert other.code == 1
+    again, other = lefts[1:]
+    assert other.answer.code == 1
     for number in (0, 2):
-        assert f"job {number} failed: " in other.err
-        assert f"sweep/{number} holds results of another job" in other.err
+        assert f"job {number} failed: " in other.answer.err
+        assert f"sweep/{number} holds results of another job" in other.answer.err
         for key in (f"sweep/{number}/report.csv", f"sweep/{number}/.hydra/overrides.yaml"):
             assert other.files[key] == again.files[key]
-        assert f"job {number + 1} finished" in other.out
+        assert f"job {number + 1} finished" in other.answer.out
     learning_rates = other.table.groupby("job")["optimizer.lr"].unique().tolist()
     assert [list(rates) for rates in learning_rates] == [[0.01], [0.03]] * 2
 

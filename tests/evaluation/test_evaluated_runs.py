@@ -1,9 +1,6 @@
 """Evaluations from the command line: killed and started again, and their images scored again."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import CommandLine
 from torch import Tensor
 
 import robusttrain
@@ -27,40 +25,28 @@ EVALUATION = [
 ]  # fmt: skip
 
 
-def started(*arguments: str, folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "robusttrain", *arguments, f"hydra.run.dir={folder}"],
-        cwd=folder.parent, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
-
-
-def finish(process: "subprocess.Popen[str]") -> None:
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an evaluation that nobody has interrupted."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    finish(started(*TRAINING, *EVALUATION, folder=folder))
-    return folder
+    answer = command_line.run(*TRAINING, *EVALUATION, cwd=tmp_path_factory.mktemp("runs"))
+    assert answer.code == 0, answer.said
+    return answer.run_dir
 
 
-def test_a_killed_evaluation_goes_on_and_reports_the_same(trained: Path) -> None:
-    folder = trained.parent / "killed"
-    command = ["stages=[evaluate]", f"checkpoint={trained}", *EVALUATION]
-    process = started(*command, folder=folder)
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("evaluation.partial/*.pt"))) < 6 and time.monotonic() < deadline:
+def test_a_killed_evaluation_goes_on_and_reports_the_same(
+    command_line: CommandLine, trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    command = ["stages=[evaluate]", f"checkpoint={trained}", *EVALUATION, f"hydra.run.dir={folder}"]
+    running = command_line.start(*command, cwd=tmp_path)
+    while len(list(folder.glob("evaluation.partial/*.pt"))) < 6:
+        assert running.poll() is None, running.said()
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert len(list(folder.glob("evaluation.partial/*.pt"))) >= 6
+    running.signal(signal.SIGKILL).end()
     assert not (folder / "report.csv").exists()
 
-    finish(started(*command, folder=folder))
+    again = command_line.run(*command, cwd=tmp_path)
+    assert again.code == 0, again.said
     for name in ("report.csv", "samples.csv", "audit.csv", "curve.csv"):
         first, second = (
             pd.read_csv(run / name).drop(columns="seconds", errors="ignore")
