@@ -121,6 +121,7 @@ def audit(
         measured.one_step(),
         measured.random_noise(),
         measured.unbounded(),
+        measured.overrated(ledger),
         _black_box(probe, suite, ledger, advance),
         *measured.gradients(),
         _non_finite(ledger),
@@ -192,6 +193,19 @@ class _Measured:
         left = self._standing(attack, "unbounded")
         chance = 100 / self.probe.subject.num_classes
         return graded("linf 0.5 leaves an accuracy of", left, chance, chance + 10)
+
+    def overrated(self, ledger: Ledger) -> Check:
+        """What a plain search on the loss leaves standing that the suite breaks, of its images.
+
+        PGD may converge, and to the same points from everywhere, where the loss is bent rather than
+        flat: logit pairing does this (Mosbach et al. 2018). On PGD-AT it is a few points.
+        """
+        left = 100 * float((~ledger.worst_case[self.probe.rows]).mean())
+        image = 100 / len(self.attacked)
+        gap = self._standing_now - left
+        return graded(
+            "suite breaks more than the probe by", gap, max(10, 3 * image), max(20, 6 * image)
+        )
 
     def gradients(self) -> list[Check]:
         """Shares of images whose input gradient is zero, or not a number, at a random start."""

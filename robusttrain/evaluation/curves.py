@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,13 @@ class Probe:
         The model and the images.
     attack
         The attack at the radius and with the steps of the evaluation.
+    rows
+        Where its images stand among the evaluated ones; all of them, in order, where not given.
     """
 
     subject: Subject
     attack: PGD
+    rows: NDArray[np.int64] | EllipsisType = ...
 
     def broken(
         self, attack: Attack, name: str, *, eot: int | None = None, draw: str = "votes"

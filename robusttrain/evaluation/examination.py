@@ -137,6 +137,7 @@ def _audited(
 ) -> Audit:
     if not settings.audit or settings.probe is None:
         return NO_AUDIT
-    probe = Probe(subject.take(settings.probed(len(ledger.index))), settings.probe)
+    rows = settings.probed(len(ledger.index))
+    probe = Probe(subject.take(rows), settings.probe, rows.numpy())
     with terminal.progress("audit", PIECES + PIECES_OF_NOISE * subject.random) as bar:
         return audit(probe, suite, ledger, bar.advance)

@@ -59,6 +59,7 @@ RESTARTS = "accuracy rises with restarts by"
 ONE_STEP = "one step beats many by"
 NOISE = "random noise beats gradients by"
 UNBOUNDED = "linf 0.5 leaves an accuracy of"
+OVERRATED = "suite breaks more than the probe by"
 BLACK_BOX = "black box beats gradients by"
 ZERO = "gradients that are zero: %"
 NO_NUMBERS = "gradients that are no numbers: %"
@@ -216,7 +217,7 @@ def planted(standing: Callable[[Attack, str], int | None]) -> list[Check]:
         return said if said is not None else 100 if name == "unbounded" else 500
 
     probe, suite, ledger = examined(Pixel().eval(), pixels([0.2, 0.8]), {"pgd": PROBE})
-    return audit(Planted(probe.subject, PROBE, count), suite, ledger).checks
+    return audit(Planted(probe.subject, PROBE, standing=count), suite, ledger).checks
 
 
 def at_name(wanted: str) -> Callable[[int], Callable[[Attack, str], int | None]]:
@@ -303,6 +304,26 @@ def test_where_all_attacks_see_all_images_the_order_does_not_matter() -> None:
     for names in (list(SUITE), list(SUITE)[::-1]):
         ledger.outcomes = {name: everywhere[name] for name in names}
         assert _black_box(probe, SUITE, ledger, lambda: None).figure == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "verdict"),
+    [(250, "pass"), (350, "pass"), (351, "warn"), (450, "warn"), (451, "fail")],
+)
+def test_a_probe_that_the_suite_leaves_far_behind_is_named(gradients: int, verdict: str) -> None:
+    """The probe leaves 750 of 1,000 images standing, and the suite all but so many."""
+    probe = Probe(cast(Any, None), PROBE)
+    look = _Measured(probe, np.arange(N) < 250, lambda: None)
+    check = look.overrated(found_by(gradients=gradients, square=0))
+    assert check.figure == pytest.approx((gradients - 250) / 10)
+    assert check.verdict.value == verdict
+
+
+def test_probe_and_suite_are_compared_on_the_images_of_the_probe() -> None:
+    rows = np.arange(300, 500)
+    look = _Measured(Probe(cast(Any, None), PROBE, rows), np.zeros(200, bool), lambda: None)
+    assert look.overrated(found_by(gradients=300, square=0)).figure == 0
+    assert look.overrated(found_by(gradients=320, square=0)).figure == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
@@ -534,5 +555,7 @@ def test_more_draws_must_not_pay(
     noisy = Pixel()
     Gaussian(0.1, predict=True).install(noisy, 0)
     probe, _, ledger = examined(noisy.eval(), pixels([0.2, 0.8]), {}, eot=1, votes=2)
-    checks = audit(Planted(probe.subject, PROBE, lambda attack, name: 100), {}, ledger).checks
+    checks = audit(
+        Planted(probe.subject, PROBE, standing=lambda attack, name: 100), {}, ledger
+    ).checks
     assert verdicts(checks)["80 instead of 20 draws gain"] == verdict
