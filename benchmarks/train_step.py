@@ -92,7 +92,7 @@ def ours(network: str, defense: str) -> Iterator[None]:
     # As the command line does.
     keep_freed_memory()
     for x, y in endless(split, NETWORKS[network][1]):
-        yield from (None for _ in trainer.step(built.defense, x, y))
+        yield from (None for _ in trainer.steps.take(built.defense, x, y, trainer.course))
 
 
 class _OneByOne(Dataset[tuple[Tensor, int]]):

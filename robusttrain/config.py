@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import distributed, ranges, streams
 from robusttrain.attacks import Attack
+from robusttrain.averaging import Averaging
 from robusttrain.data import Dataset, Info
 from robusttrain.defenses import Defense
 from robusttrain.errors import InputError
@@ -26,13 +27,15 @@ from robusttrain.loggers import Logger
 from robusttrain.models import Architecture, build_model, dry_run
 from robusttrain.noise import Noise, drawing_from
 from robusttrain.optimizers import Optimizer
+from robusttrain.recipe import Training
 from robusttrain.schedules import Schedule
 from robusttrain.threat import Norm
-from robusttrain.training import Training
+from robusttrain.weight_perturbation import WeightPerturbation
 
 # Where the components of a config group are defined: a package of one file each, or one module.
 GROUPS = {
     "attack": "robusttrain.attacks",
+    "averaging": "robusttrain.averaging",
     "dataset": "robusttrain.data",
     "defense": "robusttrain.defenses",
     "evaluation": "robusttrain.evaluation.accuracy",
@@ -41,7 +44,8 @@ GROUPS = {
     "noise": "robusttrain.noise",
     "optimizer": "robusttrain.optimizers",
     "schedule": "robusttrain.schedules",
-    "training": "robusttrain.training",
+    "training": "robusttrain.recipe",
+    "weight_perturbation": "robusttrain.weight_perturbation",
 }
 
 # Components inside of those of a group, whose schemas stand beside them.
@@ -98,6 +102,8 @@ class Config:
     defense: Defense
     optimizer: Optimizer
     schedule: Schedule
+    weight_perturbation: WeightPerturbation
+    averaging: Averaging
     training: Training
     evaluation: Evaluation
     logger: Logger

@@ -1,8 +1,9 @@
 """Steps of an optimiser, and what becomes of those whose gradient is not finite."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from robusttrain import distributed
 from robusttrain.defenses import Objective
+from robusttrain.errors import InputError
 from robusttrain.noise import noise_layers
 from robusttrain.replicas import Replicas
+from robusttrain.weight_perturbation import Offsets, perturbed
 
 
 class OnNonFinite(StrEnum):
@@ -62,6 +65,7 @@ class Descent:
         penalty: Callable[[], Tensor | None],
         weight: float = 1.0,
         rate_share: float,
+        offsets: Offsets | None = None,
     ) -> Iterator[Objective]:
         """Descend the objectives of a batch one by one; yields each after its step.
 
@@ -79,25 +83,51 @@ class Descent:
             Multiplies the losses, but not the penalty.
         rate_share
             Multiplies the learning rate.
+        offsets
+            Where the weights are moved for the gradient of the step, if they are; the objective is
+            that of the weights themselves.
+
+        Raises
+        ------
+        InputError
+            If there are offsets, and an objective cannot be computed again.
         """
+        gradient = partial(self._gradient, autocast, penalty, weight)
         while True:
             self._begin()
-            found: list[Objective] = []
-            for share, objectives in parts:
-                # Autocast covers what the defense computes up to its next yield, not the step.
-                with autocast():
-                    objective = next(objectives, None)
-                if objective is None:
-                    return
-                if not found:
-                    self.optimizer.zero_grad(set_to_none=True)
-                extra = penalty()
-                loss = weight * objective.loss
-                loss = loss if extra is None else loss + extra
-                (share * loss).backward()  # type: ignore[no-untyped-call]
-                found.append(_without_graph(objective, share))
+            found = gradient([(share, partial(next, own, None)) for share, own in parts])
+            if not found:
+                return
+            if offsets is not None:
+                with perturbed(self.model, offsets):
+                    shares = (share for share, _ in parts)
+                    gradient(zip(shares, map(_again, found), strict=True))
             whole = _together(found)
             yield whole._replace(loss=self._step(whole.loss, rate_share))
+
+    def _gradient(
+        self,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        penalty: Callable[[], Tensor | None],
+        weight: float,
+        parts: Iterable[tuple[float, Callable[[], Objective | None]]],
+    ) -> list[Objective]:
+        """Make the gradient that of all parts; gives them without graphs, none if one is None."""
+        found: list[Objective] = []
+        for share, compute in parts:
+            # Autocast covers what the defense computes up to its next yield, not the step.
+            with autocast():
+                objective = compute()
+            if objective is None:
+                return []
+            if not found:
+                self.optimizer.zero_grad(set_to_none=True)
+            extra = penalty()
+            loss = weight * objective.loss
+            loss = loss if extra is None else loss + extra
+            (share * loss).backward()  # type: ignore[no-untyped-call]
+            found.append(_without_graph(objective, share))
+        return found
 
     def _begin(self) -> None:
         """Keep what a step that is left out has to leave behind."""
@@ -141,15 +171,33 @@ class Descent:
 
 def _without_graph(objective: Objective, share: float) -> Objective:
     """Its values alone, with the loss by its share."""
-    logits = (None if rows is None else rows.detach() for rows in objective[1:])
-    return Objective(share * objective.loss.detach(), *logits)
+    clean, adversarial = (
+        None if rows is None else rows.detach() for rows in (objective.clean, objective.adversarial)
+    )
+    return Objective(share * objective.loss.detach(), clean, adversarial, objective.again)
+
+
+def _again(objective: Objective) -> Callable[[], Objective]:
+    if objective.again is None:
+        raise InputError(
+            "weight_perturbation is not possible with a defense whose objectives cannot be "
+            "computed again: give them by robusttrain.defenses.repeatable"
+        )
+    return objective.again
 
 
 def _together(parts: Sequence[Objective]) -> Objective:
     """The objective of a batch from those of its parts, whose losses are weighted."""
-    loss = torch.stack([part.loss for part in parts]).sum()
-    columns = zip(*(part[1:] for part in parts), strict=True)
-    return Objective(loss, *(None if rows[0] is None else torch.cat(rows) for rows in columns))
+    return Objective(
+        torch.stack([part.loss for part in parts]).sum(),
+        _rows([part.clean for part in parts]),
+        _rows([part.adversarial for part in parts]),
+    )
+
+
+def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 def is_finite(model: nn.Module) -> bool:

@@ -234,6 +234,7 @@ def _train(
         model, config.defense, config.optimizer, config.schedule, config.training,
         train=train, validation=validation, dataset=config.dataset,
         norm=config.norm, eps=config.eps, seed=config.seed, terminal=terminal,
+        weight_perturbation=config.weight_perturbation, averaging=config.averaging,
     )  # fmt: skip
     about = {
         "num_classes": info.num_classes,

@@ -141,7 +141,8 @@ class TrainingRun:
             write_csv(self.folder / "train.csv", [each.row() for each in self.epochs])
         # Before the checkpoint: whoever dies between the two does this epoch again.
         if self.best is epoch:
-            self._save_as(self.folder / "best.pt")
+            with self.trainer.averaged():
+                self._save_as(self.folder / "best.pt")
         self._save()
         self.record(epoch)
 

@@ -22,10 +22,11 @@ from robusttrain.descent import Descent
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import SGD, Adam, AdamW, Optimizer
+from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.tally import Epoch
-from robusttrain.training import Trainer, Training
+from robusttrain.training import Trainer
 from robusttrain.training_run import TrainingRun
 
 NAN, INF = float("nan"), float("inf")
@@ -125,7 +126,8 @@ def test_skipping_harms_neither_weights_nor_statistics_nor_schedule(
     for poison in (value, None):
         made = trainer(Poisoned(at, poison), epochs=2, schedule=OneCycle(), on_nonfinite="skip")
         epochs.append(list(made.epochs()))
-        kept.append(torch.cat([state_of(made.model), torch.tensor([made.scheduler.last_epoch])]))
+        steps_taken = torch.tensor([made.steps.scheduler.last_epoch])
+        kept.append(torch.cat([state_of(made.model), steps_taken]))
     assert torch.equal(*kept)
     # Four batches an epoch.
     counts = [sum(4 * epoch < step <= 4 * epoch + 4 for step in at) for epoch in range(2)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robusttrain import checkpoint, experiment
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
+from robusttrain.averaging import NoAveraging
 from robusttrain.config import Config, Stage
 from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.standard import Standard
@@ -29,10 +30,11 @@ from robusttrain.loggers.none import NoLogger
 from robusttrain.models.mlp import MLP
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import SGD
+from robusttrain.recipe import Training
 from robusttrain.report import terminal
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant
-from robusttrain.training import Training
+from robusttrain.weight_perturbation import NoPerturbation
 
 DEFAULT = {
     "algorithms": False, "cudnn_deterministic": False, "cudnn_benchmark": False, WORKSPACE: None,
@@ -61,6 +63,7 @@ def run(
         dataset=replace(DATA, crop=1, flip=True), model=MLP([8]), noise=Gaussian(0.2),
         attack=FGSM(eps=EPS), defense=defense or WorstCase(PGD(eps=EPS, steps=2)),
         optimizer=SGD(0.5), schedule=Constant(),
+        weight_perturbation=NoPerturbation(), averaging=NoAveraging(),
         training=Training(epochs=3, batch_size=20, validation_attack=FGSM(eps=EPS)),
         evaluation=Evaluation({"pgd": PGD(eps=EPS, restarts=2)}, eot=2, votes=5),
         logger=NoLogger(), eps=EPS, device="cpu", stages=list(stages), **keys,

@@ -35,12 +35,14 @@ from robusttrain.noise import NoiseLayer, Progress, Switches, attach
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import SGD
 from robusttrain.precision import Precision
+from robusttrain.recipe import Training
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.tally import Epoch
 from robusttrain.threat import Norm
-from robusttrain.training import Trainer, Training
+from robusttrain.training import Trainer
+from robusttrain.weight_perturbation import AWP, WeightPerturbation
 
 pytestmark = pytest.mark.long
 
@@ -124,7 +126,11 @@ def network(norm: bool = False) -> nn.Module:
 
 
 def trainer(
-    defense: Defense, batch_size: int, model: nn.Module | None = None, **keys: Any
+    defense: Defense,
+    batch_size: int,
+    model: nn.Module | None = None,
+    weight_perturbation: WeightPerturbation | None = None,
+    **keys: Any,
 ) -> Trainer:
     train, validation = hold_out(DATA.load()[0], DATA.validation, 0)
     settings = {"epochs": 2, "batch_size": batch_size, "precision": Precision.fp32, **keys}
@@ -132,14 +138,15 @@ def trainer(
         network() if model is None else model, defense, SGD(0.2), OneCycle(0.5),
         Training(validation_attack=FGSM(eps=EPS), clip_gradient=1.0, **settings),
         train=train, validation=validation, dataset=DATA, norm=Norm.linf, eps=EPS, seed=0,
-        terminal=quiet(),
+        terminal=quiet(), weight_perturbation=weight_perturbation,
     )  # fmt: skip
 
 
 def trained(batch_size: int, norm: bool) -> dict[str, tuple[list[Epoch], dict[str, Tensor]]]:
     results = {}
-    for name, defense in DEFENSES.items():
-        made = trainer(defense, batch_size, network(norm), sync_batchnorm=norm)
+    combined = [(name, defense, None) for name, defense in DEFENSES.items()]
+    for name, defense, perturbation in [*combined, ("awp", DEFENSES["madry"], AWP(0.1))]:
+        made = trainer(defense, batch_size, network(norm), perturbation, sync_batchnorm=norm)
         results[name] = list(made.epochs()), made.model.state_dict()
     return results
 
@@ -193,7 +200,7 @@ def overheard(defense: Defense, sync: bool) -> str:
     TRAFFIC.clear()
     made = trainer(defense, 6, network(norm=True), epochs=1, sync_batchnorm=sync)
     made.settings.validation_attack = None
-    assert isinstance(made.forward, replicas.Replicas)
+    assert isinstance(made.steps.forward, replicas.Replicas)
 
     def reduce(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         TRAFFIC.append("r")
@@ -202,8 +209,8 @@ def overheard(defense: Defense, sync: bool) -> str:
         ).get_future()
         return future.then(lambda done: done.value()[0] / 2)
 
-    made.forward.together.register_comm_hook(None, reduce)
-    made.forward.together.register_forward_pre_hook(lambda *_: TRAFFIC.append("f"))
+    made.steps.forward.together.register_comm_hook(None, reduce)
+    made.steps.forward.together.register_forward_pre_hook(lambda *_: TRAFFIC.append("f"))
     with pytest.MonkeyPatch.context() as patched:
         for name in ("all_reduce", "broadcast", "all_gather_object", "gather_object"):
             patched.setattr(dist, name, noted(getattr(dist, name)))
@@ -285,7 +292,7 @@ def test_each_process_draws_for_itself_and_the_first_as_if_alone(tmp_path: Path)
         made = trainer(Standard(), BATCH, model)
         seeds = [layer.seed for layer in replicas.noise_layers(model)]
         return [
-            {name: stream.initial_seed() for name, stream in made.streams.items()},
+            {name: stream.initial_seed() for name, stream in made.steps.streams.items()},
             seeds,
             torch.initial_seed(),
         ]

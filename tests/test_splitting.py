@@ -58,6 +58,7 @@ def short(model: nn.Module, hook: Short, defense: Defense | None = None, **keys:
     model.register_forward_pre_hook(hook)
     made = trainer(defense, model=model, **keys)
     made.terminal = Terminal(Console(file=io.StringIO(), width=300))
+    made.steps.say = made.terminal.say
     return made
 
 
@@ -75,7 +76,7 @@ def test_a_batch_in_parts_is_descended_as_a_whole_one(
     data = replace(DATA, train_size=127)
     whole = trainer(defense, model=plain(), data=data)
     made = short(plain(), Short(room, error=error), defense, data=data, clip_gradient=0.3)
-    whole.descent.clip = 0.3
+    whole.steps.descent.clip = 0.3
     pairs = list(zip(whole.epochs(), made.epochs(), strict=True))
     assert made.course.most == size
     torch.testing.assert_close(state_of(made.model), state_of(whole.model), rtol=0, atol=2e-6)

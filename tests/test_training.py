@@ -17,6 +17,7 @@ from robusttrain import checkpoint, experiment
 from robusttrain.attacks import Attack
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
+from robusttrain.averaging import Averaging, NoAveraging
 from robusttrain.config import Config, Stage
 from robusttrain.curriculum import Curriculum
 from robusttrain.data import Split, as_input, hold_out
@@ -35,10 +36,12 @@ from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
 from robusttrain.optimizers import SGD, Optimizer
 from robusttrain.precision import Precision
+from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant, OneCycle, Schedule
 from robusttrain.threat import Norm
-from robusttrain.training import Trainer, Training
+from robusttrain.training import Trainer
+from robusttrain.weight_perturbation import NoPerturbation, WeightPerturbation
 
 DATA = Synthetic([1, 4, 4], 3, train_size=130, test_size=40, noise=0.3, validation=30)
 EPS = 0.1
@@ -65,6 +68,8 @@ def trainer(
     data: Synthetic = DATA,
     eps: float = EPS,
     seed: int = 0,
+    weight_perturbation: WeightPerturbation | None = None,
+    averaging: Averaging | None = None,
     **settings: Any,
 ) -> Trainer:
     split, validation = hold_out(data.load()[0], data.validation, seed)
@@ -73,6 +78,7 @@ def trainer(
         Training(**{"epochs": 2, "batch_size": 32, "precision": Precision.fp32, **settings}),
         train=train or split, validation=validation, dataset=data,
         norm=Norm.linf, eps=eps, seed=seed, terminal=quiet(),
+        weight_perturbation=weight_perturbation, averaging=averaging,
     )  # fmt: skip
 
 
@@ -239,10 +245,10 @@ class Twice:
 def test_every_objective_is_a_step_and_every_batch_a_step_of_the_schedule() -> None:
     made = trainer(Twice(), epochs=1, batch_size=25)
     list(made.epochs())
-    assert made.scheduler.last_epoch == 4
+    assert made.steps.scheduler.last_epoch == 4
     by_hand = network()
     expected = trainer(model=by_hand, epochs=1, batch_size=25)
-    optimizer = expected.optimizer
+    optimizer = expected.steps.optimizer
     for x, y in list(_batches(expected)):
         for _ in range(2):
             optimizer.zero_grad()
@@ -254,7 +260,7 @@ def test_every_objective_is_a_step_and_every_batch_a_step_of_the_schedule() -> N
 def _batches(made: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
     from robusttrain.data import batches
 
-    return batches(made.train, made.settings.batch_size, made.streams["batches"])
+    return batches(made.train, made.settings.batch_size, made.steps.streams["batches"])
 
 
 def test_the_curriculum_reaches_the_attack() -> None:
@@ -342,6 +348,7 @@ def run(folder: Path, data: Synthetic, defense: Defense | None = None, **trainin
         dataset=data, model=MLP([8]), noise=NoNoise(), attack=FGSM(eps=EPS),
         # A rate this high makes the accuracy go up and down.
         defense=defense or Standard(), optimizer=SGD(1.0), schedule=Constant(),
+        weight_perturbation=NoPerturbation(), averaging=NoAveraging(),
         training=Training(**settings), evaluation=Evaluation(), logger=NoLogger(), eps=EPS,
         device="cpu", stages=[Stage.train],
     )  # fmt: skip
@@ -411,7 +418,7 @@ def test_bf16_is_left_where_gradients_would_come_from_unwritten_memory(
     )  # fmt: skip
     pixels.train()
     made = trainer(model=pixels, precision=Precision.auto)
-    assert made.precision is (Precision.fp32 if side == 1 else Precision.auto)
+    assert made.steps.precision is (Precision.fp32 if side == 1 else Precision.auto)
     assert pixels.training
     if side == 1:
         with pytest.raises(InputError, match=r"training\.precision=bf16"):

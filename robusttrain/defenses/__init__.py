@@ -10,6 +10,9 @@ A defense is called for each batch and yields the objectives to descend, one opt
 The model comes in train mode. Most defenses yield once; one that replays a batch yields each time.
 What a defense keeps from batch to batch, and the saved models that it trains with, it says by two
 protocols more, `Stateful` and `WithModels`.
+
+An objective that says how it is computed `again` can also be descended at other weights than the
+present ones, as adversarial weight perturbation does; `repeatable` makes one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +35,19 @@ class Objective(NamedTuple):
     clean, adversarial
         Logits (N, K) at the clean and at the adversarial images, where they were computed; the
         progress display and `train.csv` take their accuracies from them.
+    again
+        Computes the objective anew, for the same images, at the weights that the model then has.
     """
 
     loss: Tensor
     clean: Tensor | None = None
     adversarial: Tensor | None = None
+    again: "Callable[[], Objective] | None" = None
+
+
+def repeatable(compute: Callable[[], Objective]) -> Objective:
+    """What `compute` gives now, with `compute` itself to have it `again`."""
+    return compute()._replace(again=compute)
 
 
 class Defense(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Objective, repeatable
 
 
 class Pairing(StrEnum):
@@ -57,10 +57,10 @@ class ALP:
     ) -> Iterator[Objective]:
         """The loss, and the weighted distance of paired logits."""
         if self.pairing is Pairing.clean:
-            yield self._clean(model, x, y, loss)
+            yield repeatable(lambda: self._clean(model, x, y, loss))
         else:
             x_adv = self.attack(model, x, y, generator=generator)
-            yield self._adversarial(model, x, x_adv, y, loss)
+            yield repeatable(lambda: self._adversarial(model, x, x_adv, y, loss))
 
     def _clean(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Objective:
         clean = model(x)

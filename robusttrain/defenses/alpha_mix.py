@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Objective, repeatable
 
 
 @dataclass
@@ -39,6 +39,10 @@ class AlphaMix:
     ) -> Iterator[Objective]:
         """The mixed loss."""
         x_adv = self.attack(model, x, y, generator=generator)
-        clean, adversarial = model(x), model(x_adv)
-        mixture = self.alpha * loss(clean, y) + (1 - self.alpha) * loss(adversarial, y)
-        yield Objective(mixture.mean(), clean=clean, adversarial=adversarial)
+
+        def objective() -> Objective:
+            clean, adversarial = model(x), model(x_adv)
+            mixture = self.alpha * loss(clean, y) + (1 - self.alpha) * loss(adversarial, y)
+            return Objective(mixture.mean(), clean=clean, adversarial=adversarial)
+
+        yield repeatable(objective)

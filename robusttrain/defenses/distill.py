@@ -15,7 +15,7 @@ from robusttrain.attacks.divergence import (
     log_probabilities,
     refuse_labels,
 )
-from robusttrain.defenses import Objective, each_row
+from robusttrain.defenses import Objective, each_row, repeatable
 from robusttrain.noise import drawing_from, noise_layers
 
 
@@ -59,11 +59,15 @@ class Distill:
         """The divergences from the teacher; neither the labels nor `loss` have a part in them."""
         target = self._taught(x, generator)
         x_adv = self.attack(model, x, y, loss=DivergenceFrom(target), generator=generator)
-        clean, adversarial = model(x), model(x_adv)
-        target = each_row(target, clean)
-        robust, natural = (divergence(target, logits) for logits in (adversarial, clean))
-        objective = self.alpha * robust + (1 - self.alpha) * natural
-        yield Objective(objective.mean(), clean=clean, adversarial=adversarial)
+
+        def objective() -> Objective:
+            clean, adversarial = model(x), model(x_adv)
+            rows = each_row(target, clean)
+            robust, natural = (divergence(rows, logits) for logits in (adversarial, clean))
+            mixture = self.alpha * robust + (1 - self.alpha) * natural
+            return Objective(mixture.mean(), clean=clean, adversarial=adversarial)
+
+        yield repeatable(objective)
 
     def _taught(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log-probabilities (N, K) of the teacher."""

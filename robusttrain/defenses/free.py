@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Objective, repeatable
 from robusttrain.threat import Norm, ball
 
 
@@ -67,8 +68,7 @@ class Free:
         x_adv = threat.project(x + kept[: len(x)], x)
         for _ in range(self.replays):
             point = x_adv.detach().requires_grad_()
-            logits = model(point)
-            yield Objective(loss(logits, y).mean(), adversarial=logits)
+            yield repeatable(partial(_loss_at, point, model, y, loss))
             assert point.grad is not None, "an objective was not descended"
             slope = point.grad.nan_to_num(0, 0, 0)
             x_adv = threat.project(x_adv + step * threat.ascent(slope, x_adv), x)
@@ -79,3 +79,10 @@ class Free:
         kept = torch.zeros_like(x[:0]) if self._delta is None else self._delta.to(x.device)
         missing = max(0, len(x) - len(kept))
         return torch.cat([kept, torch.zeros_like(x[:missing])])
+
+
+def _loss_at(point: Tensor, model: nn.Module, y: Tensor, loss: Loss) -> Objective:
+    """The loss at `point`, whose gradient will be that of this computation alone."""
+    point.grad = None
+    logits = model(point)
+    return Objective(loss(logits, y).mean(), adversarial=logits)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Loss, cross_entropy
 from robusttrain.attacks.crafting import Label, Mode, held_still, surrogate_for
-from robusttrain.defenses import Objective, each_row
+from robusttrain.defenses import Objective, each_row, repeatable
 from robusttrain.threat import Norm, ball
 
 
@@ -48,12 +48,17 @@ class GradAlign:
             surrogate = surrogate_for(model, x, y, label=Label.given, loss=cross_entropy)
             gradient = surrogate.evaluate(x).gradient
         noisy = (x + threat.random_offset(x, generator)).requires_grad_()
-        logits = model(noisy)
-        losses = cross_entropy(logits, each_row(y, logits))
-        (nearby,) = torch.autograd.grad(losses.sum(), noisy, create_graph=True)
-        adversarial = model(threat.linear_maximiser(gradient, x))
-        objective = loss(adversarial, y).mean() + self.weight * misalignment(gradient, nearby)
-        yield Objective(objective, adversarial=adversarial)
+        x_adv = threat.linear_maximiser(gradient, x)
+
+        def objective() -> Objective:
+            logits = model(noisy)
+            losses = cross_entropy(logits, each_row(y, logits))
+            (nearby,) = torch.autograd.grad(losses.sum(), noisy, create_graph=True)
+            adversarial = model(x_adv)
+            bent = self.weight * misalignment(gradient, nearby)
+            return Objective(loss(adversarial, y).mean() + bent, adversarial=adversarial)
+
+        yield repeatable(objective)
 
 
 def misalignment(first: Tensor, second: Tensor) -> Tensor:

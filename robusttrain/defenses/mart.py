@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
 from robusttrain.attacks.divergence import divergence, log_probabilities
-from robusttrain.defenses import Objective, each_row
+from robusttrain.defenses import Objective, each_row, repeatable
 
 # 1 and a little: the logarithm stays finite where another class has all the probability.
 ONE = 1.0001
@@ -43,11 +43,13 @@ class MART:
     ) -> Iterator[Objective]:
         """The boosted cross-entropy, and the divergence of those that are not learnt yet."""
         x_adv = self.attack(model, x, y, generator=generator)
-        clean, adversarial = model(x), model(x_adv)
+        yield repeatable(lambda: self._objective(model(x), model(x_adv), y, loss))
+
+    def _objective(self, clean: Tensor, adversarial: Tensor, y: Tensor, loss: Loss) -> Objective:
         own = each_row(y, clean)[:, None]
         rival = log_probabilities(adversarial).exp().scatter(1, own, 0).amax(1)
         boosted = loss(adversarial, y).mean() - (ONE - rival).log().mean()
         target = log_probabilities(clean)
         missing = 1 - target.gather(1, own).squeeze(1).exp()
         robust = (divergence(target, adversarial) * missing).mean()
-        yield Objective(boosted + self.beta * robust, clean=clean, adversarial=adversarial)
+        return Objective(boosted + self.beta * robust, clean=clean, adversarial=adversarial)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Objective, repeatable
 from robusttrain.threat import Norm, ball
 
 
@@ -36,8 +36,12 @@ class RT:
     ) -> Iterator[Objective]:
         """The linearised worst-case loss."""
         point = x.detach().requires_grad_()
-        logits = model(point)
-        losses = loss(logits, y)
-        (gradient,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
-        worst = losses + self.eps * ball(self.norm, self.eps).dual_norm(gradient)
-        yield Objective(worst.mean(), clean=logits)
+
+        def objective() -> Objective:
+            logits = model(point)
+            losses = loss(logits, y)
+            (gradient,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
+            worst = losses + self.eps * ball(self.norm, self.eps).dual_norm(gradient)
+            return Objective(worst.mean(), clean=logits)
+
+        yield repeatable(objective)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Loss
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Objective, repeatable
 
 
 @dataclass
@@ -18,5 +18,9 @@ class Standard:
         self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
     ) -> Iterator[Objective]:
         """The loss at the clean images."""
-        logits = model(x)
-        yield Objective(loss(logits, y).mean(), clean=logits)
+
+        def objective() -> Objective:
+            logits = model(x)
+            return Objective(loss(logits, y).mean(), clean=logits)
+
+        yield repeatable(objective)

@@ -51,7 +51,12 @@ class TRADES:
         """The clean loss and the weighted divergence."""
         clean = model(x)
         away = DivergenceFrom(mean_log_probabilities(clean.detach(), len(x)))
-        adversarial = model(self.attack(model, x, y, loss=away, generator=generator))
+        x_adv = self.attack(model, x, y, loss=away, generator=generator)
+        objective = self._objective(clean, model(x_adv), y, loss)
+        # The clean pass that the attack moved away from is that of the first objective too.
+        yield objective._replace(again=lambda: self._objective(model(x), model(x_adv), y, loss))
+
+    def _objective(self, clean: Tensor, adversarial: Tensor, y: Tensor, loss: Loss) -> Objective:
         robust = divergence(log_probabilities(clean), adversarial)
         objective = loss(clean, y).mean() + self.beta * robust.mean()
-        yield Objective(objective, clean=clean, adversarial=adversarial)
+        return Objective(objective, clean=clean, adversarial=adversarial)

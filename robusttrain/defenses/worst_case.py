@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack, Loss
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Objective, repeatable
 
 
 @dataclass
@@ -27,5 +27,10 @@ class WorstCase:
         self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
     ) -> Iterator[Objective]:
         """The loss at the adversarial images alone."""
-        logits = model(self.attack(model, x, y, generator=generator))
-        yield Objective(loss(logits, y).mean(), adversarial=logits)
+        x_adv = self.attack(model, x, y, generator=generator)
+
+        def objective() -> Objective:
+            logits = model(x_adv)
+            return Objective(loss(logits, y).mean(), adversarial=logits)
+
+        yield repeatable(objective)

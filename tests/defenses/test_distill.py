@@ -25,6 +25,7 @@ from robusttrain import checkpoint, experiment
 from robusttrain.attacks import cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
+from robusttrain.averaging import NoAveraging
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import Config, Stage
 from robusttrain.data.synthetic import Synthetic
@@ -36,9 +37,10 @@ from robusttrain.models.mlp import MLP
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
 from robusttrain.optimizers import SGD
+from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant
-from robusttrain.training import Training
+from robusttrain.weight_perturbation import NoPerturbation
 
 NEARBY, _ = batch(seed=5)
 TEACHER = 7
@@ -119,6 +121,7 @@ def run(folder: Path, teacher: Path, stages: list[Stage], given: Path | None = N
     config = Config(
         dataset=DATA, model=MLP([8]), noise=NoNoise(), attack=FGSM(eps=0.1),
         defense=Distill(FGSM(eps=0.1), str(teacher)), optimizer=SGD(0.1), schedule=Constant(),
+        weight_perturbation=NoPerturbation(), averaging=NoAveraging(),
         training=Training(epochs=1, batch_size=20, validation_attack=FGSM(eps=0.1)),
         evaluation=Evaluation({"fgsm": FGSM(eps=0.1)}, audit=False), logger=NoLogger(), eps=0.1,
         device="cpu", stages=stages, checkpoint=None if given is None else str(given),

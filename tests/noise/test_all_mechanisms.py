@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from robusttrain import checkpoint, experiment
 from robusttrain.attacks.crafting import Mode, held_still
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.averaging import NoAveraging
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import Config, Stage
 from robusttrain.defenses.standard import Standard
@@ -56,8 +57,9 @@ from robusttrain.noise.smoothing import Smoothing
 from robusttrain.noise.uniform import UniformNoise
 from robusttrain.noise.weibull import Weibull
 from robusttrain.optimizers import SGD
+from robusttrain.recipe import Training
 from robusttrain.schedules import Constant
-from robusttrain.training import Training
+from robusttrain.weight_perturbation import NoPerturbation
 
 every = pytest.mark.parametrize("mechanism", list(MECHANISMS))
 
@@ -361,6 +363,7 @@ def run(folder: Path, mechanism: str, given: Path | None = None, lr: float = 0.1
         dataset=DATA, model=network(), noise=MECHANISMS[mechanism](),  # type: ignore[arg-type]
         attack=FGSM(eps=0.1), defense=WorstCase(FGSM(eps=0.1)), optimizer=SGD(lr, 0.0, 0.0),
         schedule=Constant(), training=Training(epochs=1, batch_size=32), evaluation=Evaluation(),
+        weight_perturbation=NoPerturbation(), averaging=NoAveraging(),
         logger=NoLogger(), device="cpu", stages=[Stage.train],
         checkpoint=None if given is None else str(given),
     )  # fmt: skip

@@ -42,7 +42,8 @@ def test_every_pass_of_adversarial_training_sees_another_draw(attack: Attack) ->
     witness, x = Seen(), images()
     model = nn.Sequential(witness, *network()).train()
     Gaussian(0.2).install(model, 7)
-    list(trainer(model, WorstCase(attack)).step(WorstCase(attack), x, torch.zeros(5).long()))
+    made = trainer(model, WorstCase(attack))
+    list(made.steps.take(made.defense, x, torch.zeros(5).long(), made.course))
     assert len(witness.inputs) > 1
     for one, other in pairwise([x, *witness.inputs]):
         assert 0.1 < (one - other).std() < 0.4
@@ -82,7 +83,8 @@ def test_weight_decay_leaves_the_noise_alone(mechanism: str, optimizer: type[SGD
 @pytest.mark.parametrize("mechanism", list(MECHANISMS))
 def test_every_parameter_is_trained_once(mechanism: str) -> None:
     model = noisy(mechanism)
-    groups = trainer(model, Standard(), optimizer=SGD(0.1, weight_decay=0.3)).optimizer.param_groups
+    made = trainer(model, Standard(), optimizer=SGD(0.1, weight_decay=0.3))
+    groups = made.steps.optimizer.param_groups
     trained = [id(p) for group in groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for p in model.parameters())
     undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
@@ -92,9 +94,9 @@ def test_every_parameter_is_trained_once(mechanism: str) -> None:
 @pytest.mark.parametrize("mechanism", LEARNT)
 def test_all_rates_follow_the_schedule(mechanism: str) -> None:
     made = trainer(noisy(mechanism), Standard(), optimizer=SGD(0.1))
-    made.scheduler.base_lrs = [0.05] * len(made.scheduler.base_lrs)
+    made.steps.scheduler.base_lrs = [0.05] * len(made.steps.scheduler.base_lrs)
     list(made.epochs())
-    assert {group["lr"] for group in made.optimizer.param_groups} == {0.05}
+    assert {group["lr"] for group in made.steps.optimizer.param_groups} == {0.05}
 
 
 @pytest.mark.parametrize("mechanism", LEARNT)
