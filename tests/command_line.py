@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -207,7 +208,9 @@ if __name__ == "__main__":
     warm_up()
     command = serve()
     code = leaving(lambda: become(command)) if command else 0
+    # What Python does at its end, but for taking down all that is imported, which would cost more
+    # than most runs.
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    # To take Python down with all that is imported would cost more than most runs.
     os._exit(code)

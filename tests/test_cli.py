@@ -83,7 +83,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DEFENSES = ["standard", "alpha_mix", "fgsm", "rt", "lsa", "madry"]
+DEFENSES = ["standard", "alpha_mix", "rt"]
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,11 @@ def others(
 ) -> Answers:
     """Runs that need nothing of another one."""
     commands = {
-        # The first one of the README, with fewer epochs and its own evaluation.
-        "first": ["defense=madry", "eps=0.03", "epochs=3"],
+        # The first one of the README with its own evaluation, and less patience in both.
+        "first": [
+            "defense=madry", "eps=0.03", "epochs=2", "evaluation.attacks.square.queries=300",
+            "evaluation.attacks.apgd_t.steps=20",
+        ],
         # Options may stand anywhere.
         "sweep": [
             *TINY, f"defense={','.join(DEFENSES)}", "-m", "eps=20/100,-1", "epochs=1",
@@ -106,9 +109,9 @@ def others(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+def finished(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Answer:
     """A whole run, from a folder that is not the checkout."""
-    answer = robust(*TINY, cwd=tmp_path_factory.mktemp("alone"))
+    answer = command_line.run(*TINY, cwd=tmp_path_factory.mktemp("alone"))
     assert answer.code == 0, answer.err
     return answer
 
@@ -289,7 +292,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_trained(
     driven: Answers,
 ) -> None:
     answer = driven["diverges"]
-    assert answer.err.count("\n") == 0
+    assert answer.err.count("\n") == 1
     for named in ("the loss or its gradient became", "epoch 2", "batch 2", "learning rate 1e+37"):
         assert named in answer.err
     (run_dir,) = answer.cwd.glob("outputs/*/*")
@@ -417,6 +420,7 @@ def test_bad_input_ends_with_a_line_and_leaves_nothing(
 def test_cuda_without_a_device_is_refused_and_the_traceback_is_there_for_the_asking(
     tmp_path: Path,
 ) -> None:
+    """In a Python of its own, which is told before it imports anything."""
     answer = robust("device=cuda", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert answer.code == 1
     assert "Traceback" in answer.err
@@ -547,7 +551,7 @@ def test_a_sweep_leaves_a_directory_a_job(others: Answers) -> None:
     assert "Traceback" not in answer.err
     (folder,) = answer.cwd.glob("outputs/sweeps/*/*")
     jobs = {int(path.name): path for path in folder.glob("[0-9]*")}
-    assert sorted(jobs) == list(range(0, 12, 2))
+    assert sorted(jobs) == [0, 2, 4]
     for number, path in jobs.items():
         last = rows(path / "report.csv")[-1]
         expected = (DEFENSES[number // 2], "0.2", "worst_case")

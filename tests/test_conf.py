@@ -99,13 +99,17 @@ def test_every_group_of_components_has_its_folder() -> None:
     assert {folder.name for folder in FOLDERS} == {*configs.GROUPS, "experiment"}
 
 
+# Composed once for all defenses, which only read them.
+attack_node = cache(lambda attack: chosen("attack", attack).attack)
+
+
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_a_defense_takes_every_attack(defense: str) -> None:
     # The one norm that every attack knows.
     needed = NEEDED.get(("defense", defense), [])
     node = composed(f"defense={defense}", "norm=l2", "evaluation=quick", *needed)
     for attack in ATTACKS:
-        node.attack = chosen("attack", attack).attack
+        node.attack = attack_node(attack)
         if (defense, attack) in REFUSED:
             with pytest.raises(InputError, match=r"^defense\.attack\.random_start=False"):
                 configs.build(node)

@@ -4,15 +4,16 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from command_line import CommandLine, Running
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
@@ -30,61 +31,8 @@ TINY = [
     "dataset=synthetic", "model=linear", "defense=standard", "epochs=1", "evaluation=quick",
     "evaluation.audit=false", "evaluation.samples=20", "device=cpu",
 ]  # fmt: skip
-HALF_BAD = [*TINY, "optimizer.lr=0.01,-1"]
 # Long enough to be stopped in its middle.
 LONG = [*TINY, "epochs=60", "stages=[train]"]
-
-# Several command lines in one folder, for one import of torch. Once the files that a command waits
-# for are there, it gets a signal, or the process below it that submitit has started.
-DRIVER = """
-import contextlib, io, json, os, signal, sys, threading, time
-from pathlib import Path
-from hydra.core.global_hydra import GlobalHydra
-from robusttrain import cli
-
-def disturb(files, signum, folder):
-    while not all(Path(file).exists() for file in files):
-        time.sleep(0.005)
-    if folder is None:
-        os.kill(os.getpid(), signum)
-        return
-    (controller,) = [path.name for path in Path(folder).iterdir() if path.name.isdigit()]
-    (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
-    os.kill(int(task), signum)
-
-def main(words, after=None):
-    GlobalHydra.instance().clear()
-    sys.argv = ["robusttrain", *words]
-    if after is not None:
-        threading.Thread(target=disturb, args=after, daemon=True).start()
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = leaving.code
-    if isinstance(code, str):
-        code = 1 if err.write(code) else 0
-    return code, out.getvalue(), err.getvalue()
-
-if __name__ == "__main__":
-    cli.configs.register()
-    cli.configs.register = lambda: None
-    print(json.dumps([main(*command) for command in json.load(sys.stdin)]))
-"""
-
-
-class Answer(NamedTuple):
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-def sweep(words: Sequence[str], folder: str, *more: str) -> list[str]:
-    return ["-m", "seed=0,1", *words, f"hydra.sweep.dir={folder}", *more]
-
 
 PACKAGES = {
     "joblib": ["joblib", "hydra_plugins.hydra_joblib_launcher"],
@@ -107,43 +55,18 @@ def installed(module: str) -> bool:
 
 INSTALLED = [engine for engine, modules in PACKAGES.items() if all(map(installed, modules))]
 
-JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-# A cluster of this machine with one core.
-RAY = [
-    "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=1",
-    "+hydra.launcher.ray.init.include_dashboard=false",
-]  # fmt: skip
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    # A cluster of this machine with one core.
+    "ray": [
+        "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=1",
+        "+hydra.launcher.ray.init.include_dashboard=false",
+    ],
+}  # fmt: skip
 SEARCH = [
     "-m", *TINY, "stages=[train]", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=8",
     "optimizer.lr=choice(-1,0.001,0.1)", "eps=0.01",
 ]  # fmt: skip
-LONG_SWEEP = sweep(LONG, "long")
-PREEMPTED = ["-m", *LONG, "seed=1", "hydra.sweep.dir=preempted"]
-STARTED = [f"long/{number}/checkpoint.pt" for number in (0, 1)]
-
-# By the engine that they need: a name, a command line, and how it is disturbed.
-COMMANDS: dict[str, list[tuple[Any, ...]]] = {
-    "optuna": [
-        ("search", [*SEARCH, "hydra.sweep.dir=search"]),
-        ("search again", [*SEARCH, "hydra.sweep.dir=search"]),
-        ("blind search", [*SEARCH, "hydra.sweep.dir=blind", "dataset.validation=0"]),
-    ],
-    "ray": [("ray", sweep(HALF_BAD, "ray", *RAY)), ("ray again", sweep(HALF_BAD, "ray", *RAY))],
-    "submitit": [
-        (
-            "preempted", [*PREEMPTED, "hydra/launcher=submitit_local"],
-            [["preempted/0/checkpoint.pt"], signal.SIGUSR2, "preempted/.submitit"],
-        ),
-        ("preempted again", PREEMPTED),
-    ],
-    "joblib": [
-        ("joblib", sweep(HALF_BAD, "joblib", *JOBLIB)),
-        ("joblib again", sweep(HALF_BAD, "joblib", *JOBLIB)),
-        ("stopped", [*LONG_SWEEP, *JOBLIB], [STARTED, signal.SIGTERM, None]),
-        ("resumed", ["resume=long/0"]),
-        ("stopped again", LONG_SWEEP),
-    ],
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -152,56 +75,50 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(place: Path) -> dict[str, Answer]:
-    """All commands for which something is installed, and the run that the stopped ones should be.
-
-    In one process: most of their time would go into importing torch.
-    """
-    chosen = [command for engine in INSTALLED for command in COMMANDS[engine]]
-    chosen.append(("whole", [*LONG, "seed=1", "hydra.run.dir=whole"]))
-    driver = place / "driver.py"
-    driver.write_text(DRIVER)
-    done = subprocess.run(
-        [sys.executable, driver], input=json.dumps([command for _, *command in chosen]), cwd=place,
-        # Ray keeps a key of its cluster at home.
-        env=os.environ | {"COLUMNS": "80", "HOME": str(place)},
-        capture_output=True, text=True, check=False, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {name: Answer(*answer) for (name, *_), answer in zip(chosen, found, strict=True)}
+def begin(command_line: CommandLine, place: Path) -> Callable[..., Running]:
+    # Ray keeps a key of its cluster at home.
+    return partial(command_line.start, cwd=place, COLUMNS="80", HOME=str(place))
 
 
-def check_half(place: Path, answer: Answer) -> None:
+@pytest.fixture(scope="module")
+def whole(begin: Callable[..., Running]) -> Path:
+    """The run that the stopped ones should be."""
+    return begin(*LONG, "seed=1").end().run_dir
+
+
+@pytest.mark.parametrize(
+    ("engine", "launcher"),
+    [pytest.param(name, words, marks=needs(name)) for name, words in LAUNCHERS.items()],
+)
+def test_an_engine_runs_the_jobs_of_a_sweep_and_skips_what_is_finished(
+    begin: Callable[..., Running], place: Path, engine: str, launcher: list[str]
+) -> None:
     """Every second job fails, the others leave all that a run leaves."""
+    folder = place / engine
+    command = [*TINY, "optimizer.lr=0.01,-1", f"hydra.sweep.dir={folder}"]
+    # The first half of the jobs, without the engine.
+    assert begin("-m", "seed=0", *command).end().code == 1
+    answer = begin("-m", "seed=0,1", *command, *launcher).end()
     assert answer.code == 1
     assert "Traceback" not in answer.err
     assert answer.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
-    table = pd.read_csv(place / "sweep.csv")
+    table = pd.read_csv(folder / "sweep.csv")
     assert table.groupby("job")["status"].first().tolist() == ["finished", "failed"] * 2
     assert table.groupby("job")["seed"].first().tolist() == [0, 0, 1, 1]
     assert table["error"].dropna().str.startswith("optimizer.lr=-1").tolist() == [True] * 2
-    assert "4 jobs: 2 finished, 2 failed" in (place / "sweep.md").read_text()
-    for number in (0, 2):
-        report = pd.read_csv(place / str(number) / "report.csv")
-        rows = table[table["job"] == number]
-        assert rows["accuracy"].tolist() == report["accuracy"].tolist()
-        assert rows["attack"].tolist() == report["attack"].tolist()
-        assert f"job {number}: seed={number // 2} optimizer.lr=0.01" in answer.out
-        assert f"job {number} finished  clean " in answer.out
-        assert f"job {number + 1} failed: optimizer.lr=-1" in answer.err
-        manifest = json.loads((place / str(number) / "manifest.json").read_text())
-        assert manifest["command"][:2] == ["robusttrain", "-m"]
-        assert manifest["threads"] == 1
-        assert (place / str(number) / "robusttrain.log").stat().st_size > 0
-
-
-def check_again(again: Answer) -> None:
-    """What has finished is skipped, what has failed is repeated."""
-    assert again.code == 1
-    for number in (0, 2):
-        assert f"job {number} has finished before" in again.out
-        assert f"job {number + 1} failed: optimizer.lr=-1" in again.err
+    assert "4 jobs: 2 finished, 2 failed" in (folder / "sweep.md").read_text()
+    for number in (1, 3):
+        assert f"job {number} failed: optimizer.lr=-1" in answer.err
+    assert "job 0 has finished before" in answer.out
+    assert "job 2: seed=1 optimizer.lr=0.01" in answer.out
+    assert "job 2 finished  clean " in answer.out
+    report = pd.read_csv(folder / "2" / "report.csv")
+    for column in ("attack", "accuracy"):
+        assert table[table["job"] == 2][column].tolist() == report[column].tolist()
+    manifest = json.loads((folder / "2" / "manifest.json").read_text())
+    assert manifest["command"][:2] == ["robusttrain", "-m"]
+    assert manifest["threads"] == 1
+    assert (folder / "2" / "robusttrain.log").stat().st_size > 0
 
 
 def same_weights(one: Path, other: Path) -> None:
@@ -210,50 +127,56 @@ def same_weights(one: Path, other: Path) -> None:
 
 
 @needs("joblib")
-def test_joblib(answers: dict[str, Answer], place: Path) -> None:
-    check_half(place / "joblib", answers["joblib"])
-    check_again(answers["joblib again"])
-
-
-@needs("ray")
-def test_ray(answers: dict[str, Answer], place: Path) -> None:
-    check_half(place / "ray", answers["ray"])
-    check_again(answers["ray again"])
-
-
-@needs("joblib")
-def test_jobs_that_are_stopped_go_on(answers: dict[str, Answer], place: Path) -> None:
+def test_jobs_that_are_stopped_go_on(
+    begin: Callable[..., Running], place: Path, whole: Path
+) -> None:
     """One by itself, with `resume=`, and the other when the sweep is repeated."""
-    stopped, resumed, again = (answers[name] for name in ("stopped", "resumed", "stopped again"))
+    command = ["-m", "seed=0,1", *LONG, "hydra.sweep.dir=long"]
+    running = begin(*command, *LAUNCHERS["joblib"])
+    running.until("long/0/checkpoint.pt", "long/1/checkpoint.pt")
+    stopped = running.signal(signal.SIGTERM).end()
     assert stopped.code == 143
     assert "Traceback" not in stopped.err
     for number in (0, 1):
         assert f"job {number} was stopped by SIGTERM" in stopped.out
+    resumed, again = begin("resume=long/0").end(), begin(*command).end()
     assert resumed.code == again.code == 0
     assert "job 0 has finished before" in again.out
     assert "job 1 goes on: seed=1" in again.out
     assert "going on behind batch" in again.out
     assert "2 of 2 jobs have finished" in again.out
-    same_weights(place / "long" / "1", place / "whole")
+    same_weights(place / "long" / "1", whole)
+
+
+def worker(folder: Path) -> int:
+    """The process that submitit's own process in `folder` has started for its job."""
+    (controller,) = [path.name for path in folder.iterdir() if path.name.isdigit()]
+    return int(Path(f"/proc/{controller}/task/{controller}/children").read_text())
 
 
 @needs("submitit")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
-def test_submitit_takes_up_a_preempted_job(answers: dict[str, Answer], place: Path) -> None:
+def test_submitit_takes_up_a_preempted_job(
+    begin: Callable[..., Running], place: Path, whole: Path
+) -> None:
     """Told that its time is up, a job leaves a checkpoint, is queued again, and goes on."""
-    first, again = answers["preempted"], answers["preempted again"]
+    command, folder = ["-m", *LONG, "seed=1", "hydra.sweep.dir=preempted"], place / "preempted"
+    running = begin(*command, "hydra/launcher=submitit_local").until("preempted/0/checkpoint.pt")
+    os.kill(worker(folder / ".submitit"), signal.SIGUSR2)
+    first = running.end()
     assert first.code == 0, first.err
     assert "job 0 goes on" in first.out
     assert "1 of 1 jobs have finished" in first.out
-    assert "going on behind batch" in (place / "preempted" / "0" / "robusttrain.log").read_text()
-    same_weights(place / "preempted" / "0", place / "whole")
-    assert "job 0 has finished before" in again.out
+    assert "going on behind batch" in (folder / "0" / "robusttrain.log").read_text()
+    same_weights(folder / "0", whole)
+    assert "job 0 has finished before" in begin(*command).end().out
 
 
 @needs("optuna")
-def test_optuna(answers: dict[str, Answer], place: Path) -> None:
+def test_optuna(begin: Callable[..., Running], place: Path) -> None:
     """The best of a search is the largest figure of a validation split; a failure ends nothing."""
-    first, again, refused = (answers[n] for n in ("search", "search again", "blind search"))
+    search = [*SEARCH, "hydra.sweep.dir=search"]
+    first, again = begin(*search).end(), begin(*search).end()
     assert first.code == again.code == 0, first.err
     table = pd.read_csv(place / "search" / "sweep.csv")
     assert set(table["status"]) == {"finished", "failed"}
@@ -266,6 +189,11 @@ def test_optuna(answers: dict[str, Answer], place: Path) -> None:
     best = OmegaConf.load(place / "search" / "optimization_results.yaml")
     assert round(best.best_value, 6) == table["validation"].max()
     assert "best on the validation split: job " in first.out
+
+
+@needs("optuna")
+def test_a_blind_search_is_refused(begin: Callable[..., Running], place: Path) -> None:
+    refused = begin(*SEARCH, "hydra.sweep.dir=blind", "dataset.validation=0").end()
     assert refused.code == 1
     assert refused.err.splitlines()[-1].endswith("dataset.validation=0 is not allowed")
     assert not (place / "blind").exists()

@@ -91,7 +91,7 @@ def network_with_gradients(channels: int, dtype: torch.dtype) -> nn.Module:
 
 @every_attack
 @every_norm
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     shape=st.tuples(
         st.integers(1, 3), st.sampled_from([1, 3]), st.integers(2, 4), st.integers(2, 5)
