@@ -53,10 +53,10 @@ class NoAveraging:
 
 @dataclass
 class EMA:
-    """An exponential moving average of the weights of all steps.
+    """An exponential moving average of the weights after each batch.
 
-    Its decay is min(decay, (1 + n) / (10 + n)) in the step behind n others, so that the weights of
-    the beginning are soon forgotten, as Rebuffi et al. 2021 have it in adversarial training.
+    Its decay is min(decay, (1 + n) / (10 + n)) behind n batches, so that the weights of the
+    beginning are soon forgotten.
     BatchNorm keeps the statistics of the model.
 
     Parameters

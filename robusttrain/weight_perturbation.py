@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.noise import noise_layers
 
-# As large as a tensor without a slope may be divided by.
+# The least norm that a slope is divided by; a zero slope then moves nothing.
 LEAST = 1e-12
 
 
