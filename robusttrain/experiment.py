@@ -263,7 +263,9 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     if saved is None:
         terminal.say("no checkpoint was written yet: training begins anew")
         return
-    other = [key for key, value in training.about["config"].items() if saved.config[key] != value]
+    other = [
+        key for key, value in training.about["config"].items() if saved.config.get(key) != value
+    ]
     if other:
         raise InputError(
             f"resume={training.folder} was trained under another configuration: "

@@ -41,6 +41,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant, OneCycle, Schedule
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
+from robusttrain.training_run import TrainingRun
 from robusttrain.weight_perturbation import NoPerturbation, WeightPerturbation
 
 DATA = Synthetic([1, 4, 4], 3, train_size=130, test_size=40, noise=0.3, validation=30)
@@ -423,3 +424,12 @@ def test_bf16_is_left_where_gradients_would_come_from_unwritten_memory(
     if side == 1:
         with pytest.raises(InputError, match=r"training\.precision=bf16"):
             trainer(model=pixels, precision=Precision.bf16)
+
+
+def test_a_run_of_a_version_without_a_key_is_not_gone_on_with(tmp_path: Path) -> None:
+    saved = checkpoint.Checkpoint({}, 3, [1, 4, 4], {"eps": 0.1}, {}, 1, {})
+    saved.save(tmp_path / "checkpoint.pt")
+    about: dict[str, Any] = {"config": {"eps": 0.1, "averaging": {"decay": 0.9}}}
+    run = TrainingRun(trainer(), tmp_path, about, quiet(), lambda epoch: None)
+    with pytest.raises(InputError, match="another configuration: averaging differ"):
+        experiment._resume(run, quiet())
