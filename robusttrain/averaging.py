@@ -56,8 +56,7 @@ class EMA:
     """An exponential moving average of the weights after each batch.
 
     Its decay is min(decay, (1 + n) / (10 + n)) behind n batches, so that the weights of the
-    beginning are soon forgotten.
-    BatchNorm keeps the statistics of the model.
+    beginning are soon forgotten. BatchNorm keeps the statistics of the model.
 
     Parameters
     ----------
@@ -81,8 +80,8 @@ class SWA:
     """The mean of the weights at the ends of epochs (Izmailov et al. 2018, Algorithm 1).
 
     BatchNorm's running statistics are computed anew for it from the clean training images: one
-    forward pass of each of them at the end of an epoch. It wants a rate that stays high, such as
-    `schedule=constant`.
+    forward pass of each of them for validation, and one more where the epoch is kept. It wants a
+    rate that stays high, such as `schedule=constant`.
 
     Parameters
     ----------

@@ -39,9 +39,6 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 # What Hydra is told in processes whose run has its directory and its log in the first one.
 WITHOUT_FILES = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 
-# Groups that a defense is combined with, and their option for nothing.
-COMPANIONS, NOTHING = ("weight_perturbation", "averaging"), "none"
-
 LOST = "another process of this run has ended or does not answer"
 
 # Read before `main` sets the variable for its own purpose.
@@ -241,15 +238,10 @@ def _prepared(
 
 
 def _names(choices: dict[str, str], noise: DictConfig) -> dict[str, str]:
-    """The option of each group; those that stand together go by their names in order.
-
-    These are a stack of noises, and a defense with what it is combined with.
-    """
-    companions = [choices.get(group, NOTHING) for group in COMPANIONS]
-    defense = [choices["defense"], *(name for name in companions if name != NOTHING)]
+    """The option of each group; a stack of noises goes by those of its mechanisms, in order."""
     stacked = [f"noise@noise.mechanisms.{name}" for name in noise.get("mechanisms", {})]
-    noises = [choices[group] for group in stacked if group in choices] or [choices["noise"]]
-    return {**choices, "defense": "+".join(defense), "noise": "+".join(noises)}
+    options = [choices[group] for group in stacked if group in choices]
+    return {**choices, "noise": "+".join(options)} if options else choices
 
 
 def _remove_if_untouched(run_dir: Path) -> None:

@@ -27,9 +27,9 @@ from robusttrain.loggers import Logger
 from robusttrain.models import Architecture, build_model, dry_run
 from robusttrain.noise import Noise, drawing_from
 from robusttrain.optimizers import Optimizer
-from robusttrain.recipe import Training
 from robusttrain.schedules import Schedule
 from robusttrain.threat import Norm
+from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import WeightPerturbation
 
 # Where the components of a config group are defined: a package of one file each, or one module.
@@ -44,9 +44,12 @@ GROUPS = {
     "noise": "robusttrain.noise",
     "optimizer": "robusttrain.optimizers",
     "schedule": "robusttrain.schedules",
-    "training": "robusttrain.recipe",
+    "training": "robusttrain.training_settings",
     "weight_perturbation": "robusttrain.weight_perturbation",
 }
+
+# What a defense is combined with, and goes by in a report unless it is `NOTHING`.
+COMPANIONS, NOTHING = ("weight_perturbation", "averaging"), "none"
 
 # Components inside of those of a group, whose schemas stand beside them.
 PARTS = {"evaluation": "robusttrain.evaluation.certification"}

@@ -127,6 +127,8 @@ class Descent:
             loss = loss if extra is None else loss + extra
             (share * loss).backward()  # type: ignore[no-untyped-call]
             found.append(_without_graph(objective, share))
+        if isinstance(self.model, Replicas):
+            self.model.refuse_unused()
         return found
 
     def _begin(self) -> None:
@@ -141,8 +143,6 @@ class Descent:
         Returns the loss, or NaN where it is finite and the gradient is not. `share` multiplies the
         learning rate for this step.
         """
-        if isinstance(self.model, Replicas):
-            self.model.refuse_unused()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip is not None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from robusttrain import distributed, foreign, ranges
 from robusttrain.checkpoint import Checkpoint
-from robusttrain.config import GROUPS, Config, Stage, network
+from robusttrain.config import COMPANIONS, GROUPS, NOTHING, Config, Stage, network
 from robusttrain.data import Info, Samples, Streamed, hold_out
 from robusttrain.defenses import WithModels
 from robusttrain.determinism import deterministic, flags
@@ -308,8 +308,9 @@ def _report(
 ) -> list[dict[str, Any]]:
     """Write and show what an evaluation found; returns the rows of `report.csv`."""
     report = results.ledger.report(config.norm, results.rows)
+    shown = {**names, "defense": _combined(names)}
     for position, key in enumerate(("dataset", "model", "defense", "noise")):
-        report.insert(position, key, names[key])
+        report.insert(position, key, shown[key])
     report.insert(4, "seed", config.seed)
     checks = [check._asdict() for check in results.audit.checks]
     if results.certificates:
@@ -323,9 +324,15 @@ def _report(
     if checks:
         write_csv(run_dir / "audit.csv", checks)
     write_csv(run_dir / "report.csv", report)
-    terminal.report(report, f"{names['defense']}, {names['model']} on {names['dataset']}")
+    terminal.report(report, f"{shown['defense']}, {names['model']} on {names['dataset']}")
     if results.certificates:
         terminal.certified(results.certificates.audit.curve, results.certificates.theorem.paper)
     if checks:
         terminal.audit(checks)
     return [{str(key): value for key, value in row.items()} for row in report.to_dict("records")]
+
+
+def _combined(names: Mapping[str, str]) -> str:
+    """The defense with what it was combined with, such as trades+awp+ema."""
+    companions = (names.get(group, NOTHING) for group in COMPANIONS)
+    return "+".join([names["defense"], *(name for name in companions if name != NOTHING)])

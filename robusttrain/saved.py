@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import checkpoint as checkpoints
 from robusttrain import foreign
-from robusttrain.config import Stage, build_component, network
+from robusttrain.config import COMPANIONS, Stage, build_component, network
 from robusttrain.data import Info
 from robusttrain.errors import InputError
 
@@ -45,7 +45,10 @@ def take_over(config: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
     given = foreign.load(config.checkpoint)
     if isinstance(given, checkpoints.Checkpoint):
         inherited = compose_again(config, given, overrides)
-        return {key: given.names[key] for key in inherited if key in given.names}
+        # A training has the companions of its own command line.
+        trained = "defense" in inherited and Stage.train not in config.stages
+        told = [*inherited, *(COMPANIONS if trained else ())]
+        return {key: given.names[key] for key in told if key in given.names}
     chosen = {_destination(override) for override in overrides}
     names = {}
     if Stage.train not in config.stages and "defense" not in chosen:

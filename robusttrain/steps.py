@@ -20,9 +20,9 @@ from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.optimizers import Optimizer
 from robusttrain.precision import safe
 from robusttrain.randomness import Randomness
-from robusttrain.recipe import Training
 from robusttrain.schedules import Schedule
 from robusttrain.splitting import halved, is_out_of_memory, notice, parted
+from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import WeightPerturbation
 
 
@@ -81,6 +81,8 @@ class Steps:
         skips = settings.on_nonfinite is OnNonFinite.skip
         self.descent = Descent(self.forward, self.optimizer, settings.clip_gradient, skips)
         self.scheduler = schedule.build(self.optimizer, self.total)
+        # Not the schedule's count, which one of the user's own need not have.
+        self.batches = 0
         self.weight_perturbation = weight_perturbation
         self.average = Average(model, averaging)
         self.randomness = Randomness(model, seed, self.device)
@@ -89,7 +91,7 @@ class Steps:
     @property
     def progress(self) -> float:
         """Share of the training that is over."""
-        return self.scheduler.last_epoch / self.total
+        return self.batches / self.total
 
     @property
     def lr(self) -> float:
@@ -101,6 +103,7 @@ class Steps:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "batches": self.batches,
             "average": self.average.state_dict(),
             "random_states": self.randomness.state(),
         }
@@ -109,6 +112,7 @@ class Steps:
         """Go on from `state`; the weights are the model's."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.batches = state["batches"]
         self.average.load_state_dict(state["average"])
         self.randomness.restore(state["random_states"])
 
@@ -143,11 +147,12 @@ class Steps:
             # Behind the exception, which holds on to memory.
             self.randomness.restore(before)
         self.scheduler.step()
+        self.batches += 1
         self.average.update(self.progress, epoch_ends=self._epoch_ends)
 
     @property
     def _epoch_ends(self) -> bool:
-        return self.scheduler.last_epoch % self.per_epoch == 0
+        return self.batches % self.per_epoch == 0
 
     def _objectives(
         self, defense: Defense, x: Tensor, y: Tensor, course: Course, epoch: int, weight: float

@@ -26,13 +26,13 @@ from robusttrain.health import (
 from robusttrain.looking import Look
 from robusttrain.models.modes import modes_restored
 from robusttrain.optimizers import Optimizer
-from robusttrain.recipe import Training
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.schedules import Schedule
 from robusttrain.steps import Steps
 from robusttrain.streams import stream
 from robusttrain.tally import Epoch, Tally
 from robusttrain.threat import Norm
+from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import NoPerturbation, WeightPerturbation
 
 # Looking at a loss waits for the device, and looking late wastes what comes after a NaN.

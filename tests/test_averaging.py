@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_training import EPS, network, state_of, trainer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR
 
 from robusttrain import checkpoint
 from robusttrain.attacks.fgsm import FGSM
@@ -18,6 +19,7 @@ from robusttrain.data import as_input
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.noise.gaussian import Gaussian
+from robusttrain.schedules import Constant
 from robusttrain.training import Trainer
 from robusttrain.training_run import TrainingRun
 
@@ -172,3 +174,17 @@ def test_bad_settings_are_refused_by_name() -> None:
     for start in (-0.1, 1.0):
         with pytest.raises(InputError, match=rf"^start={start} is not allowed"):
             SWA(start)
+
+
+def test_a_schedule_of_a_users_own_need_not_count() -> None:
+    class Chained:
+        def build(self, optimizer: Any, total_steps: int) -> Any:
+            return ChainedScheduler([LambdaLR(optimizer, lambda step: 1.0)])
+
+    own, known = (
+        trainer(averaging=SWA(0.5), schedule=schedule) for schedule in (Chained(), Constant())
+    )
+    for made in (own, known):
+        list(made.epochs())
+    assert own.steps.average.taken == known.steps.average.taken == 1
+    assert torch.equal(own.steps.average.weights[0], known.steps.average.weights[0])

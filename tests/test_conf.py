@@ -24,8 +24,9 @@ from robusttrain import config as configs
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.cli import CONF
 from robusttrain.errors import InputError
+from robusttrain.experiment import _combined
 from robusttrain.models import build_model
-from robusttrain.saved import INHERITED, compose_again
+from robusttrain.saved import INHERITED, compose_again, take_over
 
 pytestmark = pytest.mark.long
 
@@ -518,3 +519,22 @@ def test_the_help_fits_on_a_screen() -> None:
     lines = help_file.template.splitlines()
     assert len(lines) <= 48
     assert max(len(line) for line in lines) <= 80
+
+
+@pytest.mark.parametrize(("stages", "found"), [("evaluate", "awp"), ("train", None)])
+def test_a_training_has_the_companions_of_its_own_command_line(
+    stages: str, found: str | None, tmp_path: Path
+) -> None:
+    names = {"defense": "trades", "weight_perturbation": "awp", "averaging": "none"}
+    plain: Any = OmegaConf.to_container(raw(), resolve=False, enum_to_str=True)
+    Checkpoint({}, 3, [1, 8, 8], plain, names, 1, {}).save(tmp_path / "best.pt")
+    told = take_over(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
+    assert told["defense"] == "trades"
+    assert told.get("weight_perturbation") == found
+
+
+def test_a_report_names_what_a_defense_is_combined_with() -> None:
+    names = {"defense": "trades", "weight_perturbation": "awp", "averaging": "ema"}
+    assert _combined(names) == "trades+awp+ema"
+    assert _combined({**names, "weight_perturbation": "none"}) == "trades+ema"
+    assert _combined({"defense": "madry"}) == "madry"

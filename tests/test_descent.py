@@ -22,12 +22,12 @@ from robusttrain.descent import Descent
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import SGD, Adam, AdamW, Optimizer
-from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.tally import Epoch
 from robusttrain.training import Trainer
 from robusttrain.training_run import TrainingRun
+from robusttrain.training_settings import Training
 
 NAN, INF = float("nan"), float("inf")
 

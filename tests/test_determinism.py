@@ -30,10 +30,10 @@ from robusttrain.loggers.none import NoLogger
 from robusttrain.models.mlp import MLP
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import SGD
-from robusttrain.recipe import Training
 from robusttrain.report import terminal
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant
+from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import NoPerturbation
 
 DEFAULT = {

@@ -35,13 +35,13 @@ from robusttrain.noise import NoiseLayer, Progress, Switches, attach
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import SGD
 from robusttrain.precision import Precision
-from robusttrain.recipe import Training
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.tally import Epoch
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
+from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import AWP, WeightPerturbation
 
 pytestmark = pytest.mark.long

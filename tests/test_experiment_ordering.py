@@ -24,11 +24,11 @@ from robusttrain.noise import Noise
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
 from robusttrain.optimizers import Adam
-from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
+from robusttrain.training_settings import Training
 
 EPS, SEED, EPOCHS = 0.2, 0, 15
 

@@ -22,11 +22,11 @@ from robusttrain.models import build_model
 from robusttrain.models.mlp import MLP
 from robusttrain.optimizers import SGD
 from robusttrain.precision import Precision
-from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
+from robusttrain.training_settings import Training
 
 EPS = 0.1
 ATTACK = PGD(norm=Norm.linf, eps=EPS, steps=2)

@@ -36,12 +36,12 @@ from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
 from robusttrain.optimizers import SGD, Optimizer
 from robusttrain.precision import Precision
-from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant, OneCycle, Schedule
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
 from robusttrain.training_run import TrainingRun
+from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import NoPerturbation, WeightPerturbation
 
 DATA = Synthetic([1, 4, 4], 3, train_size=130, test_size=40, noise=0.3, validation=30)

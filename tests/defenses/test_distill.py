@@ -37,9 +37,9 @@ from robusttrain.models.mlp import MLP
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
 from robusttrain.optimizers import SGD
-from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant
+from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import NoPerturbation
 
 NEARBY, _ = batch(seed=5)

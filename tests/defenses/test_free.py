@@ -19,11 +19,11 @@ from robusttrain.defenses.free import Free
 from robusttrain.errors import InputError
 from robusttrain.optimizers import SGD
 from robusttrain.precision import Precision
-from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant
 from robusttrain.threat import Norm, ball
 from robusttrain.training import Trainer
+from robusttrain.training_settings import Training
 
 EPS = 0.1
 

@@ -41,12 +41,12 @@ from robusttrain.evaluation.curves import Probe
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import Adam
-from robusttrain.recipe import Training
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
+from robusttrain.training_settings import Training
 
 EPS = 0.1
 PROBE = PGD(eps=EPS, steps=20, stop_early=True)

@@ -27,11 +27,11 @@ from robusttrain.noise.uniform import UniformNoise
 from robusttrain.noise.weibull import Weibull
 from robusttrain.optimizers import SGD, Optimizer
 from robusttrain.precision import Precision
-from robusttrain.recipe import Training
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import Constant
 from robusttrain.threat import Norm
 from robusttrain.training import Trainer
+from robusttrain.training_settings import Training
 
 SHAPE, CLASSES = (1, 6, 6), 3
 

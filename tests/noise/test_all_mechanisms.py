@@ -57,8 +57,8 @@ from robusttrain.noise.smoothing import Smoothing
 from robusttrain.noise.uniform import UniformNoise
 from robusttrain.noise.weibull import Weibull
 from robusttrain.optimizers import SGD
-from robusttrain.recipe import Training
 from robusttrain.schedules import Constant
+from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import NoPerturbation
 
 every = pytest.mark.parametrize("mechanism", list(MECHANISMS))
