@@ -15,6 +15,8 @@ from robusttrain.threat import Norm
 
 # More than this below the best epoch so far, a share of images, is catastrophic overfitting.
 FALL = 0.2
+# So much above that under PGD-10, the accuracy under the training attack is one against it only.
+LEAD = 0.5
 # Adversarial accuracy so much above the clean one is no luck any more.
 LEAK = 0.02
 # Up to so many times the share of one class, a training has learnt nothing.
@@ -78,21 +80,31 @@ class Course:
         self.rollbacks, self.in_epoch = self.rollbacks + 1, self.in_epoch + 1
         self.rate_share /= 2
 
-    def judged(self, pgd: float | None, wanted: OnOverfit) -> dict[str, Any]:
+    def judged(
+        self, pgd: float | None, wanted: OnOverfit, own: float | None = None
+    ) -> dict[str, Any]:
         """The columns of an epoch that ended with an accuracy of `pgd`, if it was measured.
+
+        `own` is the accuracy under the training attack, where that has the whole ball of PGD-10.
 
         Raises
         ------
         OverfittedError
             If the epoch is to be done again.
         """
-        overfit = pgd is not None and pgd < self.best_pgd - FALL
+        overfit = pgd is not None and (_fell(pgd, self.best_pgd) or _led(pgd, own))
         if overfit and wanted is OnOverfit.rollback and self.may_roll_back:
             raise OverfittedError(f"catastrophic overfitting, {pgd:.1%} under PGD-10")
         columns = {"rollbacks": self.in_epoch, "overfit": overfit}
         self.stopped, self.in_epoch = overfit and wanted is not OnOverfit.warn, 0
         self.best_pgd = max(pgd or 0.0, self.best_pgd)
         return columns
+
+
+def covers(defense: Any, norm: Norm, eps: float) -> bool:
+    """Whether the adversarial images of `defense` may lie anywhere in the ball that `probe` has."""
+    owner = defense if hasattr(defense, "eps") else getattr(defense, "attack", None)
+    return getattr(owner, "eps", 0.0) >= eps and getattr(owner, "norm", norm) == norm
 
 
 def probe(norm: Norm, eps: float) -> PGD:
@@ -123,10 +135,9 @@ def remarks(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Iterator
             f"the loss or its gradient was not finite"
         )
     if epoch.overfit and not any(earlier.overfit for earlier in epochs[-2:-1]):
-        best = max(earlier.train_pgd_accuracy or 0 for earlier in epochs)
         yield (
             f"warning: catastrophic overfitting in epoch {epoch.epoch}: accuracy on training "
-            f"images under PGD-10 fell from {best:.1%} to {epoch.train_pgd_accuracy:.1%}"
+            f"images under PGD-10 {_decline(epochs)}"
         )
     leaks = [_leaks(each) for each in epochs]
     if leaks[-1] and not any(leaks[:-1]):
@@ -153,6 +164,23 @@ def summary(epochs: Sequence[Epoch]) -> dict[str, Any]:
         "rollbacks": sum(epoch.rollbacks for epoch in epochs),
         "overfit_epochs": [epoch.epoch for epoch in epochs if epoch.overfit],
     }
+
+
+def _fell(pgd: float, best: float) -> bool:
+    return pgd < best - FALL
+
+
+def _led(pgd: float, own: float | None) -> bool:
+    return own is not None and own - pgd > LEAD
+
+
+def _decline(epochs: Sequence[Epoch]) -> str:
+    """How the last of `epochs` has overfitted."""
+    now = epochs[-1].train_pgd_accuracy or 0.0
+    best = max(epoch.train_pgd_accuracy or 0.0 for epoch in epochs)
+    if _fell(now, best):
+        return f"fell from {best:.1%} to {now:.1%}"
+    return f"is {now:.1%}, and {epochs[-1].train_robust_accuracy:.1%} under the training attack"
 
 
 def _leaks(epoch: Epoch) -> bool:

@@ -20,6 +20,7 @@ from robusttrain.health import (
     MOST_ROLLBACKS,
     Course,
     OverfittedError,
+    covers,
     probe,
     watched,
 )
@@ -271,7 +272,9 @@ class Trainer:
         with self.averaged():
             clean, robust = self.look("validation", self.validation, attack, size)
         _, pgd = self.look("overfitting", self.watched, probe(self.norm, self.eps), size)
-        course = self.course.judged(pgd, self.settings.on_overfit)
+        own = figures["train_robust_accuracy"]
+        full = covers(self.present, self.norm, self.eps)
+        course = self.course.judged(pgd, self.settings.on_overfit, own if full else None)
         epoch = Epoch(
             position.epoch, position.seconds, position.lr, **figures,
             val_clean_accuracy=clean, val_robust_accuracy=robust, train_pgd_accuracy=pgd, **course,

@@ -44,7 +44,8 @@ class Training:
         What is done where a loss or its gradient is not finite.
     on_overfit
         What is done when accuracy on training images under PGD-10, measured after each epoch of a
-        training against adversarial images, falls by more than 20 points below its best.
+        training against adversarial images, falls by more than 20 points below its best, or is
+        more than 50 points below that under the training attack at the same radius.
     """
 
     epochs: int = 20

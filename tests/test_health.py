@@ -23,7 +23,7 @@ from robusttrain.defenses.lsa import LSA
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.evaluation import Evaluation, evaluate
-from robusttrain.health import Course, OnOverfit, OverfittedError, remarks, summary, watched
+from robusttrain.health import Course, OnOverfit, OverfittedError, covers, remarks, summary, watched
 from robusttrain.models.mlp import MLP
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import Adam
@@ -140,6 +140,52 @@ def test_a_fall_is_measured_from_the_best_so_far(
     assert not course.stopped
 
 
+@pytest.mark.parametrize(
+    ("own", "overfit"), [(None, False), (0.5, False), (0.59, False), (0.61, True), (1.0, True)]
+)
+def test_an_attack_that_is_held_tells_where_pgd_is_not(own: float | None, overfit: bool) -> None:
+    course = Course()
+    assert course.judged(0.1, OnOverfit.stop, own)["overfit"] == overfit == course.stopped
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "overfit"), [("linf", 0.3, True), ("linf", 0.2, False), ("l2", 0.3, False)]
+)
+def test_training_that_holds_its_own_attack_alone_is_noticed_without_a_fall(
+    norm: str, eps: float, overfit: bool, tmp_path: Path
+) -> None:
+    """It never held PGD; where it trains on another ball, there is nothing to compare."""
+    feeble = PGD(norm=Norm(norm), eps=eps, steps=1, step_size=1e-3, random_start=False)
+    model = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 16 * 16, 10))
+    made = trainer(
+        WorstCase(feeble), model=model, data=HARD, optimizer=Adam(1e-2), eps=0.3, epochs=2,
+    )  # fmt: skip
+    made.terminal = Terminal(Console(file=io.StringIO(), width=300))
+    run, said = finished(made, tmp_path)
+    assert [epoch.train_pgd_accuracy for epoch in run.epochs] == [0, 0]
+    own = run.epochs[0].train_robust_accuracy
+    assert own is not None
+    assert own > 0.6
+    assert [epoch.overfit for epoch in run.epochs] == [overfit, overfit]
+    words = f"under PGD-10 is 0.0%, and {own:.1%} under the training attack"
+    assert said.count(words) == overfit
+
+
+@pytest.mark.parametrize(
+    ("defense", "norm", "eps", "covered"),
+    [
+        (WorstCase(FGSM(eps=0.1)), Norm.linf, 0.1, True),
+        (WorstCase(FGSM(eps=0.12)), Norm.linf, 0.1, True),
+        (WorstCase(FGSM(eps=0.1)), Norm.linf, 0.12, False),
+        (WorstCase(FGSM(eps=0.1)), Norm.l2, 0.1, False),
+        (LSA(norm=Norm.l2, eps=0.1), Norm.l2, 0.1, True),
+        (Standard(), Norm.linf, 0.1, False),
+    ],
+)
+def test_balls_are_compared(defense: Defense, norm: Norm, eps: float, covered: bool) -> None:
+    assert covers(defense, norm, eps) == covered
+
+
 # Looking
 
 
@@ -210,6 +256,10 @@ GOOD = Epoch(
         ([{}, {"non_finite": 3}], "3 steps of epoch 2 were skipped"),
         ([{}, {"overfit": True, "train_pgd_accuracy": 0.1}], "fell from 80.0% to 10.0%"),
         ([{"overfit": True}, {"overfit": True}], ""),
+        (
+            [{"train_pgd_accuracy": 0}, {"overfit": True, "train_pgd_accuracy": 0}],
+            "in epoch 2: accuracy on training images under PGD-10 is 0.0%, and 80.0% under the",
+        ),
         ([{}, {"train_robust_accuracy": 0.93}], "label leaking in epoch 2: 93.0%"),
         ([{}, {"train_robust_accuracy": 0.915}], ""),
         ([{"train_robust_accuracy": 0.93}, {"train_robust_accuracy": 0.95}], ""),
