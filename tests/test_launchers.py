@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from command_line import CommandLine, Running
+from command_line import Answer, CommandLine, Running
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
@@ -55,14 +55,12 @@ def installed(module: str) -> bool:
 
 INSTALLED = [engine for engine, modules in PACKAGES.items() if all(map(installed, modules))]
 
-LAUNCHERS = {
-    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-    # A cluster of this machine with one core.
-    "ray": [
-        "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=1",
-        "+hydra.launcher.ray.init.include_dashboard=false",
-    ],
-}  # fmt: skip
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+# A cluster of this machine with one core.
+RAY = [
+    "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=1",
+    "+hydra.launcher.ray.init.include_dashboard=false",
+]  # fmt: skip
 SEARCH = [
     "-m", *TINY, "stages=[train]", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=8",
     "optimizer.lr=choice(-1,0.001,0.1)", "eps=0.01",
@@ -83,42 +81,7 @@ def begin(command_line: CommandLine, place: Path) -> Callable[..., Running]:
 @pytest.fixture(scope="module")
 def whole(begin: Callable[..., Running]) -> Path:
     """The run that the stopped ones should be."""
-    return begin(*LONG, "seed=1").end().run_dir
-
-
-@pytest.mark.parametrize(
-    ("engine", "launcher"),
-    [pytest.param(name, words, marks=needs(name)) for name, words in LAUNCHERS.items()],
-)
-def test_an_engine_runs_the_jobs_of_a_sweep_and_skips_what_is_finished(
-    begin: Callable[..., Running], place: Path, engine: str, launcher: list[str]
-) -> None:
-    """Every second job fails, the others leave all that a run leaves."""
-    folder = place / engine
-    command = [*TINY, "optimizer.lr=0.01,-1", f"hydra.sweep.dir={folder}"]
-    # The first half of the jobs, without the engine.
-    assert begin("-m", "seed=0", *command).end().code == 1
-    answer = begin("-m", "seed=0,1", *command, *launcher).end()
-    assert answer.code == 1
-    assert "Traceback" not in answer.err
-    assert answer.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
-    table = pd.read_csv(folder / "sweep.csv")
-    assert table.groupby("job")["status"].first().tolist() == ["finished", "failed"] * 2
-    assert table.groupby("job")["seed"].first().tolist() == [0, 0, 1, 1]
-    assert table["error"].dropna().str.startswith("optimizer.lr=-1").tolist() == [True] * 2
-    assert "4 jobs: 2 finished, 2 failed" in (folder / "sweep.md").read_text()
-    for number in (1, 3):
-        assert f"job {number} failed: optimizer.lr=-1" in answer.err
-    assert "job 0 has finished before" in answer.out
-    assert "job 2: seed=1 optimizer.lr=0.01" in answer.out
-    assert "job 2 finished  clean " in answer.out
-    report = pd.read_csv(folder / "2" / "report.csv")
-    for column in ("attack", "accuracy"):
-        assert table[table["job"] == 2][column].tolist() == report[column].tolist()
-    manifest = json.loads((folder / "2" / "manifest.json").read_text())
-    assert manifest["command"][:2] == ["robusttrain", "-m"]
-    assert manifest["threads"] == 1
-    assert (folder / "2" / "robusttrain.log").stat().st_size > 0
+    return begin(*LONG, "seed=1", "optimizer.lr=0.01").end().run_dir
 
 
 def same_weights(one: Path, other: Path) -> None:
@@ -126,26 +89,78 @@ def same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def is_whole(folder: Path, number: int, answer: Answer) -> None:
+    """Whether a job of the sweep in `folder` has left, in an engine, all that a run leaves."""
+    assert f"job {number} finished  clean " in answer.out
+    table = pd.read_csv(folder / "sweep.csv")
+    report = pd.read_csv(folder / str(number) / "report.csv")
+    for column in ("attack", "accuracy"):
+        assert table[table["job"] == number][column].tolist() == report[column].tolist()
+    manifest = json.loads((folder / str(number) / "manifest.json").read_text())
+    assert manifest["command"][:2] == ["robusttrain", "-m"]
+    assert manifest["threads"] == 1
+    assert (folder / str(number) / "robusttrain.log").stat().st_size > 0
+
+
+@needs("ray")
+def test_ray_runs_the_jobs_of_a_sweep_and_skips_what_is_finished(
+    begin: Callable[..., Running], place: Path
+) -> None:
+    """Every second job fails, the others leave all that a run leaves."""
+    command = [*TINY, "optimizer.lr=0.01,-1", "hydra.sweep.dir=ray"]
+    # The first half of the jobs, without the engine.
+    assert begin("-m", "seed=0", *command).end().code == 1
+    answer = begin("-m", "seed=0,1", *command, *RAY).end()
+    assert answer.code == 1
+    assert "Traceback" not in answer.err
+    assert answer.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
+    table = pd.read_csv(place / "ray" / "sweep.csv").groupby("job")
+    assert table["status"].first().tolist() == ["finished", "failed"] * 2
+    assert table["seed"].first().tolist() == [0, 0, 1, 1]
+    assert "4 jobs: 2 finished, 2 failed" in (place / "ray" / "sweep.md").read_text()
+    for number in (1, 3):
+        assert f"job {number} failed: optimizer.lr=-1" in answer.err
+    assert "job 0 has finished before" in answer.out
+    assert "job 2: seed=1 optimizer.lr=0.01" in answer.out
+    is_whole(place / "ray", 2, answer)
+
+
 @needs("joblib")
-def test_jobs_that_are_stopped_go_on(
+def test_joblib_runs_the_jobs_of_a_sweep_and_those_that_are_stopped_go_on(
     begin: Callable[..., Running], place: Path, whole: Path
 ) -> None:
-    """One by itself, with `resume=`, and the other when the sweep is repeated."""
-    command = ["-m", "seed=0,1", *LONG, "hydra.sweep.dir=long"]
-    running = begin(*command, *LAUNCHERS["joblib"])
-    running.until("long/0/checkpoint.pt", "long/1/checkpoint.pt")
+    """Half of the jobs fail, two end, and two are stopped.
+
+    Of these goes on one by itself, with `resume=`, and the other when the sweep is repeated.
+    """
+    words = [*TINY, "epochs=1,60", "optimizer.lr=-1,0.01", "seed=0,1"]
+    command = ["-m", *words, "hydra.sweep.dir=long"]
+    running = begin(*command, *JOBLIB)
+    running.until("long/6/checkpoint.pt", "long/7/checkpoint.pt")
     stopped = running.signal(signal.SIGTERM).end()
     assert stopped.code == 143
     assert "Traceback" not in stopped.err
-    for number in (0, 1):
+    for number in (0, 1, 4, 5):
+        assert f"job {number} failed: optimizer.lr=-1" in stopped.err
+    assert "job 3: epochs=1 optimizer.lr=0.01 seed=1" in stopped.out
+    for number in (6, 7):
         assert f"job {number} was stopped by SIGTERM" in stopped.out
-    resumed, again = begin("resume=long/0").end(), begin(*command).end()
-    assert resumed.code == again.code == 0
-    assert "job 0 has finished before" in again.out
-    assert "job 1 goes on: seed=1" in again.out
+    is_whole(place / "long", 3, stopped)
+    resumed, again = begin("resume=long/6").end(), begin(*command).end()
+    assert resumed.code == 0
+    assert again.code == 1
+    assert again.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
+    for number in (2, 3, 6):
+        assert f"job {number} has finished before" in again.out
+    assert "job 7 goes on: epochs=60 optimizer.lr=0.01 seed=1" in again.out
     assert "going on behind batch" in again.out
-    assert "2 of 2 jobs have finished" in again.out
-    same_weights(place / "long" / "1", whole)
+    table = pd.read_csv(place / "long" / "sweep.csv")
+    jobs = table.groupby("job")
+    assert jobs["status"].first().tolist() == ["failed", "failed", "finished", "finished"] * 2
+    assert jobs["seed"].first().tolist() == [0, 1] * 4
+    assert table["error"].dropna().str.startswith("optimizer.lr=-1").tolist() == [True] * 4
+    assert "8 jobs: 4 finished, 4 failed" in (place / "long" / "sweep.md").read_text()
+    same_weights(place / "long" / "7", whole)
 
 
 def worker(folder: Path) -> int:
@@ -160,7 +175,8 @@ def test_submitit_takes_up_a_preempted_job(
     begin: Callable[..., Running], place: Path, whole: Path
 ) -> None:
     """Told that its time is up, a job leaves a checkpoint, is queued again, and goes on."""
-    command, folder = ["-m", *LONG, "seed=1", "hydra.sweep.dir=preempted"], place / "preempted"
+    command = ["-m", *LONG, "optimizer.lr=0.01", "seed=1", "hydra.sweep.dir=preempted"]
+    folder = place / "preempted"
     running = begin(*command, "hydra/launcher=submitit_local").until("preempted/0/checkpoint.pt")
     os.kill(worker(folder / ".submitit"), signal.SIGUSR2)
     first = running.end()
