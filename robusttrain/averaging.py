@@ -1,15 +1,17 @@
 """Averages of a model's weights over its training, which take their place in what is kept of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from robusttrain import ranges
+from robusttrain.models.modes import modes_restored
 
 
 class Moment(NamedTuple):
@@ -31,10 +33,11 @@ class Moment(NamedTuple):
 
 
 class Averaging(Protocol):
-    """Settings of an average."""
+    """Settings of an average.
 
-    recompute_statistics: bool
-    """Whether BatchNorm's running statistics are computed anew for it, or those of the model."""
+    BatchNorm keeps the running statistics of the model, unless there is an attribute
+    `recompute_statistics` that is true: then they are computed anew for the averaged weights.
+    """
 
     def share(self, moment: Moment) -> float:
         """What the weights of `moment` count in the average from there on, from 0 to 1."""
@@ -43,8 +46,6 @@ class Averaging(Protocol):
 @dataclass
 class NoAveraging:
     """The weights as they are."""
-
-    recompute_statistics = False
 
     def share(self, moment: Moment) -> float:
         """None at all."""
@@ -65,7 +66,6 @@ class EMA:
     """
 
     decay: float = 0.995
-    recompute_statistics = False
 
     def __post_init__(self) -> None:
         ranges.require(0 <= self.decay < 1, "decay", self.decay, "from 0 to below 1")
@@ -145,7 +145,7 @@ class Average:
         own = [value.clone() for value in present]
         _write(self.weights, present[: len(self.weights)])
         try:
-            if self.settings.recompute_statistics:
+            if getattr(self.settings, "recompute_statistics", False):
                 recompute()
             yield
         finally:
@@ -167,6 +167,27 @@ class Average:
 
     def _present(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.model.parameters()]
+
+
+@torch.no_grad()
+def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Let BatchNorm's running statistics be those of `images`, batches of (N, C, H, W).
+
+    torch's own `update_bn` also clears layers that stay in eval mode when the model is told to
+    train, because somebody has frozen them; here they keep what they have.
+    """
+    with modes_restored(model):
+        model.train()
+        layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            # The mean over all batches.
+            layer.momentum = None
+        for x in images if layers else ():
+            model(x)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def _write(values: list[Tensor], places: list[Tensor]) -> None:

@@ -46,12 +46,20 @@ class Descent:
         Largest l2 norm of the whole gradient, if there is one.
     skips
         Leave objectives out whose loss or gradient is not finite.
+    repeats
+        Refuse objectives that cannot be computed again, though there may be no offsets yet.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None, skips: bool
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip: float | None,
+        skips: bool,
+        repeats: bool = False,
     ) -> None:
-        self.model, self.optimizer, self.clip, self.skips = model, optimizer, clip, skips
+        self.model, self.optimizer, self.clip = model, optimizer, clip
+        self.skips, self.repeats = skips, repeats
         self._understands = getattr(optimizer, "_step_supports_amp_scaling", False)
         self._before: list[Tensor] = []
         if skips and isinstance(optimizer, torch.optim.SGD):
@@ -90,7 +98,7 @@ class Descent:
         Raises
         ------
         InputError
-            If there are offsets, and an objective cannot be computed again.
+            If an objective cannot be computed again, though it is or will be wanted.
         """
         gradient = partial(self._gradient, autocast, penalty, weight)
         while True:
@@ -98,10 +106,10 @@ class Descent:
             found = gradient([(share, partial(next, own, None)) for share, own in parts])
             if not found:
                 return
+            repeats = [_again(each) for each in found] if self.repeats or offsets else []
             if offsets is not None:
                 with perturbed(self.model, offsets):
-                    shares = (share for share, _ in parts)
-                    gradient(zip(shares, map(_again, found), strict=True))
+                    gradient(zip((share for share, _ in parts), repeats, strict=True))
             whole = _together(found)
             yield whole._replace(loss=self._step(whole.loss, rate_share))
 

@@ -79,7 +79,8 @@ class Steps:
         self.total = max(1, settings.epochs * self.per_epoch)
         self.optimizer = optimizer.build(groups(model))
         skips = settings.on_nonfinite is OnNonFinite.skip
-        self.descent = Descent(self.forward, self.optimizer, settings.clip_gradient, skips)
+        repeats = weight_perturbation.at(1.0) is not None
+        self.descent = Descent(self.forward, self.optimizer, settings.clip_gradient, skips, repeats)
         self.scheduler = schedule.build(self.optimizer, self.total)
         # Not the schedule's count, which one of the user's own need not have.
         self.batches = 0

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from robusttrain import distributed, replicas
-from robusttrain.averaging import Averaging, NoAveraging
+from robusttrain.averaging import Averaging, NoAveraging, recompute_statistics
 from robusttrain.data import Dataset, Samples, batches, bounds
 from robusttrain.defenses import Defense, Stateful
 from robusttrain.descent import OnNonFinite, is_finite
@@ -25,7 +24,6 @@ from robusttrain.health import (
     watched,
 )
 from robusttrain.looking import Look
-from robusttrain.models.modes import modes_restored
 from robusttrain.optimizers import Optimizer
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.schedules import Schedule
@@ -206,8 +204,7 @@ class Trainer:
             self.train, self.course.most or self.settings.batch_size,
             stream(self.seed, "statistics"), part=distributed.rank(), parts=distributed.size(),
         )  # fmt: skip
-        with modes_restored(self.model):
-            update_bn((x for x, _ in order), self.model)
+        recompute_statistics(self.model, (x for x, _ in order))
         replicas.average_statistics(self.model)
         self.steps.randomness.restore(before)
 

@@ -43,7 +43,8 @@ class AWP:
     tensor w_l, and v is one step of ascent from w with the adversarial images of J, that is,
     v_l = gamma |w_l| g_l / |g_l| with J's gradient g at w. The gradient at w + v then moves w.
     Biases and the scales of normalisation, tensors of one axis, stay, and so do the sizes of noise.
-    A step costs a second computation of J, forward and backward.
+    J has the penalty of the noise, if there is one. A step costs a second computation of J, forward
+    and backward.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR
 
 from robusttrain import checkpoint
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.averaging import EMA, SWA, Average, Averaging
+from robusttrain.averaging import EMA, SWA, Average, Averaging, Moment
 from robusttrain.data import as_input
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
@@ -106,6 +106,28 @@ def test_swa_computes_the_statistics_of_batch_norm_anew() -> None:
         torch.testing.assert_close(norm.running_var, before.var(0), rtol=1e-5, atol=1e-6)
 
 
+class Frozen(nn.BatchNorm1d):
+    """As for fine-tuning: it stays in eval mode."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(False)
+        return self
+
+
+def test_swa_leaves_frozen_layers_alone() -> None:
+    model = network()
+    model.append(Frozen(3))
+    model[-1].running_mean.fill_(0.3)
+    model[-1].running_var.fill_(2.0)
+    made = trainer(model=model, averaging=SWA(0.0), epochs=1)
+    list(made.epochs())
+    with made.averaged():
+        assert model[-1].running_mean.tolist() == pytest.approx([0.3] * 3)
+        assert model[-1].running_var.tolist() == [2.0] * 3
+        assert model[2].momentum is not None
+    assert (model[2].momentum, model[-1].momentum) == (0.1, 0.1)
+
+
 def test_ema_leaves_the_statistics_of_batch_norm_to_the_model() -> None:
     made = trainer(averaging=EMA(0.9))
     list(made.epochs())
@@ -165,6 +187,31 @@ def test_an_average_goes_on_where_it_was(
         with made.averaged():
             found.append(state_of(made.model))
     assert torch.equal(*found)
+
+
+def test_what_an_average_goes_on_from_stays_as_it_is() -> None:
+    model = nn.Linear(2, 2)
+    state = {"taken": 1, "weights": [parameter.detach() + 1 for parameter in model.parameters()]}
+    kept = [weight.clone() for weight in state["weights"]]
+    average = Average(model, EMA(0.5))
+    average.load_state_dict(state)
+    average.update(0.5, epoch_ends=False)
+    assert all(torch.equal(*pair) for pair in zip(state["weights"], kept, strict=True))
+
+
+class Latest:
+    """An average of a user's own, which says nothing of BatchNorm."""
+
+    def share(self, moment: Moment) -> float:
+        return 1.0
+
+
+def test_an_average_of_a_users_own_keeps_the_statistics_of_the_model() -> None:
+    made = trainer(averaging=Latest())
+    list(made.epochs())
+    own = state_of(made.model)
+    with made.averaged():
+        assert torch.equal(state_of(made.model), own)
 
 
 def test_bad_settings_are_refused_by_name() -> None:

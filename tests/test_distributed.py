@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from robusttrain import distributed, replicas
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
-from robusttrain.data import Split, hold_out
+from robusttrain.averaging import SWA, Averaging
+from robusttrain.data import Split, as_input, hold_out
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses import Defense
 from robusttrain.defenses.alpha_mix import AlphaMix
@@ -130,6 +131,7 @@ def trainer(
     batch_size: int,
     model: nn.Module | None = None,
     weight_perturbation: WeightPerturbation | None = None,
+    averaging: Averaging | None = None,
     **keys: Any,
 ) -> Trainer:
     train, validation = hold_out(DATA.load()[0], DATA.validation, 0)
@@ -138,7 +140,7 @@ def trainer(
         network() if model is None else model, defense, SGD(0.2), OneCycle(0.5),
         Training(validation_attack=FGSM(eps=EPS), clip_gradient=1.0, **settings),
         train=train, validation=validation, dataset=DATA, norm=Norm.linf, eps=EPS, seed=0,
-        terminal=quiet(), weight_perturbation=weight_perturbation,
+        terminal=quiet(), weight_perturbation=weight_perturbation, averaging=averaging,
     )  # fmt: skip
 
 
@@ -168,6 +170,21 @@ def test_two_processes_train_as_one_with_twice_the_batch(norm: bool, tmp_path: P
             np.testing.assert_allclose(
                 ours_and_theirs[:2], ours_and_theirs[2:], rtol=1e-6, err_msg=name
             )
+
+
+def test_the_statistics_of_an_average_are_those_of_all_images(tmp_path: Path) -> None:
+    def work() -> tuple[Tensor, Tensor]:
+        made = trainer(Standard(), 64, network(norm=True), averaging=SWA(0.0), epochs=1)
+        list(made.epochs())
+        with made.averaged(), torch.no_grad():
+            layers = made.model
+            inputs = layers[1](layers[0](as_input(made.train.images)))
+            return layers[2].running_mean.clone(), inputs.mean((0, 2, 3))
+
+    (one, expected), (other, _) = together(work, tmp_path)
+    assert torch.equal(one, other)
+    # A batch of each, which count alike, with 51 images and 50.
+    torch.testing.assert_close(one, expected, rtol=0, atol=2e-3)
 
 
 @dataclass

@@ -23,8 +23,10 @@ from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
+from robusttrain.noise import NoiseLayer, Progress, Switches, attach
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.optimizers import SGD
+from robusttrain.precision import Precision
 from robusttrain.weight_perturbation import AWP, WeightPerturbation, perturbed
 
 Array = NDArray[np.float64]
@@ -78,6 +80,20 @@ def test_weights_and_statistics_come_back_bit_for_bit() -> None:
     assert moved == {"0.weight", "4.weight"} | running
     assert sum(value.dim() > 1 for value in before.values()) > 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_frozen_weights_stay_and_the_others_get_what_is_theirs() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].requires_grad_(False)
+    model(torch.rand(8, 4)).square().sum().backward()
+    before = [layer.weight.detach().clone() for layer in model]
+    with perturbed(model, AWP(0.3).offsets):
+        moved = [layer.weight.detach() - own for layer, own in zip(model, before, strict=True)]
+    assert not moved[1].any()
+    for number in (0, 2):
+        slope = model[number].weight.grad
+        expected = 0.3 * before[number].norm() * slope / slope.norm()
+        torch.testing.assert_close(moved[number], expected)
 
 
 def test_they_come_back_where_the_step_fails() -> None:
@@ -134,6 +150,32 @@ def test_without_size_it_is_the_training_without_it(defense: Defense) -> None:
     for made in (plain, none):
         list(made.epochs())
     assert torch.equal(state_of(plain.model), state_of(none.model))
+
+
+class Pull(NoiseLayer):
+    """No noise, but a penalty on the weights that it is attached to."""
+
+    def __init__(self, pulled: Tensor) -> None:
+        super().__init__(Switches(), 0)
+        self.pulled = pulled
+
+    def penalty(self, progress: Progress) -> Tensor:
+        return self.pulled.square().sum()
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_without_size_the_second_gradient_is_the_first(precision: Precision, weight: float) -> None:
+    """With a penalty, in the precision of the training, and weighted among several processes."""
+    ends = []
+    for perturbation in (None, AWP(0.0)):
+        model = plain()
+        attach(model, Pull(model[1].weight))
+        made = trainer(model=model, weight_perturbation=perturbation, precision=precision)
+        x, y = as_input(made.train.images[:40]), made.train.labels[:40]
+        list(made.steps.take(made.defense, x, y, made.course, weight=weight))
+        ends.append(state_of(model))
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("defense", [Standard(), RT(eps=EPS), WorstCase(FIXED), AlphaMix(FIXED)])
@@ -218,11 +260,12 @@ class Single:
         yield Objective(nn.functional.cross_entropy(model(x), y))
 
 
-def test_a_defense_that_cannot_be_computed_again_is_refused() -> None:
+@pytest.mark.parametrize("warmup", [0.0, 0.9])
+def test_a_defense_that_cannot_be_computed_again_is_refused_at_once(warmup: float) -> None:
     list(trainer(Single(), epochs=1).epochs())
-    made = trainer(Single(), weight_perturbation=AWP())
+    made = trainer(Single(), weight_perturbation=AWP(warmup=warmup))
     with pytest.raises(InputError, match=r"^weight_perturbation is not possible .*repeatable"):
-        list(made.epochs())
+        next(made.batches())
 
 
 @pytest.mark.parametrize(

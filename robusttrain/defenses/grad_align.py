@@ -22,7 +22,8 @@ class GradAlign:
     cosine falls where one step stops being the worst case, that is, in catastrophic overfitting.
     The gradient at x also gives d and is a constant of the objective; both gradients are of the
     plain cross-entropy in train mode. Three forward passes, one input gradient alone, and one that
-    is differentiated through.
+    is differentiated through. With `weight_perturbation=awp` the constant stays the gradient at the
+    weights themselves.
 
     Parameters
     ----------
