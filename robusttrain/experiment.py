@@ -34,6 +34,7 @@ from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import MANIFEST
 from robusttrain.saved import load_model
+from robusttrain.splitting import refused_where_too_large
 from robusttrain.tally import Epoch
 from robusttrain.training import Trainer
 from robusttrain.training_run import TrainingRun, newest_checkpoint
@@ -295,12 +296,14 @@ def _inspect(
 def _evaluate(
     config: Config, model: nn.Module, test: Samples, run_dir: Path, terminal: Terminal
 ) -> Examined:
-    return examined(
-        model, test, config.evaluation,
-        norm=config.norm, eps=config.eps, seed=config.seed,
-        folder=run_dir / f"evaluation.partial{distributed.suffix()}",
-        origin=(config.checkpoint, config.model, config.noise), terminal=terminal,
-    )  # fmt: skip
+    at_once = config.evaluation.at_once(test.device)
+    with refused_where_too_large("evaluation.batch_size", at_once):
+        return examined(
+            model, test, config.evaluation,
+            norm=config.norm, eps=config.eps, seed=config.seed,
+            folder=run_dir / f"evaluation.partial{distributed.suffix()}",
+            origin=(config.checkpoint, config.model, config.noise), terminal=terminal,
+        )  # fmt: skip
 
 
 def _report(

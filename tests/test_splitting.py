@@ -22,7 +22,7 @@ from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.terminal import Terminal
-from robusttrain.splitting import halved, is_out_of_memory, parted
+from robusttrain.splitting import halved, is_out_of_memory, parted, refused_where_too_large
 from robusttrain.training import Trainer
 
 FIXED = PGD(eps=EPS, steps=2, random_start=False)
@@ -226,3 +226,14 @@ def test_parts_get_smaller_until_they_cannot(size: int, most: int | None) -> Non
             assert least <= sizes[-1] < sizes[-2]
         with pytest.raises(InputError):
             halved(size, sizes[-1], model)
+
+
+@pytest.mark.parametrize(("images", "advice"), [(9, "try size=4"), (1, "try a device with more")])
+def test_a_size_that_does_not_fit_is_named(images: int, advice: str) -> None:
+    with (
+        pytest.raises(InputError, match=rf"^size={images} does not fit into memory: {advice}"),
+        refused_where_too_large("size", images),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match=r"^another$"), refused_where_too_large("size", images):
+        raise RuntimeError("another")

@@ -110,6 +110,10 @@ class Evaluation:
         order = torch.randperm(size, generator=streams.stream(0, "evaluated samples"))
         return order[: self.samples].sort().values
 
+    def at_once(self, device: torch.device) -> int:
+        """How many images go through a model on `device` together."""
+        return self.batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
+
     def probed(self, count: int) -> Tensor:
         """Positions among `count` evaluated images that the probe is tried on, evenly spread."""
         wanted = min(count, self.probe_samples or count)
@@ -136,9 +140,8 @@ def examine(
     """The positions of the images to evaluate, and the subject of the evaluation."""
     rows = settings.choose(samples.size)
     images, y = samples.take(rows).loaded()
-    batch_size = settings.batch_size or (CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
-    draws = settings.eot, settings.votes
-    return rows.numpy(), Subject(model, as_input(images), y, batch_size, *draws, seed)
+    how = settings.at_once(images.device), settings.eot, settings.votes
+    return rows.numpy(), Subject(model, as_input(images), y, *how, seed)
 
 
 def evaluate(

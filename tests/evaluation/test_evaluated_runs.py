@@ -92,3 +92,26 @@ def test_the_images_that_are_kept_lie_in_the_ball_and_in_the_box(trained: Path) 
     assert np.array_equal(kept["images"][alone], clean[alone])
     samples = pd.read_csv(trained / "samples.csv", keep_default_na=False)
     assert samples["broken_by"].tolist() == kept["broken_by"].tolist()
+
+
+NO_ROOM = """
+import torch
+from robusttrain.evaluation import examination
+
+def attack_all(*arguments, **keys):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+examination.attack_all = attack_all
+"""
+
+
+def test_images_that_do_not_fit_into_memory_are_told_of_and_the_model_is_kept(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    answer = command_line.run(*TRAINING, "evaluation=quick", cwd=tmp_path, first=NO_ROOM)
+    assert answer.code == 1
+    assert answer.err == (
+        "robusttrain: evaluation.batch_size=128 does not fit into memory: "
+        "try evaluation.batch_size=64\n"
+    )
+    assert len(list(tmp_path.rglob("best.pt"))) == 1
