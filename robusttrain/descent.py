@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robusttrain import distributed
+from robusttrain import distributed, replicas
 from robusttrain.defenses import Objective
 from robusttrain.errors import InputError
 from robusttrain.noise import noise_layers
-from robusttrain.replicas import Replicas
 from robusttrain.weight_perturbation import Offsets, perturbed
 
 
@@ -135,8 +134,7 @@ class Descent:
             loss = loss if extra is None else loss + extra
             (share * loss).backward()  # type: ignore[no-untyped-call]
             found.append(_without_graph(objective, share))
-        if isinstance(self.model, Replicas):
-            self.model.refuse_unused()
+        replicas.refuse_unused(self.model)
         return found
 
     def _begin(self) -> None:

@@ -44,19 +44,6 @@ class Replicas(nn.Module):
         model = self.model if held or not torch.is_grad_enabled() else self.together
         return cast(Tensor, model(x))
 
-    def refuse_unused(self) -> None:
-        """Raise `InputError` if the last backward pass has left out a parameter.
-
-        The processes would wait for its gradient.
-        """
-        named = self.model.named_parameters()
-        left_out = [name for name, p in named if p.requires_grad and p.grad is None]
-        if left_out:
-            raise InputError(
-                f"several processes cannot train a model whose loss leaves out parameters: "
-                f"{', '.join(left_out)}"
-            )
-
 
 def replicated(model: nn.Module) -> nn.Module:
     """The view of `model` for defenses: itself, where there is one process."""
@@ -66,6 +53,27 @@ def replicated(model: nn.Module) -> nn.Module:
         # Noise that is not drawn in training learns nothing.
         layer.requires_grad_(layer.on_train)
     return Replicas(model)
+
+
+def refuse_unused(model: nn.Module) -> None:
+    """Refuse a last backward pass that has left out a parameter of the view `model`.
+
+    Of several processes the others would wait for its gradient.
+
+    Raises
+    ------
+    InputError
+        Naming the parameters.
+    """
+    if not isinstance(model, Replicas):
+        return
+    named = model.model.named_parameters()
+    left_out = [name for name, p in named if p.requires_grad and p.grad is None]
+    if left_out:
+        raise InputError(
+            f"several processes cannot train a model whose loss leaves out parameters: "
+            f"{', '.join(left_out)}"
+        )
 
 
 def part_ways(model: nn.Module, seed: int) -> None:
