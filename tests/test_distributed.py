@@ -380,10 +380,12 @@ def test_what_cannot_be_trained_together_is_refused(tmp_path: Path) -> None:
             return logits
 
     def work() -> list[str]:
-        few = trainer(Standard(), BATCH)
-        few.train = few.train.take(torch.arange(1))
+        def idle(perturbation: WeightPerturbation | None) -> Trainer:
+            return trainer(Standard(), BATCH, Idle(), perturbation)
+
         return [
-            refusal(lambda: list(trainer(Standard(), BATCH, Idle()).epochs())),
+            refusal(lambda: list(idle(None).epochs())),
+            refusal(lambda: list(idle(AWP()).epochs())),
             refusal(lambda: replicas_of(1)),
         ]
 
@@ -395,8 +397,9 @@ def test_what_cannot_be_trained_together_is_refused(tmp_path: Path) -> None:
             norm=Norm.linf, eps=EPS, seed=0, terminal=quiet(),
         )  # fmt: skip
 
-    for idle, few in together(work, tmp_path):
-        assert "leaves out parameters: idle.weight, idle.bias" in idle
+    for *idle, few in together(work, tmp_path):
+        for refused in idle:
+            assert "leaves out parameters: idle.weight, idle.bias" in refused
         assert few == "1 training images cannot be divided over 2 processes"
 
 
