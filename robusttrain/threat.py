@@ -276,6 +276,16 @@ def ball(norm: Norm, eps: float) -> Ball:
     return balls[Norm(norm)](eps)
 
 
+def striped_start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
+    """A point of S(x) with vertical stripes at the edge of `ball`, one sign a column and channel.
+
+    Where the Square Attack starts in linf (Andriushchenko et al. 2020, Algorithm 2); in l2 and l1
+    the stripes are projected.
+    """
+    signs = torch.empty_like(x[..., :1, :]).uniform_(-1, 1, generator=generator).sign()
+    return ball.project(x + ball.eps * signs, x)
+
+
 def per_image(values: Tensor, like: Tensor) -> Tensor:
     """`values` of shape (N,) in a shape that multiplies images `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))

@@ -13,7 +13,7 @@ from scipy.stats import beta, kstest
 from torch import Tensor
 
 from robusttrain.errors import InputError
-from robusttrain.threat import Ball, Norm, ball
+from robusttrain.threat import Ball, Norm, ball, striped_start
 
 NORMS = list(Norm)
 CORNERED = [Norm.linf, Norm.l1]  # the norms whose ball is a polytope
@@ -401,6 +401,17 @@ class TestRandomStart:
         torch.rand(3)
         assert torch.equal(first, threat.random_start(x, generator(5)))
         assert not torch.equal(first, threat.random_start(x, generator(6)))
+
+
+@every_norm
+@given(seed=seeds, eps=radii)
+def test_a_striped_start_is_feasible_and_drawn_from_the_generator_alone(
+    norm: Norm, seed: int, eps: float
+) -> None:
+    x, threat = images(seed), ball(norm, eps)
+    start = striped_start(threat, x, generator(seed))
+    assert feasible(threat, start, x)
+    assert torch.equal(start, striped_start(threat, x, generator(seed)))
 
 
 @every_norm

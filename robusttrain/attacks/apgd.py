@@ -12,7 +12,7 @@ from robusttrain import ranges
 from robusttrain.attacks.crafting import Surrogate
 from robusttrain.attacks.objectives import ObjectiveAttack, remaining
 from robusttrain.attacks.standing import Best, Rows, standing
-from robusttrain.threat import Ball, Norm, ball, per_image
+from robusttrain.threat import Ball, Norm, ball, per_image, striped_start
 
 # Croce and Hein 2020: share of the old move in a step, and when the step is reviewed.
 MOMENTUM = 0.25
@@ -159,8 +159,7 @@ class APGD(ObjectiveAttack):
     def _points(self, start: Start, x: Tensor, generator: torch.Generator) -> Tensor:
         """Where a search starts, an image each."""
         if start is Start.stripes:
-            signs = torch.empty_like(x[..., :1, :]).uniform_(-1, 1, generator=generator).sign()
-            return self.ball.project(x + self.eps * signs, x)
+            return striped_start(self.ball, x, generator)
         radius, _ = self._stages(start)[0]
         return RULES[self.norm].start(ball(self.norm, radius), x, generator)
 

@@ -1,5 +1,6 @@
 """Projected gradient descent on the negative loss (Madry et al. 2018)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,17 +11,44 @@ from robusttrain import ranges
 from robusttrain.attacks.crafting import Surrogate
 from robusttrain.attacks.objectives import ObjectiveAttack
 from robusttrain.attacks.standing import Best, Rows, standing
-from robusttrain.threat import per_image
+from robusttrain.threat import Ball, per_image, striped_start
 
 # Standard deviation of a start next to the image, in pixel units (Zhang et al. 2019).
 NEARBY = 0.001
 
 
 class Start(StrEnum):
-    """Where a random start is drawn: `uniform` from all of S(x), or `gaussian` right next to x."""
+    """How a random start is drawn.
+
+    `uniform` is a point of all of S(x), `gaussian` one right next to x, with a standard deviation
+    of 0.001, which is all that a loss without slope at x needs (TRADES, Zhang et al. 2019).
+    `stripes` is where the Square Attack starts, at the edge of S(x). `mixed` is uniform or stripes,
+    with even odds for each image: a network that is trained from random points alone can learn to
+    hide what lies behind the stripes from its gradient.
+    """
 
     uniform = "uniform"
     gaussian = "gaussian"
+    stripes = "stripes"
+    mixed = "mixed"
+
+
+def _nearby(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
+    return ball.project(x + torch.empty_like(x).normal_(0, NEARBY, generator=generator), x)
+
+
+def _mixed(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
+    anywhere, striped = ball.random_start(x, generator), striped_start(ball, x, generator)
+    odds = torch.rand(len(x), generator=generator, device=x.device)
+    return torch.where(per_image(odds < 0.5, x), anywhere, striped)
+
+
+STARTS: dict[Start, Callable[[Ball, Tensor, torch.Generator], Tensor]] = {
+    Start.uniform: lambda ball, x, generator: ball.random_start(x, generator),
+    Start.gaussian: _nearby,
+    Start.stripes: striped_start,
+    Start.mixed: _mixed,
+}
 
 
 @dataclass
@@ -46,8 +74,7 @@ class PGD(ObjectiveAttack):
     random_start
         Start from a random point of S(x) instead of x.
     start
-        How that point is drawn: `uniform`, or `gaussian` with a standard deviation of 0.001 around
-        x, which is all that a loss without slope at x needs (TRADES, Zhang et al. 2019).
+        How that point is drawn: `uniform`, `gaussian`, `stripes` or `mixed`; see `Start`.
     restarts
         Independent searches for each target, 1 or more.
     keep_best
@@ -112,12 +139,7 @@ class PGD(ObjectiveAttack):
         return gradient
 
     def _start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        if not self.random_start:
-            return x
-        if self.start is Start.uniform:
-            return self.ball.random_start(x, generator)
-        nearby = torch.empty_like(x).normal_(0, NEARBY, generator=generator)
-        return self.ball.project(x + nearby, x)
+        return STARTS[self.start](self.ball, x, generator) if self.random_start else x
 
     def _last_iterate(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         x_adv, slope = self._start(x, generator), torch.zeros_like(x)

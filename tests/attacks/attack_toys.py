@@ -46,6 +46,7 @@ ATTACKS: dict[str, Make] = {
     "pgd": partial(PGD, steps=3),
     "pgd_best": partial(PGD, steps=2, restarts=2, keep_best=True),
     "pgd_gaussian": partial(PGD, steps=3, start="gaussian"),
+    "pgd_mixed": partial(PGD, steps=3, start="mixed"),
     "friendly": partial(FriendlyPGD, steps=3, tau=1),
     "lbfgs": partial(LBFGS, steps=2, rounds=2),
     "softmax_linearisation": SoftmaxLinearisation,
@@ -61,7 +62,8 @@ ATTACKS: dict[str, Make] = {
     "deepfool": partial(DeepFool, steps=3),
 }
 RANDOM = [
-    "fgsm_rs", "pgd", "pgd_best", "pgd_gaussian", "friendly", "uniform", "apgd", "apgd_t", "square",
+    "fgsm_rs", "pgd", "pgd_best", "pgd_gaussian", "pgd_mixed", "friendly", "uniform", "apgd",
+    "apgd_t", "square",
 ]  # fmt: skip
 GRADIENT_FREE = ["uniform", "square"]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from attack_toys import OnFirstPixel, everywhere, generator, tanh_network
 from numpy.typing import NDArray
+from scipy.stats import kstest
 from torch import Tensor, nn
 
 from robusttrain.attacks.pgd import PGD
@@ -199,9 +200,59 @@ def test_a_gaussian_start_is_right_next_to_the_image(norm: Norm, eps: float) -> 
     assert 0.0003 < (x_adv - x).std() < 0.0015
 
 
-def test_a_gaussian_start_is_a_random_one() -> None:
-    with pytest.raises(InputError, match=r"^start=gaussian is not allowed.*random_start=false"):
-        PGD(random_start=False, start="gaussian")
+def offsets(start: str, count: int) -> Tensor:
+    """Where searches with radius 0.1 began, from grey images of 6 x 7 pixels; (N, 6, 7)."""
+    x = torch.full((count, 1, 6, 7), 0.5, dtype=torch.float64)
+    attack = PGD(eps=0.1, steps=1, step_size=1e-12, start=start)
+    model = nn.Sequential(nn.Flatten(1), nn.Linear(42, 2)).double()
+    x_adv = attack(model, x, torch.zeros(count, dtype=torch.int64), generator=generator(7))
+    return (x_adv - x).squeeze(1)
+
+
+def striped(delta: Tensor) -> Tensor:
+    """Which rows are at the edge everywhere, with one sign a column; (N,)."""
+    upright = (delta - delta[:, :1]).abs().amax((1, 2)) < 1e-9
+    return upright & ((delta.abs() - 0.1).abs().amax((1, 2)) < 1e-9)
+
+
+def test_stripes_stand_at_the_edge_with_a_sign_a_column() -> None:
+    delta = offsets("stripes", 400)
+    assert striped(delta).all()
+    # Fair coins: 2,800 of them are this far from even once in 15,000 times.
+    assert abs(delta[:, 0].sign().mean()) < 4 / math.sqrt(2800)
+
+
+def test_a_mixed_start_is_of_stripes_or_uniform_with_even_odds() -> None:
+    delta = offsets("mixed", 1000)
+    chosen = striped(delta)
+    assert abs(chosen.double().mean() - 0.5) < 4 * 0.5 / math.sqrt(1000)
+    others = delta[~chosen].flatten().numpy()
+    assert kstest(others, "uniform", args=(-0.1, 0.2)).pvalue > 1e-3
+
+
+class Threshold(nn.Module):
+    """Says 1 where the first column is nearly as bright as it can be; flat everywhere else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        excess = torch.relu(x[..., 0].mean((1, 2)) - 0.58)
+        return torch.stack([torch.full_like(excess, 0.01), excess], 1)
+
+
+@pytest.mark.parametrize(
+    ("start", "share"), [("uniform", 0.0), ("gaussian", 0.0), ("stripes", 0.5), ("mixed", 0.25)]
+)
+def test_stripes_reach_what_gradients_elsewhere_do_not_show(start: str, share: float) -> None:
+    """The first column is bright in half of the stripes, and in no random point."""
+    x, y = torch.full((800, 1, 20, 3), 0.5), torch.zeros(800, dtype=torch.int64)
+    attack, model = PGD(eps=0.1, steps=2, start=start), Threshold()
+    broken = model(attack(model, x, y, generator=generator(1))).argmax(1) != y
+    assert abs(broken.double().mean() - share) <= 4 * math.sqrt(share * (1 - share) / 800)
+
+
+@pytest.mark.parametrize("start", ["gaussian", "stripes", "mixed"])
+def test_every_kind_of_start_but_the_default_wants_a_random_one(start: str) -> None:
+    with pytest.raises(InputError, match=rf"^start={start} is not allowed.*random_start=false"):
+        PGD(random_start=False, start=start)
 
 
 def test_restarts_without_a_random_start_are_refused() -> None:
