@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from robusttrain import ranges
-from robusttrain.models.first_conv import FirstConv2d
+from robusttrain.models.conv_net import ConvNet
 
 HIDDEN = 100
 
@@ -23,16 +23,5 @@ class SmallCNN:
         ranges.at_least(1, width=self.width)
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-        channels, height, width = image_shape
-        # A 4 x 4 kernel with stride 2 and padding 1 turns n pixels into n // 2.
-        features = 2 * self.width * (height // 4) * (width // 4)
-        return nn.Sequential(
-            FirstConv2d(channels, self.width, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(self.width, 2 * self.width, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(1),
-            nn.Linear(features, HIDDEN),
-            nn.ReLU(),
-            nn.Linear(HIDDEN, num_classes),
-        )
+        network = ConvNet([self.width, 2 * self.width], [2, 2], [HIDDEN])
+        return network.build(num_classes, image_shape)

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from robusttrain.errors import InputError
 from robusttrain.models import Architecture, build_model
+from robusttrain.models.conv_net import ConvNet
 from robusttrain.models.linear import Linear
 from robusttrain.models.madry_cnn import MadryCNN
 from robusttrain.models.mlp import MLP
@@ -26,6 +27,7 @@ SMALL: dict[str, Architecture] = {
     "linear": Linear(),
     "mlp": MLP(widths=[12, 7]),
     "small_cnn": SmallCNN(width=4),
+    "conv_net": ConvNet(channels=[4, 6, 5], strides=[1, 2, 2], hidden=[9, 7]),
     "madry_cnn": MadryCNN(channels=[4, 6], hidden=9),
     "preact_resnet": PreActResNet(blocks=[1, 1, 1, 1], width=4),
     "wide_resnet": WideResNet(depth=10, width=1),
@@ -92,6 +94,16 @@ class TestParameterCounts:
         convolutions = convolution(1, 32, 5, True) + convolution(32, 64, 5, True)
         expected = convolutions + affine(7 * 7 * 64, 1024) + affine(1024, 10)
         assert parameter_count(MadryCNN(), (1, 28, 28)) == expected == 3_274_634
+
+    def test_conv_net(self) -> None:
+        convolutions = convolution(1, 32, 3, True) + convolution(32, 32, 4, True)
+        convolutions += convolution(32, 64, 3, True) + convolution(64, 64, 4, True)
+        hidden = affine(7 * 7 * 64, 512) + affine(512, 512)
+        assert parameter_count(ConvNet(), (1, 28, 28)) == convolutions + hidden + affine(512, 10)
+
+    def test_conv_net_without_hidden_layers(self) -> None:
+        expected = convolution(3, 5, 4, True) + affine(5 * 3 * 4, 10)
+        assert parameter_count(ConvNet([5], [2], []), (3, 7, 8)) == expected
 
     def test_preact_resnet18(self) -> None:
         stages = 2 * block(64, 64, 1)
@@ -248,6 +260,28 @@ class TestResidual:
         assert torch.equal(model(x), model(x))
 
 
+class TestConvNet:
+    def test_a_stride_of_two_halves_the_image(self) -> None:
+        model = built(ConvNet([2, 3, 4, 5], [1, 2, 1, 2], []), (1, 14, 9))
+        sizes = []
+        for module in model:
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda m, i, o: sizes.append(tuple(o.shape[1:])))
+        model(images((1, 14, 9)))
+        assert sizes == [(2, 14, 9), (3, 7, 4), (4, 7, 4), (5, 3, 2)]
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_a_convolution_by_hand(self, stride: int) -> None:
+        model, x = built(ConvNet([2], [stride], []), (1, 6, 6)), images((1, 6, 6), 1)
+        kernel, bias = model[0].weight, model[0].bias
+        size, padded = kernel.shape[-1], nn.functional.pad(x, (1, 1, 1, 1))
+        for row, column in [(0, 0), (1, 2)]:
+            top, left = stride * row, stride * column
+            window = padded[0, :, top : top + size, left : left + size]
+            expected = (kernel * window).sum((1, 2, 3)) + bias
+            torch.testing.assert_close(model[0](x)[0, :, row, column], expected)
+
+
 class TestTorchvision:
     def test_grey_is_the_same_picture_in_three_channels(self) -> None:
         grey = built(TorchvisionModel("resnet18"), (1, 8, 8)).eval()
@@ -285,6 +319,11 @@ class TestTorchvision:
     [
         (lambda: MLP(widths=[8, 0]), r"widths=\[8, 0\]"),
         (lambda: SmallCNN(width=0), "width=0"),
+        (lambda: ConvNet(channels=[], strides=[]), r"channels=\[\]"),
+        (lambda: ConvNet(channels=[4, 0], strides=[1, 1]), r"channels=\[4, 0\]"),
+        (lambda: ConvNet(channels=[4], strides=[1, 2]), r"strides=\[1, 2\] .* list of 1 numbers"),
+        (lambda: ConvNet(channels=[4], strides=[3]), r"strides=\[3\] .* each 1 or 2"),
+        (lambda: ConvNet(hidden=[512, 0]), r"hidden=\[512, 0\]"),
         (lambda: MadryCNN(channels=[]), r"channels=\[\]"),
         (lambda: MadryCNN(hidden=0), "hidden=0"),
         (lambda: PreActResNet(blocks=[]), r"blocks=\[\]"),

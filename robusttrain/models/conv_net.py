@@ -1,0 +1,62 @@
+"""Plain convolutional networks without pooling."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import nn
+
+from robusttrain import ranges
+from robusttrain.models.first_conv import FirstConv2d
+
+# By stride. A 4 x 4 kernel with stride 2 turns n pixels into n // 2, and meets each one as often.
+KERNELS = {1: 3, 2: 4}
+
+
+@dataclass
+class ConvNet:
+    """Convolutions, each of which may halve the image, and hidden layers.
+
+    By default the network "large" on which Wong et al. 2018 (Scaling provable adversarial defenses)
+    train for MNIST; `channels=[16, 32] strides=[2, 2] hidden=[100]` is their small one. Images have
+    2^k pixels a side at least, where k convolutions halve them.
+
+    Parameters
+    ----------
+    channels
+        One entry, 1 or more, for each convolution.
+    strides
+        As many: 1 for a convolution of 3 x 3 pixels that keeps the size, 2 for one of 4 x 4 that
+        halves it.
+    hidden
+        Widths of the affine layers before the last one, each 1 or more; none where empty.
+    """
+
+    channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])
+    strides: list[int] = field(default_factory=lambda: [1, 2, 1, 2])
+    hidden: list[int] = field(default_factory=lambda: [512, 512])
+
+    def __post_init__(self) -> None:
+        some = len(self.channels) > 0 and all(count >= 1 for count in self.channels)
+        allowed = "a list of one or more whole numbers, each 1 or more"
+        ranges.require(some, "channels", self.channels, allowed)
+        fits = len(self.strides) == len(self.channels) and set(self.strides) <= set(KERNELS)
+        allowed = f"a list of {len(self.channels)} numbers, as long as channels, each 1 or 2"
+        ranges.require(fits, "strides", self.strides, allowed)
+        wide = all(width >= 1 for width in self.hidden)
+        ranges.require(wide, "hidden", self.hidden, "a list of whole numbers, each 1 or more")
+
+    def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        in_channels, height, width = image_shape
+        layers: list[nn.Module] = []
+        for (before, after), stride in zip(
+            pairwise([in_channels, *self.channels]), self.strides, strict=True
+        ):
+            convolution = nn.Conv2d if layers else FirstConv2d
+            kernel = KERNELS[stride]
+            layers += [convolution(before, after, kernel, stride=stride, padding=1), nn.ReLU()]
+            height, width = height // stride, width // stride
+        layers.append(nn.Flatten(1))
+        features = [self.channels[-1] * height * width, *self.hidden]
+        for before, after in pairwise(features):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(features[-1], num_classes))
