@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robusttrain import distributed, replicas
 from robusttrain.averaging import Average, Averaging
 from robusttrain.data import Dataset, Samples, as_input, augment, batch_count
-from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses import Defense, Objective, Stateful
 from robusttrain.descent import Descent, OnNonFinite, groups
 from robusttrain.errors import InputError
 from robusttrain.health import Course
@@ -142,7 +142,7 @@ class Steps:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                _refuse_parts(len(y))
+                _refuse_parts(len(y), defense)
                 course.most = halved(len(y), course.most, self.model)
                 self.say(notice(course.most, self.model))
             # Behind the exception, which holds on to memory.
@@ -191,11 +191,17 @@ class Steps:
         return self.loss(logits, y.repeat_interleave(draws)).view(-1, draws).mean(1)
 
 
-def _refuse_parts(images: int) -> None:
+def _refuse_parts(images: int, defense: Defense) -> None:
+    reason = None
     if distributed.size() > 1:
         # The others would wait for the gradients of a whole batch.
+        reason = "several processes do"
+    elif isinstance(defense, Stateful):
+        # What it keeps for the places of a batch would be that of one part for all of them.
+        reason = "a defense that keeps something from batch to batch does"
+    if reason is not None:
         raise InputError(
-            f"batch_size={images} does not fit into memory, and several processes do not compute "
+            f"batch_size={images} does not fit into memory, and {reason} not compute "
             f"it in parts: try batch_size={max(1, images // 2)}"
         )
 

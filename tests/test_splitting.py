@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.alpha_mix import AlphaMix
+from robusttrain.defenses.free import Free
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
@@ -86,6 +87,14 @@ def test_a_batch_in_parts_is_descended_as_a_whole_one(
         assert epoch.train_robust_accuracy == expected.train_robust_accuracy
     assert told(made).count("out of memory") == {31: 1, 10: 2, 1: 5}[room]
     assert "BatchNorm" not in told(made)
+
+
+def test_what_a_defense_keeps_for_each_place_in_a_batch_is_not_split() -> None:
+    """Free would go on from the perturbation of one part in all of them."""
+    made = short(plain(), Short(10), Free(eps=EPS, replays=2))
+    message = r"^batch_size=32 does not fit .* from batch to batch does not .* try batch_size=16$"
+    with pytest.raises(InputError, match=message):
+        list(made.epochs())
 
 
 def random_training(refusals: int, room: int = 0) -> Trainer:

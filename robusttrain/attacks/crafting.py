@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from robusttrain import ranges, streams
 from robusttrain.models.modes import modes_restored
@@ -77,6 +78,15 @@ def held_still(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
                 norm.track_running_stats = True
             for buffer, before in buffers:
                 buffer.copy_(before)
+
+
+def is_like(model: nn.Module, mode: Mode) -> bool:
+    """Whether `model`, held still in `mode`, returns what it returns in the mode that it is in.
+
+    BatchNorm and dropout make the difference; layers of other kinds are taken to have none.
+    """
+    kinds = _BatchNorm, _DropoutNd
+    return all(m.training is (mode is Mode.train) for m in model.modules() if isinstance(m, kinds))
 
 
 def predictions(logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.attacks.crafting import Label
+from robusttrain.attacks.none import NoAttack
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -63,6 +64,8 @@ def refuse_labels(attack: Attack) -> None:
 
 def refuse_start_at_image(attack: Attack) -> None:
     """Raise `InputError` if `attack` starts at x, where the divergence from f(x) has no slope."""
+    moves = not isinstance(attack, NoAttack)
+    ranges.require(moves, "attack", "none", "one that moves away from the image")
     allowed = "true: the divergence from the outputs at an image has no slope there"
     random_start = getattr(attack, "random_start", True)
     ranges.require(random_start, "attack.random_start", random_start, allowed)

@@ -21,8 +21,10 @@ class Free:
     Shafahi et al. 2019, Algorithm 1: a batch is replayed `replays` times, and each of them takes
     one forward and one backward pass, which gives the gradient of the weights and, at the same
     point, that of the step x + d <- project(x + d + step_size steepest(grad_x L)). d starts at 0,
-    and goes on from batch to batch, and through checkpoints; where an image meets it, x + d is
-    projected on S(x), that is, cut with the box, too. The model is in train mode throughout.
+    and goes on from batch to batch, and through checkpoints. Where an image meets it, x + d is
+    projected on S(x), and what goes on is what the last image has left of it: the authors' code
+    cuts with the box what the model sees, but not d. In l1, of which the paper does not speak, a
+    step moves one pixel in a hundred. The model is in train mode throughout.
 
     An epoch stays one pass over the images, and takes `replays` steps on each batch: for the cost
     of standard training divide `epochs` by `replays`, as the paper does.

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.crafting import Mode, held_still, is_like
 from robusttrain.attacks.divergence import (
     DivergenceFrom,
     divergence,
@@ -24,10 +26,10 @@ class TRADES:
     """min E[ L(f(x), y) + beta max_{z in S(x)} KL(f(x) || f(z)) ] (Zhang et al. 2019, Alg. 1).
 
     The attack climbs the divergence, and the gradient of the objective goes through both of its
-    sides. The clean images pass the network once, in train mode: what the attack moves away from is
-    the very output that the objective holds z to, also where BatchNorm or dropout has another one
-    in eval mode. That is one forward and one backward pass for each of the clean and the
-    adversarial images, beside those of the attack.
+    sides: one forward and one backward pass for each of the clean and the adversarial images,
+    beside those of the attack, which moves away from the output that the clean pass gave anyway.
+    Where BatchNorm or dropout has another one in the mode of the attack (by default eval, as in the
+    paper), it moves away from that, for one forward pass more.
 
     Parameters
     ----------
@@ -50,11 +52,19 @@ class TRADES:
     ) -> Iterator[Objective]:
         """The clean loss and the weighted divergence."""
         clean = model(x)
-        away = DivergenceFrom(mean_log_probabilities(clean.detach(), len(x)))
+        away = DivergenceFrom(mean_log_probabilities(self._attacked(model, x, clean), len(x)))
         x_adv = self.attack(model, x, y, loss=away, generator=generator)
         objective = self._objective(clean, model(x_adv), y, loss)
         # The clean pass that the attack moved away from is that of the first objective too.
         yield objective._replace(again=lambda: self._objective(model(x), model(x_adv), y, loss))
+
+    def _attacked(self, model: nn.Module, x: Tensor, clean: Tensor) -> Tensor:
+        """The outputs at `x` in the mode that the attack has the model in."""
+        mode = getattr(self.attack, "mode", Mode.eval)
+        if is_like(model, mode):
+            return clean.detach()
+        with held_still(model, mode), torch.no_grad():
+            return cast(Tensor, model(x))
 
     def _objective(self, clean: Tensor, adversarial: Tensor, y: Tensor, loss: Loss) -> Objective:
         robust = divergence(log_probabilities(clean), adversarial)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from robusttrain.attacks import cross_entropy
+from robusttrain.attacks.crafting import Mode
 from robusttrain.defenses import Defense, Objective
 
 Array = NDArray[np.float64]
@@ -37,8 +38,8 @@ def generator(seed: int = 2) -> torch.Generator:
 class Fixed:
     """An attack whose images are known; it keeps the loss that it was told to climb."""
 
-    def __init__(self, x_adv: Tensor) -> None:
-        self.x_adv = x_adv
+    def __init__(self, x_adv: Tensor, mode: Mode = Mode.eval) -> None:
+        self.x_adv, self.mode = x_adv, mode
         self.loss: Any = None
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
@@ -71,11 +72,18 @@ def gradients_are_right(defense: Defense) -> bool:
     model = network()
     names = [name for name, _ in model.named_parameters()]
 
-    def loss(*values: Tensor) -> Tensor:
-        def called(x: Tensor) -> Tensor:
-            return cast(Tensor, functional_call(model, dict(zip(names, values, strict=True)), x))
+    class At(nn.Module):
+        """The model at other weights."""
 
-        return objective_of(defense, cast(nn.Module, called)).loss
+        def __init__(self, *values: Tensor) -> None:
+            super().__init__()
+            self.values = dict(zip(names, values, strict=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast(Tensor, functional_call(model, self.values, x))
+
+    def loss(*values: Tensor) -> Tensor:
+        return objective_of(defense, At(*values)).loss
 
     values = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
     check: Callable[..., bool] = torch.autograd.gradcheck

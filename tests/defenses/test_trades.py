@@ -1,5 +1,7 @@
 """TRADES against the paper's formula in float64, and what its attack climbs."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ from defense_toys import (
 from torch import Tensor, nn
 
 from robusttrain.attacks import cross_entropy
+from robusttrain.attacks.crafting import Mode
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.defenses.trades import TRADES
 from robusttrain.errors import InputError
@@ -70,7 +74,38 @@ def test_the_attack_climbs_the_divergence_from_the_clean_output(norm: Norm) -> N
     torch.testing.assert_close(seen[-1], z, rtol=0, atol=1e-9)
 
 
+def normalised() -> nn.Sequential:
+    """A network whose outputs hang on the mode, and whose running statistics stay."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        norm = nn.BatchNorm1d(6, momentum=0.0)
+        nn.init.normal_(cast(Tensor, norm.running_mean))
+        layers = nn.Flatten(1), norm, nn.Linear(6, CLASSES), nn.Dropout(0.5)
+        return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_the_attack_moves_away_from_the_output_in_its_own_mode(mode: Mode) -> None:
+    """Else the divergence is not 0 at x, and what is climbed is partly that of the modes."""
+    model, (x, y) = normalised(), batch()
+    in_eval = normalised().eval()(x)
+    modes: list[bool] = []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    attack = Fixed(NEARBY, mode)
+    (objective,) = TRADES(attack)(model, x, y, loss=cross_entropy, generator=generator())
+    assert objective.clean is not None
+    expected = in_eval if mode is Mode.eval else objective.clean
+    torch.testing.assert_close(attack.loss.target, expected.log_softmax(1))
+    assert not torch.allclose(objective.clean, in_eval)
+    # In train mode each branch of the objective is computed once, and moves the statistics once.
+    assert modes == [True, *([False] if mode is Mode.eval else []), True]
+    assert model[1].num_batches_tracked == 2
+    assert all(module.training for module in model.modules())
+
+
 def test_what_it_cannot_climb_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^attack=none is not allowed: .* moves away"):
+        TRADES(NoAttack())
     with pytest.raises(InputError, match=r"^attack\.random_start=False is not allowed"):
         TRADES(FGSM())
     with pytest.raises(InputError, match=r"^attack\.label=predicted is not allowed"):
