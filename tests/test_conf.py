@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from omegaconf.errors import MissingMandatoryValue
 
 import robusttrain
 from robusttrain import config as configs
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.friendly import FriendlyPGD
+from robusttrain.attacks.pgd import Start
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.cli import CONF
 from robusttrain.errors import InputError
 from robusttrain.experiment import _combined
 from robusttrain.models import build_model
 from robusttrain.saved import INHERITED, compose_again, take_over
+from robusttrain.threat import Norm
 
 pytestmark = pytest.mark.long
 
@@ -127,6 +132,29 @@ def test_defenses_that_are_named_after_an_attack_train_with_it() -> None:
     assert type(built("defense=madry").defense.attack).__name__ == "PGD"
     config = built("attack=lbfgs", "defense=fgsm")
     assert type(config.defense.attack).__name__ == "LBFGS"
+
+
+# What the papers set, and a command line without further words trains with.
+PUBLISHED = {
+    "defense=trades": {"defense.beta": 6.0, "attack.start": Start.gaussian},
+    "defense=mart": {"defense.beta": 6.0, "attack.start": Start.gaussian},
+    "defense=distill": {"defense.alpha": 5 / 6, "attack.start": Start.gaussian},
+    "defense=friendly": {"attack": FriendlyPGD(Norm.linf, 0.1), "attack.tau": 0},
+    "defense=fgsm_rs": {"attack": FGSM(Norm.linf, 0.1, random_start=True)},
+    "defense=n_fgsm": {"defense.k": 2.0},
+    "defense=grad_align": {"defense.weight": 0.2},
+    "defense=free": {"defense.replays": 8},
+    "weight_perturbation=awp": {"weight_perturbation.gamma": 0.01},
+    "averaging=ema": {"averaging.decay": 0.995},
+}
+
+
+@pytest.mark.parametrize("override", PUBLISHED)
+def test_a_method_has_the_settings_of_its_paper(override: str) -> None:
+    needed = NEEDED.get(tuple(override.split("=")), [])  # type: ignore[call-overload]
+    config = built(override, "eps=0.1", "evaluation=quick", *needed)
+    for key, value in PUBLISHED[override].items():
+        assert attrgetter(key)(config) == value
 
 
 COMPONENTS = [

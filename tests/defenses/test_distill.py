@@ -56,6 +56,15 @@ def test_the_loss_is_the_formula(alpha: float) -> None:
     assert objective.loss.item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_teacher_sees_a_batch_once() -> None:
+    teacher = network(TEACHER)
+    seen: list[torch.Tensor] = []
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    objective_of(Distill(PGD(steps=3), teacher))
+    (images,) = seen
+    assert torch.equal(images, batch()[0])
+
+
 def test_the_gradient_is_that_of_the_formula() -> None:
     assert gradients_are_right(Distill(Fixed(NEARBY), network(TEACHER)))
 
