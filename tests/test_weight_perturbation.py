@@ -220,7 +220,8 @@ class _Counting(nn.Module):
         ("alpha_mix", {"f": 7, "i": 3, "b": 4}),
         ("madry", {"f": 5, "i": 3, "b": 2}),
         # The clean pass serves the attack, and the objective at the weights themselves.
-        ("trades", {"f": 7, "i": 3, "b": 4}),
+        # The network has BatchNorm: what the attack moves away from is a pass of its own.
+        ("trades", {"f": 8, "i": 3, "b": 4}),
         ("free", {"f": 6, "b": 6}),
     ],
 )
