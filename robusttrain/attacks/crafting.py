@@ -80,7 +80,7 @@ def held_still(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def is_like(model: nn.Module, mode: Mode) -> bool:
+def outputs_as_in(model: nn.Module, mode: Mode) -> bool:
     """Whether `model`, held still in `mode`, returns what it returns in the mode that it is in.
 
     BatchNorm and dropout make the difference; layers of other kinds are taken to have none.

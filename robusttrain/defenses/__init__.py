@@ -61,7 +61,10 @@ class Defense(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A defense that goes on from what it has kept of earlier batches; checkpoints hold it."""
+    """A defense that goes on from what it has kept of earlier batches; checkpoints hold it.
+
+    Its batches are never computed in parts, also where they do not fit into memory.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, on which the next batch depends."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.crafting import Mode, held_still, is_like
+from robusttrain.attacks.crafting import Mode, held_still, outputs_as_in
 from robusttrain.attacks.divergence import (
     DivergenceFrom,
     divergence,
@@ -61,7 +61,7 @@ class TRADES:
     def _attacked(self, model: nn.Module, x: Tensor, clean: Tensor) -> Tensor:
         """The outputs at `x` in the mode that the attack has the model in."""
         mode = getattr(self.attack, "mode", Mode.eval)
-        if is_like(model, mode):
+        if outputs_as_in(model, mode):
             return clean.detach()
         with held_still(model, mode), torch.no_grad():
             return cast(Tensor, model(x))
