@@ -1,5 +1,6 @@
 """Growth of the training attack over the epochs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -18,8 +19,8 @@ class Curriculum:
     Parameters
     ----------
     eps_warmup
-        Share of the epochs, from 0 to 1, over which the radius of the defense, or of its attack,
-        grows linearly to its full value; a defense without one has nothing to grow.
+        Share of the epochs, from 0 to 1, over which the radii of the defense and of its attack grow
+        linearly to their full values; a defense without any has nothing to grow.
     steps
         Numbers of attack steps, each for an equal share of the epochs; that of the attack
         throughout where empty.
@@ -45,10 +46,10 @@ class Curriculum:
         if self.eps_warmup > 0 and has_radius(defense):
             growing = max(1.0, self.eps_warmup * epochs)
             share = min(1.0, epoch / growing)
-            defense = _scaled(defense, share)
+            defense = _changed(defense, "eps", lambda eps: share * float(eps))
         if self.steps:
             number = self.steps[(epoch - 1) * len(self.steps) // epochs]
-            defense = _changed(defense, "steps", number)
+            defense = _changed(defense, "steps", lambda _: number)
         return defense
 
 
@@ -56,28 +57,18 @@ def has_radius(component: Any) -> bool:
     return hasattr(component, "eps") or hasattr(getattr(component, "attack", None), "eps")
 
 
-def _scaled(defense: T, share: float) -> T:
-    return _changed(defense, "eps", share * float(_found(defense, "eps")))
-
-
-def _found(component: Any, name: str) -> Any:
-    """The field `name` of a component, or of its attack."""
-    owner = component if _has(component, name) else getattr(component, "attack", None)
-    if not _has(owner, name):
+def _changed(component: T, name: str, change: Callable[[Any], Any]) -> T:
+    """A copy of a component with `name` changed, in itself and in its attack where they have it."""
+    attack: Any = getattr(component, "attack", None)
+    changed = {name: change(getattr(component, name))} if _has(component, name) else {}
+    if _has(attack, name):
+        changed["attack"] = replace(attack, **{name: change(getattr(attack, name))})
+    if not changed:
         raise InputError(
             f"training.curriculum cannot change {name!r}: neither the defense "
             f"{type(component).__name__} nor its attack has it"
         )
-    return getattr(owner, name)
-
-
-def _changed(component: T, name: str, value: object) -> T:
-    """A copy of a component with another value of `name`, in itself or in its attack."""
-    _found(component, name)
-    if _has(component, name):
-        return cast(T, replace(cast(Any, component), **{name: value}))
-    attack = replace(cast(Any, component).attack, **{name: value})
-    return cast(T, replace(cast(Any, component), attack=attack))
+    return cast(T, replace(cast(Any, component), **changed))
 
 
 def _has(component: Any, name: str) -> bool:

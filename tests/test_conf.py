@@ -24,6 +24,7 @@ import robusttrain
 from robusttrain import config as configs
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.friendly import FriendlyPGD
+from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import Start
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.cli import CONF
@@ -53,6 +54,9 @@ NEEDED = {
 
 # What a defense refuses: attacks that start where its divergence has no slope.
 REFUSED = {("trades", "fgsm"), ("trades", "mim"), ("trades", "none")}
+
+# Defenses by bounds that are those of a box.
+LINF_ALONE = {"ibp", "mtl_ibp"}
 
 # What the run of a transfer attack holds here.
 SOURCE = torch.nn.Identity()
@@ -111,10 +115,11 @@ attack_node = cache(lambda attack: chosen("attack", attack).attack)
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_a_defense_takes_every_attack(defense: str) -> None:
-    # The one norm that every attack knows.
     needed = NEEDED.get(("defense", defense), [])
-    node = composed(f"defense={defense}", "norm=l2", "evaluation=quick", *needed)
-    for attack in ATTACKS:
+    # l2 is the one norm that every attack knows.
+    norm = "linf" if defense in LINF_ALONE else "l2"
+    node = composed(f"defense={defense}", f"norm={norm}", "evaluation=quick", *needed)
+    for attack in [name for name in ATTACKS if norm == "l2" or name != "carlini_wagner"]:
         node.attack = attack_node(attack)
         if (defense, attack) in REFUSED:
             with pytest.raises(
@@ -143,6 +148,7 @@ PUBLISHED = {
     "defense=fgsm_rs": {"attack": FGSM(Norm.linf, 0.1, random_start=True)},
     "defense=n_fgsm": {"defense.k": 2.0},
     "defense=grad_align": {"defense.weight": 0.2},
+    "defense=ibp": {"defense.attack": NoAttack(), "defense.eps": 0.1, "defense.weight": 0.5},
     "defense=free": {"defense.replays": 8},
     "weight_perturbation=awp": {"weight_perturbation.gamma": 0.01},
     "averaging=ema": {"averaging.decay": 0.995},

@@ -11,6 +11,7 @@ from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.curriculum import Curriculum
 from robusttrain.defenses.alpha_mix import AlphaMix
+from robusttrain.defenses.ibp import IBP
 from robusttrain.defenses.lsa import LSA
 from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
@@ -46,6 +47,11 @@ def test_the_defense_s_own_radius_grows_and_is_used() -> None:
     assert half._objective.attack.eps == 0.2
     mixed = Curriculum(eps_warmup=1.0).at(AlphaMix(FGSM(eps=0.4), 0.3), 1, 2)
     assert mixed == AlphaMix(FGSM(eps=0.2), 0.3)
+
+
+def test_where_defense_and_attack_have_a_radius_both_grow() -> None:
+    half = Curriculum(eps_warmup=1.0).at(IBP(PGD(eps=0.2), eps=0.4), 1, 2)
+    assert half == IBP(PGD(eps=0.1), eps=0.2)
 
 
 @pytest.mark.parametrize(

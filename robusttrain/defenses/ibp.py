@@ -1,0 +1,76 @@
+"""Training on bounds: what no attack can exceed, instead of what one attack finds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.none import NoAttack
+from robusttrain.defenses import Objective, repeatable
+from robusttrain.intervals import Interval
+from robusttrain.models.modes import modes_restored
+from robusttrain.threat import Norm
+
+
+@dataclass
+class IBP:
+    """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018, eq. 11 and 12).
+
+    m(x) are the worst logits that interval bound propagation leaves possible in S(x), so that the
+    second loss is no smaller than that at any point of it. With an attack its images take the place
+    of x in the first loss, which is MTL-IBP (De Palma et al. 2024, "Expressive losses for verified
+    robustness via convex combinations", eq. 9). A forward and a backward pass of intervals, which
+    cost about two of images, and one of each for the images of the first loss, beside those of the
+    attack.
+
+    Bounds are those of the network as it predicts: BatchNorm with its running statistics, without
+    dropout, and without noise that is for training. At the full radius from the first step on,
+    training can end at the uniform output: `training.curriculum.eps_warmup` has radii grow.
+
+    Parameters
+    ----------
+    attack
+        Any attack, or none.
+    norm
+        linf alone: of the balls of other norms intervals know the box around them.
+    eps
+        Radius that bounds hold for, in pixel units, 0 or more. Larger than the one of the
+        evaluation, it proves more there.
+    weight
+        Of the bounds, strictly between 0 and 1.
+    """
+
+    attack: Attack
+    norm: Norm = Norm.linf
+    eps: float = 0.1
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        allowed = "linf: bounds by intervals are those of a box"
+        ranges.require(self.norm == Norm.linf, "norm", self.norm, allowed)
+        ranges.at_least(0, eps=self.eps)
+        ranges.inside(0, 1, weight=self.weight)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
+    ) -> Iterator[Objective]:
+        """The mixed loss; without an attack the worst logits count as the adversarial ones."""
+        x_adv = self.attack(model, x, y, generator=generator)
+
+        def objective() -> Objective:
+            logits, worst = model(x_adv), self._worst(model, x, y)
+            mixture = (1 - self.weight) * loss(logits, y) + self.weight * loss(worst, y)
+            if isinstance(self.attack, NoAttack):
+                return Objective(mixture.mean(), clean=logits, adversarial=worst)
+            return Objective(mixture.mean(), adversarial=logits)
+
+        yield repeatable(objective)
+
+    def _worst(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with modes_restored(model):
+            outputs = cast(Interval, model.eval()(Interval.around(x, self.eps)))
+        return outputs.margins(y)

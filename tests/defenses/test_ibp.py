@@ -1,0 +1,164 @@
+"""IBP and MTL-IBP: the loss by hand, its ends, its cost, and that it proves what it says."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from defense_toys import (
+    CLASSES,
+    Array,
+    Fixed,
+    batch,
+    generator,
+    gradients_are_right,
+    logits,
+    network,
+    objective_of,
+    softmax,
+)
+from torch import Tensor, nn
+
+from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.pgd import PGD
+from robusttrain.defenses.ibp import IBP
+from robusttrain.defenses.standard import Standard
+from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.errors import InputError
+from robusttrain.intervals import Interval
+from robusttrain.threat import Norm
+
+
+def worst_logits(eps: float) -> Array:
+    """sup of z_k - z_y by the signs of weights, for `network`, in NumPy."""
+    x, y = batch()
+    w1, b1, w2, b2 = (p.detach().numpy() for p in network().parameters())
+    low, high = (np.clip(x.flatten(1).numpy() + sign * eps, 0, 1) for sign in (-1, 1))
+    rise, fall = np.maximum(w1, 0).T, np.minimum(w1, 0).T
+    below, above = np.tanh(low @ rise + high @ fall + b1), np.tanh(high @ rise + low @ fall + b1)
+    rows = []
+    for label, low1, high1 in zip(y.tolist(), below, above, strict=True):
+        apart = w2 - w2[label]
+        rows.append(np.maximum(apart, 0) @ high1 + np.minimum(apart, 0) @ low1 + b2 - b2[label])
+    return np.asarray(rows)
+
+
+def cross_entropies(values: Array) -> Array:
+    return np.asarray(-np.log(softmax(values)[np.arange(len(values)), batch()[1].numpy()]))
+
+
+def test_the_loss_is_that_of_the_paper() -> None:
+    expected = 0.7 * cross_entropies(logits(batch()[0])) + 0.3 * cross_entropies(worst_logits(0.2))
+    objective = objective_of(IBP(NoAttack(), eps=0.2, weight=0.3))
+    assert objective.loss.item() == pytest.approx(expected.mean(), rel=1e-9)
+
+
+def test_with_an_attack_it_is_the_mixture_of_what_is_found_and_what_is_proven() -> None:
+    x_adv = torch.rand(batch()[0].shape, generator=generator(), dtype=torch.float64)
+    expected = 0.7 * cross_entropies(logits(x_adv)) + 0.3 * cross_entropies(worst_logits(0.2))
+    objective = objective_of(IBP(Fixed(x_adv), eps=0.2, weight=0.3))
+    assert objective.loss.item() == pytest.approx(expected.mean(), rel=1e-9)
+
+
+def test_its_gradient_is_that_of_the_loss() -> None:
+    assert gradients_are_right(IBP(NoAttack(), eps=0.1))
+    assert gradients_are_right(IBP(Fixed(batch()[0] / 2), eps=0.1, weight=0.9))
+
+
+def test_at_radius_zero_it_is_standard_training() -> None:
+    found = objective_of(IBP(PGD(eps=0.0, steps=2), eps=0.0, weight=0.9)).loss
+    torch.testing.assert_close(found, objective_of(Standard()).loss)
+
+
+def test_what_it_proves_is_above_what_attacks_find() -> None:
+    attack = APGD(eps=0.2, steps=30)
+    found = objective_of(WorstCase(attack)).loss
+    proven = objective_of(IBP(NoAttack(), eps=0.2, weight=1 - 1e-9)).loss
+    assert found > objective_of(Standard()).loss + 0.01
+    assert proven > found
+
+
+def test_without_an_attack_the_worst_logits_are_the_adversarial_ones() -> None:
+    objective = objective_of(IBP(NoAttack(), eps=0.2))
+    assert objective.clean is not None
+    assert objective.adversarial is not None
+    np.testing.assert_allclose(objective.clean.detach(), logits(batch()[0]))
+    np.testing.assert_allclose(objective.adversarial.detach(), worst_logits(0.2))
+
+
+class _Counted(nn.Module):
+    """The toy network, which counts what goes through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+        self.seen: Counter[str] = Counter()
+
+    def forward(self, x: Any) -> Any:
+        self.seen["intervals" if isinstance(x, Interval) else "images"] += 1
+        return self.network(x)
+
+
+@pytest.mark.parametrize(("defense", "images"), [(IBP(NoAttack()), 1), (IBP(PGD(steps=5)), 6)])
+def test_a_batch_costs_one_pass_of_intervals_and_none_of_images_too_many(
+    defense: IBP, images: int
+) -> None:
+    model = _Counted()
+    objective_of(defense, model)
+    assert model.seen == {"images": images, "intervals": 1}
+
+
+def test_bounds_are_those_of_the_network_as_it_predicts() -> None:
+    """BatchNorm's statistics move with the images alone, and no mode changes."""
+    layers = nn.Flatten(1), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.ReLU()
+    model = nn.Sequential(*layers, nn.Linear(5, CLASSES)).double().train()
+    x, y = batch()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective = objective_of(IBP(NoAttack(), eps=0.1), model)
+    assert model[2].num_batches_tracked == 1
+    assert all(module.training for module in model.modules())
+    worst = model.eval()(Interval.around(x, 0.1)).margins(y)
+    assert objective.adversarial is not None
+    torch.testing.assert_close(objective.adversarial, worst)
+
+
+def test_it_proves_more_with_training() -> None:
+    x, y = batch()
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+
+    def proven() -> Tensor:
+        return model(Interval.around(x, 0.02)).margins(y).argmax(1) == y
+
+    before = int(proven().sum())
+    for _ in range(400):
+        (objective,) = IBP(NoAttack(), eps=0.02)(
+            model, x, y, loss=nn.CrossEntropyLoss(reduction="none"), generator=generator()
+        )
+        optimizer.zero_grad()
+        objective.loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    rows = proven()
+    assert int(rows.sum()) > before
+    x_adv = APGD(eps=0.02, steps=50)(model, x, y, generator=generator())
+    assert bool((model(x_adv).argmax(1) == y)[rows].all())
+
+
+@pytest.mark.parametrize("norm", [Norm.l2, Norm.l1])
+def test_other_norms_are_refused(norm: Norm) -> None:
+    with pytest.raises(InputError, match=rf"^norm={norm} is not allowed: it must be linf"):
+        IBP(NoAttack(), norm=norm)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, -0.1, float("nan")])
+def test_the_weight_is_a_share(weight: float) -> None:
+    with pytest.raises(InputError, match=r"^weight=.* is not allowed: it must be between 0 and 1"):
+        IBP(NoAttack(), weight=weight)
+
+
+def test_a_radius_is_not_negative() -> None:
+    with pytest.raises(InputError, match=r"^eps=-0.1 is not allowed"):
+        IBP(NoAttack(), eps=-0.1)

@@ -1,0 +1,199 @@
+"""Interval bounds: exact where they can be, never wrong, and as another formulation has them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robusttrain.errors import InputError
+from robusttrain.intervals import Interval
+from robusttrain.models import Architecture
+from robusttrain.models.conv_net import ConvNet
+from robusttrain.models.linear import Linear
+from robusttrain.models.madry_cnn import MadryCNN
+from robusttrain.models.mlp import MLP
+from robusttrain.models.preact_resnet import PreActResNet
+from robusttrain.models.small_cnn import SmallCNN
+from robusttrain.models.torchvision import TorchvisionModel
+from robusttrain.models.wide_resnet import WideResNet
+
+Array = NDArray[np.float64]
+CLASSES = 3
+
+
+def images(count: int = 5, size: int = 4) -> tuple[Tensor, Tensor]:
+    """Float64 images, and labels."""
+    draws = torch.Generator().manual_seed(1)
+    x = torch.rand(count, 1, size, size, generator=draws, dtype=torch.float64)
+    return x, torch.arange(count) % CLASSES
+
+
+def built(*layers: nn.Module, seed: int = 0) -> nn.Sequential:
+    """The layers in float64 and eval mode, with weights of this seed."""
+    draws = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+    return model
+
+
+def contained(model: nn.Module, x: Tensor, eps: float) -> bool:
+    """Whether outputs at 64 points around each image, half of them corners, are within bounds."""
+    draws = torch.Generator().manual_seed(3)
+    bounds = model(Interval.around(x, eps))
+    slack = 1e-9 + 1e-6 * bounds.radius
+    for attempt in range(64):
+        shift = 2 * torch.rand(x.shape, generator=draws, dtype=x.dtype) - 1
+        shift = shift.sign() if attempt % 2 else shift
+        z = model((x + eps * shift).clamp(0, 1))
+        if not bool(((z >= bounds.lower - slack) & (z <= bounds.upper + slack)).all()):
+            return False
+    return True
+
+
+def ends(x: Array, eps: float) -> tuple[Array, Array]:
+    return np.clip(x - eps, 0, 1), np.clip(x + eps, 0, 1)
+
+
+def affine_ends(low: Array, high: Array, w: Array, b: Array) -> tuple[Array, Array]:
+    """By the signs of the weights, in the place of centres and radii."""
+    rise, fall = np.maximum(w, 0), np.minimum(w, 0)
+    return low @ rise.T + high @ fall.T + b, high @ rise.T + low @ fall.T + b
+
+
+def test_a_two_layer_network_is_bounded_as_by_the_signs_of_its_weights() -> None:
+    model = built(nn.Flatten(1), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    x, y = images()
+    w1, b1, w2, b2 = (p.detach().numpy() for p in model.parameters())
+    low, high = affine_ends(*ends(x.flatten(1).numpy(), 0.2), w1, b1)
+    low, high = np.maximum(low, 0), np.maximum(high, 0)
+    lower, upper = affine_ends(low, high, w2, b2)
+    bounds = model(Interval.around(x, 0.2))
+    np.testing.assert_allclose(bounds.lower.detach(), lower)
+    np.testing.assert_allclose(bounds.upper.detach(), upper)
+    for row, label in enumerate(y.tolist()):
+        apart, shift = w2 - w2[label], b2 - b2[label]
+        _, highest = affine_ends(low[row : row + 1], high[row : row + 1], apart, shift)
+        np.testing.assert_allclose(bounds.margins(y)[row].detach(), highest[0], atol=1e-12)
+
+
+def test_the_margins_of_a_linear_model_are_reached() -> None:
+    """sup of (w_k - w_y) z over the ball, at the corner that the signs of w_k - w_y name."""
+    model = built(nn.Flatten(1), nn.Linear(16, CLASSES))
+    x, y = images()
+    w = model[1].weight
+    margins = model(Interval.around(x, 0.1)).margins(y)
+    for k in range(CLASSES):
+        corner = x + 0.1 * (w[k] - w[y]).sign().view_as(x)
+        z = model(corner.clamp(0, 1))
+        reached = z[:, k] - z.gather(1, y[:, None]).squeeze(1)
+        torch.testing.assert_close(margins[:, k], reached)
+
+
+@pytest.mark.parametrize(
+    ("layers", "out"),
+    [
+        ((nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 2, stride=2)), 8),
+        ((nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)), 8),
+        ((nn.AvgPool2d(2), nn.Conv2d(1, 2, 3, padding=1), nn.Tanh()), 8),
+        ((nn.Conv2d(1, 4, 3, groups=1, bias=False), nn.LeakyReLU(), nn.AdaptiveAvgPool2d(1)), 4),
+        ((nn.Conv2d(1, 2, 3, dilation=1, padding=1), nn.ELU(), nn.AdaptiveMaxPool2d(2)), 8),
+        ((nn.Sigmoid(), nn.Dropout(), nn.Dropout2d()), 16),
+        ((nn.ReLU(inplace=True), nn.Hardtanh(inplace=True), nn.Softplus(), nn.SELU()), 16),
+    ],
+)
+@given(seed=st.integers(0, 2**31), eps=st.floats(0, 0.5))
+@settings(deadline=None, max_examples=15)
+def test_no_output_leaves_its_bounds(
+    layers: tuple[nn.Module, ...], out: int, seed: int, eps: float
+) -> None:
+    model = built(*layers, nn.Flatten(1), nn.Linear(out, CLASSES), seed=seed)
+    assert contained(model, images()[0], eps)
+
+
+class _Sums(nn.Module):
+    """Arithmetic that layers of one's own do."""
+
+    def forward(self, x: Any) -> Any:
+        shift = torch.linspace(-1, 1, 4)
+        return (0.5 - (x - shift) * -3.0 + x) / -shift.add(2) + (-x) * shift
+
+
+@given(eps=st.floats(0, 0.5))
+@settings(deadline=None, max_examples=15)
+def test_sums_and_multiples_stay_within_their_bounds(eps: float) -> None:
+    assert contained(nn.Sequential(_Sums(), nn.ReLU(), _Sums()), images()[0], eps)
+
+
+ARCHITECTURES: list[Architecture] = [
+    Linear(), MLP(), SmallCNN(), ConvNet(), MadryCNN(), PreActResNet(width=4),
+    WideResNet(depth=10, width=1, dropout=0.5), TorchvisionModel(name="resnet18"),
+    TorchvisionModel(name="vgg11"), TorchvisionModel(name="mobilenet_v2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+def test_the_networks_of_the_project_are_bounded(architecture: Architecture) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    model = architecture.build(4, (3, 32, 32)).double()
+    model(x)
+    assert contained(model.eval(), x, 1e-3)
+
+
+def test_differences_of_outputs_are_tighter_than_outputs_apart() -> None:
+    model = built(nn.Flatten(1), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    x, y = images()
+    bounds = model(Interval.around(x, 0.2))
+    apart = Interval(bounds.centre, bounds.radius).margins(y)
+    assert bool((bounds.margins(y) <= apart + 1e-12).all())
+    assert bool((bounds.margins(y) < apart - 1e-3).any())
+
+
+def test_gradients_reach_the_weights() -> None:
+    model = built(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(8, CLASSES))
+    x, y = images(2)
+    names = [name for name, _ in model.named_parameters()]
+
+    def margins(*values: Tensor) -> Tensor:
+        weights = dict(zip(names, values, strict=True))
+        bounds = torch.func.functional_call(model, weights, (Interval.around(x, 0.1),))
+        return bounds.margins(y)
+
+    check: Callable[..., bool] = torch.autograd.gradcheck
+    assert check(margins, tuple(p.detach().clone().requires_grad_() for p in model.parameters()))
+
+
+def test_the_ball_ends_at_the_box() -> None:
+    ball = Interval.around(torch.tensor([0.0, 0.25, 0.5, 1.0]), 0.25)
+    assert ball.lower.tolist() == [0.0, 0.0, 0.25, 0.75]
+    assert ball.upper.tolist() == [0.25, 0.5, 0.75, 1.0]
+
+
+class _Reshaping(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x.reshape(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        (nn.Softmax(1), "through softmax"),
+        (nn.GELU(), "through gelu"),
+        (nn.LayerNorm(4), "through layer_norm"),
+        (_Reshaping(), "through reshape"),
+        (nn.BatchNorm2d(1), "running statistics"),
+        (nn.BatchNorm2d(1, track_running_stats=False).eval(), "running statistics"),
+        (nn.Dropout(), "dropout in eval mode"),
+    ],
+)
+def test_what_has_no_bounds_is_refused_by_name(layer: nn.Module, what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        layer(Interval.around(images()[0].float(), 0.1))
