@@ -1,6 +1,6 @@
 """Interval arithmetic: bounds on what a network can return for any input within bounds."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ class Interval:
 
     It goes through a network in the place of a batch of images, as `model(interval)`, and what
     comes out contains the outputs of all its members (interval bound propagation, Gowal et al.
-    2018, "On the effectiveness of interval bound propagation", section 3.1), up to rounding. Bounds
+    2018, "On the effectiveness of interval bound propagation"), up to rounding. Bounds
     are differentiable. Layers have to be in eval mode.
 
     Parameters
@@ -77,7 +77,7 @@ class Interval:
     def margins(self, y: Tensor) -> Tensor:
         """Upper bounds (N, K) on z_k - z_y of logits z within the interval (N, K); 0 for k = y.
 
-        As logits with the label y they are the worst case of section 3.2: no member has a larger
+        As logits with the label y they are the worst case of the paper: no member has a larger
         cross-entropy.
         """
         others = self.upper - self.lower.gather(1, y[:, None])
@@ -120,7 +120,7 @@ class Interval:
     ) -> "Interval":
         rule = _RULES.get(function)
         if rule is None:
-            raise _NoRuleError(getattr(function, "__name__", str(function)))
+            raise _NoRuleError(getattr(function, "__name__", type(function).__name__))
         return rule(*args, **(kwargs or {}))
 
 
@@ -132,7 +132,7 @@ class _Affine(Interval):
         self.x, self.weight = x, weight
 
     def margins(self, y: Tensor) -> Tensor:
-        """|w_k - w_y| r in the place of (|w_k| + |w_y|) r (section 3.2, elision of a layer)."""
+        """|w_k - w_y| r in the place of (|w_k| + |w_y|) r (elision of the last layer)."""
         classes = len(self.weight)
         apart = (self.weight[:, None] - self.weight).abs().flatten(0, 1)
         reach = F.linear(self.x.radius, apart).view(-1, classes, classes)
@@ -168,6 +168,11 @@ def _batch_norm(
     return Interval(centre, x.radius * scale.abs().view(1, -1, *[1] * (x.dim() - 2)))
 
 
+def _cat(parts: Sequence[Interval], dim: int = 0) -> Interval:
+    centres, radii = zip(*((part.centre, part.radius) for part in parts), strict=True)
+    return Interval(torch.cat(centres, dim), torch.cat(radii, dim))
+
+
 def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool = False) -> Interval:
     if training:
         raise InputError("interval bounds need dropout in eval mode")
@@ -196,6 +201,7 @@ _RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     F.linear: _linear,
     F.conv2d: _convolution,
     F.batch_norm: _batch_norm,
+    torch.cat: _cat,
     F.dropout: _dropout,
     F.dropout2d: _dropout,
     **{function: partial(_increasing, function) for function in _INCREASING},

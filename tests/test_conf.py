@@ -55,9 +55,6 @@ NEEDED = {
 # What a defense refuses: attacks that start where its divergence has no slope.
 REFUSED = {("trades", "fgsm"), ("trades", "mim"), ("trades", "none")}
 
-# Defenses by bounds that are those of a box.
-LINF_ALONE = {"ibp", "mtl_ibp"}
-
 # What the run of a transfer attack holds here.
 SOURCE = torch.nn.Identity()
 
@@ -115,11 +112,10 @@ attack_node = cache(lambda attack: chosen("attack", attack).attack)
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_a_defense_takes_every_attack(defense: str) -> None:
+    # The one norm that every attack knows.
     needed = NEEDED.get(("defense", defense), [])
-    # l2 is the one norm that every attack knows.
-    norm = "linf" if defense in LINF_ALONE else "l2"
-    node = composed(f"defense={defense}", f"norm={norm}", "evaluation=quick", *needed)
-    for attack in [name for name in ATTACKS if norm == "l2" or name != "carlini_wagner"]:
+    node = composed(f"defense={defense}", "norm=l2", "evaluation=quick", *needed)
+    for attack in ATTACKS:
         node.attack = attack_node(attack)
         if (defense, attack) in REFUSED:
             with pytest.raises(

@@ -123,7 +123,7 @@ class _Sums(nn.Module):
 
     def forward(self, x: Any) -> Any:
         shift = torch.linspace(-1, 1, 4)
-        return (0.5 - (x - shift) * -3.0 + x) / -shift.add(2) + (-x) * shift
+        return torch.cat([(0.5 - (x - shift) * -3.0 + x) / -shift.add(2) + (-x) * shift, x], 1)
 
 
 @given(eps=st.floats(0, 0.5))
@@ -136,6 +136,7 @@ ARCHITECTURES: list[Architecture] = [
     Linear(), MLP(), SmallCNN(), ConvNet(), MadryCNN(), PreActResNet(width=4),
     WideResNet(depth=10, width=1, dropout=0.5), TorchvisionModel(name="resnet18"),
     TorchvisionModel(name="vgg11"), TorchvisionModel(name="mobilenet_v2"),
+    TorchvisionModel(name="densenet121"),
 ]  # fmt: skip
 
 

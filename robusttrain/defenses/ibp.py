@@ -18,12 +18,12 @@ from robusttrain.threat import Norm
 
 @dataclass
 class IBP:
-    """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018, eq. 11 and 12).
+    """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018, "training loss").
 
     m(x) are the worst logits that interval bound propagation leaves possible in S(x), so that the
     second loss is no smaller than that at any point of it. With an attack its images take the place
     of x in the first loss, which is MTL-IBP (De Palma et al. 2024, "Expressive losses for verified
-    robustness via convex combinations", eq. 9). A forward and a backward pass of intervals, which
+    robustness via convex combinations"). A forward and a backward pass of intervals, which
     cost about two of images, and one of each for the images of the first loss, beside those of the
     attack.
 
@@ -50,15 +50,22 @@ class IBP:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        allowed = "linf: bounds by intervals are those of a box"
-        ranges.require(self.norm == Norm.linf, "norm", self.norm, allowed)
         ranges.at_least(0, eps=self.eps)
         ranges.inside(0, 1, weight=self.weight)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
     ) -> Iterator[Objective]:
-        """The mixed loss; without an attack the worst logits count as the adversarial ones."""
+        """The mixed loss; without an attack the worst logits count as the adversarial ones.
+
+        Raises
+        ------
+        InputError
+            If the norm is not linf, or the model does something that has no known bounds.
+        """
+        # Not when it is built: what it has trained may be evaluated in other norms.
+        allowed = "linf where defense is ibp or mtl_ibp: bounds by intervals are those of a box"
+        ranges.require(self.norm == Norm.linf, "norm", self.norm, allowed)
         x_adv = self.attack(model, x, y, generator=generator)
 
         def objective() -> Objective:

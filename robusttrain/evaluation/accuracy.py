@@ -28,7 +28,7 @@ from robusttrain.threat import Norm, ball
 # Rows that a report has beside those of its attacks.
 RESERVED = (
     "clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked",
-    "noise_fixed", "in_certificate",
+    "noise_fixed", "in_certificate", "verified",
 )  # fmt: skip
 RESERVED_START = "eot_"
 
@@ -66,6 +66,9 @@ class Evaluation:
     audit
         Whether to measure accuracy over eps and steps, and to check with them whether the figures
         can be believed.
+    verify
+        Whether to count the images for which interval bounds prove that nothing within linf `eps`
+        changes what the model predicts.
     save_adversarial
         Whether to keep the attacked images, in `adversarial.npz`.
     certification
@@ -82,6 +85,7 @@ class Evaluation:
     probe: PGD | None = None
     probe_samples: int | None = 200
     audit: bool = False
+    verify: bool = False
     save_adversarial: bool = False
     certification: Certification | None = None
 

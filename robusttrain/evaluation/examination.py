@@ -20,6 +20,7 @@ from robusttrain.evaluation.certification import GROUPS, Certificates, certify
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.partial import Folder, description
 from robusttrain.evaluation.subject import Subject
+from robusttrain.evaluation.verification import proven, verified
 from robusttrain.models.modes import modes_restored
 from robusttrain.noise import smoothed
 from robusttrain.report.ledger import Ledger, joined
@@ -75,11 +76,16 @@ def examined(
         work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
         subject.saved = pieces = Folder(folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
+        # Before the attacks, which take longer: it may be refused.
+        held = proven(subject, norm, eps) if settings.verify else None
         ledger = _attacked(subject, index, suite, settings, norm, eps, terminal)
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:
             return Examined(None, pieces)
         closer = _audited(subject, settings, suite, ledger, terminal)
+        if held is not None:
+            ledger.proven = held
+            closer = closer.joined(verified(held, ledger, norm, eps))
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger, norm) if settings.save_adversarial else []

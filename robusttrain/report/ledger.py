@@ -74,6 +74,8 @@ class Ledger:
     adversarial
         The image that broke each sample first, or else the attacked one of smallest margin, or the
         clean one: floats (N, C, H, W).
+    proven
+        For which images bounds prove that no attack of the radius of the run breaks them.
     """
 
     index: NDArray[np.int64]
@@ -83,6 +85,7 @@ class Ledger:
     seconds: float
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     adversarial: Floats | None = None
+    proven: Flags | None = None
 
     @property
     def misclassified(self) -> Flags:
@@ -120,6 +123,8 @@ class Ledger:
             columns[f"{name}_broken"] = pd.Series(broken).where(ran.astype(bool))
             columns[f"{name}_margin"] = pd.Series(outcome.margin).where(ran.astype(bool))
             columns[f"{name}_size"] = pd.Series(outcome.size).where(ran.astype(bool))
+        if self.proven is not None:
+            columns["proven"] = self.proven.astype(int)
         columns["broken_by"] = self.broken_by
         return pd.DataFrame(columns)
 

@@ -150,7 +150,7 @@ def test_it_proves_more_with_training() -> None:
 @pytest.mark.parametrize("norm", [Norm.l2, Norm.l1])
 def test_other_norms_are_refused(norm: Norm) -> None:
     with pytest.raises(InputError, match=rf"^norm={norm} is not allowed: it must be linf"):
-        IBP(NoAttack(), norm=norm)
+        objective_of(IBP(NoAttack(), norm=norm))
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, -0.1, float("nan")])

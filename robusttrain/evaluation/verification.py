@@ -1,0 +1,47 @@
+"""Robustness that interval bounds prove, beside what attacks leave standing."""
+
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robusttrain import ranges
+from robusttrain.evaluation.audit import Audit, graded
+from robusttrain.evaluation.subject import Subject
+from robusttrain.intervals import Interval
+from robusttrain.report.ledger import Ledger, row
+from robusttrain.threat import Norm
+
+
+@torch.no_grad()
+def proven(subject: Subject, norm: Norm, eps: float) -> NDArray[np.bool_]:
+    """Which images keep their label in the whole ball of radius `eps` (pixel units), (N,).
+
+    An image that is not among them need not be vulnerable: the bounds may be too wide.
+
+    Raises
+    ------
+    InputError
+        If the norm is not linf, the model draws noise, or it does something without known bounds.
+    """
+    allowed = "false, as bounds are of balls in linf around images of a model without noise"
+    ranges.require(norm == Norm.linf and not subject.random, "evaluation.verify", True, allowed)
+    parts = (torch.split(part, subject.batch_size) for part in (subject.x, subject.y))
+    held = [_proven(subject.model, x, y, eps) for x, y in zip(*parts, strict=True)]
+    return np.concatenate(held)
+
+
+def _proven(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> NDArray[np.bool_]:
+    margins = cast(Interval, model(Interval.around(x, eps))).margins(y)
+    others = margins.scatter(1, y[:, None], -torch.inf)
+    return np.asarray((others.amax(1) < 0).cpu().numpy())
+
+
+def verified(held: NDArray[np.bool_], ledger: Ledger, norm: Norm, eps: float) -> Audit:
+    """The row `verified`, and the check that no attack broke what was proven."""
+    within = [o.broken for o in ledger.outcomes.values() if o.norm == norm and o.eps <= eps]
+    broken = np.any([ledger.misclassified, *within], axis=0) & held
+    check = graded("proven images broken by an attack", int(broken.sum()), 0, 0)
+    return Audit([row("verified", norm, eps, ~held)], [], [check])

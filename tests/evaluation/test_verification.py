@@ -1,0 +1,134 @@
+"""What bounds prove of a model whose robust accuracy is known, and what attacks must not break."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import CommandLine
+from torch import Tensor, nn
+
+from robusttrain.errors import InputError
+from robusttrain.evaluation.audit import Verdict
+from robusttrain.evaluation.subject import Subject
+from robusttrain.evaluation.verification import proven, verified
+from robusttrain.noise.gaussian import Gaussian
+from robusttrain.report.ledger import Ledger, Outcome
+from robusttrain.threat import Norm
+
+PIXELS = torch.tensor([0.0, 0.3, 0.45, 0.55, 0.7, 1.0, 0.9, 0.1])
+LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 0, 1])
+RIGHT = [True, True, True, True, True, True, False, False]
+
+
+class Threshold(nn.Module):
+    """Class 1 where the one pixel is above 1/2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(1), nn.Linear(1, 2))
+        with torch.no_grad():
+            self.layers[1].weight.copy_(torch.tensor([[-4.0], [4.0]]))
+            self.layers[1].bias.copy_(torch.tensor([2.0, -2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def subject(model: nn.Module, batch_size: int = 3) -> Subject:
+    x = PIXELS.view(-1, 1, 1, 1)
+    return Subject(model.eval(), x, LABELS, batch_size, eot=2, votes=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("eps", "held"),
+    [
+        (0.0, RIGHT),
+        (0.1, [True, True, False, False, True, True, False, False]),
+        (0.3, [True, False, False, False, False, True, False, False]),
+        (0.6, [False] * 8),
+    ],
+)
+def test_what_is_proven_of_a_threshold_is_what_is_true(eps: float, held: list[bool]) -> None:
+    assert proven(subject(Threshold()), Norm.linf, eps).tolist() == held
+
+
+def test_batches_change_nothing() -> None:
+    for size in (1, 8, 100):
+        held = proven(subject(Threshold(), size), Norm.linf, 0.1)
+        assert np.array_equal(held, proven(subject(Threshold()), Norm.linf, 0.1))
+
+
+def test_a_tie_proves_nothing() -> None:
+    flat = nn.Sequential(nn.Flatten(1), nn.Linear(1, 2))
+    nn.init.zeros_(flat[1].weight)
+    nn.init.zeros_(flat[1].bias)
+    assert not proven(subject(flat), Norm.linf, 0.0).any()
+
+
+def ledger(broken: list[bool], eps: float, norm: Norm = Norm.linf) -> Ledger:
+    flags, zeros = np.array(broken), np.zeros(8)
+    prediction = np.where(RIGHT, LABELS, 1 - LABELS)
+    attacked = Outcome(norm, eps, flags, zeros, zeros, 0.0)
+    return Ledger(np.arange(8), LABELS.numpy(), prediction, zeros, 0.0, {"pgd": attacked})
+
+
+@pytest.mark.parametrize(
+    ("broken", "norm", "eps", "verdict"),
+    [
+        ([False, True, True, False, True, False, True, True], Norm.linf, 0.3, Verdict.passed),
+        ([True, True, True, False, True, False, True, True], Norm.linf, 0.3, Verdict.failed),
+        ([True, True, True, False, True, False, True, True], Norm.linf, 0.1, Verdict.failed),
+        # What an attack with more room breaks says nothing against the proof.
+        ([True, True, True, False, True, False, True, True], Norm.linf, 0.5, Verdict.passed),
+        ([True, True, True, False, True, False, True, True], Norm.l2, 0.1, Verdict.passed),
+    ],
+)
+def test_an_attack_that_breaks_what_is_proven_fails_the_audit(
+    broken: list[bool], norm: Norm, eps: float, verdict: Verdict
+) -> None:
+    held = proven(subject(Threshold()), Norm.linf, 0.3)
+    found = verified(held, ledger(broken, eps, norm), Norm.linf, 0.3)
+    (check,) = found.checks
+    assert check.verdict is verdict
+    assert check.figure == (verdict is Verdict.failed)
+    (row,) = found.controls
+    assert (row["attack"], row["eps"], row["n"], row["accuracy"]) == ("verified", 0.3, 8, 0.25)
+
+
+def test_other_norms_noise_and_unknown_layers_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^evaluation.verify=True .* linf .* without noise"):
+        proven(subject(Threshold()), Norm.l2, 0.1)
+    noisy = Threshold()
+    Gaussian(0.1, predict=True).install(noisy, 0)
+    with pytest.raises(InputError, match=r"^evaluation.verify=True .* linf .* without noise"):
+        proven(subject(noisy), Norm.linf, 0.1)
+    with pytest.raises(InputError, match="not through softmax"):
+        proven(subject(nn.Sequential(Threshold(), nn.Softmax(1))), Norm.linf, 0.1)
+    program = torch.jit.trace(Threshold(), torch.zeros(1, 1, 1, 1))  # type: ignore[no-untyped-call]
+    with pytest.raises(InputError, match="and not through"):
+        proven(subject(program), Norm.linf, 0.1)
+
+
+def test_a_run_reports_what_it_proves(command_line: CommandLine, tmp_path: Path) -> None:
+    data = ["dataset=synthetic", "dataset.train_size=96", "dataset.test_size=60"]
+    training = ["dataset.validation=16", "model=linear", "defense=ibp", "eps=0.01", "epochs=3"]
+    evaluation = ["evaluation=quick", "evaluation.verify=true", "evaluation.probe_samples=20"]
+    answer = command_line.run(*data, *training, *evaluation, cwd=tmp_path)
+    assert answer.code == 0, answer.said
+    report = pd.read_csv(answer.run_dir / "report.csv").set_index("attack")
+    samples = pd.read_csv(answer.run_dir / "samples.csv")
+    audit = pd.read_csv(answer.run_dir / "audit.csv").set_index("check")
+    assert report.loc["verified", "accuracy"] == pytest.approx(samples["proven"].mean(), abs=1e-6)
+    assert 0 < report.loc["verified", "accuracy"] <= report.loc["worst_case", "accuracy"]
+    # Of a linear model bounds prove all there is, and PGD finds the rest.
+    assert report.loc["verified", "accuracy"] == report.loc["worst_case", "accuracy"]
+    assert audit.loc["proven images broken by an attack", "verdict"] == "pass"
+    refused = command_line.run(
+        "stages=[evaluate]", f"checkpoint={answer.run_dir}", "norm=l2", "evaluation.verify=true",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert refused.code != 0
+    assert "evaluation.verify=True is not allowed" in refused.said
