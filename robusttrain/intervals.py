@@ -193,7 +193,7 @@ def _increasing(function: Callable[..., Tensor], x: Interval, *args: Any, **keys
 _INCREASING = (
     F.relu, torch.relu, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.celu, F.selu, F.softplus,
     F.logsigmoid, F.hardsigmoid, F.softsign, torch.tanh, torch.sigmoid, F.max_pool2d,
-    torch.max_pool2d, F.adaptive_max_pool2d,
+    torch.max_pool2d, F.adaptive_max_pool2d, torch.clamp,
 )  # fmt: skip
 _ELSEWHERE = (torch.flatten, F.avg_pool2d, F.adaptive_avg_pool2d)
 

@@ -133,7 +133,7 @@ def test_sums_and_multiples_stay_within_their_bounds(eps: float) -> None:
 
 
 ARCHITECTURES: list[Architecture] = [
-    Linear(), MLP(), SmallCNN(), ConvNet(), MadryCNN(), PreActResNet(width=4),
+    Linear(), MLP(), SmallCNN(), ConvNet(contrast=2), MadryCNN(), PreActResNet(width=4),
     WideResNet(depth=10, width=1, dropout=0.5), TorchvisionModel(name="resnet18"),
     TorchvisionModel(name="vgg11"), TorchvisionModel(name="mobilenet_v2"),
     TorchvisionModel(name="densenet121"),

@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import nn
 
 from robusttrain import ranges
+from robusttrain.models.contrast import Contrast
 from robusttrain.models.first_conv import FirstConv2d
 
 # By stride. A 4 x 4 kernel with stride 2 turns n pixels into n // 2, and meets each one as often.
@@ -29,11 +30,14 @@ class ConvNet:
         halves it.
     hidden
         Widths of the affine layers before the last one, each 1 or more; none where empty.
+    contrast
+        Of the images, as the first layer sees them, 1 or more; see `Contrast`.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])
     strides: list[int] = field(default_factory=lambda: [1, 2, 1, 2])
     hidden: list[int] = field(default_factory=lambda: [512, 512])
+    contrast: float = 1.0
 
     def __post_init__(self) -> None:
         some = len(self.channels) > 0 and all(count >= 1 for count in self.channels)
@@ -44,16 +48,18 @@ class ConvNet:
         ranges.require(fits, "strides", self.strides, allowed)
         wide = all(width >= 1 for width in self.hidden)
         ranges.require(wide, "hidden", self.hidden, "a list of whole numbers, each 1 or more")
+        ranges.at_least(1, contrast=self.contrast)
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         in_channels, height, width = image_shape
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [Contrast(self.contrast)] if self.contrast > 1 else []
+        convolution: type[nn.Conv2d] = FirstConv2d
         for (before, after), stride in zip(
             pairwise([in_channels, *self.channels]), self.strides, strict=True
         ):
-            convolution = nn.Conv2d if layers else FirstConv2d
             kernel = KERNELS[stride]
             layers += [convolution(before, after, kernel, stride=stride, padding=1), nn.ReLU()]
+            convolution = nn.Conv2d
             height, width = height // stride, width // stride
         layers.append(nn.Flatten(1))
         features = [self.channels[-1] * height * width, *self.hidden]
