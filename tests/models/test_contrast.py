@@ -51,5 +51,5 @@ def test_a_network_has_the_layer_where_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("contrast", [0.5, 0.0, -1.0, float("nan")])
 def test_contrast_is_not_less_than_that_of_the_image(contrast: float) -> None:
-    with pytest.raises(InputError, match=r"^contrast=.* is not allowed: it must be a finite number, 1"):
+    with pytest.raises(InputError, match=r"^contrast=.* is not allowed: it must be"):
         ConvNet(contrast=contrast)
