@@ -22,6 +22,7 @@ from robusttrain.evaluation import intake
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.examination import Examined, Found, examined
 from robusttrain.evaluation.randomised import least_votes
+from robusttrain.evaluation.verification import verifiable
 from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.health import summary
 from robusttrain.loggers import Record, flat, of_epoch, of_report
@@ -85,7 +86,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     if Stage.train in config.stages and isinstance(config.defense, WithModels):
         config.defense = config.defense.with_models(partial(_other_model, config, info))
     model = _model(config, info, given, terminal)
-    _check_votes(config, model, given, terminal)
+    _check_evaluation(config, model, info, given, terminal)
     seconds: dict[str, float] = {}
     train, test = _loaded(config, origin.names["dataset"], device)
     digests = _digests(train, test, terminal)
@@ -165,16 +166,23 @@ def _other_model(config: Config, info: Info, key: str, run: str) -> nn.Module:
         raise InputError(f"defense.{key}={run}: {error}") from error
 
 
-def _check_votes(
-    config: Config, model: nn.Module, given: Checkpoint | Foreign | None, terminal: Terminal
+def _check_evaluation(
+    config: Config,
+    model: nn.Module,
+    info: Info,
+    given: Checkpoint | Foreign | None,
+    terminal: Terminal,
 ) -> None:
-    """Refuse votes that decide nothing and certificates that do not exist.
+    """Refuse votes that decide nothing, and certificates and proofs that do not exist.
 
     Where certificates are asked for, warn if the model was not trained for them.
     """
-    if Stage.evaluate in config.stages:
-        ranges.at_least(least_votes(model), **{"evaluation.votes": config.evaluation.votes})
-    if config.evaluation.certification is None or Stage.evaluate not in config.stages:
+    if Stage.evaluate not in config.stages:
+        return
+    ranges.at_least(least_votes(model), **{"evaluation.votes": config.evaluation.votes})
+    if config.evaluation.verify:
+        verifiable(model, info.image_shape, config.norm)
+    if config.evaluation.certification is None:
         return
     sigma = certifiable(model).sigma
     trained = _noise_of_training(config, model, given)

@@ -76,16 +76,14 @@ def examined(
         work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
         subject.saved = pieces = Folder(folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
-        # Before the attacks, which take longer: it may be refused.
-        held = proven(subject, norm, eps) if settings.verify else None
         ledger = _attacked(subject, index, suite, settings, norm, eps, terminal)
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:
             return Examined(None, pieces)
         closer = _audited(subject, settings, suite, ledger, terminal)
-        if held is not None:
-            ledger.proven = held
-            closer = closer.joined(verified(held, ledger, norm, eps))
+        if settings.verify:
+            ledger.proven = proven(subject, eps)
+            closer = closer.joined(verified(ledger.proven, ledger, eps))
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger, norm) if settings.save_adversarial else []

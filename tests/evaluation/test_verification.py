@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robusttrain.errors import InputError
 from robusttrain.evaluation.audit import Verdict
 from robusttrain.evaluation.subject import Subject
-from robusttrain.evaluation.verification import proven, verified
+from robusttrain.evaluation.verification import proven, verifiable, verified
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.threat import Norm
@@ -52,20 +52,20 @@ def subject(model: nn.Module, batch_size: int = 3) -> Subject:
     ],
 )
 def test_what_is_proven_of_a_threshold_is_what_is_true(eps: float, held: list[bool]) -> None:
-    assert proven(subject(Threshold()), Norm.linf, eps).tolist() == held
+    assert proven(subject(Threshold()), eps).tolist() == held
 
 
 def test_batches_change_nothing() -> None:
     for size in (1, 8, 100):
-        held = proven(subject(Threshold(), size), Norm.linf, 0.1)
-        assert np.array_equal(held, proven(subject(Threshold()), Norm.linf, 0.1))
+        held = proven(subject(Threshold(), size), 0.1)
+        assert np.array_equal(held, proven(subject(Threshold()), 0.1))
 
 
 def test_a_tie_proves_nothing() -> None:
     flat = nn.Sequential(nn.Flatten(1), nn.Linear(1, 2))
     nn.init.zeros_(flat[1].weight)
     nn.init.zeros_(flat[1].bias)
-    assert not proven(subject(flat), Norm.linf, 0.0).any()
+    assert not proven(subject(flat), 0.0).any()
 
 
 def ledger(broken: list[bool], eps: float, norm: Norm = Norm.linf) -> Ledger:
@@ -89,8 +89,8 @@ def ledger(broken: list[bool], eps: float, norm: Norm = Norm.linf) -> Ledger:
 def test_an_attack_that_breaks_what_is_proven_fails_the_audit(
     broken: list[bool], norm: Norm, eps: float, verdict: Verdict
 ) -> None:
-    held = proven(subject(Threshold()), Norm.linf, 0.3)
-    found = verified(held, ledger(broken, eps, norm), Norm.linf, 0.3)
+    held = proven(subject(Threshold()), 0.3)
+    found = verified(held, ledger(broken, eps, norm), 0.3)
     (check,) = found.checks
     assert check.verdict is verdict
     assert check.figure == (verdict is Verdict.failed)
@@ -99,17 +99,26 @@ def test_an_attack_that_breaks_what_is_proven_fails_the_audit(
 
 
 def test_other_norms_noise_and_unknown_layers_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^evaluation.verify=True .* linf .* without noise"):
-        proven(subject(Threshold()), Norm.l2, 0.1)
+    shape, refused = (1, 1, 1), r"^evaluation.verify=True .* linf .* without noise"
+    verifiable(Threshold(), shape, Norm.linf)
+    with pytest.raises(InputError, match=refused):
+        verifiable(Threshold(), shape, Norm.l2)
     noisy = Threshold()
     Gaussian(0.1, predict=True).install(noisy, 0)
-    with pytest.raises(InputError, match=r"^evaluation.verify=True .* linf .* without noise"):
-        proven(subject(noisy), Norm.linf, 0.1)
+    with pytest.raises(InputError, match=refused):
+        verifiable(noisy, shape, Norm.linf)
     with pytest.raises(InputError, match="not through softmax"):
-        proven(subject(nn.Sequential(Threshold(), nn.Softmax(1))), Norm.linf, 0.1)
+        verifiable(nn.Sequential(Threshold(), nn.Softmax(1)), shape, Norm.linf)
     program = torch.jit.trace(Threshold(), torch.zeros(1, 1, 1, 1))  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match="and not through"):
-        proven(subject(program), Norm.linf, 0.1)
+        verifiable(program, shape, Norm.linf)
+
+
+def test_what_is_tried_keeps_its_mode() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), Threshold()).train()
+    verifiable(model, (1, 1, 1), Norm.linf)
+    assert model.training
+    assert model[0].num_batches_tracked == 0
 
 
 def test_a_run_reports_what_it_proves(command_line: CommandLine, tmp_path: Path) -> None:
@@ -126,9 +135,11 @@ def test_a_run_reports_what_it_proves(command_line: CommandLine, tmp_path: Path)
     # Of a linear model bounds prove all there is, and PGD finds the rest.
     assert report.loc["verified", "accuracy"] == report.loc["worst_case", "accuracy"]
     assert audit.loc["proven images broken by an attack", "verdict"] == "pass"
-    refused = command_line.run(
-        "stages=[evaluate]", f"checkpoint={answer.run_dir}", "norm=l2", "evaluation.verify=true",
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert refused.code != 0
-    assert "evaluation.verify=True is not allowed" in refused.said
+
+
+def test_it_is_refused_before_training(command_line: CommandLine, tmp_path: Path) -> None:
+    command = ["experiment=smoke", "norm=l2", "evaluation.verify=true"]
+    answer = command_line.run(*command, cwd=tmp_path)
+    assert answer.code == 1
+    assert answer.said.startswith("robusttrain: evaluation.verify=True is not allowed")
+    assert not list(tmp_path.rglob("train.csv"))
