@@ -15,16 +15,16 @@ from robusttrain import distributed, foreign, ranges
 from robusttrain.checkpoint import Checkpoint
 from robusttrain.config import COMPANIONS, GROUPS, NOTHING, Config, Stage, network
 from robusttrain.data import Info, Samples, Streamed, hold_out
-from robusttrain.defenses import WithModels
+from robusttrain.defenses import Selective, WithModels
 from robusttrain.determinism import deterministic, flags
 from robusttrain.errors import InputError
 from robusttrain.evaluation import intake
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.examination import Examined, Found, examined
 from robusttrain.evaluation.randomised import least_votes
-from robusttrain.evaluation.verification import verifiable
 from robusttrain.foreign import Foreign, Program, Weights
 from robusttrain.health import summary
+from robusttrain.intervals import refuse_unbounded
 from robusttrain.loggers import Record, flat, of_epoch, of_report
 from robusttrain.loggers.none import NoLogger
 from robusttrain.manifest import manifest
@@ -86,6 +86,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     if Stage.train in config.stages and isinstance(config.defense, WithModels):
         config.defense = config.defense.with_models(partial(_other_model, config, info))
     model = _model(config, info, given, terminal)
+    if Stage.train in config.stages and isinstance(config.defense, Selective):
+        config.defense.refuse_unfit(model, info.image_shape)
     _check_evaluation(config, model, info, given, terminal)
     seconds: dict[str, float] = {}
     train, test = _loaded(config, origin.names["dataset"], device)
@@ -181,7 +183,7 @@ def _check_evaluation(
         return
     ranges.at_least(least_votes(model), **{"evaluation.votes": config.evaluation.votes})
     if config.evaluation.verify:
-        verifiable(model, info.image_shape, config.norm)
+        refuse_unbounded(model, info.image_shape, config.norm, "evaluation.verify=true")
     if config.evaluation.certification is None:
         return
     sigma = certifiable(model).sigma

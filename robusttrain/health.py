@@ -103,8 +103,10 @@ class Course:
 
 def covers(defense: Any, norm: Norm, eps: float) -> bool:
     """Whether the adversarial images of `defense` may lie anywhere in the ball that `probe` has."""
-    owner = defense if hasattr(defense, "eps") else getattr(defense, "attack", None)
-    return getattr(owner, "eps", 0.0) >= eps and getattr(owner, "norm", norm) == norm
+    parts: list[Any] = [defense, getattr(defense, "attack", None)]
+    owners = [part for part in parts if hasattr(part, "eps")]
+    whole = [part.eps >= eps and getattr(part, "norm", norm) == norm for part in owners]
+    return bool(owners) and all(whole)
 
 
 def probe(norm: Norm, eps: float) -> PGD:

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
+from robusttrain import ranges
 from robusttrain.errors import InputError
+from robusttrain.models.modes import modes_restored
+from robusttrain.noise import predicts_randomly
+from robusttrain.threat import Norm
 
 
 class _NoRuleError(InputError, AttributeError):
@@ -25,21 +29,25 @@ class Interval:
     """Every tensor that differs from `centre` by at most `radius` in each element.
 
     It goes through a network in the place of a batch of images, as `model(interval)`, and what
-    comes out contains the outputs of all its members (interval bound propagation, Gowal et al.
-    2018, "On the effectiveness of interval bound propagation"), up to rounding. Bounds
-    are differentiable. Layers have to be in eval mode.
+    comes out contains the outputs of all its members, up to rounding (interval bound propagation,
+    Gowal et al. 2018, "On the effectiveness of interval bound propagation"). Bounds are
+    differentiable. Layers have to be in eval mode.
 
     Parameters
     ----------
     centre, radius
         Of one shape; no radius is below 0.
+    affine
+        The interval and the weight of the affine layer that this one comes from, where it does.
     """
 
     # What `FirstConv2d` asks for: nobody differentiates bounds with respect to images.
     requires_grad = False
 
-    def __init__(self, centre: Tensor, radius: Tensor) -> None:
-        self.centre, self.radius = centre, radius
+    def __init__(
+        self, centre: Tensor, radius: Tensor, affine: "tuple[Interval, Tensor] | None" = None
+    ) -> None:
+        self.centre, self.radius, self.affine = centre, radius, affine
 
     @classmethod
     def between(cls, lower: Tensor, upper: Tensor) -> "Interval":
@@ -70,28 +78,43 @@ class Interval:
     def dim(self) -> int:
         return self.centre.dim()
 
+    def __len__(self) -> int:
+        return len(self.centre)
+
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Interval":
         """As `Tensor.flatten`."""
         return _elsewhere(torch.flatten, self, start_dim, end_dim)
+
+    def repeat_interleave(self, repeats: int, dim: int) -> "Interval":
+        """As `Tensor.repeat_interleave`."""
+        return _elsewhere(torch.repeat_interleave, self, repeats, dim)
 
     def margins(self, y: Tensor) -> Tensor:
         """Upper bounds (N, K) on z_k - z_y of logits z within the interval (N, K); 0 for k = y.
 
         As logits with the label y they are the worst case of the paper: no member has a larger
-        cross-entropy.
+        cross-entropy. Behind an affine layer z = W h + b they are w_k - w_y times h, which is
+        tighter than a difference of bounds (elision of the last layer).
         """
-        others = self.upper - self.lower.gather(1, y[:, None])
-        return others.scatter(1, y[:, None], 0.0)
+        if self.affine is None:
+            others = self.upper - self.lower.gather(1, y[:, None])
+            return others.scatter(1, y[:, None], 0.0)
+        h, weight = self.affine
+        apart = (weight - weight[y][:, None]).abs()
+        reach = (apart @ h.radius[:, :, None]).squeeze(2)
+        return self.centre - self.centre.gather(1, y[:, None]) + reach
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         raise _NoRuleError(name)
 
     def __add__(self, other: "Interval | Tensor | float") -> "Interval":
         if isinstance(other, Interval):
             return Interval(self.centre + other.centre, self.radius + other.radius)
-        return Interval(self.centre + other, self.radius)
+        centre = self.centre + other
+        return Interval(centre, self.radius.expand(centre.shape))
 
-    __radd__ = __add__
+    def __radd__(self, other: float) -> "Interval":
+        return self + other
 
     def __neg__(self) -> "Interval":
         return Interval(-self.centre, self.radius)
@@ -99,16 +122,18 @@ class Interval:
     def __sub__(self, other: "Interval | Tensor | float") -> "Interval":
         return self + (-other)
 
-    def __rsub__(self, other: Tensor | float) -> "Interval":
+    def __rsub__(self, other: float) -> "Interval":
         return -self + other
 
-    def __mul__(self, factor: Tensor | float) -> "Interval":
-        return Interval(self.centre * factor, self.radius * torch.as_tensor(factor).abs())
+    # Tensors or numbers, of which Python's `abs` knows no common type.
+    def __mul__(self, factor: Any) -> "Interval":
+        return Interval(self.centre * factor, self.radius * abs(factor))
 
-    __rmul__ = __mul__
+    def __rmul__(self, factor: float) -> "Interval":
+        return self * factor
 
-    def __truediv__(self, divisor: Tensor | float) -> "Interval":
-        return Interval(self.centre / divisor, self.radius / torch.as_tensor(divisor).abs())
+    def __truediv__(self, divisor: Any) -> "Interval":
+        return Interval(self.centre / divisor, self.radius / abs(divisor))
 
     @classmethod
     def __torch_function__(
@@ -119,36 +144,55 @@ class Interval:
         kwargs: Mapping[str, Any] | None = None,
     ) -> "Interval":
         rule = _RULES.get(function)
-        if rule is None:
+        operands = args[0] if isinstance(args[0], Sequence) else args[:1]
+        if rule is None or not all(isinstance(operand, Interval) for operand in operands):
             raise _NoRuleError(getattr(function, "__name__", type(function).__name__))
         return rule(*args, **(kwargs or {}))
 
 
-class _Affine(Interval):
-    """What an affine layer gives, with what it was given: differences of outputs are tighter."""
+def _refused(name: str) -> Callable[..., NoReturn]:
+    def operator(self: Interval, *operands: Any) -> NoReturn:
+        raise _NoRuleError(name)
 
-    def __init__(self, x: Interval, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(F.linear(x.centre, weight, bias), F.linear(x.radius, weight.abs()))
-        self.x, self.weight = x, weight
+    return operator
 
-    def margins(self, y: Tensor) -> Tensor:
-        """|w_k - w_y| r in the place of (|w_k| + |w_y|) r (elision of the last layer)."""
-        classes = len(self.weight)
-        apart = (self.weight[:, None] - self.weight).abs().flatten(0, 1)
-        reach = F.linear(self.x.radius, apart).view(-1, classes, classes)
-        own = reach[torch.arange(len(y), device=y.device), y]
-        return self.centre - self.centre.gather(1, y[:, None]) + own
+
+# Python looks these up in the class, and would have an answer of its own for some.
+for _name in (
+    "__bool__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__getitem__",
+    "__iter__", "__pow__", "__rpow__", "__matmul__", "__rmatmul__", "__rtruediv__", "__abs__",
+):  # fmt: skip
+    setattr(Interval, _name, _refused(_name))
+
+
+def refuse_unbounded(
+    model: nn.Module, image_shape: tuple[int, int, int], norm: Norm, reason: str
+) -> None:
+    """Raise `InputError` if bounds say nothing about `model` in `norm`; `reason` asks for them.
+
+    That is, if the norm is not linf, the model draws noise when it predicts, or it does something
+    that has no known bounds.
+    """
+    ranges.require(norm == Norm.linf, "norm", norm, f"linf where {reason}: bounds are of a box")
+    quiet = not predicts_randomly(model)
+    ranges.require(quiet, "noise.predict", True, f"false where {reason}: bounds are of one network")
+    try:
+        with modes_restored(model), torch.no_grad():
+            model.eval()(Interval.around(torch.zeros(1, *image_shape), 0.0))
+    except _NoRuleError as error:
+        raise InputError(f"{reason} does not go with this model: {error}") from error
 
 
 def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:
-    return _Affine(x, weight, bias)
+    centre, radius = F.linear(x.centre, weight, bias), F.linear(x.radius, weight.abs())
+    return Interval(centre, radius, (x, weight))
 
 
 def _convolution(
-    x: Interval, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **keys: Any
+    x: Interval, weight: Tensor, bias: Tensor | None = None, *args: Any, **keys: Any
 ) -> Interval:
-    centre = F.conv2d(x.centre, weight, bias, *arguments, **keys)
-    return Interval(centre, F.conv2d(x.radius, weight.abs(), None, *arguments, **keys))
+    centre = F.conv2d(x.centre, weight, bias, *args, **keys)
+    return Interval(centre, F.conv2d(x.radius, weight.abs(), None, *args, **keys))
 
 
 def _batch_norm(
@@ -162,7 +206,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Interval:
     if training or mean is None or variance is None:
-        raise InputError("interval bounds need the running statistics of BatchNorm, in eval mode")
+        raise _NoRuleError("statistics of a batch: BatchNorm has to be in eval mode")
     centre = F.batch_norm(x.centre, mean, variance, weight, bias, eps=eps)
     scale = variance.add(eps).rsqrt() if weight is None else weight * variance.add(eps).rsqrt()
     return Interval(centre, x.radius * scale.abs().view(1, -1, *[1] * (x.dim() - 2)))
@@ -175,7 +219,7 @@ def _cat(parts: Sequence[Interval], dim: int = 0) -> Interval:
 
 def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool = False) -> Interval:
     if training:
-        raise InputError("interval bounds need dropout in eval mode")
+        raise _NoRuleError("dropout, which has to be in eval mode")
     return x
 
 
@@ -184,16 +228,30 @@ def _elsewhere(function: Callable[..., Tensor], x: Interval, *args: Any, **keys:
     return Interval(function(x.centre, *args, **keys), function(x.radius, *args, **keys))
 
 
-def _increasing(function: Callable[..., Tensor], x: Interval, *args: Any, **keys: Any) -> Interval:
+def _increasing(
+    function: Callable[..., Tensor], x: Interval, *args: Any, inplace: bool = False, **keys: Any
+) -> Interval:
     """What becomes no smaller where an element becomes larger."""
-    keys.pop("inplace", None)
-    return Interval.between(function(x.lower, *args, **keys), function(x.upper, *args, **keys))
+    result = Interval.between(function(x.lower, *args, **keys), function(x.upper, *args, **keys))
+    if inplace:
+        # Who has kept `x` finds there what a tensor would hold.
+        x.centre, x.radius, x.affine = result.centre, result.radius, None
+    return result
+
+
+def _increasing_for(
+    function: Callable[..., Tensor], x: Interval, slope: float, inplace: bool = False
+) -> Interval:
+    """What does so unless its parameter, a slope or a height, is negative."""
+    if slope < 0:
+        raise _NoRuleError(f"{function.__name__} with a negative parameter")
+    return _increasing(function, x, slope, inplace=inplace)
 
 
 _INCREASING = (
-    F.relu, torch.relu, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.celu, F.selu, F.softplus,
-    F.logsigmoid, F.hardsigmoid, F.softsign, torch.tanh, torch.sigmoid, F.max_pool2d,
-    torch.max_pool2d, F.adaptive_max_pool2d, torch.clamp,
+    F.relu, torch.relu, F.relu6, F.hardtanh, F.celu, F.selu, F.softplus, F.logsigmoid,
+    F.hardsigmoid, F.softsign, torch.tanh, torch.sigmoid, torch.clamp, F.max_pool2d,
+    torch.max_pool2d, F.adaptive_max_pool2d,
 )  # fmt: skip
 _ELSEWHERE = (torch.flatten, F.avg_pool2d, F.adaptive_avg_pool2d)
 
@@ -204,6 +262,10 @@ _RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     torch.cat: _cat,
     F.dropout: _dropout,
     F.dropout2d: _dropout,
+    F.leaky_relu: lambda x, negative_slope=0.01, inplace=False: _increasing_for(
+        F.leaky_relu, x, negative_slope, inplace
+    ),
+    F.elu: lambda x, alpha=1.0, inplace=False: _increasing_for(F.elu, x, alpha, inplace),
     **{function: partial(_increasing, function) for function in _INCREASING},
     **{function: partial(_elsewhere, function) for function in _ELSEWHERE},
 }

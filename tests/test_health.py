@@ -19,6 +19,7 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses import Defense
+from robusttrain.defenses.ibp import IBP
 from robusttrain.defenses.lsa import LSA
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
@@ -180,6 +181,9 @@ def test_training_that_holds_its_own_attack_alone_is_noticed_without_a_fall(
         (WorstCase(FGSM(eps=0.1)), Norm.l2, 0.1, False),
         (LSA(norm=Norm.l2, eps=0.1), Norm.l2, 0.1, True),
         (Standard(), Norm.linf, 0.1, False),
+        # The images are those of the attack, whatever the bounds are of.
+        (IBP(PGD(eps=0.1), eps=0.3), Norm.linf, 0.3, False),
+        (IBP(PGD(eps=0.3), eps=0.3), Norm.linf, 0.3, True),
     ],
 )
 def test_balls_are_compared(defense: Defense, norm: Norm, eps: float, covered: bool) -> None:

@@ -98,13 +98,47 @@ def test_the_margins_of_a_linear_model_are_reached() -> None:
 
 
 @pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
+        nn.Conv2d(2, 3, 2, dilation=2, bias=False),
+        nn.BatchNorm2d(2),
+        nn.BatchNorm2d(2, affine=False),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Sequential(nn.Flatten(1), nn.Linear(32, 5)),
+        nn.Sequential(nn.Flatten(1), nn.BatchNorm1d(32)),
+    ],
+    ids=str,
+)
+def test_the_radius_behind_an_affine_layer_is_its_matrix_in_absolute_values(
+    layer: nn.Module,
+) -> None:
+    """|J| r, with J by automatic differentiation; a wider one would be no bound of this layer's."""
+    draws = torch.Generator().manual_seed(0)
+    layer = layer.double().eval()
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for values in (module.running_mean, module.running_var, *module.parameters()):
+                assert values is not None
+                values.data.copy_(torch.rand(values.shape, generator=draws) - 0.3)
+            assert module.running_var is not None
+            module.running_var.abs_()
+    x, r = (torch.rand(1, 2, 4, 4, generator=draws, dtype=torch.float64) for _ in range(2))
+    bounds = layer(Interval(x, r))
+    matrix = torch.autograd.functional.jacobian(layer, x).flatten(-4).flatten(0, -2)
+    torch.testing.assert_close(bounds.centre, layer(x))
+    torch.testing.assert_close(bounds.radius.flatten(), matrix.abs() @ r.flatten())
+
+
+@pytest.mark.parametrize(
     ("layers", "out"),
     [
         ((nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 2, stride=2)), 8),
         ((nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)), 8),
         ((nn.AvgPool2d(2), nn.Conv2d(1, 2, 3, padding=1), nn.Tanh()), 8),
-        ((nn.Conv2d(1, 4, 3, groups=1, bias=False), nn.LeakyReLU(), nn.AdaptiveAvgPool2d(1)), 4),
-        ((nn.Conv2d(1, 2, 3, dilation=1, padding=1), nn.ELU(), nn.AdaptiveMaxPool2d(2)), 8),
+        ((nn.Conv2d(1, 4, 3, bias=False), nn.LeakyReLU(), nn.AdaptiveAvgPool2d(1)), 4),
+        ((nn.Conv2d(1, 2, 3, padding=1), nn.ELU(2.0), nn.AdaptiveMaxPool2d(2)), 8),
         ((nn.Sigmoid(), nn.Dropout(), nn.Dropout2d()), 16),
         ((nn.ReLU(inplace=True), nn.Hardtanh(inplace=True), nn.Softplus(), nn.SELU()), 16),
     ],
@@ -178,23 +212,61 @@ def test_the_ball_ends_at_the_box() -> None:
     assert ball.upper.tolist() == [0.25, 0.5, 0.75, 1.0]
 
 
-class _Reshaping(nn.Module):
+class _InPlace(nn.Module):
+    """What is kept of a tensor that an activation overwrites, and used again."""
+
     def forward(self, x: Any) -> Any:
-        return x.reshape(len(x), -1)
+        h = x - 0.5
+        kept = h
+        return nn.functional.relu(h, inplace=True) + kept
+
+
+def test_what_is_overwritten_in_place_is_bounded_as_it_is_then() -> None:
+    assert contained(_InPlace(), images()[0], 0.1)
+    affine = nn.Linear(4, 3)
+    bounds = affine(Interval(torch.zeros(1, 4), torch.ones(1, 4)))
+    nn.functional.relu(bounds, inplace=True)
+    y = torch.tensor([1])
+    apart = Interval(bounds.centre, bounds.radius).margins(y)
+    assert torch.equal(bounds.margins(y), apart)
+
+
+def test_what_is_added_may_be_larger() -> None:
+    sum_of = Interval(torch.zeros(2, 1, 4), torch.ones(2, 1, 4)) + torch.zeros(1, 3, 1)
+    assert sum_of.centre.shape == sum_of.radius.shape == (2, 3, 4)
+
+
+class _Does(nn.Module):
+    def __init__(self, what: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Any) -> Any:
+        return self.what(x)
 
 
 @pytest.mark.parametrize(
     ("layer", "what"),
     [
-        (nn.Softmax(1), "through softmax"),
-        (nn.GELU(), "through gelu"),
-        (nn.LayerNorm(4), "through layer_norm"),
-        (_Reshaping(), "through reshape"),
-        (nn.BatchNorm2d(1), "running statistics"),
-        (nn.BatchNorm2d(1, track_running_stats=False).eval(), "running statistics"),
-        (nn.Dropout(), "dropout in eval mode"),
+        (nn.Softmax(1), "softmax"),
+        (nn.GELU(), "gelu"),
+        (nn.LayerNorm(4), "layer_norm"),
+        (nn.LeakyReLU(-0.5), "leaky_relu with a negative parameter"),
+        (nn.ELU(-1.0), "elu with a negative parameter"),
+        (nn.BatchNorm2d(1), "statistics of a batch"),
+        (nn.BatchNorm2d(1, track_running_stats=False).eval(), "statistics of a batch"),
+        (nn.Dropout(), "dropout, which has to be in eval mode"),
+        (_Does(lambda x: x.reshape(len(x), -1)), "reshape"),
+        (_Does(lambda x: x[:, :1]), "__getitem__"),
+        (_Does(lambda x: x if x > 0 else -x), "__gt__"),
+        (_Does(lambda x: x == 0), "__eq__"),
+        (_Does(lambda x: x**2), "__pow__"),
+        (_Does(lambda x: 1 / x), "__rtruediv__"),
+        (_Does(lambda x: list(x)), "__iter__"),
+        (_Does(lambda x: torch.ones(4) + x), "add"),
+        (_Does(lambda x: torch.cat([x, torch.zeros(5, 1, 4, 4)])), "cat"),
     ],
 )
 def test_what_has_no_bounds_is_refused_by_name(layer: nn.Module, what: str) -> None:
-    with pytest.raises(InputError, match=what):
+    with pytest.raises(InputError, match=f"and not through {what}"):
         layer(Interval.around(images()[0].float(), 0.1))

@@ -8,8 +8,8 @@ A defense is called for each batch and yields the objectives to descend, one opt
         optimizer.step()
 
 The model comes in train mode. Most defenses yield once; one that replays a batch yields each time.
-What a defense keeps from batch to batch, and the saved models that it trains with, it says by two
-protocols more, `Stateful` and `WithModels`.
+What a defense keeps from batch to batch, the saved models that it trains with, and which models it
+cannot train, it says by three protocols more, `Stateful`, `WithModels` and `Selective`.
 
 An objective that says how it is computed `again` can also be descended at other weights than the
 present ones, as adversarial weight perturbation does; `repeatable` makes one.
@@ -82,6 +82,14 @@ class WithModels(Protocol):
 
         It is asked for once, before training; who only evaluates needs none of them.
         """
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A defense that cannot train every model."""
+
+    def refuse_unfit(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` if `model` is none of them; asked for before data is loaded."""
 
 
 def each_row(values: Tensor, logits: Tensor) -> Tensor:

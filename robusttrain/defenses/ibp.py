@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
 from robusttrain.attacks.none import NoAttack
-from robusttrain.defenses import Objective, repeatable
-from robusttrain.intervals import Interval
+from robusttrain.defenses import Objective, each_row, repeatable
+from robusttrain.intervals import Interval, refuse_unbounded
 from robusttrain.models.modes import modes_restored
 from robusttrain.threat import Norm
 
 
 @dataclass
 class IBP:
-    """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018, "training loss").
+    """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018).
 
-    m(x) are the worst logits that interval bound propagation leaves possible in S(x), so that the
-    second loss is no smaller than that at any point of it. With an attack its images take the place
-    of x in the first loss, which is MTL-IBP (De Palma et al. 2024, "Expressive losses for verified
-    robustness via convex combinations"). A forward and a backward pass of intervals, which
-    cost about two of images, and one of each for the images of the first loss, beside those of the
-    attack.
+    Their kappa is 1 - weight, and m(x) are the worst logits that interval bound propagation leaves
+    possible in S(x): no point of it has a larger loss in eval mode, up to rounding. With an attack
+    its images take the place of x in the first loss, which is MTL-IBP with alpha = weight (De Palma
+    et al. 2024, "Expressive losses for verified robustness via convex combinations"). A forward and
+    a backward pass of intervals, which cost about two of images, and one of each for the images of
+    the first loss, beside those of the attack.
 
     Bounds are those of the network as it predicts: BatchNorm with its running statistics, without
     dropout, and without noise that is for training. At the full radius from the first step on,
@@ -53,31 +53,28 @@ class IBP:
         ranges.at_least(0, eps=self.eps)
         ranges.inside(0, 1, weight=self.weight)
 
+    def refuse_unfit(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` in other norms, and if the bounds of `model` are not known.
+
+        Only who trains asks for it: what this has trained may be evaluated in other norms.
+        """
+        refuse_unbounded(model, image_shape, self.norm, "defense=ibp or mtl_ibp")
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
     ) -> Iterator[Objective]:
-        """The mixed loss; without an attack the worst logits count as the adversarial ones.
-
-        Raises
-        ------
-        InputError
-            If the norm is not linf, or the model does something that has no known bounds.
-        """
-        # Not when it is built: what it has trained may be evaluated in other norms.
-        allowed = "linf where defense is ibp or mtl_ibp: bounds by intervals are those of a box"
-        ranges.require(self.norm == Norm.linf, "norm", self.norm, allowed)
+        """The mixed loss."""
         x_adv = self.attack(model, x, y, generator=generator)
 
         def objective() -> Objective:
             logits, worst = model(x_adv), self._worst(model, x, y)
             mixture = (1 - self.weight) * loss(logits, y) + self.weight * loss(worst, y)
-            if isinstance(self.attack, NoAttack):
-                return Objective(mixture.mean(), clean=logits, adversarial=worst)
-            return Objective(mixture.mean(), adversarial=logits)
+            seen = "clean" if isinstance(self.attack, NoAttack) else "adversarial"
+            return Objective(mixture.mean(), **{seen: logits})
 
         yield repeatable(objective)
 
     def _worst(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with modes_restored(model):
             outputs = cast(Interval, model.eval()(Interval.around(x, self.eps)))
-        return outputs.margins(y)
+        return outputs.margins(each_row(y, outputs.centre))

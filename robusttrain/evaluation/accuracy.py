@@ -101,6 +101,8 @@ class Evaluation:
             None,
             "an attack (+attack@evaluation.probe=pgd20) where audit=true",
         )
+        allowed = "false with certification, whose votes of noisy draws have no such bounds"
+        ranges.require(self.certification is None or not self.verify, "verify", True, allowed)
         for name in self.attacks:
             ranges.require(
                 name not in RESERVED and not name.startswith(RESERVED_START), "attacks", name,

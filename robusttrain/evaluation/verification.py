@@ -7,27 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robusttrain import ranges
 from robusttrain.evaluation.audit import Audit, graded
 from robusttrain.evaluation.subject import Subject
 from robusttrain.intervals import Interval
-from robusttrain.models.modes import modes_restored
-from robusttrain.noise import predicts_randomly
 from robusttrain.report.ledger import Ledger, row
 from robusttrain.threat import Norm
-
-
-def verifiable(model: nn.Module, image_shape: tuple[int, int, int], norm: Norm) -> None:
-    """Raise `InputError` if bounds say nothing about `model` in `norm`.
-
-    That is, if the norm is not linf, the model draws noise when it predicts, or it does something
-    that has no known bounds.
-    """
-    allowed = "false, as bounds are of balls in linf around images of a model without noise"
-    proper = norm == Norm.linf and not predicts_randomly(model)
-    ranges.require(proper, "evaluation.verify", True, allowed)
-    with modes_restored(model), torch.no_grad():
-        model.eval()(Interval.around(torch.zeros(1, *image_shape), 0.0))
 
 
 @torch.no_grad()
@@ -37,7 +21,9 @@ def proven(subject: Subject, eps: float) -> NDArray[np.bool_]:
     An image that is not among them need not be vulnerable: the bounds may be too wide.
     """
     parts = (torch.split(part, subject.batch_size) for part in (subject.x, subject.y))
-    held = [_proven(subject.model, x, y, eps) for x, y in zip(*parts, strict=True)]
+    # What TF32 rounds off may be more than a proof has to spare.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        held = [_proven(subject.model, x, y, eps) for x, y in zip(*parts, strict=True)]
     return np.concatenate(held)
 
 

@@ -14,6 +14,7 @@ from robusttrain.attacks import Attack, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.lbfgs import LBFGS
+from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.defenses import Defense, Objective, each_row
@@ -21,6 +22,7 @@ from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.distill import Distill
 from robusttrain.defenses.grad_align import GradAlign
+from robusttrain.defenses.ibp import IBP
 from robusttrain.defenses.lsa import LSA, Direction
 from robusttrain.defenses.mart import MART
 from robusttrain.defenses.n_fgsm import NFGSM
@@ -101,6 +103,11 @@ COSTS: list[tuple[Defense, int, int, int]] = [
 ]
 
 
+# Passes of intervals are counted in their own test.
+EVERY = [*(case[0] for case in COSTS), IBP(NoAttack()), IBP(PGD(steps=7))]
+every_defense = pytest.mark.parametrize("defense", EVERY, ids=lambda d: type(d).__name__)
+
+
 @pytest.mark.parametrize(("defense", "forward", "input_only", "full"), COSTS)
 def test_a_batch_costs_no_pass_too_many(
     defense: Defense, forward: int, input_only: int, full: int
@@ -141,9 +148,7 @@ def test_at_radius_zero_every_defense_is_standard_training(
         torch.testing.assert_close(mine, standard, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "defense", [case[0] for case in COSTS], ids=lambda defense: type(defense).__name__
-)
+@every_defense
 def test_several_draws_of_no_noise_are_like_one(defense: Defense) -> None:
     """With `noise.draws` an image has several rows of logits in training, one for the attack."""
     noisy = network()
@@ -189,9 +194,7 @@ def test_label_smoothing_is_for_the_outer_loss_alone(
     assert smooth.loss != plain.loss
 
 
-@pytest.mark.parametrize(
-    "defense", [case[0] for case in COSTS], ids=lambda defense: type(defense).__name__
-)
+@every_defense
 def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense) -> None:
     """Crafting moves no BatchNorm statistics: as many updates as outer forward passes."""
     model = network()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from defense_toys import (
-    CLASSES,
+    SHAPE,
     Array,
     Fixed,
     batch,
@@ -28,6 +28,7 @@ from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.intervals import Interval
+from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 
 
@@ -80,12 +81,16 @@ def test_what_it_proves_is_above_what_attacks_find() -> None:
     assert proven > found
 
 
-def test_without_an_attack_the_worst_logits_are_the_adversarial_ones() -> None:
+def test_logits_are_those_of_the_images() -> None:
     objective = objective_of(IBP(NoAttack(), eps=0.2))
     assert objective.clean is not None
-    assert objective.adversarial is not None
+    assert objective.adversarial is None
     np.testing.assert_allclose(objective.clean.detach(), logits(batch()[0]))
-    np.testing.assert_allclose(objective.adversarial.detach(), worst_logits(0.2))
+    x_adv = batch()[0] / 2
+    objective = objective_of(IBP(Fixed(x_adv), eps=0.2))
+    assert objective.clean is None
+    assert objective.adversarial is not None
+    np.testing.assert_allclose(objective.adversarial.detach(), logits(x_adv))
 
 
 class _Counted(nn.Module):
@@ -111,18 +116,29 @@ def test_a_batch_costs_one_pass_of_intervals_and_none_of_images_too_many(
 
 
 def test_bounds_are_those_of_the_network_as_it_predicts() -> None:
-    """BatchNorm's statistics move with the images alone, and no mode changes."""
-    layers = nn.Flatten(1), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.ReLU()
-    model = nn.Sequential(*layers, nn.Linear(5, CLASSES)).double().train()
+    """Running statistics, no dropout; they move with the images alone, and no mode changes."""
+    layers = nn.Flatten(1), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 4)
+    model = nn.Sequential(*layers).double().train()
     x, y = batch()
+    with torch.no_grad():
+        model[1].running_mean.uniform_(-1, 1)
+        model[1].running_var.uniform_(0.5, 2)
+        model[1].momentum = 0.0
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        objective = objective_of(IBP(NoAttack(), eps=0.1), model)
-    assert model[2].num_batches_tracked == 1
+        objective = objective_of(IBP(NoAttack(), eps=0.1, weight=1 - 1e-9), model)
+    assert model[1].num_batches_tracked == 1
     assert all(module.training for module in model.modules())
-    worst = model.eval()(Interval.around(x, 0.1)).margins(y)
-    assert objective.adversarial is not None
-    torch.testing.assert_close(objective.adversarial, worst)
+    # BatchNorm scales pixels one by one, so that the bounds are the worst case of an affine model.
+    model.eval()
+    matrix = torch.autograd.functional.jacobian(lambda v: model(v).sum(0), x[:1]).flatten(1)
+    low, high = ((x + shift).clamp(0, 1).flatten(1) for shift in (-0.1, 0.1))
+    apart = matrix - matrix[y][:, None]
+    reach = (apart.abs() @ ((high - low) / 2)[:, :, None]).squeeze(2)
+    centre = model(((high + low) / 2).view_as(x))
+    worst = centre - centre.gather(1, y[:, None]) + reach
+    expected = cross_entropies(worst.detach().numpy()).mean()
+    assert objective.loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_it_proves_more_with_training() -> None:
@@ -150,7 +166,19 @@ def test_it_proves_more_with_training() -> None:
 @pytest.mark.parametrize("norm", [Norm.l2, Norm.l1])
 def test_other_norms_are_refused(norm: Norm) -> None:
     with pytest.raises(InputError, match=rf"^norm={norm} is not allowed: it must be linf"):
-        objective_of(IBP(NoAttack(), norm=norm))
+        IBP(NoAttack(), norm=norm).refuse_unfit(network().float(), SHAPE)
+
+
+def test_models_without_known_bounds_are_refused_and_left_as_they_were() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), network().float()).train()
+    IBP(NoAttack()).refuse_unfit(model, SHAPE)
+    assert model.training
+    assert model[0].num_batches_tracked == 0
+    with pytest.raises(InputError, match=r"^defense=ibp or mtl_ibp .*not through softmax"):
+        IBP(NoAttack()).refuse_unfit(nn.Sequential(model, nn.Softmax(1)), SHAPE)
+    Gaussian(0.1, predict=True).install(model, 0)
+    with pytest.raises(InputError, match=r"^noise.predict=True .* false where defense=ibp"):
+        IBP(NoAttack()).refuse_unfit(model, SHAPE)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, -0.1, float("nan")])

@@ -10,9 +10,12 @@ from command_line import CommandLine
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
+from robusttrain.evaluation.accuracy import Evaluation
 from robusttrain.evaluation.audit import Verdict
+from robusttrain.evaluation.certification import Certification
 from robusttrain.evaluation.subject import Subject
-from robusttrain.evaluation.verification import proven, verifiable, verified
+from robusttrain.evaluation.verification import proven, verified
+from robusttrain.intervals import refuse_unbounded
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.threat import Norm
@@ -99,26 +102,28 @@ def test_an_attack_that_breaks_what_is_proven_fails_the_audit(
 
 
 def test_other_norms_noise_and_unknown_layers_are_refused() -> None:
-    shape, refused = (1, 1, 1), r"^evaluation.verify=True .* linf .* without noise"
-    verifiable(Threshold(), shape, Norm.linf)
-    with pytest.raises(InputError, match=refused):
-        verifiable(Threshold(), shape, Norm.l2)
+    shape = (1, 1, 1)
+    refuse_unbounded(Threshold(), shape, Norm.linf, "this")
+    with pytest.raises(InputError, match=r"^norm=l2 is not allowed: it must be linf where this"):
+        refuse_unbounded(Threshold(), shape, Norm.l2, "this")
     noisy = Threshold()
     Gaussian(0.1, predict=True).install(noisy, 0)
-    with pytest.raises(InputError, match=refused):
-        verifiable(noisy, shape, Norm.linf)
-    with pytest.raises(InputError, match="not through softmax"):
-        verifiable(nn.Sequential(Threshold(), nn.Softmax(1)), shape, Norm.linf)
+    with pytest.raises(InputError, match=r"^noise.predict=True is not .* false where this"):
+        refuse_unbounded(noisy, shape, Norm.linf, "this")
+    with pytest.raises(InputError, match=r"^this does not go with this model.*through softmax"):
+        refuse_unbounded(nn.Sequential(Threshold(), nn.Softmax(1)), shape, Norm.linf, "this")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_program_is_refused() -> None:
     program = torch.jit.trace(Threshold(), torch.zeros(1, 1, 1, 1))  # type: ignore[no-untyped-call]
-    with pytest.raises(InputError, match="and not through"):
-        verifiable(program, shape, Norm.linf)
+    with pytest.raises(InputError, match="not through ScriptMethod"):
+        refuse_unbounded(program, (1, 1, 1), Norm.linf, "this")
 
 
-def test_what_is_tried_keeps_its_mode() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(1), Threshold()).train()
-    verifiable(model, (1, 1, 1), Norm.linf)
-    assert model.training
-    assert model[0].num_batches_tracked == 0
+def test_certificates_of_noisy_votes_are_no_proofs_of_this_kind() -> None:
+    with pytest.raises(InputError, match=r"^verify=True is not allowed: it must be false with"):
+        Evaluation(verify=True, certification=Certification())
 
 
 def test_a_run_reports_what_it_proves(command_line: CommandLine, tmp_path: Path) -> None:
@@ -138,8 +143,20 @@ def test_a_run_reports_what_it_proves(command_line: CommandLine, tmp_path: Path)
 
 
 def test_it_is_refused_before_training(command_line: CommandLine, tmp_path: Path) -> None:
-    command = ["experiment=smoke", "norm=l2", "evaluation.verify=true"]
-    answer = command_line.run(*command, cwd=tmp_path)
-    assert answer.code == 1
-    assert answer.said.startswith("robusttrain: evaluation.verify=True is not allowed")
-    assert not list(tmp_path.rglob("train.csv"))
+    for override in ("evaluation.verify=true", "defense=ibp"):
+        answer = command_line.run("experiment=smoke", override, "norm=l2", cwd=tmp_path)
+        assert answer.code == 1
+        assert answer.said.startswith("robusttrain: norm=l2 is not allowed: it must be linf where")
+        assert not list(tmp_path.rglob("train.csv"))
+
+
+def test_what_was_trained_on_bounds_is_evaluated_in_other_norms(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    trained = command_line.run("experiment=smoke", "defense=ibp", "stages=[train]", cwd=tmp_path)
+    assert trained.code == 0, trained.said
+    answer = command_line.run(
+        "stages=[evaluate]", f"checkpoint={trained.run_dir}", "norm=l2", "evaluation=quick",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert answer.code == 0, answer.said
