@@ -4,7 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.pgd import PGD
 from robusttrain.errors import InputError
 from robusttrain.intervals import Interval
 from robusttrain.models.contrast import Contrast
@@ -35,6 +38,18 @@ def test_pixels_that_cannot_cross_do_not_change(contrast: float, eps: float) -> 
         for shift in (-eps, eps):
             moved = (x + shift).clamp(0, 1)
             assert torch.equal(Contrast(contrast)(moved), Contrast(contrast)(x))
+
+
+def test_attacks_see_past_the_flat_ends() -> None:
+    """A dark pixel that an attack can make bright: the clip has no slope there, nor next to it."""
+    bright = nn.Linear(1, 2)
+    with torch.no_grad():
+        bright.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        bright.bias.copy_(torch.tensor([0.5, -0.5]))
+    model = nn.Sequential(Contrast(10), nn.Flatten(1), bright)
+    x, y = torch.full((1, 1, 1, 1), 0.1), torch.tensor([0])
+    for attack in (FGSM(eps=0.5), PGD(eps=0.5, steps=3, random_start=False)):
+        assert int(model(attack(model, x, y)).argmax()) == 1
 
 
 def test_bounds_are_those_of_the_values() -> None:
