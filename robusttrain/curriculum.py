@@ -20,13 +20,18 @@ class Curriculum:
     ----------
     eps_warmup
         Share of the epochs, from 0 to 1, over which the radii of the defense and of its attack grow
-        linearly to their full values; a defense without any has nothing to grow.
+        linearly to their full values; a defense without any has nothing to grow. What else a
+        defense names in `grows` grows with them.
+    smooth
+        Whether they grow with every batch, from 0 on, instead of with every epoch. Training on
+        bounds (`defense=ibp`) needs it: those of an untrained network are wide at any radius.
     steps
         Numbers of attack steps, each for an equal share of the epochs; that of the attack
         throughout where empty.
     """
 
     eps_warmup: float = 0.0
+    smooth: bool = False
     steps: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -34,8 +39,8 @@ class Curriculum:
         for number in self.steps:
             ranges.at_least(1, steps=number)
 
-    def at(self, defense: T, epoch: int, epochs: int) -> T:
-        """`defense` as it is in `epoch` of `epochs`, counted from 1.
+    def at(self, defense: T, epoch: int, epochs: int, passed: float = 0.0) -> T:
+        """`defense` as it is in `epoch` of `epochs`, counted from 1, a share `passed` of it over.
 
         Raises
         ------
@@ -45,8 +50,9 @@ class Curriculum:
         """
         if self.eps_warmup > 0 and has_radius(defense):
             growing = max(1.0, self.eps_warmup * epochs)
-            share = min(1.0, epoch / growing)
-            defense = _changed(defense, "eps", lambda eps: share * float(eps))
+            share = min(1.0, (epoch - 1 + passed if self.smooth else epoch) / growing)
+            for name in ("eps", *getattr(defense, "grows", ())):
+                defense = _changed(defense, name, lambda value: share * float(value))
         if self.steps:
             number = self.steps[(epoch - 1) * len(self.steps) // epochs]
             defense = _changed(defense, "steps", lambda _: number)

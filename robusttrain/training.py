@@ -222,6 +222,8 @@ class Trainer:
         )  # fmt: skip
         self.model.train()
         for x, y in order:
+            if settings.curriculum.smooth:
+                defense = self._defense_in(number)
             rate = self.steps.lr * self.course.rate_share
             weight = self._weight(len(y))
             for objective in self.steps.take(
@@ -243,9 +245,10 @@ class Trainer:
         yield self._ended()
 
     def _defense_in(self, epoch: int) -> Defense:
-        """The defense as it is in `epoch`, with what it has kept of earlier ones."""
-        before = self.present
-        self.present = self.settings.curriculum.at(self.defense, epoch, self.settings.epochs)
+        """The defense as it is now, in `epoch`, with what it has kept of earlier batches."""
+        before, passed = self.present, self.position.batch / self.batches_per_epoch
+        curriculum = self.settings.curriculum
+        self.present = curriculum.at(self.defense, epoch, self.settings.epochs, passed)
         if isinstance(before, Stateful) and isinstance(self.present, Stateful):
             self.present.load_state_dict(before.state_dict())
         return self.present

@@ -35,6 +35,13 @@ def test_the_radius_grows_in_a_straight_line_and_stays() -> None:
     assert defense == WorstCase(PGD(eps=0.5, steps=7))
 
 
+def test_a_radius_grows_with_every_batch_where_it_is_to_be_smooth() -> None:
+    curriculum, defense = Curriculum(eps_warmup=0.5, smooth=True), WorstCase(PGD(eps=0.5))
+    at = [(1, 0.0), (1, 0.5), (2, 0.0), (4, 0.75), (5, 0.0), (8, 0.5)]
+    radii = [curriculum.at(defense, epoch, 8, passed).attack.eps for epoch, passed in at]  # type: ignore[attr-defined]
+    assert radii == [0.0, 0.0625, 0.125, 0.46875, 0.5, 0.5]
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 10])
 def test_the_last_epoch_has_the_whole_radius(epochs: int) -> None:
     for share in (1e-3, 0.5, 1.0):
@@ -50,8 +57,9 @@ def test_the_defense_s_own_radius_grows_and_is_used() -> None:
 
 
 def test_where_defense_and_attack_have_a_radius_both_grow() -> None:
-    half = Curriculum(eps_warmup=1.0).at(IBP(PGD(eps=0.2), eps=0.4), 1, 2)
-    assert half == IBP(PGD(eps=0.1), eps=0.2)
+    half = Curriculum(eps_warmup=1.0).at(IBP(PGD(eps=0.2), eps=0.4, weight=0.5), 1, 2)
+    # The weight of the bounds too, which starts at 0 in the paper.
+    assert half == IBP(PGD(eps=0.1), eps=0.2, weight=0.25)
 
 
 @pytest.mark.parametrize(

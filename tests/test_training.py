@@ -281,6 +281,24 @@ def test_the_curriculum_reaches_the_attack() -> None:
     assert seen == [(0.25, 1), (0.5, 1), (0.5, 3), (0.5, 3)]
 
 
+def test_a_smooth_curriculum_reaches_the_attack_in_every_batch() -> None:
+    seen: list[float] = []
+
+    @dataclass
+    class Noted(PGD):
+        def search(self, *arguments: Any) -> Tensor:
+            seen.append(self.eps)
+            return super().search(*arguments)
+
+    curriculum = Curriculum(eps_warmup=0.5, smooth=True)
+    made = trainer(WorstCase(Noted(eps=0.5)), epochs=4, batch_size=25, curriculum=curriculum)
+    per_epoch = made.batches_per_epoch
+    list(made.epochs())
+    grown = [0.5 * step / (2 * per_epoch) for step in range(2 * per_epoch)]
+    assert seen == pytest.approx([*grown, *[0.5] * 2 * per_epoch])
+    assert per_epoch > 1
+
+
 def test_without_epochs_nothing_happens() -> None:
     made = trainer(epochs=0)
     before = state_of(made.model)

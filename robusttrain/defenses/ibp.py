@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,9 @@ class IBP:
     the first loss, beside those of the attack.
 
     Bounds are those of the network as it predicts: BatchNorm with its running statistics, without
-    dropout, and without noise that is for training. At the full radius from the first step on,
-    training can end at the uniform output: `training.curriculum.eps_warmup` has radii grow.
+    dropout, and without noise that is for training. Those of an untrained network are so wide that
+    training ends at the uniform output, unless radius and weight grow from 0 on, as in the paper:
+    `training.curriculum.eps_warmup` with `training.curriculum.smooth`.
 
     Parameters
     ----------
@@ -41,8 +42,11 @@ class IBP:
         Radius that bounds hold for, in pixel units, 0 or more. Larger than the one of the
         evaluation, it proves more there.
     weight
-        Of the bounds, strictly between 0 and 1.
+        Of the bounds, from 0 to 1.
     """
+
+    # With the radii, where `training.curriculum` has them grow.
+    grows: ClassVar = ("weight",)
 
     attack: Attack
     norm: Norm = Norm.linf
@@ -51,7 +55,7 @@ class IBP:
 
     def __post_init__(self) -> None:
         ranges.at_least(0, eps=self.eps)
-        ranges.inside(0, 1, weight=self.weight)
+        ranges.within(0, 1, weight=self.weight)
 
     def refuse_unfit(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
         """Raise `InputError` in other norms, and if the bounds of `model` are not known.

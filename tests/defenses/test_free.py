@@ -166,7 +166,9 @@ def weights(made: Trainer) -> Tensor:
     return nn.utils.parameters_to_vector(made.model.parameters()).detach().clone()
 
 
-@pytest.mark.parametrize("curriculum", [Curriculum(), Curriculum(eps_warmup=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "curriculum", [Curriculum(), Curriculum(1.0), Curriculum(1.0, smooth=True)], ids=str
+)
 @pytest.mark.parametrize("done", [2, 4, 5])
 def test_a_training_that_goes_on_ends_the_same(
     done: int, curriculum: Curriculum, tmp_path: Path
