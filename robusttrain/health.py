@@ -154,7 +154,7 @@ def remarks(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Iterator
         yield (
             f"warning: after epoch {epoch.epoch} training accuracy is {max(known):.1%}, that of a "
             f"guess among {num_classes} classes: the model is stuck; try a lower optimizer.lr, or "
-            f"training.curriculum.eps_warmup=0.5"
+            f"training.curriculum.eps_warmup=0.5 training.curriculum.smooth=true"
         )
 
 
