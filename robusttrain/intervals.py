@@ -83,11 +83,11 @@ class Interval:
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Interval":
         """As `Tensor.flatten`."""
-        return _elsewhere(torch.flatten, self, start_dim, end_dim)
+        return _nonnegative_linear(torch.flatten, self, start_dim, end_dim)
 
     def repeat_interleave(self, repeats: int, dim: int) -> "Interval":
         """As `Tensor.repeat_interleave`."""
-        return _elsewhere(torch.repeat_interleave, self, repeats, dim)
+        return _nonnegative_linear(torch.repeat_interleave, self, repeats, dim)
 
     def margins(self, y: Tensor) -> Tensor:
         """Upper bounds (N, K) on z_k - z_y of logits z within the interval (N, K); 0 for k = y.
@@ -223,8 +223,10 @@ def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool =
     return x
 
 
-def _elsewhere(function: Callable[..., Tensor], x: Interval, *args: Any, **keys: Any) -> Interval:
-    """What moves elements, or averages them."""
+def _nonnegative_linear(
+    function: Callable[..., Tensor], x: Interval, *args: Any, **keys: Any
+) -> Interval:
+    """Linear with weights of 0 or more: what moves, repeats or averages elements."""
     return Interval(function(x.centre, *args, **keys), function(x.radius, *args, **keys))
 
 
@@ -253,7 +255,7 @@ _INCREASING = (
     F.hardsigmoid, F.softsign, torch.tanh, torch.sigmoid, torch.clamp, F.max_pool2d,
     torch.max_pool2d, F.adaptive_max_pool2d,
 )  # fmt: skip
-_ELSEWHERE = (torch.flatten, F.avg_pool2d, F.adaptive_avg_pool2d)
+_NONNEGATIVE_LINEAR = (torch.flatten, F.avg_pool2d, F.adaptive_avg_pool2d)
 
 _RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     F.linear: _linear,
@@ -267,5 +269,5 @@ _RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     ),
     F.elu: lambda x, alpha=1.0, inplace=False: _increasing_for(F.elu, x, alpha, inplace),
     **{function: partial(_increasing, function) for function in _INCREASING},
-    **{function: partial(_elsewhere, function) for function in _ELSEWHERE},
+    **{function: partial(_nonnegative_linear, function) for function in _NONNEGATIVE_LINEAR},
 }

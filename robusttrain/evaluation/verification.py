@@ -18,8 +18,12 @@ from robusttrain.threat import Norm
 def proven(subject: Subject, eps: float) -> NDArray[np.bool_]:
     """Which images keep their label in the whole ball of linf radius `eps` (pixel units), (N,).
 
-    An image that is not among them need not be vulnerable: the bounds may be too wide.
+    An image that is not among them need not be vulnerable: the bounds may be too wide. They hold up
+    to rounding in the type of the images. Of a model that draws noise, declared or not, nothing is
+    proven: bounds are of one draw.
     """
+    if subject.random:
+        return np.zeros(len(subject.y), dtype=np.bool_)
     parts = (torch.split(part, subject.batch_size) for part in (subject.x, subject.y))
     # What TF32 rounds off may be more than a proof has to spare.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -71,6 +71,17 @@ def test_a_tie_proves_nothing() -> None:
     assert not proven(subject(flat), 0.0).any()
 
 
+class Trembling(Threshold):
+    """Noise that nobody has declared, of which a bound would be that of one draw."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.01 * torch.randn(x.shape))
+
+
+def test_of_a_model_that_draws_noise_nothing_is_proven() -> None:
+    assert not proven(subject(Trembling()), 0.0).any()
+
+
 def ledger(broken: list[bool], eps: float, norm: Norm = Norm.linf) -> Ledger:
     flags, zeros = np.array(broken), np.zeros(8)
     prediction = np.where(RIGHT, LABELS, 1 - LABELS)
