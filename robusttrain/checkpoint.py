@@ -10,6 +10,7 @@ from torch import nn
 
 from robusttrain import archives
 from robusttrain.errors import InputError
+from robusttrain.run_directory import BEST
 
 # Says that a file is ours; the number rises when what is in it changes its meaning.
 FORMAT = "robusttrain checkpoint 1"
@@ -86,7 +87,7 @@ def located(path: Path | str) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "best.pt"
+        path = path / BEST
     if not path.is_file():
         raise InputError(f"checkpoint={path} is not there: name a file or a run directory")
     return path

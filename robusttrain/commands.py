@@ -12,9 +12,8 @@ from robusttrain.errors import InputError
 from robusttrain.report import compare as comparison
 from robusttrain.report.compare import MEASURES, Run
 from robusttrain.report.files import write_csv
-from robusttrain.report.jobs import RECORDS, TABLE
-from robusttrain.report.summary import SUMMARY
 from robusttrain.report.terminal import Terminal
+from robusttrain.run_directory import RECORDS, SUMMARY, SWEEP_TABLE
 
 DESCRIPTION = """\
 Pair finished runs sample by sample and say which of them differ. The first
@@ -83,7 +82,7 @@ def _parser() -> ArgumentParser:
 def _beside_jobs(path: Path) -> bool:
     """What lies beside the jobs of a sweep, where a wildcard finds it."""
     by_hydra = path.suffix == ".yaml" and path.is_file()
-    return by_hydra or (path.name in (RECORDS, TABLE, SUMMARY) and path.exists())
+    return by_hydra or (path.name in (RECORDS, SWEEP_TABLE, SUMMARY) and path.exists())
 
 
 def _write(path: Path, pairs: pd.DataFrame) -> None:

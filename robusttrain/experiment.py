@@ -33,7 +33,16 @@ from robusttrain.noise import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import MANIFEST
+from robusttrain.run_directory import (
+    ADVERSARIAL,
+    AUDIT,
+    CERTIFIED,
+    CURVE,
+    MANIFEST,
+    PIECES,
+    REPORT,
+    SAMPLES,
+)
 from robusttrain.saved import load_model
 from robusttrain.splitting import refused_where_too_large
 from robusttrain.tally import Epoch
@@ -311,7 +320,7 @@ def _evaluate(
         return examined(
             model, test, config.evaluation,
             norm=config.norm, eps=config.eps, seed=config.seed,
-            folder=run_dir / f"evaluation.partial{distributed.suffix()}",
+            folder=run_dir / f"{PIECES}{distributed.suffix()}",
             origin=(config.checkpoint, config.model, config.noise), terminal=terminal,
         )  # fmt: skip
 
@@ -328,15 +337,15 @@ def _report(
     checks = [check._asdict() for check in results.audit.checks]
     if results.certificates:
         certified = [asdict(image) for image in results.certificates.images]
-        write_csv(run_dir / "certified.csv", certified)
-    write_csv(run_dir / "samples.csv", results.ledger.samples())
+        write_csv(run_dir / CERTIFIED, certified)
+    write_csv(run_dir / SAMPLES, results.ledger.samples())
     if config.evaluation.save_adversarial:
-        write_arrays(run_dir / "adversarial.npz", results.ledger.arrays())
+        write_arrays(run_dir / ADVERSARIAL, results.ledger.arrays())
     if results.audit.curve:
-        write_csv(run_dir / "curve.csv", results.audit.curve)
+        write_csv(run_dir / CURVE, results.audit.curve)
     if checks:
-        write_csv(run_dir / "audit.csv", checks)
-    write_csv(run_dir / "report.csv", report)
+        write_csv(run_dir / AUDIT, checks)
+    write_csv(run_dir / REPORT, report)
     terminal.report(report, f"{shown['defense']}, {names['model']} on {names['dataset']}")
     if results.certificates:
         terminal.certified(results.certificates.audit.curve, results.certificates.theorem.paper)

@@ -13,9 +13,7 @@ import torch
 from robusttrain import checkpoint as checkpoints
 from robusttrain.errors import InputError
 from robusttrain.resuming import quoted
-from robusttrain.run_directory import MANIFEST
-
-TABLES = ("train.csv", "report.csv", "samples.csv", "curve.csv", "audit.csv", "certified.csv")
+from robusttrain.run_directory import BEST, MANIFEST, TABLES
 
 # What a clock says is no result.
 TIMES = ["seconds"]
@@ -101,11 +99,11 @@ class Repetition:
         )
 
     def _weights(self) -> list[str]:
-        if not (self.run / "best.pt").is_file():
+        if not (self.run / BEST).is_file():
             return []
         one, other = (checkpoints.load(folder).model for folder in (self.run, self.folder))
         unequal = [key for key in one if not torch.equal(one[key], other[key])]
-        return [f"best.pt differs in {', '.join(unequal)}"] if unequal else []
+        return [f"{BEST} differs in {', '.join(unequal)}"] if unequal else []
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from hydra.conf import HydraConf
 
 from robusttrain.errors import InputError
 from robusttrain.report.files import write_json
-from robusttrain.run_directory import COMMAND, LOCK, MANIFEST
+from robusttrain.run_directory import COMMAND, HALF_WRITTEN, LOCK, MANIFEST
 
 KEY, PLACE = "resume=", "hydra.run.dir="
 PLACES = (
@@ -106,7 +106,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise InputError(f"hydra.run.dir={folder} is in use: another process runs there") from error
     try:
-        for half in folder.glob(".*.partial"):
+        for half in folder.glob(f".*{HALF_WRITTEN}"):
             half.unlink()
         yield
     finally:

@@ -25,10 +25,18 @@ from robusttrain.interruption import Interrupted
 from robusttrain.refusals import FORESEEN, explain
 from robusttrain.report import jobs
 from robusttrain.report.jobs import FAILED, FINISHED, RUNNING, UNFINISHED, WAITING, Job
-from robusttrain.report.summary import SUMMARY, write_summary
+from robusttrain.report.summary import write_summary
 from robusttrain.report.terminal import Terminal
 from robusttrain.resuming import quoted
-from robusttrain.run_directory import COMMAND, MANIFEST, PREAMBLE
+from robusttrain.run_directory import (
+    COMMAND,
+    LOG,
+    MANIFEST,
+    PREAMBLE,
+    RECORDS,
+    SUMMARY,
+    SWEEP_TABLE,
+)
 from robusttrain.watching import COMPLAINT, FIGURES, watched
 
 log = logging.getLogger("robusttrain")
@@ -93,7 +101,7 @@ class Sweeps(Callback):
         """Make ready for jobs in other processes, if there will be any."""
         if not engines.prepare_launcher(config, _at_once(config)):
             return
-        (directory / jobs.RECORDS).mkdir(parents=True, exist_ok=True)
+        (directory / RECORDS).mkdir(parents=True, exist_ok=True)
         with read_write(config.hydra):
             # They make their configurations anew, and may have started in another folder.
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
@@ -217,7 +225,7 @@ def _conclude(terminal: Terminal) -> None:
         _tell_best(ended, terminal)
     finished = sum(job.status == FINISHED for job in ended)
     terminal.say(f"{finished} of {len(ended)} jobs have finished")
-    for name in (jobs.TABLE, SUMMARY):
+    for name in (SWEEP_TABLE, SUMMARY):
         terminal.say(str(folder / name))
 
 
@@ -268,7 +276,7 @@ def _elsewhere(chosen: HydraConf) -> Iterator[Terminal]:
             raise JobError(explain(error)) from error
         except Exception as error:
             log.exception("a defect")
-            where = run_dir / "robusttrain.log"
+            where = run_dir / LOG
             raise JobError(f"{_line(error)} ({where} has the traceback)") from error
 
 

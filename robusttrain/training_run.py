@@ -14,10 +14,9 @@ from robusttrain.health import remarks
 from robusttrain.interruption import Interrupted
 from robusttrain.report.files import write_csv
 from robusttrain.report.terminal import Terminal
+from robusttrain.run_directory import BEST, LATEST, PREVIOUS, TRAIN
 from robusttrain.tally import Epoch
 from robusttrain.training import Trainer
-
-LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 # What training has of its own in each process that takes part.
 OWN = ("random_states", "tally", "defense", "start")
@@ -85,7 +84,7 @@ class TrainingRun:
         NonFiniteLossError
             If training diverges; what earlier epochs left stays.
         """
-        best, vote, due = self.folder / "best.pt", distributed.Vote(), 0
+        best, vote, due = self.folder / BEST, distributed.Vote(), 0
         with interruption.deferred() as signalled:
             if self.trainer.position.epoch == 1 and self.trainer.position.batch == 0:
                 # What another training has left here is not to be gone on with.
@@ -138,11 +137,11 @@ class TrainingRun:
         for remark in remarks(self.epochs, classes, planned):
             self.terminal.say(remark)
         if distributed.is_main():
-            write_csv(self.folder / "train.csv", [each.row() for each in self.epochs])
+            write_csv(self.folder / TRAIN, [each.row() for each in self.epochs])
         # Before the checkpoint: whoever dies between the two does this epoch again.
         if self.best is epoch:
             with self.trainer.averaged():
-                self._save_as(self.folder / "best.pt")
+                self._save_as(self.folder / BEST)
         self._save()
         self.record(epoch)
 

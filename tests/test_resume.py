@@ -21,7 +21,8 @@ from robusttrain import checkpoint as checkpoints
 from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
 from robusttrain.resuming import Command, alone_in, resumed
-from robusttrain.training_run import LATEST, PREVIOUS, newest_checkpoint
+from robusttrain.run_directory import LATEST, PREVIOUS
+from robusttrain.training_run import newest_checkpoint
 
 pytestmark = pytest.mark.long
 

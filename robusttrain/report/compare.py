@@ -14,6 +14,7 @@ import pandas as pd
 
 from robusttrain.errors import InputError
 from robusttrain.report.ledger import CONFIDENCE
+from robusttrain.run_directory import REPORT, SAMPLES
 
 MEASURES = ("clean", "worst_case")
 SIGNIFICANT = 0.05
@@ -78,9 +79,9 @@ def read_run(folder: Path) -> Run:
     InputError
         If it does not hold a finished evaluation.
     """
-    samples = _read(folder / "samples.csv", dict.fromkeys(WHOLE, "int64"))
+    samples = _read(folder / SAMPLES, dict.fromkeys(WHOLE, "int64"))
     if not samples["index"].is_unique:
-        raise InputError(f"{folder / 'samples.csv'} has two rows of the same sample")
+        raise InputError(f"{folder / SAMPLES} has two rows of the same sample")
     broken = samples.filter(regex=f"{BROKEN}$")
     right = samples["clean_prediction"] == samples["label"]
     # Empty where an attack was spared a sample that had fallen before it: not equal to 1.
@@ -89,10 +90,10 @@ def read_run(folder: Path) -> Run:
     attacks = tuple(name.removesuffix(BROKEN) for name in broken.columns)
 
     kinds = dict.fromkeys(TEXT, "str") | dict.fromkeys(FIGURES, "float64")
-    report = _read(folder / "report.csv", kinds, na_filter=False)
+    report = _read(folder / REPORT, kinds, na_filter=False)
     report = report[report["attack"].isin(MEASURES)].set_index("attack")
     if sorted(report.index) != sorted(MEASURES):
-        raise InputError(f"{folder / 'report.csv'} must have one row clean and one row worst_case")
+        raise InputError(f"{folder / REPORT} must have one row clean and one row worst_case")
     return Run(folder, report, attacks, kept.set_index("index"))
 
 

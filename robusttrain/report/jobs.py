@@ -10,12 +10,7 @@ from typing import Any
 import pandas as pd
 
 from robusttrain.report.files import write_csv, write_json
-
-# Beside the directories of the jobs, hidden as `.hydra` is, so that `*` means the runs alone.
-RECORDS = ".jobs"
-TABLE = "sweep.csv"
-# Beside a record: what its job says where it has no terminal.
-SAID = ".said"
+from robusttrain.run_directory import RECORDS, REPORT, SAID, SWEEP_TABLE
 
 # While a job runs it is unfinished, and stays that where it was killed.
 UNFINISHED, FINISHED, FAILED = "unfinished", "finished", "failed"
@@ -122,7 +117,7 @@ def varying(jobs: Sequence[Job]) -> list[str]:
 
 def report(sweep_dir: Path, job: Job) -> list[dict[str, str]]:
     """The rows of a finished job's `report.csv`; none where nothing was evaluated."""
-    path = sweep_dir / job.folder / "report.csv"
+    path = sweep_dir / job.folder / REPORT
     if job.status != FINISHED or not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -166,7 +161,7 @@ def write_table(sweep_dir: Path) -> None:
     """
     written: list[Job] | None = None
     while (jobs := read_jobs(sweep_dir)) != written:
-        write_csv(sweep_dir / TABLE, table(sweep_dir, jobs))
+        write_csv(sweep_dir / SWEEP_TABLE, table(sweep_dir, jobs))
         written = jobs
 
 

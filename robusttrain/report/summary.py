@@ -23,10 +23,10 @@ from robusttrain.report.compare import (
     suites,
 )
 from robusttrain.report.files import whole
-from robusttrain.report.jobs import FAILED, FINISHED, TABLE, UNFINISHED, Job
+from robusttrain.report.jobs import FAILED, FINISHED, UNFINISHED, Job
 from robusttrain.report.ledger import CONFIDENCE
+from robusttrain.run_directory import SUMMARY, SWEEP_TABLE
 
-SUMMARY = "sweep.md"
 SEED = "seed"
 # A bar would end the cell that it stands in.
 BAR = r"\|"
@@ -219,7 +219,7 @@ def _counts(jobs: Sequence[Job]) -> str:
         counts[job.status] += 1
     shares = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     noun = "job" if len(jobs) == 1 else "jobs"
-    return f"{len(jobs)} {noun}: {shares}. `{TABLE}` has a row for each job and attack."
+    return f"{len(jobs)} {noun}: {shares}. `{SWEEP_TABLE}` has a row for each job and attack."
 
 
 def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
