@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from enum import Enum, StrEnum
 from types import ModuleType, NoneType, UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -23,6 +23,7 @@ from robusttrain.data import Dataset, Info
 from robusttrain.defenses import Defense
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
+from robusttrain.evaluation.certification import Certification
 from robusttrain.loggers import Logger
 from robusttrain.models import Architecture, build_model, dry_run
 from robusttrain.noise import Noise, drawing_from
@@ -32,27 +33,35 @@ from robusttrain.threat import Norm
 from robusttrain.training_settings import Training
 from robusttrain.weight_perturbation import WeightPerturbation
 
-# Where the components of a config group are defined: a package of one file each, or one module.
+
+class Group(NamedTuple):
+    """A config group: where its components are defined, and the method that makes one of them.
+
+    The place is a package of one file each, or one module. Of settings, which only hold values, all
+    are components.
+    """
+
+    place: str
+    method: str | None
+
+
 GROUPS = {
-    "attack": "robusttrain.attacks",
-    "averaging": "robusttrain.averaging",
-    "dataset": "robusttrain.data",
-    "defense": "robusttrain.defenses",
-    "evaluation": "robusttrain.evaluation.accuracy",
-    "logger": "robusttrain.loggers",
-    "model": "robusttrain.models",
-    "noise": "robusttrain.noise",
-    "optimizer": "robusttrain.optimizers",
-    "schedule": "robusttrain.schedules",
-    "training": "robusttrain.training_settings",
-    "weight_perturbation": "robusttrain.weight_perturbation",
+    "attack": Group("robusttrain.attacks", "__call__"),
+    "averaging": Group("robusttrain.averaging", "share"),
+    "dataset": Group("robusttrain.data", "load"),
+    "defense": Group("robusttrain.defenses", "__call__"),
+    "evaluation": Group("robusttrain.evaluation.accuracy", None),
+    "logger": Group("robusttrain.loggers", "record"),
+    "model": Group("robusttrain.models", "build"),
+    "noise": Group("robusttrain.noise", "install"),
+    "optimizer": Group("robusttrain.optimizers", "build"),
+    "schedule": Group("robusttrain.schedules", "build"),
+    "training": Group("robusttrain.training_settings", None),
+    "weight_perturbation": Group("robusttrain.weight_perturbation", "at"),
 }
 
 # What a defense is combined with, and goes by in a report unless it is `NOTHING`.
 COMPANIONS, NOTHING = ("weight_perturbation", "averaging"), "none"
-
-# Components inside of those of a group, whose schemas stand beside them.
-PARTS = {"evaluation": "robusttrain.evaluation.certification"}
 
 # Keys in pixel units, which may be given as a fraction.
 PIXEL_KEYS = ("eps", "step_size", "sigma")
@@ -169,8 +178,8 @@ def register() -> None:
     """Make the schema of every component known to Hydra, as `schema/<group>/<class>`."""
     store = ConfigStore.instance()
     store.store(group="schema", name="Config", node=schema(Config))
-    for group, where in [*GROUPS.items(), *PARTS.items()]:
-        for component in _components(importlib.import_module(where)):
+    for group in GROUPS:
+        for component in components(group):
             store.store(group=f"schema/{group}", name=component.__name__, node=schema(component))
 
 
@@ -238,7 +247,21 @@ def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> 
     return model
 
 
-def _components(place: ModuleType) -> Iterator[type]:
+def components(group: str) -> list[type]:
+    """What a YAML of `group` can name: the dataclasses there that have the method of the group.
+
+    A base that leaves a method to its subclasses is none.
+    """
+    place, method = GROUPS[group]
+    found = [
+        component
+        for component in _dataclasses(importlib.import_module(place))
+        if not inspect.isabstract(component) and (method is None or method in dir(component))
+    ]
+    return [*found, Certification] if group == "evaluation" else found
+
+
+def _dataclasses(place: ModuleType) -> Iterator[type]:
     """Public dataclasses of a module, or of the modules of a package."""
     inside = getattr(place, "__path__", None)
     names = [m.name for m in pkgutil.iter_modules(inside)] if inside else []

@@ -1,5 +1,6 @@
 """What attacks share: a model held still, and the surrogate loss with its input gradient."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -230,7 +231,7 @@ def surrogate_for(model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss:
 
 
 @dataclass
-class BallAttack:
+class BallAttack(ABC):
     """Base of the attacks that search a ball: holds the model still and builds the surrogate.
 
     Parameters
@@ -280,6 +281,6 @@ class BallAttack:
             surrogate = surrogate_for(model, x, y, label=self.label, loss=loss)
             return self.search(surrogate, x, generator).detach()
 
+    @abstractmethod
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The worst point that the attack finds in S(x)."""
-        raise NotImplementedError

@@ -1,5 +1,6 @@
 """Independent noise, added to an input or an activation (Pinot et al. 2019)."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ class Certificate(NamedTuple):
 
 
 @dataclass
-class AdditiveNoise(Switches):
+class AdditiveNoise(Switches, ABC):
     """Base of the noises that are drawn anew for every entry and added, never clipped to the box.
 
     Parameters
@@ -57,9 +58,9 @@ class AdditiveNoise(Switches):
         """
         put(AdditiveLayer(self, self, seed), model, self.at)
 
+    @abstractmethod
     def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
         """Fill `memory` with noise."""
-        raise NotImplementedError
 
     @property
     def certificate(self) -> Certificate | None:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.noise import Vote
@@ -57,9 +58,16 @@ class Smoothing(AdditiveNoise):
         ranges.one_of(list(Distribution), distribution=self.distribution)
         ranges.require(self.at == INPUT, "at", self.at, "input: nothing is known of other places")
 
+    @property
+    def _noise(self) -> AdditiveNoise:
+        return NOISES[Distribution(self.distribution)](self.sigma, draws=self.draws)
+
+    def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise of the distribution."""
+        return self._noise.sample(memory, generator)
+
     def install(self, model: nn.Module, seed: int) -> None:
         """Smooth `model`."""
-        noise = NOISES[Distribution(self.distribution)](self.sigma, draws=self.draws)
-        layer = AdditiveLayer(noise, self, seed)
+        layer = AdditiveLayer(self._noise, self, seed)
         layer.alpha = self.alpha
         put(layer, model, self.at)
