@@ -146,7 +146,7 @@ class TargetingAttack(BallAttack):
                 self.label is not Label.least_likely,
                 "label",
                 self.label,
-                "true or predicted where targets are given",
+                "given or predicted where targets are given",
             )
 
     def fitted(self, num_classes: int) -> Self:
