@@ -34,7 +34,6 @@ from robusttrain.cli import CONF
 from robusttrain.data import Split, as_input
 from robusttrain.evaluation import evaluate
 from robusttrain.models.first_conv import FirstConv2d
-from robusttrain.report.terminal import Terminal
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
@@ -65,11 +64,8 @@ def ours(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
     keep_freed_memory()
     built, test = composed(arguments, run)
     model = load_model(run)
-    with Terminal(Console(quiet=True)).progress("", 1) as bar:
-        started = time.process_time()
-        ledger = evaluate(
-            model, test, built.evaluation, norm=built.norm, eps=built.eps, seed=0, bar=bar
-        )
+    started = time.process_time()
+    ledger = evaluate(model, test, built.evaluation, norm=built.norm, eps=built.eps, seed=0)
     rows = ledger.report(built.norm).to_dict("records")
     return {
         "accuracy": rows[-1]["accuracy"],

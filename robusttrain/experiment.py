@@ -342,13 +342,14 @@ def _report(
     if config.evaluation.save_adversarial:
         write_arrays(run_dir / ADVERSARIAL, results.ledger.arrays())
     if results.audit.curve:
-        write_csv(run_dir / CURVE, results.audit.curve)
+        write_csv(run_dir / CURVE, [point.as_dict() for point in results.audit.curve])
     if checks:
         write_csv(run_dir / AUDIT, checks)
     write_csv(run_dir / REPORT, report)
     terminal.report(report, f"{shown['defense']}, {names['model']} on {names['dataset']}")
     if results.certificates:
-        terminal.certified(results.certificates.audit.curve, results.certificates.theorem.paper)
+        curve = [point.row for point in results.certificates.audit.curve]
+        terminal.certified(curve, results.certificates.theorem.paper)
     if checks:
         terminal.audit(checks)
     return [{str(key): value for key, value in row.items()} for row in report.to_dict("records")]

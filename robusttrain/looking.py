@@ -51,7 +51,13 @@ class Look:
         with self.terminal.progress(name, mine.size) as bar:
             for portion in portions(mine, batch_size):
                 ledger = evaluate(
-                    self.model, portion, settings, norm=self.norm, eps=self.eps, seed=seed, bar=bar
+                    self.model,
+                    portion,
+                    settings,
+                    norm=self.norm,
+                    eps=self.eps,
+                    seed=seed,
+                    progress=bar,
                 )
                 wrong["clean"] += int(ledger.misclassified.sum())
                 wrong["attacked"] += int(ledger.worst_case.sum())

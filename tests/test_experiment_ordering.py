@@ -55,10 +55,7 @@ def accuracies(defense: Defense, noise: Noise) -> dict[str, float]:
     )  # fmt: skip
     list(trainer.epochs())
     attacks = {"fgsm": FGSM(eps=EPS), "pgd": PGD(eps=EPS, steps=20, restarts=3)}
-    with terminal.progress("", 1) as bar:
-        ledger = evaluate(
-            model, test, Evaluation(attacks), norm=Norm.linf, eps=EPS, seed=SEED, bar=bar
-        )
+    ledger = evaluate(model, test, Evaluation(attacks), norm=Norm.linf, eps=EPS, seed=SEED)
     report = ledger.report(Norm.linf)
     return dict(zip(report["attack"], report["accuracy"], strict=True))
 

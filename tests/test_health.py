@@ -63,12 +63,10 @@ def finished(made: Trainer, folder: Path) -> tuple[TrainingRun, str]:
 def accuracy(model: nn.Module, eps: float) -> float:
     """That of all training images under PGD-20, measured from outside."""
     split = HARD.load()[0]
-    terminal = Terminal(Console(file=io.StringIO()))
-    with terminal.progress("", split.size) as bar:
-        ledger = evaluate(
-            model, split, Evaluation({"pgd": PGD(eps=eps, steps=20)}), norm=Norm.linf, eps=eps,
-            seed=7, bar=bar,
-        )  # fmt: skip
+    ledger = evaluate(
+        model, split, Evaluation({"pgd": PGD(eps=eps, steps=20)}), norm=Norm.linf, eps=eps,
+        seed=7,
+    )  # fmt: skip
     return 1 - float(ledger.worst_case.mean())
 
 

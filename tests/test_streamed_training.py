@@ -107,11 +107,10 @@ def test_validation_in_portions_is_of_all_images(
 
 
 def ledger(data: Samples, **settings: Any) -> Any:
-    with quiet().progress("evaluation", 1) as bar:
-        return evaluate(
-            network(), data, Evaluation({"pgd": ATTACK}, **settings),
-            norm=Norm.linf, eps=EPS, seed=0, bar=bar,
-        )  # fmt: skip
+    return evaluate(
+        network(), data, Evaluation({"pgd": ATTACK}, **settings),
+        norm=Norm.linf, eps=EPS, seed=0,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("samples", [None, 7])

@@ -1,17 +1,15 @@
 """What a data set is once it is read: uint8 images and int64 labels, whole, on one device."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
+from robusttrain.progress import Advance, unreported
 from robusttrain.streams import stream
-
-# Is told how many more images are done.
-Advance = Callable[[int], object]
 
 
 class Info(NamedTuple):
@@ -63,10 +61,6 @@ class Samples(Protocol):
         """What tells the data from others."""
 
 
-def untold(images: int) -> None:
-    """Progress that nobody wants to know."""
-
-
 class Split(NamedTuple):
     """Images, uint8 of shape (N, C, H, W), and their labels, int64 of shape (N,), on one device.
 
@@ -91,7 +85,7 @@ class Split(NamedTuple):
         """The number of images."""
         return len(self.labels)
 
-    def to(self, device: torch.device | str, advance: Advance = untold) -> "Split":
+    def to(self, device: torch.device | str, advance: Advance = unreported) -> "Split":
         """The same split on `device`."""
         advance(self.size)
         return Split(self.images.to(device), self.labels.to(device))
@@ -110,7 +104,7 @@ class Split(NamedTuple):
         for part in parts:
             yield self.images[part], self.labels[part]
 
-    def digest(self, advance: Advance = untold) -> str:
+    def digest(self, advance: Advance = unreported) -> str:
         """SHA-256, in hexadecimal, of the bytes of the images followed by those of the labels."""
         sha = hashlib.sha256()
         for part in self:

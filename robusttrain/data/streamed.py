@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from robusttrain.data import memory
 from robusttrain.data.decoding import Decoder
-from robusttrain.data.split import Advance, Split, untold
+from robusttrain.data.split import Split
 from robusttrain.errors import InputError
 from robusttrain.interruption import SIGNALS
+from robusttrain.progress import Advance, unreported
 
 # Few enough to keep all threads busy to the end, many enough to hide the cost of a task.
 FILES_PER_TASK = 64
@@ -124,7 +125,7 @@ class Streamed(NamedTuple):
         """The bytes that all images take in memory."""
         return self.size * prod(self.image_shape)
 
-    def to(self, device: torch.device | str, advance: Advance = untold) -> "Split | Streamed":
+    def to(self, device: torch.device | str, advance: Advance = unreported) -> "Split | Streamed":
         """The same samples for use on `device`: a `Split` there unless they are to stay files.
 
         Raises
@@ -143,7 +144,7 @@ class Streamed(NamedTuple):
         here = indices.cpu()
         return self._replace(rows=self.rows[here.numpy()], labels=self.labels[here])
 
-    def loaded(self, advance: Advance = untold) -> Split:
+    def loaded(self, advance: Advance = unreported) -> Split:
         """All of them, decoded, on `device`.
 
         Raises
@@ -176,7 +177,7 @@ class Streamed(NamedTuple):
             y = self.labels[torch.from_numpy(part)]
             yield images.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
-    def digest(self, advance: Advance = untold) -> str:
+    def digest(self, advance: Advance = unreported) -> str:
         """`files:` and a SHA-256, in hexadecimal, of what is quickly read of every file.
 
         That is its label, its length and its first 16 KiB: all of a small file. Names do not count.

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from robusttrain.data import Samples, as_input
 from robusttrain.evaluation.certification import Certification
 from robusttrain.evaluation.subject import Crafted, Seen, Subject
 from robusttrain.models.modes import modes_restored
-from robusttrain.report.ledger import Ledger, Outcome, row
-from robusttrain.report.terminal import Bar
+from robusttrain.progress import SILENT, Progress
+from robusttrain.report.ledger import Ledger, Outcome, Row
 from robusttrain.threat import Norm, ball
 
 # Rows that a report has beside those of its attacks.
@@ -158,7 +157,7 @@ def evaluate(
     norm: Norm,
     eps: float,
     seed: int,
-    bar: Bar,
+    progress: Progress = SILENT,
 ) -> Ledger:
     """Attack `model` on the chosen images of `samples`; see `attack_all`.
 
@@ -169,7 +168,7 @@ def evaluate(
         index, subject = examine(model, samples, settings, seed)
         suite = settings.suite(subject.num_classes, subject.random)
         return attack_all(
-            subject, index, suite, settings.survivors_only, norm=norm, eps=eps, bar=bar
+            subject, index, suite, settings.survivors_only, norm=norm, eps=eps, progress=progress
         )
 
 
@@ -181,7 +180,7 @@ def attack_all(
     *,
     norm: Norm,
     eps: float,
-    bar: Bar,
+    progress: Progress = SILENT,
 ) -> Ledger:
     """Run the attacks of `suite` on the images of `subject` and score them on fresh passes.
 
@@ -190,7 +189,7 @@ def attack_all(
     A model that predicts at random is scored, clean or attacked, on the same draws for the same
     image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
     several attacks have no more luck than one. `norm` and `eps` are stated for attacks that have
-    none of their own; `bar` advances once an image and attack.
+    none of their own; `progress` advances once an image and attack.
     """
     started = time.perf_counter()
     clean = subject.look(subject.x)
@@ -203,12 +202,12 @@ def attack_all(
     )
     worst = _Worst(subject, clean)
     for name, attack in suite.items():
-        bar.show(name)
+        progress.show(name)
         threat = Norm(getattr(attack, "norm", norm)), float(getattr(attack, "eps", eps))
         fallen = ledger.worst_case if survivors_only else ledger.misclassified
-        bar.advance(int(fallen.sum()))
+        progress.advance(int(fallen.sum()))
         started = time.perf_counter()
-        crafted = subject.attacked(attack, np.flatnonzero(~fallen), name, advance=bar.advance)
+        crafted = subject.attacked(attack, np.flatnonzero(~fallen), name, advance=progress.advance)
         seen = subject.look(crafted.x_adv)
         seconds = time.perf_counter() - started
         ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, threat, seconds)
@@ -217,14 +216,14 @@ def attack_all(
     return ledger
 
 
-def rounded(subject: Subject, ledger: Ledger, norm: Norm) -> list[dict[str, Any]]:
+def rounded(subject: Subject, ledger: Ledger, norm: Norm) -> list[Row]:
     """The row `uint8`: accuracy on the attacked images when they are rounded to bytes."""
     if ledger.adversarial is None:
         return []
     images = torch.from_numpy(ledger.adversarial).to(subject.x)
     seen = subject.look((images * 255).round() / 255)
     broken = np.not_equal(seen.prediction, ledger.label)
-    return [row("uint8", norm, ledger.largest_eps, np.asarray(broken))]
+    return [Row.counted("uint8", norm, ledger.largest_eps, np.asarray(broken))]
 
 
 def _outcome(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +34,10 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
 from robusttrain.evaluation import intake
-from robusttrain.evaluation.curves import Advance, Probe, over_draws, over_eps, over_steps
+from robusttrain.evaluation.curves import Probe, over_draws, over_eps, over_steps
 from robusttrain.noise import noise_held, noise_off
-from robusttrain.report.ledger import Ledger, row
+from robusttrain.progress import Advance, unreported
+from robusttrain.report.ledger import Ledger, Point, Row
 from robusttrain.threat import Norm
 
 # At linf 0.5 a grey image is within reach of every image, so that nothing but luck is left.
@@ -69,8 +70,8 @@ class Check(NamedTuple):
 class Audit(NamedTuple):
     """What a closer look at an evaluation gives: rows for three files."""
 
-    controls: list[dict[str, Any]]
-    curve: list[dict[str, Any]]
+    controls: list[Row]
+    curve: list[Point]
     checks: list[Check]
 
     def joined(self, other: "Audit") -> "Audit":
@@ -89,7 +90,7 @@ PIECES, PIECES_OF_NOISE = 7 + 7 + 7, 4 + 2
 
 
 def audit(
-    probe: Probe, suite: Mapping[str, Attack], ledger: Ledger, advance: Advance = lambda: None
+    probe: Probe, suite: Mapping[str, Attack], ledger: Ledger, advance: Advance = unreported
 ) -> Audit:
     """Measure the curves and controls of a model, and check them against each other.
 
@@ -106,7 +107,7 @@ def audit(
     """
     curve = [*over_eps(probe, advance), *over_steps(probe, advance)]
     by_eps, by_steps = (
-        [100 * r["accuracy"] for r in curve if r["curve"] == name] for name in ("eps", "steps")
+        [100 * p.row.accuracy for p in curve if p.curve == name] for name in ("eps", "steps")
     )
     attacked = probe.broken(probe.attack, "probe")
     measured = _Measured(probe, attacked, advance)
@@ -130,14 +131,14 @@ def audit(
     if probe.subject.random:
         draws = over_draws(probe, advance)
         curve += draws
-        by_draws = [100 * r["accuracy"] for r in draws]
+        by_draws = [100 * point.row.accuracy for point in draws]
         gain = by_draws[-2] - by_draws[-1]
         without = measured.without_noise()
         checks += [
             measured.compared("80 instead of 20 draws gain", gain),
             measured.rests_on_noise(without[1:]),
         ]
-        controls += [*without, *(_as_row(point) for point in draws)]
+        controls += [*without, *(replace(p.row, attack=f"eot_{p.eot}") for p in draws)]
     return Audit(controls, curve, checks)
 
 
@@ -149,21 +150,21 @@ class _Measured:
     attacked: NDArray[np.bool_]
     advance: Advance
 
-    def control(self, suite: Mapping[str, Attack]) -> dict[str, Any]:
+    def control(self, suite: Mapping[str, Attack]) -> Row:
         """The suite at radius 0, with a small budget, scored on draws of its own."""
         broken = self.probe.wrong(draw="control")
         for name, attack in suite.items():
             # Others have no radius that could be 0.
             if isinstance(attack, BallAttack):
                 broken |= self.probe.broken(_at_zero(attack), f"control {name}", draw="control")
-        self.advance()
-        return row("control", self.probe.attack.norm, 0.0, broken)
+        self.advance(1)
+        return Row.counted("control", self.probe.attack.norm, 0.0, broken)
 
-    def control_check(self, control: Mapping[str, Any]) -> Check:
+    def control_check(self, control: Row) -> Check:
         """Whether it is the clean accuracy, up to what fresh noise may do."""
-        clean = row("clean", "", 0.0, self.probe.wrong())
-        gap = 100 * abs(clean["accuracy"] - control["accuracy"])
-        below, above = clean["accuracy"] - clean["ci_low"], clean["ci_high"] - clean["accuracy"]
+        clean = Row.counted("clean", "", 0.0, self.probe.wrong())
+        gap = 100 * abs(clean.accuracy - control.accuracy)
+        below, above = clean.accuracy - clean.ci_low, clean.ci_high - clean.accuracy
         allowed = 100 * max(below, above)
         return graded("suite at eps 0 differs from clean by", gap, allowed, allowed)
 
@@ -215,7 +216,7 @@ class _Measured:
         # At the image too: what masks gradients there may not do so next to it.
         with subject.drawing("gradients"):
             shares = [self._gradient_shares(x) for x in (subject.x, start)]
-        self.advance()
+        self.advance(1)
         zero, wrong = (100 * max(share) for share in zip(*shares, strict=True))
         return [
             graded("gradients that are zero: %", zero, 1, 10),
@@ -236,26 +237,26 @@ class _Measured:
         with subject.drawing("outputs"):
             return _outputs(subject.model, subject.x, subject.y)
 
-    def without_noise(self) -> list[dict[str, Any]]:
+    def without_noise(self) -> list[Row]:
         """Accuracy, clean and attacked, without the declared noise, and attacked with it fixed."""
         subject, threat = self.probe.subject, self.probe.attack
         with noise_off(subject.model):
             still = replace(self.probe, subject=replace(subject))
             clean, attacked = still.wrong(), still.broken(threat, "noise off")
-        self.advance()
+        self.advance(1)
         with noise_held(subject.model, subject.seed):
             still = replace(self.probe, subject=replace(subject))
             fixed = still.broken(threat, "noise fixed")
-        self.advance()
+        self.advance(1)
         return [
-            row("noise_off", threat.norm, 0.0, clean),
-            row("noise_off_attacked", threat.norm, threat.eps, attacked),
-            row("noise_fixed", threat.norm, threat.eps, fixed),
+            Row.counted("noise_off", threat.norm, 0.0, clean),
+            Row.counted("noise_off_attacked", threat.norm, threat.eps, attacked),
+            Row.counted("noise_fixed", threat.norm, threat.eps, fixed),
         ]
 
-    def rests_on_noise(self, attacked: Sequence[Mapping[str, Any]]) -> Check:
+    def rests_on_noise(self, attacked: Sequence[Row]) -> Check:
         """What of the robustness is gone with the noise off or fixed: no fault, but to be named."""
-        left = min(100 * r["accuracy"] for r in attacked)
+        left = min(100 * row.accuracy for row in attacked)
         lost = self._standing_now - left
         return graded("accuracy lost with fixed or no noise", lost, 3, 100)
 
@@ -265,7 +266,7 @@ class _Measured:
 
     def _standing(self, attack: Attack, name: str) -> float:
         broken = self.probe.broken(attack, name)
-        self.advance()
+        self.advance(1)
         return 100 * float((~broken).mean())
 
     def _gradient_shares(self, x: Tensor) -> tuple[float, float]:
@@ -295,7 +296,7 @@ def _black_box(
 ) -> Check:
     """What a random search without gradients breaks of the images that gradients left standing."""
     says = "black box beats gradients by"
-    advance()
+    advance(1)
     broke: dict[bool, list[NDArray[np.bool_]]] = {True: [], False: [ledger.misclassified]}
     for name, attack in suite.items():
         broke[isinstance(attack, Square)].append(ledger.outcomes[name].broke)
@@ -349,9 +350,3 @@ def graded(check: str, figure: float, warn: float, fail: float) -> Check:
     verdict = Verdict.failed if rounded > fail else verdict
     threshold = f"{warn:.3g}" if warn == fail else f"{warn:.3g} / {fail:.3g}"
     return Check(check, figure, threshold, verdict)
-
-
-def _as_row(point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point of the curve over draws as a row of `report.csv`."""
-    kept = {key: point[key] for key in ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")}
-    return {"attack": f"eot_{point['eot']}", **kept}

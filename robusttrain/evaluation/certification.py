@@ -5,10 +5,10 @@ shorter than its radius changes g(x), and is wrong with probability `alpha` at m
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from robusttrain.evaluation.subject import Subject
 from robusttrain.noise import noise_layers
 from robusttrain.noise.additive import AdditiveLayer, AdditiveNoise, Certificate
 from robusttrain.noise.placement import INPUT
-from robusttrain.report.ledger import row
+from robusttrain.progress import Advance, unreported
+from robusttrain.report.ledger import Point, Row
 
 # Certified images are attacked in so many groups of similar radii.
 GROUPS = 4
@@ -125,7 +126,7 @@ def certify(
     subject: Subject,
     index: NDArray[np.int64],
     settings: Certification,
-    advance: Callable[[int], None] = lambda images: None,
+    advance: Advance = unreported,
 ) -> Certificates:
     """Certify the images of `subject`, then attack its smoothed classifier within the radii.
 
@@ -190,12 +191,11 @@ def _batches(draws: int, size: int) -> Iterator[int]:
         yield min(size, draws - start)
 
 
-def _point(images: Sequence[Certified], theorem: Certificate, radius: float) -> dict[str, Any]:
-    """A row of `curve.csv`: the share of images that are certified at `radius`."""
+def _point(images: Sequence[Certified], theorem: Certificate, radius: float) -> Point:
+    """The share of images that are certified at `radius`."""
     not_certified = np.array([not image.holds(radius) for image in images])
-    counted = row("certified", theorem.norm, radius, not_certified)
-    kept = {key: counted[key] for key in ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")}
-    return {"curve": "certified", "steps": None, "eot": None, **kept}
+    counted = Row.counted("certified", theorem.norm, radius, not_certified)
+    return Point("certified", None, None, counted)
 
 
 def _attacked(
@@ -203,8 +203,8 @@ def _attacked(
     images: Sequence[Certified],
     settings: Certification,
     theorem: Certificate,
-    advance: Callable[[int], None],
-) -> tuple[list[dict[str, Any]], Check]:
+    advance: Advance,
+) -> tuple[list[Row], Check]:
     """The row and the check of attacks inside of certificates, of which none may succeed."""
     radii = np.array([0.0 if image.abstained else image.radius for image in images])
     held = np.flatnonzero(radii > 0)
@@ -224,7 +224,7 @@ def _attacked(
     if not len(held):
         return [], check
     smallest = float(radii[held].min())
-    return [row("in_certificate", theorem.norm, smallest, broken[held])], check
+    return [Row.counted("in_certificate", theorem.norm, smallest, broken[held])], check
 
 
 def _broken(

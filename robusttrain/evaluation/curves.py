@@ -1,9 +1,7 @@
 """Accuracy over the radius, the steps and, for a random model, the draws of an attack."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import EllipsisType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +10,12 @@ from torch import Tensor
 from robusttrain.attacks import Attack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.evaluation.subject import Subject
-from robusttrain.report.ledger import row
+from robusttrain.progress import Advance
+from robusttrain.report.ledger import Point, Row
 
 EPS_MULTIPLES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 STEPS = (1, 2, 5, 10, 20, 40, 80)
 DRAWS = (1, 5, 20, 80)
-
-Advance = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -54,29 +51,28 @@ class Probe:
         return np.asarray(np.not_equal(seen.prediction, self.subject.y.cpu().numpy()))
 
 
-def over_eps(probe: Probe, advance: Advance) -> list[dict[str, Any]]:
-    """Rows of `curve.csv`: accuracy at 0, 1/4, 1/2, 1, 3/2, 2 and 4 times the radius."""
+def over_eps(probe: Probe, advance: Advance) -> list[Point]:
+    """Accuracy at 0, 1/4, 1/2, 1, 3/2, 2 and 4 times the radius."""
     attacks = [replace(probe.attack, eps=m * probe.attack.eps) for m in EPS_MULTIPLES]
     return [_point("eps", probe, attack, advance) for attack in attacks]
 
 
-def over_steps(probe: Probe, advance: Advance) -> list[dict[str, Any]]:
-    """Rows of `curve.csv`: accuracy after 1, 2, 5, 10, 20, 40 and 80 steps."""
+def over_steps(probe: Probe, advance: Advance) -> list[Point]:
+    """Accuracy after 1, 2, 5, 10, 20, 40 and 80 steps."""
     attacks = [replace(probe.attack, steps=steps, step_size=None) for steps in STEPS]
     return [_point("steps", probe, attack, advance) for attack in attacks]
 
 
-def over_draws(probe: Probe, advance: Advance) -> list[dict[str, Any]]:
-    """Rows of `curve.csv`: accuracy under gradients averaged over 1, 5, 20 and 80 draws."""
+def over_draws(probe: Probe, advance: Advance) -> list[Point]:
+    """Accuracy under gradients averaged over 1, 5, 20 and 80 draws."""
     return [_point("eot", probe, probe.attack, advance, draws) for draws in DRAWS]
 
 
 def _point(
     curve: str, probe: Probe, attack: PGD, advance: Advance, eot: int | None = None
-) -> dict[str, Any]:
+) -> Point:
     draws = (eot or probe.subject.eot) if probe.subject.random else 1
     name = f"curve {attack.eps} {attack.steps} {attack.step_size} {draws}"
-    counted = row(curve, attack.norm, attack.eps, probe.broken(attack, name, eot=draws))
-    advance()
-    kept = {key: counted[key] for key in ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")}
-    return {"curve": curve, "steps": attack.steps, "eot": draws, **kept}
+    counted = Row.counted(curve, attack.norm, attack.eps, probe.broken(attack, name, eot=draws))
+    advance(1)
+    return Point(curve, attack.steps, draws, counted)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from robusttrain.evaluation.subject import Subject
 from robusttrain.evaluation.verification import proven, verified
 from robusttrain.models.modes import modes_restored
 from robusttrain.noise import smoothed
-from robusttrain.report.ledger import Ledger, joined
+from robusttrain.report.ledger import Ledger, Row, joined
 from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
 
@@ -34,7 +34,7 @@ class Found(NamedTuple):
     ledger: Ledger
     audit: Audit
     certificates: Certificates | None
-    rows: list[dict[str, Any]]
+    rows: list[Row]
 
 
 class Examined(NamedTuple):
@@ -113,7 +113,7 @@ def _attacked(
     with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
         if len(mine):
             ledger = attack_all(
-                part, mine, suite, settings.survivors_only, norm=norm, eps=eps, bar=bar
+                part, mine, suite, settings.survivors_only, norm=norm, eps=eps, progress=bar
             )
             if not settings.save_adversarial:
                 ledger.adversarial = None

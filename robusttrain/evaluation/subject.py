@@ -1,6 +1,6 @@
 """A model and the images it is examined on: attacked and looked at, repeatably."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +22,7 @@ from robusttrain.evaluation.randomised import (
     prediction,
 )
 from robusttrain.noise import drawing_from
+from robusttrain.progress import Advance, unreported
 
 # How many batches an attack gets to work on at a time; broken images leave room for others there.
 BATCHES_IN_A_POOL = 16
@@ -101,7 +102,7 @@ class Subject:
         name: str,
         *,
         eot: int | None = None,
-        advance: Callable[[int], None] = lambda images: None,
+        advance: Advance = unreported,
     ) -> Crafted:
         """All images, those at `rows` attacked; `advance` is told how many more are done.
 

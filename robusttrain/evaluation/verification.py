@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robusttrain.evaluation.audit import Audit, graded
 from robusttrain.evaluation.subject import Subject
 from robusttrain.intervals import Interval
-from robusttrain.report.ledger import Ledger, row
+from robusttrain.report.ledger import Ledger, Row
 from robusttrain.threat import Norm
 
 
@@ -42,4 +42,4 @@ def verified(held: NDArray[np.bool_], ledger: Ledger, eps: float) -> Audit:
     within = [o.broken for o in ledger.outcomes.values() if o.norm == Norm.linf and o.eps <= eps]
     broken = np.any([ledger.misclassified, *within], axis=0) & held
     check = graded("proven images broken by an attack", int(broken.sum()), 0, 0)
-    return Audit([row("verified", Norm.linf, eps, ~held)], [], [check])
+    return Audit([Row.counted("verified", Norm.linf, eps, ~held)], [], [check])

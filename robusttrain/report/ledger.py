@@ -1,9 +1,9 @@
 """The ledger: what each attack did to each test image. Every reported figure is counted from it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,64 @@ CONFIDENCE = 0.95
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of `report.csv`; what is not known stays empty.
+
+    Parameters
+    ----------
+    attack
+        What the accuracy is under, or the name of another measurement.
+    norm, eps
+        The threat model; `eps` in pixel units.
+    n
+        How many images were counted.
+    accuracy, ci_low, ci_high
+        The share of them that is right, from 0 to 1, with its 95 % Wilson score interval.
+    forward, backward
+        Passes of an image through the model, in each direction.
+    seconds
+        Duration on all images.
+    """
+
+    attack: str
+    norm: str
+    eps: float
+    n: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    forward: float = math.nan
+    backward: float = math.nan
+    seconds: float = math.nan
+
+    @classmethod
+    def counted(cls, attack: str, norm: str, eps: float, broken: Flags, **cost: float) -> Self:
+        """The row of images of which some are `broken`; `cost` has passes and seconds."""
+        # Takes a second to import, which a command line with a mistake in it need not wait for.
+        from scipy.stats import binomtest
+
+        right, n = int((~broken).sum()), len(broken)
+        interval = binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
+        return cls(attack, norm, eps, n, right / n, interval.low, interval.high, **cost)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a curve: what `row` has counted, with so many attack steps and noise draws."""
+
+    curve: str
+    steps: int | None
+    eot: int | None
+    row: Row
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row of `curve.csv`."""
+        kept = ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")
+        own = {"curve": self.curve, "steps": self.steps, "eot": self.eot}
+        return own | {name: getattr(self.row, name) for name in kept}
 
 
 @dataclass(frozen=True)
@@ -142,21 +200,27 @@ class Ledger:
             "images": self.adversarial,
         }
 
-    def report(self, norm: str, others: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    def report(self, norm: str, others: Sequence[Row] = ()) -> pd.DataFrame:
         """The attack columns of `report.csv`: clean first, then `others`, worst case last.
 
-        Accuracies are shares from 0 to 1, with 95 % Wilson score intervals. `norm` is that of the
-        run, for the rows that no single attack stands for.
+        `norm` is that of the run, for the rows that no single attack stands for.
         """
-        clean = row("clean", norm, 0.0, self.misclassified, self.seconds, 1.0, 0.0)
-        rows: list[Mapping[str, Any]] = [clean]
+        clean = Row.counted(
+            "clean", norm, 0.0, self.misclassified, forward=1.0, backward=0.0, seconds=self.seconds
+        )
+        rows = [clean]
         for name, o in self.outcomes.items():
-            passes = (o.forward_passes / len(o.broken), o.backward_passes / len(o.broken))
-            rows.append(row(name, o.norm, o.eps, o.broken, o.seconds, *passes))
-        spent = [sum(r[key] for r in rows) for key in ("seconds", "forward", "backward")]
-        rows += others
-        rows.append(row("worst_case", norm, self.largest_eps, self.worst_case, *spent))
-        return pd.DataFrame(rows)
+            passes = {
+                "forward": o.forward_passes / len(o.broken),
+                "backward": o.backward_passes / len(o.broken),
+            }
+            rows.append(Row.counted(name, o.norm, o.eps, o.broken, **passes, seconds=o.seconds))
+        spent = {
+            key: sum(getattr(row, key) for row in rows)
+            for key in ("forward", "backward", "seconds")
+        }
+        worst = Row.counted("worst_case", norm, self.largest_eps, self.worst_case, **spent)
+        return pd.DataFrame([asdict(row) for row in (*rows, *others, worst)])
 
 
 def joined(ledgers: Sequence[Ledger]) -> Ledger:
@@ -182,35 +246,3 @@ def joined(ledgers: Sequence[Ledger]) -> Ledger:
         outcomes[attack] = Outcome(**{f.name: together(parts, f.name) for f in fields(Outcome)})
     of_images = ("index", "label", "prediction", "margin", "seconds", "adversarial")
     return Ledger(outcomes=outcomes, **{name: together(ledgers, name) for name in of_images})
-
-
-def row(
-    attack: str,
-    norm: str,
-    eps: float,
-    broken: Flags,
-    seconds: float = math.nan,
-    forward: float = math.nan,
-    backward: float = math.nan,
-) -> dict[str, Any]:
-    """A row of `report.csv`; `forward` and `backward` are the attack's passes an image.
-
-    What is not known stays empty.
-    """
-    # Takes a second to import, which a command line with a mistake in it need not wait for.
-    from scipy.stats import binomtest
-
-    standing, n = int((~broken).sum()), len(broken)
-    interval = binomtest(standing, n).proportion_ci(CONFIDENCE, method="wilson")
-    return {
-        "attack": attack,
-        "norm": norm,
-        "eps": eps,
-        "n": n,
-        "accuracy": standing / n,
-        "ci_low": interval.low,
-        "ci_high": interval.high,
-        "forward": forward,
-        "backward": backward,
-        "seconds": seconds,
-    }

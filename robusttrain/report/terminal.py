@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from robusttrain.report.ledger import Row
+
 log = logging.getLogger("robusttrain")
 
 # Often enough to look alive, seldom enough to cost nothing.
@@ -157,17 +159,17 @@ class Terminal:
         log.info("audit: %s", worst)
         self.console.print(Panel(table, title=f"audit: {worst}", expand=False))
 
-    def certified(self, curve: Sequence[Mapping[str, Any]], paper: str) -> None:
+    def certified(self, curve: Sequence[Row], paper: str) -> None:
         """Print certified accuracy at each radius; `paper` has the theorem behind it."""
         cells = pd.DataFrame(
             {
-                "radius": f"{point['eps']:g}",
-                "certified accuracy": f"{point['accuracy']:.2%}",
-                "95 % interval": f"{100 * point['ci_low']:.1f} to {100 * point['ci_high']:.1f}",
+                "radius": f"{point.eps:g}",
+                "certified accuracy": f"{point.accuracy:.2%}",
+                "95 % interval": f"{100 * point.ci_low:.1f} to {100 * point.ci_high:.1f}",
             }
             for point in curve
         )
-        norm, n = curve[0]["norm"], curve[0]["n"]
+        norm, n = curve[0].norm, curve[0].n
         self.table(cells, f"certified in {norm} on {n} images ({paper})", cells.columns)
 
     def table(self, cells: pd.DataFrame, title: str, figures: Collection[str]) -> None:

@@ -1,13 +1,11 @@
 """Evaluation on problems whose robust accuracy is known image by image."""
 
-import io
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
@@ -23,7 +21,6 @@ from robusttrain.data import Split, as_input
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.report.ledger import Ledger
-from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
 
 EPS = 0.2
@@ -64,11 +61,10 @@ def ledger_of(
     eps: float = EPS,
     **settings: Any,
 ) -> Ledger:
-    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        return evaluate(
-            model or Threshold().eval(), data, Evaluation(attacks, **settings),
-            norm=Norm.linf, eps=eps, seed=seed, bar=bar,
-        )  # fmt: skip
+    return evaluate(
+        model or Threshold().eval(), data, Evaluation(attacks, **settings),
+        norm=Norm.linf, eps=eps, seed=seed,
+    )  # fmt: skip
 
 
 def accuracies(ledger: Ledger) -> dict[str, float]:

@@ -41,7 +41,8 @@ from robusttrain.evaluation.curves import Probe
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optimizers import Adam
-from robusttrain.report.ledger import Ledger, Outcome
+from robusttrain.progress import Advance, unreported
+from robusttrain.report.ledger import Ledger, Outcome, Point, Row
 from robusttrain.report.terminal import Terminal
 from robusttrain.schedules import OneCycle
 from robusttrain.threat import Norm
@@ -101,10 +102,7 @@ def examined(
     chosen = Evaluation({"apgd_ce": APGD(eps=EPS)} if attacks is None else attacks, **settings)
     index, subject = examine(model, data, chosen, 0)
     suite = chosen.suite(subject.num_classes, subject.random)
-    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        ledger = attack_all(
-            subject, index, suite, chosen.survivors_only, norm=Norm.linf, eps=EPS, bar=bar
-        )
+    ledger = attack_all(subject, index, suite, chosen.survivors_only, norm=Norm.linf, eps=EPS)
     return Probe(subject, PROBE), suite, ledger
 
 
@@ -154,7 +152,7 @@ def test_a_masked_model_fails(name: str, standard: nn.Module, digits: Split) -> 
 )
 def test_a_few_images_are_no_sign_of_anything(images: int, limits: tuple[float, float]) -> None:
     """Searches from other starts differ by an image or two: three of them pass, six warn."""
-    look = _Measured(cast(Any, None), np.zeros(images, dtype=np.bool_), lambda: None)
+    look = _Measured(cast(Any, None), np.zeros(images, dtype=np.bool_), unreported)
     for limit, at, above in zip(limits, ("pass", "warn"), ("warn", "fail"), strict=True):
         assert look.compared("rises", limit).verdict == at
         assert look.compared("rises", limit + 0.01).verdict == above
@@ -163,16 +161,16 @@ def test_a_few_images_are_no_sign_of_anything(images: int, limits: tuple[float, 
 @pytest.mark.parametrize("defense", ["standard", "pgd"])
 def test_an_honest_model_passes(defense: str, standard: nn.Module, digits: Split) -> None:
     honest = standard if defense == "standard" else trained(WorstCase(PGD(eps=EPS, steps=5)), 8)
-    pieces: list[None] = []
+    pieces: list[int] = []
     probe, suite, ledger = examined(honest, digits)
     stream = torch.get_rng_state()
-    closer = audit(probe, suite, ledger, lambda: pieces.append(None))
+    closer = audit(probe, suite, ledger, pieces.append)
     assert set(verdicts(closer.checks).values()) == {"pass"}, closer.checks
-    assert len(pieces) == PIECES
-    assert [row["attack"] for row in closer.controls] == ["control"]
-    assert closer.controls[0]["accuracy"] == (~ledger.misclassified).mean()
+    assert sum(pieces) == PIECES
+    assert [row.attack for row in closer.controls] == ["control"]
+    assert closer.controls[0].accuracy == (~ledger.misclassified).mean()
     assert torch.equal(torch.get_rng_state(), stream)
-    at_radius = [row["accuracy"] for row in closer.curve if row["eps"] == EPS]
+    at_radius = [p.row.accuracy for p in closer.curve if p.row.eps == EPS]
     assert min(at_radius) >= (~ledger.worst_case).mean() - 0.03
 
 
@@ -292,7 +290,7 @@ def found_by(*, gradients: int, square: int) -> Ledger:
 )
 def test_what_square_alone_broke_counts_for_the_black_box(square: int, verdict: str) -> None:
     probe, _, _ = examined(Pixel().eval(), pixels([0.2]), {})
-    check = _black_box(probe, SUITE, found_by(gradients=400, square=square), lambda: None)
+    check = _black_box(probe, SUITE, found_by(gradients=400, square=square), unreported)
     assert check.figure == pytest.approx(square / 10)
     assert check.verdict.value == verdict
 
@@ -303,7 +301,7 @@ def test_where_all_attacks_see_all_images_the_order_does_not_matter() -> None:
     everywhere = {name: replace(o, attacked=None) for name, o in ledger.outcomes.items()}
     for names in (list(SUITE), list(SUITE)[::-1]):
         ledger.outcomes = {name: everywhere[name] for name in names}
-        assert _black_box(probe, SUITE, ledger, lambda: None).figure == pytest.approx(3)
+        assert _black_box(probe, SUITE, ledger, unreported).figure == pytest.approx(3)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +311,7 @@ def test_where_all_attacks_see_all_images_the_order_does_not_matter() -> None:
 def test_a_probe_that_the_suite_leaves_far_behind_is_named(gradients: int, verdict: str) -> None:
     """The probe leaves 750 of 1,000 images standing, and the suite all but so many."""
     probe = Probe(cast(Any, None), PROBE)
-    look = _Measured(probe, np.arange(N) < 250, lambda: None)
+    look = _Measured(probe, np.arange(N) < 250, unreported)
     check = look.overrated(found_by(gradients=gradients, square=0))
     assert check.figure == pytest.approx((gradients - 250) / 10)
     assert check.verdict.value == verdict
@@ -321,7 +319,7 @@ def test_a_probe_that_the_suite_leaves_far_behind_is_named(gradients: int, verdi
 
 def test_probe_and_suite_are_compared_on_the_images_of_the_probe() -> None:
     rows = np.arange(300, 500)
-    look = _Measured(Probe(cast(Any, None), PROBE, rows), np.zeros(200, bool), lambda: None)
+    look = _Measured(Probe(cast(Any, None), PROBE, rows), np.zeros(200, bool), unreported)
     assert look.overrated(found_by(gradients=300, square=0)).figure == 0
     assert look.overrated(found_by(gradients=320, square=0)).figure == pytest.approx(10)
 
@@ -356,7 +354,7 @@ class Below(nn.Module):
 
 def gradients(model: nn.Module, data: Split) -> dict[str, Verdict]:
     probe, _, _ = examined(model.eval(), data, {})
-    return verdicts(_Measured(probe, np.zeros(data.size, bool), lambda: None).gradients())
+    return verdicts(_Measured(probe, np.zeros(data.size, bool), unreported).gradients())
 
 
 @pytest.mark.parametrize(
@@ -471,7 +469,7 @@ def control_of(model: nn.Module, attacks: Mapping[str, Attack]) -> tuple[Audit, 
 def test_an_attack_that_leaves_the_ball_is_seen_by_the_control() -> None:
     closer, _ = control_of(Pixel(), {"pgd": PROBE, "astray": Astray()})
     assert verdicts(closer.checks)[CONTROL] == "fail"
-    assert closer.controls[0]["accuracy"] == pytest.approx(1 / 3)
+    assert closer.controls[0].accuracy == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("attacks", [{}, {"none": NoAttack()}])
@@ -481,7 +479,7 @@ def test_the_control_of_a_suite_without_a_radius_is_the_clean_accuracy(
     data = Split(SPREAD.images, 1 - SPREAD.labels)
     probe, suite, ledger = examined(Pixel().eval(), data, attacks)
     closer = audit(probe, suite, ledger)
-    assert closer.controls[0]["accuracy"] == 0
+    assert closer.controls[0].accuracy == 0
     assert verdicts(closer.checks)[CONTROL] == "pass"
 
 
@@ -528,16 +526,16 @@ def test_a_random_model_gets_rows_of_its_own() -> None:
     noisy = Pixel()
     Gaussian(0.1, predict=True).install(noisy, 0)
     closer, _ = control_of(noisy, {"pgd": PROBE})
-    assert [row["attack"] for row in closer.controls] == [
+    assert [row.attack for row in closer.controls] == [
         "control", "noise_off", "noise_off_attacked", "noise_fixed",
         "eot_1", "eot_5", "eot_20", "eot_80",
     ]  # fmt: skip
-    assert [row["eot"] for row in closer.curve if row["curve"] == "eot"] == [1, 5, 20, 80]
+    assert [point.eot for point in closer.curve if point.curve == "eot"] == [1, 5, 20, 80]
     assert verdicts(closer.checks)[UNDECLARED] == "pass"
     # Without noise the model is right on all images, and at 0.1 from the boundary it falls.
     off, attacked = closer.controls[1:3]
-    assert (off["accuracy"], off["eps"]) == (1, 0)
-    assert (attacked["accuracy"], attacked["eps"]) == (pytest.approx(2 / 3), EPS)
+    assert (off.accuracy, off.eps) == (1, 0)
+    assert (attacked.accuracy, attacked.eps) == (pytest.approx(2 / 3), EPS)
 
 
 @pytest.mark.parametrize(
@@ -546,10 +544,12 @@ def test_a_random_model_gets_rows_of_its_own() -> None:
 def test_more_draws_must_not_pay(
     monkeypatch: pytest.MonkeyPatch, standing: int, verdict: str
 ) -> None:
-    def draws(probe: Probe, advance: Callable[[], None]) -> list[dict[str, Any]]:
+    def draws(probe: Probe, advance: Advance) -> list[Point]:
         accuracies = zip((1, 5, 20, 80), (900, 600, 500, standing), strict=True)
-        kept = dict.fromkeys(("norm", "eps", "n", "ci_low", "ci_high"), 0)
-        return [{"eot": eot, "accuracy": count / N, **kept} for eot, count in accuracies]
+        return [
+            Point("eot", 10, eot, Row("eot", "linf", EPS, N, count / N, 0, 1))
+            for eot, count in accuracies
+        ]
 
     monkeypatch.setattr("robusttrain.evaluation.audit.over_draws", draws)
     noisy = Pixel()

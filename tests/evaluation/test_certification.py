@@ -229,7 +229,8 @@ def test_each_noise_names_its_norm_and_its_theorem(
         found = certified(smoothed(one_pixel(), noise_on(noise)), one_pixel().at([0.3]))
         assert found.theorem.norm == norm
         assert found.theorem.paper.startswith(paper)
-        assert {row["norm"] for row in found.audit.curve + found.audit.controls} == {norm}
+        assert {point.row.norm for point in found.audit.curve} == {norm}
+        assert {row.norm for row in found.audit.controls} <= {norm}
 
 
 def noise_on(noise: AdditiveNoise) -> AdditiveNoise:
@@ -330,7 +331,7 @@ def test_a_model_that_never_gives_numbers_is_certified_nowhere(label: int) -> No
     y = torch.full((3,), label)
     found = certified(smoothed(Fragile(torch.nan, threshold=-99)), x, y)
     assert all(image.abstained and not image.holds(0) for image in found.images)
-    assert found.audit.curve[0]["accuracy"] == 0
+    assert found.audit.curve[0].row.accuracy == 0
     assert found.audit.controls == []
 
 
@@ -363,14 +364,15 @@ def test_the_curve_counts_the_images_that_are_certified() -> None:
     y = torch.tensor([1] * 8 + [0] * 2 + [1] * 2)
     found = certified(smoothed(model), x, y, n=1000, radii=[0.0, 0.1, 0.3, 0.45, 9.0])
     counts = [8, 8, 4, 0, 0]
-    assert [row["eps"] for row in found.audit.curve] == [0.0, 0.1, 0.3, 0.45, 9.0]
-    for row, count in zip(found.audit.curve, counts, strict=True):
+    assert [point.row.eps for point in found.audit.curve] == [0.0, 0.1, 0.3, 0.45, 9.0]
+    for point, count in zip(found.audit.curve, counts, strict=True):
+        row = point.row
         interval = proportion_confint(count, 12, method="wilson")
-        assert (row["curve"], row["norm"], row["n"]) == ("certified", "l2", 12)
-        assert row["accuracy"] == count / 12
-        assert (row["ci_low"], row["ci_high"]) == pytest.approx(interval, abs=1e-9)
-        assert row["steps"] is None
-        assert row["eot"] is None
+        assert (point.curve, row.norm, row.n) == ("certified", "l2", 12)
+        assert row.accuracy == count / 12
+        assert (row.ci_low, row.ci_high) == pytest.approx(interval, abs=1e-9)
+        assert point.steps is None
+        assert point.eot is None
     assert [image.label for image in found.images] == y.tolist()
     assert {image.predicted for image in found.images[:10]} == {1}
 
@@ -391,8 +393,8 @@ def test_no_certificate_of_an_honest_model_is_broken(
     (row,) = found.audit.controls
     radii = [image.radius for image in found.images if not image.abstained]
     assert found.images[0].abstained
-    assert (row["attack"], row["n"], row["accuracy"]) == ("in_certificate", len(radii), 1.0)
-    assert row["eps"] == min(radii)
+    assert (row.attack, row.n, row.accuracy) == ("in_certificate", len(radii), 1.0)
+    assert row.eps == min(radii)
 
 
 class Liar(Gaussian):
@@ -423,7 +425,7 @@ def test_a_noise_that_lies_about_its_radii_is_found_out(
     (row,) = found.audit.controls
     assert verdict == "fail"
     assert figure >= 5
-    assert row["accuracy"] == pytest.approx(1 - figure / row["n"])
+    assert row.accuracy == pytest.approx(1 - figure / row.n)
 
 
 def test_certificates_without_the_noise_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,7 +512,7 @@ def test_where_nothing_is_certified_nothing_is_attacked(monkeypatch: pytest.Monk
 def test_a_single_certificate_is_attacked() -> None:
     model = oblique()
     found = certified(smoothed(model), model.at([0.4, 0.0]))
-    assert found.audit.controls[0]["n"] == 1
+    assert found.audit.controls[0].n == 1
 
 
 def test_the_bar_advances_once_an_image_and_a_group() -> None:

@@ -14,7 +14,8 @@ from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.accuracy import examine
 from robusttrain.evaluation.curves import Probe, over_eps, over_steps
 from robusttrain.evaluation.partial import NOTHING_SAVED, Folder, Partial
-from robusttrain.report.ledger import row
+from robusttrain.progress import unreported
+from robusttrain.report.ledger import Row
 
 # No byte is a multiple of a quarter of it away from the threshold.
 EPS = 0.11
@@ -50,46 +51,46 @@ def robust(eps: float) -> float:
 
 @pytest.mark.parametrize("stop_early", [True, False])
 def test_the_curve_over_eps_is_exact(stop_early: bool) -> None:
-    done: list[None] = []
-    rows = over_eps(probe_of(PGD(eps=EPS, stop_early=stop_early)), lambda: done.append(None))
+    done: list[int] = []
+    points = over_eps(probe_of(PGD(eps=EPS, stop_early=stop_early)), done.append)
     multiples = [0, 1 / 4, 1 / 2, 1, 3 / 2, 2, 4]
-    assert [r["eps"] for r in rows] == pytest.approx([m * EPS for m in multiples])
+    assert [p.row.eps for p in points] == pytest.approx([m * EPS for m in multiples])
     expected = [robust(m * EPS) for m in multiples]
     assert len(set(expected)) == 7
-    assert [r["accuracy"] for r in rows] == pytest.approx(expected)
-    assert {(r["curve"], r["steps"], r["eot"], r["n"]) for r in rows} == {("eps", 10, 1, 203)}
-    assert len(done) == 7
+    assert [p.row.accuracy for p in points] == pytest.approx(expected)
+    assert {(p.curve, p.steps, p.eot, p.row.n) for p in points} == {("eps", 10, 1, 203)}
+    assert done == [1] * 7
 
 
 def test_the_curve_over_steps_ends_at_what_is_robust() -> None:
-    rows = over_steps(probe_of(PGD(eps=EPS, stop_early=True)), lambda: None)
-    assert [r["steps"] for r in rows] == [1, 2, 5, 10, 20, 40, 80]
-    assert {r["eps"] for r in rows} == {EPS}
-    accuracies = [r["accuracy"] for r in rows]
+    points = over_steps(probe_of(PGD(eps=EPS, stop_early=True)), unreported)
+    assert [p.steps for p in points] == [1, 2, 5, 10, 20, 40, 80]
+    assert {p.row.eps for p in points} == {EPS}
+    accuracies = [p.row.accuracy for p in points]
     assert accuracies[-1] == pytest.approx(robust(EPS))
     assert min(accuracies) == accuracies[-1]
 
 
 def test_steps_are_as_long_as_their_number_asks_for() -> None:
     """A length that was chosen for one number of steps is too short for fewer."""
-    rows = over_steps(probe_of(PGD(eps=EPS, random_start=False, step_size=1e-4)), lambda: None)
-    assert [r["accuracy"] for r in rows] == pytest.approx([robust(EPS)] * 7)
+    points = over_steps(probe_of(PGD(eps=EPS, random_start=False, step_size=1e-4)), unreported)
+    assert [p.row.accuracy for p in points] == pytest.approx([robust(EPS)] * 7)
 
 
 def test_a_point_has_the_interval_of_its_accuracy() -> None:
-    point = over_eps(probe_of(PGD(eps=EPS)), lambda: None)[3]
+    point = over_eps(probe_of(PGD(eps=EPS)), unreported)[3].row
     data = np.arange(203) >= round(203 * robust(EPS))
-    counted = row("", "linf", EPS, data)
-    assert (point["ci_low"], point["ci_high"]) == (counted["ci_low"], counted["ci_high"])
-    assert point["norm"] == "linf"
+    counted = Row.counted("", "linf", EPS, data)
+    assert (point.ci_low, point.ci_high) == (counted.ci_low, counted.ci_high)
+    assert point.norm == "linf"
 
 
 def test_points_that_are_kept_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
     """With 20 steps of 1e-4 the curve over eps stays where it is, that over steps does not."""
     attack = PGD(eps=EPS, steps=20, step_size=1e-4, random_start=False)
     curves = [
-        [*over_eps(probe, lambda: None), *over_steps(probe, lambda: None)]
+        [*over_eps(probe, unreported), *over_steps(probe, unreported)]
         for probe in (probe_of(attack), probe_of(attack, Folder(tmp_path / "pieces", "")))
     ]
     assert curves[0] == curves[1]
-    assert curves[0][3]["accuracy"] > robust(EPS) + 0.1
+    assert curves[0][3].row.accuracy > robust(EPS) + 0.1

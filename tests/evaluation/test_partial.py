@@ -1,6 +1,5 @@
 """An evaluation that is killed goes on where it was, and comes to the same ledger bit for bit."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
@@ -24,7 +22,6 @@ from robusttrain.evaluation.partial import NOTHING_SAVED, Folder, Partial, descr
 from robusttrain.evaluation.subject import BATCHES_IN_A_POOL
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
-from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
 
 EPS, BATCH = 0.2, 2
@@ -118,8 +115,7 @@ def evaluated(
     settings = Evaluation(attacks, batch_size=BATCH, eot=2, votes=3)
     index, subject = examine(model, data(), settings, 0)
     subject.saved = saved
-    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        return attack_all(subject, index, attacks, True, norm=Norm.linf, eps=EPS, bar=bar)
+    return attack_all(subject, index, attacks, True, norm=Norm.linf, eps=EPS)
 
 
 def assert_same(first: Ledger, second: Ledger) -> None:

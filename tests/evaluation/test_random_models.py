@@ -1,13 +1,11 @@
 """Models that draw noise when they predict: no attack profits from luck, and draws repeat."""
 
-import io
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
@@ -27,7 +25,6 @@ from robusttrain.evaluation.randomised import classes_and_randomness
 from robusttrain.noise import noise_off
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
-from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
 
 SIGMA = 0.1
@@ -68,10 +65,7 @@ NOISY = split_at([0.1] * 350 + [0.01] * 25 + [-0.1] * 25)
 def ledger_of(
     model: nn.Module, data: Split, attacks: dict[str, Attack], *, eps: float, **settings: Any
 ) -> Ledger:
-    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        return evaluate(
-            model, data, Evaluation(attacks, **settings), norm=Norm.linf, eps=eps, seed=0, bar=bar
-        )
+    return evaluate(model, data, Evaluation(attacks, **settings), norm=Norm.linf, eps=eps, seed=0)
 
 
 def suite(eps: float) -> dict[str, Attack]:
@@ -199,11 +193,11 @@ def test_gradients_are_averaged_over_1_5_20_and_80_draws() -> None:
     model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     sums: list[int] = []
     probe = Probe(subject, PGD(eps=0.1, steps=4))
-    rows = over_draws(probe, lambda: sums.append(sum(passes)))
-    assert [(row["curve"], row["eot"], row["steps"]) for row in rows] == [
+    points = over_draws(probe, lambda steps: sums.append(sum(passes)))
+    assert [(p.curve, p.eot, p.steps) for p in points] == [
         ("eot", draws, 4) for draws in (1, 5, 20, 80)
     ]
     # Two looks of three draws, and four steps.
     spent = np.diff([0, *sums])
     assert spent.tolist() == [10 * (2 * 3 + 4 * draws) for draws in (1, 5, 20, 80)]
-    assert [row["accuracy"] for row in rows] == [1.0] * 4
+    assert [p.row.accuracy for p in points] == [1.0] * 4

@@ -1,13 +1,11 @@
 """Randomised classifiers: the vote, the gradient of its expectation, and a fair score."""
 
-import io
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.attacks.crafting import cross_entropy
@@ -17,7 +15,6 @@ from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.randomised import MeanPrediction
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
-from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
 
 SIGMA = 0.1
@@ -47,10 +44,7 @@ def noisy_step() -> nn.Module:
 def ledger_of(
     model: nn.Module, split: Split, attacks: dict[str, Any], *, eps: float, **settings: Any
 ) -> Ledger:
-    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        return evaluate(
-            model, split, Evaluation(attacks, **settings), norm=Norm.linf, eps=eps, seed=0, bar=bar
-        )
+    return evaluate(model, split, Evaluation(attacks, **settings), norm=Norm.linf, eps=eps, seed=0)
 
 
 def at_distance(distance: float, count: int) -> Split:

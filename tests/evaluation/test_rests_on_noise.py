@@ -1,13 +1,12 @@
 """What of a robustness rests on noise: attacked with the noise off, and with one draw for all."""
 
-import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.attacks.pgd import PGD
@@ -26,8 +25,8 @@ from robusttrain.evaluation.curves import Probe
 from robusttrain.noise import drawing_from, noise_held
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.smoothing import Smoothing
-from robusttrain.report.ledger import row
-from robusttrain.report.terminal import Terminal
+from robusttrain.progress import unreported
+from robusttrain.report.ledger import Row
 from robusttrain.threat import Norm
 
 EPS = 0.1
@@ -63,10 +62,10 @@ def probe_of(model: nn.Module, data: Split, **settings: Any) -> Probe:
 
 
 def measured(probe: Probe) -> _Measured:
-    return _Measured(probe, probe.broken(PROBE, "probe"), lambda: None)
+    return _Measured(probe, probe.broken(PROBE, "probe"), unreported)
 
 
-def named(probe: Probe) -> tuple[Check, list[dict[str, Any]]]:
+def named(probe: Probe) -> tuple[Check, list[Row]]:
     """The check, and the rows of an attack without noise that it rests on."""
     closer = measured(probe)
     rows = closer.without_noise()
@@ -89,7 +88,7 @@ def test_with_one_draw_for_all_passes_a_shift_decides() -> None:
     data = pixels([far for near in SPREAD for far in (0.45, near)])
     model = noisy(5.0, Gaussian(0.3, predict=True))
     probe = probe_of(model, data)
-    found = {r["attack"]: r for r in measured(probe).without_noise()}
+    found = {r.attack: asdict(r) for r in measured(probe).without_noise()}
     assert list(found) == ["noise_off", "noise_off_attacked", "noise_fixed"]
     with noise_held(model, probe.subject.seed), torch.no_grad():
         z = float(model(torch.full((1, 1, 1, 1), 0.5))[0, 1] / 5)
@@ -103,7 +102,9 @@ def test_with_one_draw_for_all_passes_a_shift_decides() -> None:
         "noise_fixed": (EPS, left < 0),
     }
     for name, (eps, broken) in expected.items():
-        assert found[name] == pytest.approx(row(name, Norm.linf, eps, broken), nan_ok=True), name
+        assert found[name] == pytest.approx(
+            asdict(Row.counted(name, Norm.linf, eps, broken)), nan_ok=True
+        ), name
     assert found["noise_fixed"]["accuracy"] != found["noise_off_attacked"]["accuracy"]
 
 
@@ -136,7 +137,7 @@ def test_robustness_that_is_noise_alone_is_named() -> None:
     """
     drowned = noisy(5.0, Gaussian(1e4, predict=True, at="logits"))
     check, rows = named(probe_of(drowned, pixels([0.05] * 100)))
-    accuracies = [r["accuracy"] for r in rows]
+    accuracies = [row.accuracy for row in rows]
     assert accuracies[:2] == [1.0, 0.0]
     assert check.verdict == "warn"
     assert 30 < check.figure < 70
@@ -163,26 +164,30 @@ def test_an_honest_model_passes(noise: Gaussian | Smoothing) -> None:
 def test_the_smaller_one_of_both_counts(off: int, fixed: int, figure: float, verdict: str) -> None:
     """To rest on noise is no fault: the check fails nowhere."""
     probe = probe_of(noisy(5.0, Gaussian(0.1, predict=True)), pixels([0.3] * 2))
-    closer = _Measured(probe, np.arange(1000) >= 500, lambda: None)
-    found = closer.rests_on_noise([{"accuracy": count / 1000} for count in (off, fixed)])
+    closer = _Measured(probe, np.arange(1000) >= 500, unreported)
+    found = closer.rests_on_noise([counted(count) for count in (off, fixed)])
     assert found.figure == pytest.approx(figure)
     assert found.verdict.value == verdict
+
+
+def counted(standing: int) -> Row:
+    """Of 1,000 images."""
+    return Row.counted("noise", Norm.linf, EPS, np.arange(1000) >= standing)
 
 
 def audited(model: nn.Module) -> tuple[Audit, int]:
     settings = Evaluation({"pgd": PROBE}, eot=1, votes=5, probe=PROBE)
     index, subject = examine(model.eval(), pixels(SPREAD[:10]), settings, 0)
     pieces: list[int] = []
-    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        suite = settings.suite(subject.num_classes, subject.random)
-        ledger = attack_all(subject, index, suite, False, norm=Norm.linf, eps=EPS, bar=bar)
-        closer = audit(Probe(subject, PROBE), suite, ledger, lambda: pieces.append(1))
+    suite = settings.suite(subject.num_classes, subject.random)
+    ledger = attack_all(subject, index, suite, False, norm=Norm.linf, eps=EPS)
+    closer = audit(Probe(subject, PROBE), suite, ledger, pieces.append)
     return closer, len(pieces)
 
 
 def test_an_audit_of_a_random_model_has_the_rows_and_the_check() -> None:
     closer, pieces = audited(noisy(5.0, Gaussian(0.05, predict=True)))
-    names = [control["attack"] for control in closer.controls]
+    names = [control.attack for control in closer.controls]
     assert names[:4] == ["control", "noise_off", "noise_off_attacked", "noise_fixed"]
     assert RESTS in [check.check for check in closer.checks]
     assert pieces == PIECES + PIECES_OF_NOISE
@@ -190,6 +195,6 @@ def test_an_audit_of_a_random_model_has_the_rows_and_the_check() -> None:
 
 def test_an_audit_of_another_model_has_neither() -> None:
     closer, pieces = audited(noisy(5.0, Gaussian(0.05, predict=False)))
-    assert [control["attack"] for control in closer.controls] == ["control"]
+    assert [control.attack for control in closer.controls] == ["control"]
     assert RESTS not in [check.check for check in closer.checks]
     assert pieces == PIECES

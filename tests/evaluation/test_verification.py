@@ -109,7 +109,7 @@ def test_an_attack_that_breaks_what_is_proven_fails_the_audit(
     assert check.verdict is verdict
     assert check.figure == (verdict is Verdict.failed)
     (row,) = found.controls
-    assert (row["attack"], row["eps"], row["n"], row["accuracy"]) == ("verified", 0.3, 8, 0.25)
+    assert (row.attack, row.eps, row.n, row.accuracy) == ("verified", 0.3, 8, 0.25)
 
 
 def test_other_norms_noise_and_unknown_layers_are_refused() -> None:

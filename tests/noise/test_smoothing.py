@@ -1,6 +1,5 @@
 """Smoothed classifiers: the noise, the vote, and when there is no prediction (PREDICT)."""
 
-import io
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from noise_toys import images, layer_of, network, ready, seeded
-from rich.console import Console
 from scipy.special import ndtr
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -30,7 +28,6 @@ from robusttrain.noise.pni import PNIWeights
 from robusttrain.noise.rse import RSE
 from robusttrain.noise.smoothing import Distribution, Smoothing
 from robusttrain.noise.uniform import UniformNoise
-from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
 
 
@@ -243,10 +240,7 @@ def test_on_the_boundary_predictions_are_as_rare_as_alpha_says(alpha: float) -> 
 def test_an_image_without_prediction_counts_as_wrong() -> None:
     pixel = torch.tensor([0, 128, 128, 255], dtype=torch.uint8).view(4, 1, 1, 1)
     split = Split(pixel, torch.tensor([0, 0, 1, 1]))
-    with Terminal(Console(file=io.StringIO())).progress("", 1) as bar:
-        ledger = evaluate(
-            smoothed(), split, Evaluation({}, votes=100), norm=Norm.l2, eps=0.1, seed=0, bar=bar
-        )
+    ledger = evaluate(smoothed(), split, Evaluation({}, votes=100), norm=Norm.l2, eps=0.1, seed=0)
     assert ledger.prediction.tolist() == [0, -1, -1, 1]
     assert ledger.misclassified.tolist() == [False, True, True, False]
 
