@@ -25,15 +25,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from robusttrain import checkpoint as checkpoints
-from robusttrain import config as configs
 from robusttrain import load_model
-from robusttrain.allocator import keep_freed_memory
-from robusttrain.attacks.crafting import Metered
-from robusttrain.cli import CONF
+from robusttrain.attacks.base import Metered
+from robusttrain.checkpoints import checkpoint as checkpoints
+from robusttrain.cli.main import CONF
+from robusttrain.config import build as configs
 from robusttrain.data import Split, as_input
 from robusttrain.evaluation import evaluate
 from robusttrain.models.first_conv import FirstConv2d
+from robusttrain.runtime.malloc import keep_freed_memory
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 

@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
-from robusttrain import config as configs
-from robusttrain.allocator import keep_freed_memory
-from robusttrain.cli import CONF
+from robusttrain.cli.main import CONF
+from robusttrain.config import build as configs
 from robusttrain.data import Split, batches
 from robusttrain.models import build_model
 from robusttrain.models.first_conv import FirstConv2d
 from robusttrain.report.terminal import Terminal
-from robusttrain.training import Trainer
+from robusttrain.runtime.malloc import keep_freed_memory
+from robusttrain.training.trainer import Trainer
 
 # Image shape, batch size, and warm-up batches that are not counted.
 NETWORKS = {"small_cnn": ((1, 28, 28), 128, 10), "preact_resnet18": ((3, 32, 32), 32, 1)}

@@ -8,11 +8,11 @@ def main() -> None:
     # Each is imported where it is run: a comparison need not wait for torch.
     try:
         if sys.argv[1:2] == ["compare"]:
-            from robusttrain import commands
+            from robusttrain.cli import compare
 
-            commands.compare(sys.argv[2:])
+            compare.compare(sys.argv[2:])
         else:
-            from robusttrain import cli
+            from robusttrain.cli import main as cli
 
             if sys.argv[1:2] == ["rerun"]:
                 cli.rerun(sys.argv[2:])

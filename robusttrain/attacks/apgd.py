@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import Surrogate
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import ObjectiveAttack, remaining
-from robusttrain.attacks.standing import Best, Rows, standing
+from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Ball, Norm, ball, per_image, striped_start
 
 # Croce and Hein 2020: share of the old move in a step, and when the step is reviewed.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.attacks.base import BallAttack, Surrogate
 from robusttrain.attacks.objectives import margin
-from robusttrain.attacks.standing import Best
+from robusttrain.attacks.search_state import Best
 from robusttrain.threat import Norm, per_image
 
 # tanh reaches 0 and 1, where many pixels are, only for an infinite w, and has no slope there. This

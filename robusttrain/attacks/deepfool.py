@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import BallAttack, Metered, Surrogate
-from robusttrain.attacks.standing import Rows, standing
+from robusttrain.attacks.base import BallAttack, Metered, Surrogate
+from robusttrain.attacks.search_state import Rows, standing
 
 
 @dataclass

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import Surrogate
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import Objective, TargetingAttack, aims
-from robusttrain.attacks.standing import Best, Rows, standing
+from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Norm, per_image
 
 # Below this the way to the boundary has no length to compare.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.attacks.base import BallAttack, Surrogate
 
 # Wong, Rice and Kolter 2020: a longer step than the radius, cut back to it, reaches more corners.
 RANDOM_START_STEP = 1.25

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import Surrogate
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.pgd import PGD
-from robusttrain.attacks.standing import Rows, standing
+from robusttrain.attacks.search_state import Rows, standing
 
 # What PGD can do beyond one search that returns its last iterate.
 SCORED = {"restarts": 1, "keep_best": False, "stop_early": False, "targets": None}

@@ -9,7 +9,7 @@ from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.attacks.base import BallAttack, Surrogate
 from robusttrain.threat import per_image
 
 # One round of the search for c multiplies or divides it by this.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.crafting import Loss, cross_entropy
+from robusttrain.attacks.base import Loss, cross_entropy
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import BallAttack, Label, Surrogate, cross_entropy
+from robusttrain.attacks.base import BallAttack, Label, Surrogate, cross_entropy
 
 # Keeps the ratio of the DLR loss finite where all logits are equal.
 TINY = 1e-12

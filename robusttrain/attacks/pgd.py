@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import Surrogate
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import ObjectiveAttack
-from robusttrain.attacks.standing import Best, Rows, standing
+from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Ball, per_image, striped_start
 
 # Standard deviation of a start next to the image, in pixel units (Zhang et al. 2019).

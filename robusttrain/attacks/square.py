@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.attacks.base import BallAttack, Surrogate
 from robusttrain.attacks.objectives import margin, remaining
-from robusttrain.attacks.standing import Best, Rows, standing
+from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Ball, Norm, per_image
 
 # After how many queries the share of the pixels that a square covers halves again.

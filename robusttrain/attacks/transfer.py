@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from robusttrain import streams
+from robusttrain import seeding
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.crafting import BallAttack, cross_entropy, held_still
+from robusttrain.attacks.base import BallAttack, cross_entropy, held_still
 from robusttrain.errors import InputError
 from robusttrain.noise import drawing_from
 from robusttrain.threat import Norm
@@ -60,7 +60,7 @@ class Transfer:
         InputError
             If the source takes no such images or does not know all classes.
         """
-        generator = generator or streams.fresh(x.device)
+        generator = generator or seeding.fresh(x.device)
         source, attack = self.source.to(x.device), self.attack
         # Its noise is no part of the model that is under examination, and is seeded by nobody else.
         with drawing_from(source, generator.initial_seed()):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.attacks.base import BallAttack, Surrogate
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 
 from robusttrain.data._base import _Base
 from robusttrain.data.split import Info, Split
-from robusttrain.streams import stream
+from robusttrain.seeding import stream
 
 TEST_SIZE = 360
 

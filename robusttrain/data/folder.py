@@ -15,7 +15,7 @@ from robusttrain.data.decoding import Decoder, opened
 from robusttrain.data.split import Info
 from robusttrain.data.streamed import Paths, Streamed, default_workers
 from robusttrain.errors import InputError
-from robusttrain.streams import stream
+from robusttrain.seeding import stream
 
 # Those of torchvision's ImageFolder, written out so that listing a folder imports no torchvision.
 IMAGE_EXTENSIONS = (

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.progress import Advance, unreported
-from robusttrain.streams import stream
+from robusttrain.runtime.progress import Advance, unreported
+from robusttrain.seeding import stream
 
 
 class Info(NamedTuple):

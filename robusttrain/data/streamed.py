@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robusttrain.data import memory
 from robusttrain.data.decoding import Decoder
 from robusttrain.data.split import Split
 from robusttrain.errors import InputError
-from robusttrain.interruption import SIGNALS
-from robusttrain.progress import Advance, unreported
+from robusttrain.runtime import free_memory
+from robusttrain.runtime.progress import Advance, unreported
+from robusttrain.runtime.signals import SIGNALS
 
 # Few enough to keep all threads busy to the end, many enough to hide the cost of a task.
 FILES_PER_TASK = 64
@@ -136,7 +136,7 @@ class Streamed(NamedTuple):
         there = self._replace(device=torch.device(device))
         stay = self.stream
         if stay is None:
-            stay = not memory.fits(self.decoded, there.device)
+            stay = not free_memory.fits(self.decoded, there.device)
         return there if stay else there.loaded(advance)
 
     def take(self, indices: Tensor) -> "Streamed":

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from robusttrain import ranges
 from robusttrain.data._base import _Base
 from robusttrain.data.split import Info, Split
-from robusttrain.streams import stream
+from robusttrain.seeding import stream
 
 
 @dataclass

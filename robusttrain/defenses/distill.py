@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.crafting import held_still
-from robusttrain.attacks.divergence import (
+from robusttrain.attacks.base import held_still
+from robusttrain.defenses import Objective, each_row, repeatable
+from robusttrain.defenses.divergence import (
     DivergenceFrom,
     divergence,
     log_probabilities,
     refuse_labels,
 )
-from robusttrain.defenses import Objective, each_row, repeatable
 from robusttrain.noise import drawing_from, noise_layers
 
 

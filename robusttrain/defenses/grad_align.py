@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss, cross_entropy
-from robusttrain.attacks.crafting import Label, Mode, held_still, surrogate_for
+from robusttrain.attacks.base import Label, Mode, held_still, surrogate_for
 from robusttrain.defenses import Objective, each_row, repeatable
 from robusttrain.threat import Norm, ball
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.divergence import divergence, log_probabilities
 from robusttrain.defenses import Objective, each_row, repeatable
+from robusttrain.defenses.divergence import divergence, log_probabilities
 
 # 1 and a little: the logarithm stays finite where another class has all the probability.
 ONE = 1.0001

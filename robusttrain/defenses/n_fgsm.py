@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss
-from robusttrain.attacks.crafting import Mode
+from robusttrain.attacks.base import Mode
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.defenses import Objective
 from robusttrain.defenses.worst_case import WorstCase

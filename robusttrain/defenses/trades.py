@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.crafting import Mode, held_still, outputs_as_in
-from robusttrain.attacks.divergence import (
+from robusttrain.attacks.base import Mode, held_still, outputs_as_in
+from robusttrain.defenses import Objective
+from robusttrain.defenses.divergence import (
     DivergenceFrom,
     divergence,
     log_probabilities,
@@ -18,7 +19,6 @@ from robusttrain.attacks.divergence import (
     refuse_labels,
     refuse_start_at_image,
 )
-from robusttrain.defenses import Objective
 
 
 @dataclass

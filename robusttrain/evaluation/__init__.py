@@ -1,5 +1,5 @@
 """Evaluation: attacks on a trained model, image by image, into a ledger."""
 
-from robusttrain.evaluation.accuracy import Evaluation, evaluate
+from robusttrain.evaluation.attack_suite import Evaluation, evaluate
 
 __all__ = ["Evaluation", "evaluate"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robusttrain.attacks import Attack
-from robusttrain.attacks.crafting import (
+from robusttrain.attacks.base import (
     BallAttack,
     Label,
     Metered,
@@ -33,11 +33,11 @@ from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
-from robusttrain.evaluation import intake
+from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.curves import Probe, over_draws, over_eps, over_steps
 from robusttrain.noise import noise_held, noise_off
-from robusttrain.progress import Advance, unreported
 from robusttrain.report.ledger import Ledger, Point, Row
+from robusttrain.runtime.progress import Advance, unreported
 from robusttrain.threat import Norm
 
 # At linf 0.5 a grey image is within reach of every image, so that nothing but luck is left.
@@ -316,7 +316,7 @@ def _non_finite(ledger: Ledger) -> Check:
 
 
 def _outputs(model: nn.Module, x: Tensor, y: Tensor) -> list[Check]:
-    softmax, training = intake.softmax_outputs(model, x), intake.train_mode(model, x)
+    softmax, training = model_checks.softmax_outputs(model, x), model_checks.train_mode(model, x)
     return [
         graded("outputs that are probabilities: %", 100 * softmax.figure, 99, 99),
         graded(

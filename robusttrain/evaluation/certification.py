@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 from torch import Tensor, nn
 
-from robusttrain import distributed, ranges
-from robusttrain.attacks.crafting import predictions
+from robusttrain import ranges
+from robusttrain.attacks.base import predictions
 from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.errors import InputError
 from robusttrain.evaluation.audit import Audit, Check, graded
-from robusttrain.evaluation.randomised import MajorityVote
-from robusttrain.evaluation.subject import Subject
+from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.voting import MajorityVote
 from robusttrain.noise import noise_layers
 from robusttrain.noise.additive import AdditiveLayer, AdditiveNoise, Certificate
 from robusttrain.noise.placement import INPUT
-from robusttrain.progress import Advance, unreported
 from robusttrain.report.ledger import Point, Row
+from robusttrain.runtime import distributed
+from robusttrain.runtime.progress import Advance, unreported
 
 # Certified images are attacked in so many groups of similar radii.
 GROUPS = 4

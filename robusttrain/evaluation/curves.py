@@ -9,9 +9,9 @@ from torch import Tensor
 
 from robusttrain.attacks import Attack
 from robusttrain.attacks.pgd import PGD
-from robusttrain.evaluation.subject import Subject
-from robusttrain.progress import Advance
+from robusttrain.evaluation.session import Subject
 from robusttrain.report.ledger import Point, Row
+from robusttrain.runtime.progress import Advance
 
 EPS_MULTIPLES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 STEPS = (1, 2, 5, 10, 20, 40, 80)

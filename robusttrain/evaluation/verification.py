@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robusttrain.evaluation.audit import Audit, graded
-from robusttrain.evaluation.subject import Subject
+from robusttrain.evaluation.session import Subject
 from robusttrain.intervals import Interval
 from robusttrain.report.ledger import Ledger, Row
 from robusttrain.threat import Norm

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.streams import derived_seed
+from robusttrain.seeding import derived_seed
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from robusttrain import ranges
 from robusttrain.noise import NoiseLayer, Progress, Switches, standard_normal, untraced
 from robusttrain.noise.placement import layers_for
-from robusttrain.streams import derived_seed
+from robusttrain.seeding import derived_seed
 
 
 @dataclass

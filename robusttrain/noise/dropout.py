@@ -9,7 +9,7 @@ from robusttrain import ranges
 from robusttrain.errors import InputError
 from robusttrain.noise import NoiseLayer, Switches, attach
 from robusttrain.noise.placement import layers_for
-from robusttrain.streams import derived_seed
+from robusttrain.seeding import derived_seed
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from robusttrain import ranges
 from robusttrain.noise import NoiseLayer, Switches, attach, standard_normal, untraced
 from robusttrain.noise.placement import layers_for
-from robusttrain.streams import derived_seed
+from robusttrain.seeding import derived_seed
 
 
 @dataclass

@@ -9,7 +9,7 @@ from robusttrain.noise import Switches, attach
 from robusttrain.noise.additive import AdditiveLayer
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.placement import layers_for
-from robusttrain.streams import derived_seed
+from robusttrain.seeding import derived_seed
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from robusttrain.noise import Noise
-from robusttrain.streams import derived_seed
+from robusttrain.seeding import derived_seed
 
 
 @dataclass

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from attack_toys import generator
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.crafting import BallAttack
+from robusttrain.attacks.base import BallAttack
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.square import Square
@@ -15,6 +14,7 @@ from robusttrain.data.digits import Digits
 from robusttrain.models import build_model
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.threat import Norm
+from toys.attacks import generator
 
 pyautoattack = pytest.importorskip("pyautoattack")
 

@@ -7,15 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from attack_toys import Affine, OnFirstPixel, everywhere, generator, interior, tanh_network
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_pgd import loss_gradient, misleading, pixel_images, reference_projection, reference_step
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD, RULES, Start
-from robusttrain.attacks.crafting import Label, cross_entropy
+from robusttrain.attacks.base import Label, cross_entropy
 from robusttrain.attacks.objectives import (
     Objective,
     dlr,
@@ -25,6 +23,19 @@ from robusttrain.attacks.objectives import (
 )
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, ball
+from toys.attacks import (
+    Affine,
+    OnFirstPixel,
+    everywhere,
+    generator,
+    interior,
+    loss_gradient,
+    misleading,
+    pixel_images,
+    reference_projection,
+    reference_step,
+    tanh_network,
+)
 
 Array = NDArray[np.float64]
 every_norm = pytest.mark.parametrize("norm", list(Norm))

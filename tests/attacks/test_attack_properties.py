@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attack_toys import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import robusttrain.attacks
+from robusttrain.attacks.base import BallAttack, Label, Mode
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.objectives import ObjectiveAttack, TargetingAttack
+from robusttrain.errors import InputError
+from robusttrain.noise import NoiseLayer, Switches
+from robusttrain.threat import Norm, ball
+from toys.attacks import (
     ATTACKS,
     RANDOM,
     Make,
@@ -20,18 +32,6 @@ from attack_toys import (
     generator,
     interior,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
-
-import robusttrain.attacks
-from robusttrain.attacks.crafting import BallAttack, Label, Mode
-from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.none import NoAttack
-from robusttrain.attacks.objectives import ObjectiveAttack, TargetingAttack
-from robusttrain.errors import InputError
-from robusttrain.noise import NoiseLayer, Switches
-from robusttrain.threat import Norm, ball
 
 every_attack = pytest.mark.parametrize("make", ATTACKS.values(), ids=ATTACKS.keys())
 every_norm = pytest.mark.parametrize("norm", list(Norm))

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from attack_toys import Affine, everywhere, interior, tanh_network
 from torch import Tensor, nn
 
+from robusttrain.attacks.base import Label
 from robusttrain.attacks.carlini_wagner import CarliniWagner
-from robusttrain.attacks.crafting import Label
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm
+from toys.attacks import Affine, everywhere, interior, tanh_network
 
 # Large enough to cut nothing.
 ANYWHERE = {"eps": 10.0}

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from attack_toys import Affine, everywhere, interior, tanh_network
 from torch import Tensor, nn
 
-from robusttrain.attacks.crafting import Label, Metered
+from robusttrain.attacks.base import Label, Metered
 from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, ball
+from toys.attacks import Affine, everywhere, interior, tanh_network
 
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: float("inf")}
 ANYWHERE = {"eps": 100.0}

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from attack_toys import Affine, OnFirstPixel, everywhere, generator, interior, tanh_network
 from torch import Tensor, nn
 
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.square import Square
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, ball
+from toys.attacks import Affine, OnFirstPixel, everywhere, generator, interior, tanh_network
 
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: float("inf")}
 every_norm = pytest.mark.parametrize("norm", list(Norm))

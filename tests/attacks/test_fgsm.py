@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attack_toys import Affine, everywhere, generator, interior
 
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, ball
+from toys.attacks import Affine, everywhere, generator, interior
 
 
 class Computed(torch.nn.Module):

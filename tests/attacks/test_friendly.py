@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from attack_toys import OnFirstPixel, everywhere, generator, tanh_network
 from torch import Tensor
 
-from robusttrain.attacks.crafting import Surrogate, cross_entropy
-from robusttrain.attacks.divergence import DivergenceFrom, divergence, log_probabilities
+from robusttrain.attacks.base import Surrogate, cross_entropy
 from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.pgd import PGD
+from robusttrain.defenses.divergence import DivergenceFrom, divergence, log_probabilities
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm
+from toys.attacks import OnFirstPixel, everywhere, generator, tanh_network
 
 STRAIGHT: dict[str, Any] = {"eps": 0.3, "steps": 6, "step_size": 0.05, "random_start": False}
 

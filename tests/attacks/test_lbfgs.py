@@ -2,14 +2,14 @@ import math
 
 import pytest
 import torch
-from attack_toys import Affine, everywhere, interior, tanh_network
 from torch import Tensor
 
-from robusttrain.attacks.crafting import Label
+from robusttrain.attacks.base import Label
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm
+from toys.attacks import Affine, everywhere, interior, tanh_network
 
 
 def length(delta: Tensor) -> Tensor:

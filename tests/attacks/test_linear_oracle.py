@@ -4,16 +4,16 @@ from functools import partial
 
 import pytest
 import torch
-from attack_toys import Affine, Make, everywhere, generator, interior
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from robusttrain.attacks.crafting import Label
+from robusttrain.attacks.base import Label
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.threat import Norm
+from toys.attacks import Affine, Make, everywhere, generator, interior
 
 EPS = {Norm.linf: 0.05, Norm.l2: 0.1, Norm.l1: 0.2}
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: float("inf")}

@@ -4,16 +4,16 @@ from functools import partial
 
 import pytest
 import torch
-from attack_toys import ATTACKS, Affine, Make, everywhere, generator, tanh_network
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.crafting import Label, Metered
+from robusttrain.attacks.base import Label, Metered
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.threat import Norm
+from toys.attacks import ATTACKS, Affine, Make, everywhere, generator, tanh_network
 
 every_attack = pytest.mark.parametrize("make", ATTACKS.values(), ids=ATTACKS.keys())
 every_norm = pytest.mark.parametrize("norm", list(Norm))

@@ -3,13 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from attack_toys import OnFirstPixel, everywhere, generator, tanh_network
-from test_pgd import loss_gradient, reference_projection, reference_step
 
 from robusttrain.attacks.mim import MIM
 from robusttrain.attacks.pgd import PGD
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm
+from toys.attacks import (
+    OnFirstPixel,
+    everywhere,
+    generator,
+    loss_gradient,
+    reference_projection,
+    reference_step,
+    tanh_network,
+)
 
 STEPS = 7
 

@@ -4,15 +4,15 @@ from functools import partial
 
 import pytest
 import torch
-from attack_toys import Make, generator
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.crafting import Label
+from robusttrain.attacks.base import Label
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.threat import Norm, ball
+from toys.attacks import Make, generator
 
 SEARCHES: dict[str, Make] = {
     "pgd": partial(PGD, steps=20, stop_early=True),

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from attack_toys import ATTACKS, everywhere, generator
 from torch import Tensor, nn
 
-from robusttrain.attacks.crafting import BallAttack, Label
+from robusttrain.attacks.base import BallAttack, Label
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.attacks.uniform import Uniform
+from toys.attacks import ATTACKS, everywhere, generator
 
 CLASSES = 4
 

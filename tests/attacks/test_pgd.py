@@ -6,60 +6,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from attack_toys import OnFirstPixel, everywhere, generator, tanh_network
-from numpy.typing import NDArray
 from scipy.stats import kstest
 from torch import Tensor, nn
 
 from robusttrain.attacks.pgd import PGD
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, ball
-
-Array = NDArray[np.float64]
-
-
-def loss_gradient(network: nn.Module, x: Array, y: int) -> Array:
-    """d/dx of the cross-entropy of W2 tanh(W1 x + b1) + b2, by hand."""
-    w1, b1, w2, b2 = (parameter.detach().numpy() for parameter in network.parameters())
-    hidden = np.tanh(w1 @ x + b1)
-    logits = w2 @ hidden + b2
-    p = np.exp(logits - logits.max())
-    p /= p.sum()
-    p[y] -= 1
-    result: Array = w1.T @ ((1 - hidden**2) * (w2.T @ p))
-    return result
-
-
-def reference_step(norm: Norm, g: Array, z: Array) -> Array:
-    if norm is Norm.linf:
-        return np.sign(g)
-    if norm is Norm.l2:
-        return g / math.sqrt((g**2).sum())
-    count = max(1, round(len(g) / 100))
-    free = [i for i in np.argsort(-np.abs(g)) if (z[i] < 1 if g[i] > 0 else z[i] > 0)]
-    step = np.zeros_like(g)
-    step[free[:count]] = np.sign(g[free[:count]]) / count
-    return step
-
-
-def reference_projection(norm: Norm, z: Array, x: Array, eps: float) -> Array:
-    delta = z - x
-    if norm is Norm.linf:
-        return np.clip(x + np.clip(delta, -eps, eps), 0, 1)
-    if norm is Norm.l2:
-        return np.clip(x + delta * min(1, eps / math.sqrt((delta**2).sum())), 0, 1)
-
-    def soft(threshold: float) -> Array:
-        return np.clip(x + np.sign(delta) * np.maximum(np.abs(delta) - threshold, 0), 0, 1)
-
-    if np.abs(soft(0) - x).sum() <= eps:
-        return soft(0)
-    low, high = 0.0, float(np.abs(delta).max())
-    for _ in range(100):
-        middle = (low + high) / 2
-        above = np.abs(soft(middle) - x).sum() > eps
-        low, high = (middle, high) if above else (low, middle)
-    return soft(high)
+from toys.attacks import (
+    OnFirstPixel,
+    everywhere,
+    generator,
+    loss_gradient,
+    misleading,
+    pixel_images,
+    reference_projection,
+    reference_step,
+    tanh_network,
+)
 
 
 @pytest.mark.parametrize("given_step", [True, False])
@@ -81,20 +44,6 @@ def test_iterates_are_those_of_the_plain_reference(
             g = loss_gradient(network, z, int(y[i]))
             z = reference_projection(norm, z + length * reference_step(norm, g, z), centre, eps)
         assert np.allclose(x_adv[i].flatten().numpy(), z, rtol=0, atol=1e-9)
-
-
-def misleading(t: Tensor) -> list[Tensor]:
-    """Ten classes, 0 the right one: left of t = 0 class 1 wins, right of it none does.
-
-    On the right nine rivals share the rest: the cross-entropy is higher there, but no rival wins.
-    """
-    right = -2 + 6 * t.clamp_min(0)
-    return [0 * t, -1 + 5 * (-t).clamp_min(0), *[right] * 8]
-
-
-def pixel_images(count: int) -> tuple[Tensor, Tensor]:
-    """Grey images of one pixel, all of class 0."""
-    return torch.full((count, 1, 1, 1), 0.5), torch.zeros(count, dtype=torch.int64)
 
 
 def test_restarts_keep_any_point_that_fools_not_the_one_of_highest_loss() -> None:

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from attack_toys import Affine, everywhere, interior
 
-from robusttrain.attacks.crafting import Label
+from robusttrain.attacks.base import Label
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.threat import Norm, ball
+from toys.attacks import Affine, everywhere, interior
 
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: np.inf}
 every_norm = pytest.mark.parametrize("norm", list(Norm))

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from attack_toys import Affine, everywhere, generator, interior
 from torch import Tensor, nn
 
-from robusttrain.attacks.crafting import Label
+from robusttrain.attacks.base import Label
 from robusttrain.attacks.square import Square
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, ball
+from toys.attacks import Affine, everywhere, generator, interior
 
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: float("inf")}
 every_norm = pytest.mark.parametrize("norm", list(Norm))

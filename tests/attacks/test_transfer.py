@@ -7,24 +7,24 @@ from typing import Any
 import hydra
 import pytest
 import torch
-from attack_toys import Affine, everywhere, generator, tanh_network
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from robusttrain import checkpoint
-from robusttrain import config as configs
-from robusttrain.attacks.crafting import Metered, cross_entropy
+from robusttrain.attacks.base import Metered, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.transfer import Transfer
-from robusttrain.checkpoint import Checkpoint
-from robusttrain.cli import CONF
+from robusttrain.checkpoints import checkpoint
+from robusttrain.checkpoints.checkpoint import Checkpoint
+from robusttrain.cli.main import CONF
+from robusttrain.config import build as configs
 from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP
 from robusttrain.noise import drawing_from
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
+from toys.attacks import Affine, everywhere, generator, tanh_network
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from attack_toys import (
+from torch import Tensor, nn
+
+from robusttrain.attacks.base import Label, cross_entropy, predictions
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.lbfgs import LBFGS
+from robusttrain.attacks.pgd import PGD
+from robusttrain.models.normalize import Normalize
+from robusttrain.threat import Norm, ball
+from toys.attacks import (
     ATTACKS,
     GRADIENT_FREE,
     Affine,
@@ -12,14 +20,6 @@ from attack_toys import (
     interior,
     tanh_network,
 )
-from torch import Tensor, nn
-
-from robusttrain.attacks.crafting import Label, cross_entropy, predictions
-from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.lbfgs import LBFGS
-from robusttrain.attacks.pgd import PGD
-from robusttrain.models.normalize import Normalize
-from robusttrain.threat import Norm, ball
 
 SEARCHES = {key: make for key, make in ATTACKS.items() if key not in GRADIENT_FREE}
 every_attack = pytest.mark.parametrize("make", ATTACKS.values(), ids=ATTACKS.keys())

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from attack_toys import Affine, everywhere, generator
 
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.uniform import Uniform
 from robusttrain.threat import Norm, ball
+from toys.attacks import Affine, everywhere, generator
 
 
 @pytest.mark.parametrize("norm", list(Norm))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robusttrain.data import augment
-from robusttrain.streams import stream
+from robusttrain.seeding import stream
 
 
 def shifted(image: Tensor, down: int, right: int) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robusttrain.data import Split, batch_count, batches
-from robusttrain.streams import stream
+from robusttrain.seeding import stream
 
 
 def numbered(size: int) -> Split:

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from robusttrain.data import Split, Streamed, batches, memory, portions, streamed
+from robusttrain.data import Split, Streamed, batches, portions, streamed
 from robusttrain.data import batching as batching_module
 from robusttrain.data.folder import Folder
 from robusttrain.data.streamed import Paths
 from robusttrain.errors import InputError
-from robusttrain.streams import stream
+from robusttrain.runtime import free_memory
+from robusttrain.seeding import stream
 
 COUNT = 12
 
@@ -131,16 +132,16 @@ def test_portions_are_all_samples_in_their_order(
 def test_images_stay_in_files_where_they_are_to_or_memory_is_short(
     setting: bool | str, free: float, stays: bool, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "available", lambda: free)
+    monkeypatch.setattr(free_memory, "available", lambda: free)
     assert isinstance(of(pictures, stream=setting).to("cpu"), Streamed) is stays
 
 
 def test_half_of_the_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 1000.0)
+    monkeypatch.setattr(free_memory, "available", lambda: 1000.0)
     cpu = torch.device("cpu")
-    assert memory.fits(500, cpu)
-    assert not memory.fits(501, cpu)
-    assert memory.fits(1000, cpu, share=1)
+    assert free_memory.fits(500, cpu)
+    assert not free_memory.fits(501, cpu)
+    assert free_memory.fits(1000, cpu, share=1)
 
 
 MACHINE = "MemTotal: 9000 kB\nMemFree: 1 kB\nMemAvailable: 5000 kB\nHugePages_Total: 0\n"
@@ -183,10 +184,10 @@ def test_free_memory_is_the_least_that_machine_and_groups_leave(
     for name, text in {"meminfo": MACHINE, "groups": groups, **files}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "GROUP_ROOT", tmp_path)
-    assert memory.available() == free
+    monkeypatch.setattr(free_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(free_memory, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(free_memory, "GROUP_ROOT", tmp_path)
+    assert free_memory.available() == free
 
 
 # Digests

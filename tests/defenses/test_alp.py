@@ -5,7 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from defense_toys import (
+
+from robusttrain.attacks import cross_entropy
+from robusttrain.attacks.pgd import PGD
+from robusttrain.defenses.alp import ALP
+from robusttrain.errors import InputError
+from toys.defenses import (
     Array,
     Fixed,
     batch,
@@ -16,11 +21,6 @@ from defense_toys import (
     objective_of,
     softmax,
 )
-
-from robusttrain.attacks import cross_entropy
-from robusttrain.attacks.pgd import PGD
-from robusttrain.defenses.alp import ALP
-from robusttrain.errors import InputError
 
 NEARBY, _ = batch(seed=5)
 

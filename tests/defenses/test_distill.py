@@ -7,7 +7,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from defense_toys import (
+from rich.console import Console
+from torch import nn
+
+from robusttrain.attacks import cross_entropy
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.pgd import PGD
+from robusttrain.checkpoints import checkpoint
+from robusttrain.checkpoints.checkpoint import Checkpoint
+from robusttrain.config.build import Config, Stage
+from robusttrain.data.synthetic import Synthetic
+from robusttrain.defenses.distill import Distill
+from robusttrain.errors import InputError
+from robusttrain.evaluation import Evaluation
+from robusttrain.loggers.none import NoLogger
+from robusttrain.models.mlp import MLP
+from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.none import NoNoise
+from robusttrain.optim.averaging import NoAveraging
+from robusttrain.optim.optimizers import SGD
+from robusttrain.optim.schedules import Constant
+from robusttrain.optim.weight_perturbation import NoPerturbation
+from robusttrain.report.terminal import Terminal
+from robusttrain.runs import experiment
+from robusttrain.training.settings import Training
+from toys.defenses import (
     SHAPE,
     Fixed,
     batch,
@@ -18,29 +42,6 @@ from defense_toys import (
     objective_of,
     softmax,
 )
-from rich.console import Console
-from torch import nn
-
-from robusttrain import checkpoint, experiment
-from robusttrain.attacks import cross_entropy
-from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.pgd import PGD
-from robusttrain.averaging import NoAveraging
-from robusttrain.checkpoint import Checkpoint
-from robusttrain.config import Config, Stage
-from robusttrain.data.synthetic import Synthetic
-from robusttrain.defenses.distill import Distill
-from robusttrain.errors import InputError
-from robusttrain.evaluation import Evaluation
-from robusttrain.loggers.none import NoLogger
-from robusttrain.models.mlp import MLP
-from robusttrain.noise.gaussian import Gaussian
-from robusttrain.noise.none import NoNoise
-from robusttrain.optimizers import SGD
-from robusttrain.report.terminal import Terminal
-from robusttrain.schedules import Constant
-from robusttrain.training_settings import Training
-from robusttrain.weight_perturbation import NoPerturbation
 
 NEARBY, _ = batch(seed=5)
 TEACHER = 7

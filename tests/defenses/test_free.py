@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from defense_toys import generator
 from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.attacks import cross_entropy
-from robusttrain.curriculum import Curriculum
 from robusttrain.data import hold_out
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses.free import Free
 from robusttrain.errors import InputError
-from robusttrain.optimizers import SGD
-from robusttrain.precision import Precision
+from robusttrain.optim.optimizers import SGD
+from robusttrain.optim.schedules import Constant
 from robusttrain.report.terminal import Terminal
-from robusttrain.schedules import Constant
 from robusttrain.threat import Norm, ball
-from robusttrain.training import Trainer
-from robusttrain.training_settings import Training
+from robusttrain.training.curriculum import Curriculum
+from robusttrain.training.precision import Precision
+from robusttrain.training.settings import Training
+from robusttrain.training.trainer import Trainer
+from toys.defenses import generator
 
 EPS = 0.1
 

@@ -6,18 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from defense_toys import (
-    SHAPE,
-    Array,
-    Fixed,
-    batch,
-    generator,
-    gradients_are_right,
-    logits,
-    network,
-    objective_of,
-    softmax,
-)
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
@@ -30,6 +18,18 @@ from robusttrain.errors import InputError
 from robusttrain.intervals import Interval
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
+from toys.defenses import (
+    SHAPE,
+    Array,
+    Fixed,
+    batch,
+    generator,
+    gradients_are_right,
+    logits,
+    network,
+    objective_of,
+    softmax,
+)
 
 
 def worst_logits(eps: float) -> Array:

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from defense_toys import Fixed, batch, gradients_are_right, logits, objective_of, softmax
 
 from robusttrain.attacks import cross_entropy
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses.mart import MART
 from robusttrain.errors import InputError
+from toys.defenses import Fixed, batch, gradients_are_right, logits, objective_of, softmax
 
 NEARBY, _ = batch(seed=5)
 

@@ -5,7 +5,17 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from defense_toys import (
+from torch import Tensor, nn
+
+from robusttrain.attacks import cross_entropy
+from robusttrain.attacks.base import Mode
+from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.pgd import PGD, Start
+from robusttrain.defenses.trades import TRADES
+from robusttrain.errors import InputError
+from robusttrain.threat import Norm, ball
+from toys.defenses import (
     CLASSES,
     Fixed,
     batch,
@@ -15,16 +25,6 @@ from defense_toys import (
     objective_of,
     softmax,
 )
-from torch import Tensor, nn
-
-from robusttrain.attacks import cross_entropy
-from robusttrain.attacks.crafting import Mode
-from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.none import NoAttack
-from robusttrain.attacks.pgd import PGD, Start
-from robusttrain.defenses.trades import TRADES
-from robusttrain.errors import InputError
-from robusttrain.threat import Norm, ball
 
 NEARBY, _ = batch(seed=5)
 

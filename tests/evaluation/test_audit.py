@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.crafting import BallAttack, Surrogate
+from robusttrain.attacks.base import BallAttack, Surrogate
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
@@ -23,7 +23,7 @@ from robusttrain.defenses import Defense
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.accuracy import attack_all, examine
+from robusttrain.evaluation.attack_suite import attack_all, examine
 from robusttrain.evaluation.audit import (
     PIECES,
     Audit,
@@ -40,14 +40,14 @@ from robusttrain.evaluation.audit import (
 from robusttrain.evaluation.curves import Probe
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.noise.gaussian import Gaussian
-from robusttrain.optimizers import Adam
-from robusttrain.progress import Advance, unreported
+from robusttrain.optim.optimizers import Adam
+from robusttrain.optim.schedules import OneCycle
 from robusttrain.report.ledger import Ledger, Outcome, Point, Row
 from robusttrain.report.terminal import Terminal
-from robusttrain.schedules import OneCycle
+from robusttrain.runtime.progress import Advance, unreported
 from robusttrain.threat import Norm
-from robusttrain.training import Trainer
-from robusttrain.training_settings import Training
+from robusttrain.training.settings import Training
+from robusttrain.training.trainer import Trainer
 
 EPS = 0.1
 PROBE = PGD(eps=EPS, steps=20, stop_early=True)

@@ -17,11 +17,12 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
-from robusttrain.attacks.crafting import Surrogate, predictions
+from robusttrain.attacks.base import Surrogate, predictions
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, certification
+from robusttrain.evaluation.cache import NOTHING_SAVED, Folder, Partial, description
 from robusttrain.evaluation.certification import (
     GROUPS,
     VOTES,
@@ -32,10 +33,9 @@ from robusttrain.evaluation.certification import (
     certify,
     lower_bound,
 )
-from robusttrain.evaluation.examination import Found, examined
-from robusttrain.evaluation.partial import NOTHING_SAVED, Folder, Partial, description
-from robusttrain.evaluation.randomised import MajorityVote
-from robusttrain.evaluation.subject import Subject
+from robusttrain.evaluation.pipeline import Found, examined
+from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.voting import MajorityVote
 from robusttrain.noise import Noise, Vote, noise_layers, noise_off
 from robusttrain.noise.additive import AdditiveNoise
 from robusttrain.noise.exponential import Exponential

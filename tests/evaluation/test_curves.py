@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.accuracy import examine
+from robusttrain.evaluation.attack_suite import examine
+from robusttrain.evaluation.cache import NOTHING_SAVED, Folder, Partial
 from robusttrain.evaluation.curves import Probe, over_eps, over_steps
-from robusttrain.evaluation.partial import NOTHING_SAVED, Folder, Partial
-from robusttrain.progress import unreported
 from robusttrain.report.ledger import Row
+from robusttrain.runtime.progress import unreported
 
 # No byte is a multiple of a quarter of it away from the threshold.
 EPS = 0.11

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import CommandLine
 from torch import Tensor
 
 import robusttrain
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
+from toys.command_line import CommandLine
 
 EPS = 0.1
 DATA = ["dataset=synthetic", "dataset.train_size=96", "dataset.test_size=60"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.accuracy import attack_all, examine
+from robusttrain.evaluation.attack_suite import attack_all, examine
 from robusttrain.evaluation.audit import (
     PIECES,
     PIECES_OF_NOISE,
@@ -25,8 +25,8 @@ from robusttrain.evaluation.curves import Probe
 from robusttrain.noise import drawing_from, noise_held
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.smoothing import Smoothing
-from robusttrain.progress import unreported
 from robusttrain.report.ledger import Row
+from robusttrain.runtime.progress import unreported
 from robusttrain.threat import Norm
 
 EPS = 0.1

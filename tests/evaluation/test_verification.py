@@ -6,19 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import CommandLine
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
-from robusttrain.evaluation.accuracy import Evaluation
+from robusttrain.evaluation.attack_suite import Evaluation
 from robusttrain.evaluation.audit import Verdict
 from robusttrain.evaluation.certification import Certification
-from robusttrain.evaluation.subject import Subject
+from robusttrain.evaluation.session import Subject
 from robusttrain.evaluation.verification import proven, verified
 from robusttrain.intervals import refuse_unbounded
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.threat import Norm
+from toys.command_line import CommandLine
 
 PIXELS = torch.tensor([0.0, 0.3, 0.45, 0.55, 0.7, 1.0, 0.9, 0.1])
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 0, 1])

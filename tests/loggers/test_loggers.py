@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from logged import Scalars, in_events
 
 from robusttrain import loggers
 from robusttrain.errors import InputError
@@ -18,6 +17,7 @@ from robusttrain.loggers import Logger, flat, of_epoch, of_report
 from robusttrain.loggers.mlflow import MLflow
 from robusttrain.loggers.none import NoLogger
 from robusttrain.loggers.tensorboard import TensorBoard
+from toys.logged import Scalars, in_events
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="TensorBoard is not installed"

@@ -6,32 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_toys import (
-    CLASSES,
-    DATA,
-    LEARNT,
-    MECHANISMS,
-    SHAPE,
-    images,
-    network,
-    noisy,
-    quiet,
-    ready,
-    trainer,
-)
 from torch import Tensor, nn
 
-from robusttrain import checkpoint, experiment
-from robusttrain.attacks.crafting import Mode, held_still
+from robusttrain.attacks.base import Mode, held_still
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.averaging import NoAveraging
-from robusttrain.checkpoint import Checkpoint
-from robusttrain.config import Config, Stage
+from robusttrain.checkpoints import checkpoint
+from robusttrain.checkpoints.checkpoint import Checkpoint
+from robusttrain.config.build import Config, Stage
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.randomised import MajorityVote, prediction
+from robusttrain.evaluation.voting import MajorityVote, prediction
 from robusttrain.loggers.none import NoLogger
 from robusttrain.noise import (
     Noise,
@@ -56,10 +42,25 @@ from robusttrain.noise.rse import RSE
 from robusttrain.noise.smoothing import Smoothing
 from robusttrain.noise.uniform import UniformNoise
 from robusttrain.noise.weibull import Weibull
-from robusttrain.optimizers import SGD
-from robusttrain.schedules import Constant
-from robusttrain.training_settings import Training
-from robusttrain.weight_perturbation import NoPerturbation
+from robusttrain.optim.averaging import NoAveraging
+from robusttrain.optim.optimizers import SGD
+from robusttrain.optim.schedules import Constant
+from robusttrain.optim.weight_perturbation import NoPerturbation
+from robusttrain.runs import experiment
+from robusttrain.training.settings import Training
+from toys.noise import (
+    CLASSES,
+    DATA,
+    LEARNT,
+    MECHANISMS,
+    SHAPE,
+    images,
+    network,
+    noisy,
+    quiet,
+    ready,
+    trainer,
+)
 
 every = pytest.mark.parametrize("mechanism", list(MECHANISMS))
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from noise_toys import continued, layer_of, network
 from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
@@ -14,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from robusttrain.noise import Progress, noise_layers, penalty
 from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.pni import PNIWeights
+from toys.noise import continued, layer_of, network
 
 MEANS = [f"{place}.parametrizations.weight.original" for place in (0, 3, 5)]
 SIGMAS = [f"{place}.parametrizations.weight.0.log_sigma" for place in (0, 3, 5)]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from noise_toys import MECHANISMS, images, network, noisy, ready, trainer, weights_of
 from torch import Tensor, nn
 
 from robusttrain.attacks.pgd import PGD
@@ -15,6 +14,7 @@ from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.noise import Noise, drawing_from, noise_held, noise_off
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
+from toys.noise import MECHANISMS, images, network, noisy, ready, trainer, weights_of
 
 # It traces as the real one does, and compiles nothing.
 BACKEND = "aot_eager"

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from noise_toys import CLASSES, DATA, SHAPE, Seen, images, network, ready, seeded, trainer
 from torch import Tensor, nn
 
-from robusttrain.attacks.crafting import Label, cross_entropy, held_still, surrogate_for
+from robusttrain.attacks.base import Label, cross_entropy, held_still, surrogate_for
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import as_input
@@ -26,8 +25,9 @@ from robusttrain.noise.draws import SameDraws
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.pni import PNIWeights
 from robusttrain.noise.stack import Stack
-from robusttrain.optimizers import SGD
+from robusttrain.optim.optimizers import SGD
 from robusttrain.threat import Norm
+from toys.noise import CLASSES, DATA, SHAPE, Seen, images, network, ready, seeded, trainer
 
 DRAWS, SIGMA = 4, 0.3
 

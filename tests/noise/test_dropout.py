@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from noise_toys import Seen, images, network
 from scipy.stats import binomtest
 from torch import nn
 
 from robusttrain.noise import noise_layers
 from robusttrain.noise.dropout import Dropout
+from toys.noise import Seen, images, network
 
 
 def chain() -> nn.Sequential:

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from noise_toys import images, layer_of, network, ready
 from scipy.stats import kstest
 from torch import nn
 
 from robusttrain.noise import NoiseLayer, Progress, noise_layers, penalty
 from robusttrain.noise.learn2perturb import Learn2Perturb
+from toys.noise import images, layer_of, network, ready
 
 
 def sigmas(model: nn.Module) -> list[nn.Parameter]:

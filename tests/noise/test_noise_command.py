@@ -12,19 +12,20 @@ import pandas as pd
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from noise_toys import quiet
 from omegaconf import OmegaConf
 
-from robusttrain import cli, load_model, streams
-from robusttrain import config as configs
-from robusttrain.config import Config, network
+from robusttrain import load_model, seeding
+from robusttrain.cli import main
+from robusttrain.config import build as configs
+from robusttrain.config.build import Config, network
 from robusttrain.data import Split, as_input
 from robusttrain.data.digits import Digits
 from robusttrain.noise import noise_layers, predicts_randomly
 from robusttrain.noise.additive import AdditiveLayer
-from robusttrain.training import Trainer
+from robusttrain.training.trainer import Trainer
+from toys.noise import quiet
 
-OPTIONS = sorted(file.stem for file in (cli.CONF / "noise").glob("*.yaml"))
+OPTIONS = sorted(file.stem for file in (main.CONF / "noise").glob("*.yaml"))
 
 # The words of a run that takes a moment.
 TINY = [
@@ -56,7 +57,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
             quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
             patch.setattr(sys, "argv", ["robusttrain", *words, *there, *quiet])
             GlobalHydra.instance().clear()
-            cli.main()
+            main.main()
             return folder
 
         yield run
@@ -100,8 +101,8 @@ def additive(folder: Path) -> list[AdditiveLayer]:
 def composed(*words: str) -> Config:
     """What the command line builds of these words."""
     _register()
-    overrides = [override for word in words for override in cli._unstacked(word)]
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    overrides = [override for word in words for override in main._unstacked(word)]
+    with hydra.initialize_config_dir(str(main.CONF), version_base="1.3"):
         config = hydra.compose("config", overrides)
     return configs.build(configs.with_numbers(OmegaConf.create(config)))
 
@@ -241,11 +242,11 @@ def test_bad_input_gets_one_message_before_any_work(words: str, command: Command
     ],
 )  # fmt: skip
 def test_only_a_list_of_noises_is_short_for_a_stack(word: str, overrides: list[str]) -> None:
-    assert cli._unstacked(word) == overrides
+    assert main._unstacked(word) == overrides
 
 
 def test_the_noise_of_a_run_has_a_stream_of_its_own() -> None:
     config = composed("noise=gaussian")
     model = network(config.model, config.noise, config.dataset.info(), 5)
     (layer,) = noise_layers(model)
-    assert layer.seed == streams.derived_seed(5, "noise")
+    assert layer.seed == seeding.derived_seed(5, "noise")

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from noise_toys import LEARNT, MECHANISMS, Seen, images, network, noisy, ready, trainer, weights_of
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
@@ -20,7 +19,8 @@ from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.draws import wanted_draws
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.learn2perturb import Learn2Perturb
-from robusttrain.optimizers import SGD, Adam, AdamW, Optimizer
+from robusttrain.optim.optimizers import SGD, Adam, AdamW, Optimizer
+from toys.noise import LEARNT, MECHANISMS, Seen, images, network, noisy, ready, trainer, weights_of
 
 
 def learnt(model: nn.Module) -> list[nn.Parameter]:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from noise_toys import images, layer_of, network, seeded
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
 from robusttrain.noise import noise_layers
 from robusttrain.noise.gaussian import Gaussian
+from toys.noise import images, layer_of, network, seeded
 
 
 def by_hand(model: nn.Sequential, x: Tensor, place: int) -> Tensor:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from noise_toys import continued, images, layer_of, network, seeded
 from scipy.stats import kstest
 from torch import Tensor, nn
 
 from robusttrain.noise import noise_held, noise_layers
 from robusttrain.noise.pni import PNIActivations, PNIWeights
+from toys.noise import continued, images, layer_of, network, seeded
 
 
 def linear() -> nn.Linear:

@@ -5,13 +5,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from noise_toys import Seen, images, network
 from scipy.stats import kstest
 from torch import Tensor, nn
 
-from robusttrain.evaluation.randomised import MeanPrediction, prediction
+from robusttrain.evaluation.voting import MeanPrediction, prediction
 from robusttrain.noise import noise_layers
 from robusttrain.noise.rse import RSE
+from toys.noise import Seen, images, network
 
 
 class Deep(nn.Sequential):

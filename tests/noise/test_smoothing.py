@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from noise_toys import images, layer_of, network, ready, seeded
 from scipy.special import ndtr
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from robusttrain import foreign
-from robusttrain.attacks.crafting import predictions
+from robusttrain.attacks.base import predictions
+from robusttrain.checkpoints import external
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation, evaluate
-from robusttrain.evaluation.randomised import (
+from robusttrain.evaluation.voting import (
     MajorityVote,
     MeanPrediction,
     least_votes,
@@ -29,6 +28,7 @@ from robusttrain.noise.rse import RSE
 from robusttrain.noise.smoothing import Distribution, Smoothing
 from robusttrain.noise.uniform import UniformNoise
 from robusttrain.threat import Norm
+from toys.noise import images, layer_of, network, ready, seeded
 
 
 class Ballots(nn.Module):
@@ -91,7 +91,7 @@ def test_a_program_of_others_can_be_smoothed(tmp_path: Path) -> None:
         network().eval(), (images(4),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
     torch.export.save(program, tmp_path / "theirs.pt2")
-    given = foreign.load(tmp_path / "theirs.pt2")
+    given = external.load(tmp_path / "theirs.pt2")
     model = ready(given, Smoothing(0.3)).eval()  # type: ignore[arg-type]
     assert predicts_randomly(model)
     assert not torch.equal(*(model(images()) for _ in range(2)))

@@ -1,7 +1,6 @@
 """Several mechanisms on one model: each as if it were alone, with a stream of its own."""
 
 import torch
-from noise_toys import images, network
 from torch import nn
 
 from robusttrain.noise import Progress, noise_layers, penalty
@@ -11,7 +10,8 @@ from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.noise.pni import PNIWeights
 from robusttrain.noise.stack import Stack
-from robusttrain.streams import derived_seed
+from robusttrain.seeding import derived_seed
+from toys.noise import images, network
 
 
 def stacked(**mechanisms: object) -> nn.Sequential:

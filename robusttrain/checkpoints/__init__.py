@@ -1,0 +1,1 @@
+"""Checkpoints: our own format, and the models of other tools."""

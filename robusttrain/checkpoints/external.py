@@ -1,0 +1,303 @@
+"""Models that others have trained: a state dict for a known architecture, or a whole program.
+
+A state dict is read as data, with `weights_only=True`, whatever its file claims to be. TorchScript
+files and programs of torch.export are code: loading one runs what its author wrote. They are loaded
+where the user names their file as `checkpoint=...`, and never because another file refers to them.
+"""
+
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain.checkpoints import checkpoint as checkpoints
+from robusttrain.checkpoints.checkpoint import Checkpoint
+from robusttrain.errors import InputError
+from robusttrain.models.normalize import Normalize
+
+# Where training scripts put the state dict among other things that they save.
+USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
+
+# No batch in memory has as many images; a program with a higher limit has none.
+UNLIMITED = 2**31
+
+DYNAMIC = "dynamic_shapes=({0: torch.export.Dim('batch')},)"
+
+
+class Kind(StrEnum):
+    """What wrote a program."""
+
+    torchscript = "TorchScript"
+    exported = "torch.export"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict: tensors by their names, for an architecture that the user names."""
+
+    tensors: Mapping[str, Tensor]
+
+    def load_into(self, model: nn.Module, path: Path | str) -> str:
+        """Load the tensors into `model`; returns a line that says what the model now is.
+
+        Names may start with a path that all of them share, as DataParallel (`module.`), compiled
+        models (`_orig_mod.`) and wrapping modules leave it. The statistics of a `Normalize` layer
+        may be missing with all others there: the state dict is then that of the network behind it.
+
+        Raises
+        ------
+        InputError
+            Unless the names and shapes are those of the model; `path` is for the message.
+        """
+        own = model.state_dict()
+        statistics = _statistics(model)
+        behind = {name: tensor for name, tensor in own.items() if name not in statistics}
+        # The whole model comes first: where both fit they are the same.
+        fit = min((_fit(target, self.tensors) for target in (own, behind)), key=_Fit.misfits)
+        if fit.misfits():
+            raise InputError(f"checkpoint={path} does not fit the model: {fit.explain()}")
+        model.load_state_dict(fit.matched, strict=False)
+        line = f"checkpoint={path} is a state dict of {len(self.tensors)} tensors"
+        if not statistics:
+            return line
+        source = "it says" if statistics[0] in fit.matched else "the configuration says"
+        used = model.state_dict()
+        values = (f"{name.rpartition('.')[2]} {_rounded(used[name])}" for name in statistics)
+        return f"{line}; the model normalises as {source}: {', '.join(values)}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network with its code, which takes the place of an architecture and is used as it is."""
+
+    path: Path
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"checkpoint={self.path}"
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self.path.stem
+
+    def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """Load the program on the CPU, which runs its code.
+
+        Raises
+        ------
+        InputError
+            If it cannot be loaded, or was exported for batches of certain sizes only.
+        """
+        try:
+            checkpoints.check_sums(self.path)
+            # That a format is going out of use is no concern of whoever evaluates a file in it.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _LOADERS[self.kind](self.path)
+        except InputError:
+            raise
+        # What is wrong with a program can be found by any part of its reader.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self} cannot be loaded as a program of {self.kind}: {reason}"
+            ) from error
+
+
+Foreign = Weights | Program
+
+
+def load(path: Path | str) -> Checkpoint | Foreign:
+    """What a file is that somebody names as `checkpoint`; a program is recognised, but not loaded.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or none of these.
+    """
+    path = checkpoints.located(path)
+    kind = _kind(path)
+    if kind is not None:
+        return Program(path, kind)
+    content = checkpoints.read(path)
+    if checkpoints.is_ours(content):
+        return checkpoints.parse(content, path)
+    tensors = _tensors(content)
+    if tensors is None:
+        places = ", ".join(USUAL_KEYS)
+        raise InputError(
+            f"checkpoint={path} is neither a checkpoint of robusttrain, nor a state dict (tensors "
+            f"by name, alone or under one of {places}), nor a program (TorchScript, torch.export)"
+        )
+    return Weights(tensors)
+
+
+class _Loaded(nn.Module):
+    """A program as a module whose mode can be set, whether the program has modes or not."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class _Exported(_Loaded):
+    """A program of torch.export: it computes in the mode that it was exported in."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        super().__init__(program.module())
+        self._program = program
+
+    def train(self, mode: bool = True) -> "_Exported":
+        # The module of an exported program raises when it is asked to.
+        self.training = mode
+        return self
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "_Exported":
+        from torch.export.passes import move_to_device_pass
+
+        # Constants and the devices of new tensors are in the code, where `fn` does not reach.
+        self._program = move_to_device_pass(self._program, fn(torch.empty(0)).device)
+        self.network = self._program.module()
+        return self
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    return _Loaded(torch.jit.load(path, map_location="cpu"))  # type: ignore[no-untyped-call]
+
+
+def _load_exported(path: Path) -> nn.Module:
+    # Given the path, torch wants it to end in .pt2.
+    with path.open("rb") as file:
+        program = torch.export.load(file)
+    inputs = len(program.graph_signature.user_inputs)
+    if inputs != 1:
+        raise InputError(f"checkpoint={path} takes {inputs} inputs: it must take images alone")
+    limits = _batch_limits(program)
+    if limits is not None:
+        raise InputError(
+            f"checkpoint={path} takes {limits} images at a time: "
+            f"export it with a dynamic batch dimension, {DYNAMIC}"
+        )
+    return _Exported(program).to("cpu")
+
+
+_LOADERS = {Kind.torchscript: _load_torchscript, Kind.exported: _load_exported}
+
+
+def _batch_limits(program: torch.export.ExportedProgram) -> str | None:
+    """The batch sizes that an exported program takes, in words; None where it takes any."""
+    first = program.graph_signature.user_inputs[0]
+    node = next(node for node in program.graph.nodes if node.name == first)
+    size = str(node.meta["val"].shape[0])
+    ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
+    # A symbol is any size within its range; a number, or an expression such as 2*s0, is not.
+    if not size.isidentifier():
+        return f"only {size}"
+    low, high = ranges[size].lower, ranges[size].upper
+    # The trace takes 0 and 1 for special and may leave them out of the range; they work.
+    return None if low <= 2 and high >= UNLIMITED else f"only {low} to {high}"
+
+
+def _kind(path: Path) -> Kind | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    # No archive, or its list of names is damaged, which whoever reads on will say.
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError):
+        return None
+    if "constants.pkl" in names:
+        return Kind.torchscript
+    if names & {"archive_format", "serialized_exported_program.json"}:
+        return Kind.exported
+    return None
+
+
+def _tensors(content: object) -> Mapping[str, Tensor] | None:
+    """The state dict in what a file holds."""
+    if not isinstance(content, Mapping):
+        return None
+    for candidate in (content, *(content.get(key) for key in USUAL_KEYS)):
+        if isinstance(candidate, Mapping) and _is_state_dict(candidate):
+            return candidate
+    return None
+
+
+def _is_state_dict(content: Mapping[Any, Any]) -> bool:
+    return len(content) > 0 and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    )
+
+
+def _statistics(model: nn.Module) -> list[str]:
+    """The names of all that `Normalize` layers hold, in a state dict of `model`."""
+    layers = (name for name, module in model.named_modules() if isinstance(module, Normalize))
+    return [f"{layer}.{key}".lstrip(".") for layer in layers for key in ("mean", "std")]
+
+
+class _Fit(NamedTuple):
+    """How a state dict fits a model: what is loaded as what, and the names that stand against."""
+
+    matched: dict[str, Tensor]
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+    def misfits(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
+    def explain(self) -> str:
+        counted = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.reshaped,
+        }
+        phrases = (
+            f"{len(names)} {what} (first {names[0]})" for what, names in counted.items() if names
+        )
+        return "keys: " + ", ".join(phrases)
+
+
+def _fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> _Fit:
+    ours, theirs = _by_inner_name(own), _by_inner_name(given)
+    both = [name for name in ours if name in theirs]
+    shapes = {
+        name: (tuple(given[theirs[name]].shape), tuple(own[ours[name]].shape)) for name in both
+    }
+    return _Fit(
+        matched={ours[name]: given[theirs[name]] for name in both},
+        # BatchNorm loads without its counter, which old files do not have.
+        missing=[
+            ours[n] for n in ours if n not in theirs and not n.endswith("num_batches_tracked")
+        ],
+        unexpected=[theirs[name] for name in theirs if name not in ours],
+        reshaped=[
+            f"{theirs[name]}: {there} in the checkpoint, {here} in the model"
+            for name, (there, here) in shapes.items()
+            if there != here
+        ],
+    )
+
+
+def _by_inner_name(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names by what is left of them without the modules that all of them lie in."""
+    paths = [name.split(".") for name in tensors]
+    shared = 0
+    while all(len(path) > shared + 1 for path in paths) and len({p[shared] for p in paths}) == 1:
+        shared += 1
+    return {".".join(path[shared:]): name for path, name in zip(paths, tensors, strict=True)}
+
+
+def _rounded(statistic: Tensor) -> list[float]:
+    return [round(float(value), 4) for value in statistic.flatten()]

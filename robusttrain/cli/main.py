@@ -1,0 +1,258 @@
+"""The command line: configuration in, exit code out."""
+
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import hydra
+import torch
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from robusttrain import seeding
+from robusttrain.config import build as configs
+from robusttrain.config.error_messages import FORESEEN, explain
+from robusttrain.errors import InputError, ProcessLostError
+from robusttrain.report.terminal import Terminal
+from robusttrain.run_directory import MANIFEST, PREAMBLE
+from robusttrain.runs import experiment
+from robusttrain.runs.inherit import take_over
+from robusttrain.runs.rerun import Repetition
+from robusttrain.runs.resume import Command, alone_in, resumed
+from robusttrain.runtime import distributed, signals
+from robusttrain.runtime.malloc import keep_freed_memory
+from robusttrain.runtime.signals import Interrupted
+from robusttrain.sweeps import job as sweep
+from robusttrain.sweeps import launchers
+
+PACKAGE = Path(__file__).parents[1]
+# An installed package carries conf/ inside, a checkout beside it.
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+
+# What Hydra is told in processes whose run has its directory and its log in the first one.
+WITHOUT_FILES = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
+
+LOST = "another process of this run has ended or does not answer"
+
+# Read before `main` sets the variable for its own purpose.
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+log = logging.getLogger("robusttrain")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(config: DictConfig) -> float | None:
+    """One run, in the directory that Hydra has made for it."""
+    chosen = HydraConfig.get()
+    if chosen.mode == RunMode.MULTIRUN:
+        return sweep.job(chosen, config, lambda terminal: _run(config, chosen, terminal))
+    terminal, started = Terminal(), time.perf_counter()
+    try:
+        result = _run(config, chosen, terminal)
+    except FORESEEN as error:
+        _leave(error)
+    if config.resume is not None and distributed.is_main():
+        seconds = time.perf_counter() - started
+        sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
+    # The last line, whole whatever the width of the terminal, for people and scripts to copy.
+    terminal.say(chosen.runtime.output_dir)
+    return result
+
+
+def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | None:
+    run_dir = distributed.from_main(lambda: Path(chosen.runtime.output_dir))
+    again = f"{distributed.command()} {shlex.quote(f'resume={run_dir}')} goes on"
+    try:
+        return _run_in(run_dir, config, chosen, terminal)
+    except Interrupted as interrupted:
+        terminal.say(f"stopped by {interrupted}: {again}")
+        raise
+    except FORESEEN as error:
+        log.error(explain(error))
+        # Where the directory is gone or closed, that is what the error says.
+        with suppress(OSError):
+            if distributed.is_main():
+                _remove_if_untouched(run_dir)
+        raise
+    except RuntimeError as error:
+        if not distributed.is_loss(error):
+            raise
+        log.error(LOST)
+        raise ProcessLostError(f"{LOST}: {again}") from error
+
+
+def _run_in(
+    run_dir: Path, config: DictConfig, chosen: HydraConf, terminal: Terminal
+) -> float | None:
+    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
+    with alone_in(run_dir) if distributed.is_main() else nullcontext():
+        built, origin = _prepared(config, names, list(chosen.overrides.task))
+        if built.keep_memory:
+            keep_freed_memory()
+        command = Command.of(chosen, sys.argv[1:])
+        if built.resume is None and distributed.is_main():
+            (run_dir / MANIFEST).unlink(missing_ok=True)
+            command.write(run_dir)
+        origin = origin._replace(overrides=command.words)
+        return experiment.run(built, origin, run_dir, terminal)
+
+
+def main() -> None:
+    """Run the command line; exit with 1 and one clear message where the input is at fault."""
+    configs.register()
+    launchers.register()
+    # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with distributed.joined(), _one_voice(), _leaving(), signals.caught():
+        sys.argv[1:] = distributed.from_main(lambda: _arguments(sys.argv[1:]))
+        if not distributed.is_main():
+            sys.argv += WITHOUT_FILES
+        with sweep.concluded():
+            job()
+
+
+@contextmanager
+def _leaving() -> Iterator[None]:
+    """Exit as `main` says where something foreseen happens in the block."""
+    try:
+        yield
+    except FORESEEN as error:
+        _leave(error)
+    except ValueError as error:
+        # So logging says that it cannot write to its file, the first that a run writes to.
+        if not isinstance(error.__cause__, OSError):
+            raise
+        _leave(error.__cause__)
+    except Interrupted as interrupted:
+        if distributed.is_loss(interrupted):
+            # torchrun ends all processes when one has gone.
+            _leave(ProcessLostError(LOST))
+        sys.exit(128 + interrupted.signum)
+    except RuntimeError as error:
+        if not distributed.is_loss(error):
+            raise
+        _leave(ProcessLostError(LOST))
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Let one of several processes speak, and the others only when they fail."""
+    if distributed.is_main():
+        yield
+        return
+    warnings.simplefilter("ignore")
+    # Without any handler, Python would print what goes to the log.
+    log.addHandler(logging.NullHandler())
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _arguments(given: list[str]) -> list[str]:
+    """What Hydra is to read of a command line.
+
+    Raises
+    ------
+    InputError
+        If it cannot be.
+    """
+    arguments = [word for a in given for word in _unstacked(a)]
+    if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
+        raise InputError(
+            "-m is not allowed under torchrun, whose processes share one run: start the jobs one "
+            "by one, or without torchrun"
+        )
+    return _overrides_last(resumed(arguments))
+
+
+def rerun(arguments: list[str]) -> None:
+    """`robusttrain rerun RUN`: run it again beside it, and say where the results differ.
+
+    Exits with 1 where they do.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        # The first process says what to do, and compares.
+        main()
+        return
+    try:
+        repetition = Repetition.of(arguments)
+    except InputError as error:
+        _leave(error)
+    sys.argv[1:] = repetition.command
+    main()
+    differences = repetition.differences()
+    for line in differences or [f"the same results as {repetition.run}"]:
+        Terminal().say(line)
+    sys.exit(1 if differences else 0)
+
+
+def _unstacked(argument: str) -> list[str]:
+    """`noise=[a,b]` as the overrides that stack the mechanisms a and b; others as they are."""
+    stacked = re.fullmatch(r"noise=\[([\w,\s]*)\]", argument)
+    if stacked is None:
+        return [argument]
+    options = [option.strip() for option in stacked[1].split(",") if option.strip()]
+    # One that comes twice gets a number, as every mechanism needs a name of its own.
+    names = [
+        option if option not in options[:place] else f"{option}_{place}"
+        for place, option in enumerate(options)
+    ]
+    mechanisms = zip(names, options, strict=True)
+    return ["noise=stack", *(f"+noise@noise.mechanisms.{name}={o}" for name, o in mechanisms)]
+
+
+def _overrides_last(arguments: list[str]) -> list[str]:
+    """Options and overrides in any order, as a user types them; argparse wants them apart."""
+    return sorted(
+        arguments, key=lambda a: not a.startswith("-") and ("=" in a or a.startswith("~"))
+    )
+
+
+def _leave(error: Exception) -> NoReturn:
+    """Exit with the message of a foreseen error, or with its traceback where that is wanted."""
+    if WANTS_TRACEBACK:
+        raise error
+    sys.exit(distributed.last_words(f"robusttrain: {explain(error)}"))
+
+
+def _prepared(
+    config: DictConfig, names: dict[str, str], overrides: list[str]
+) -> tuple[configs.Config, experiment.Origin]:
+    """Everything built, and what a checkpoint has to say of the run."""
+    OmegaConf.set_struct(config, False)
+    if config.checkpoint is not None:
+        names |= take_over(config, overrides)
+    config = configs.with_numbers(config)
+    # A model that is a network already is initialised as soon as it is built.
+    torch.manual_seed(seeding.derived_seed(config.seed, "initialisation"))
+    plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
+    # A run that goes on is the run that it was.
+    plain["resume"] = None
+    return configs.build(config), experiment.Origin(plain, names)
+
+
+def _names(choices: dict[str, str], noise: DictConfig) -> dict[str, str]:
+    """The option of each group; a stack of noises goes by those of its mechanisms, in order."""
+    stacked = [f"noise@noise.mechanisms.{name}" for name in noise.get("mechanisms", {})]
+    options = [choices[group] for group in stacked if group in choices]
+    return {**choices, "noise": "+".join(options)} if options else choices
+
+
+def _remove_if_untouched(run_dir: Path) -> None:
+    """Remove a run directory that holds no result, and the folders that were made for it alone."""
+    here = Path.cwd()
+    for folder in (run_dir, *run_dir.parents):
+        made_for_it = here in folder.parents or folder == run_dir != here
+        if not made_for_it or {path.name for path in folder.iterdir()} - PREAMBLE:
+            return
+        shutil.rmtree(folder)

@@ -1,0 +1,1 @@
+"""Configuration: schemas from dataclasses, objects from YAML."""

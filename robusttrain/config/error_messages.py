@@ -1,0 +1,110 @@
+"""What Hydra and OmegaConf refuse over many lines, said in at most two."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+from yaml import YAMLError
+
+from robusttrain.errors import InputError, JobError, NonFiniteLossError, ProcessLostError
+from robusttrain.sweeps import launchers
+
+# What is no defect of ours: it ends with a message instead of a traceback.
+FORESEEN = (
+    InputError,
+    JobError,
+    NonFiniteLossError,
+    ProcessLostError,
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    OSError,
+)
+
+
+def explain(error: BaseException) -> str:
+    """The message of a foreseen error: it names the key, its value and what is allowed."""
+    cause = error.__cause__
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read as key=value: {_lines(error)[0]}"
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not given: add {error.full_key}=... to the command line"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(error, cause)
+    if isinstance(cause, OmegaConfBaseException):
+        return _wrong_value(error, cause)
+    if isinstance(error, OSError) and error.filename:
+        place = "runs go to hydra.run.dir, sweeps to hydra.sweep.dir"
+        return f"{error.filename} cannot be used: {error.strerror}\n({place})"
+    first, *others = _lines(error)
+    return "\n".join([first, " ".join(others)]).strip()
+
+
+def _missing(error: MissingConfigException) -> str:
+    """Where there is no such option; an extra may bring it along."""
+    file = str(error.missing_cfg_file)
+    group, _, option = file.rpartition("/")
+    if not error.options:
+        return launchers.extra(file) or " ".join(_lines(error))
+    allowed = f"it must be one of {', '.join(error.options)}"
+    return launchers.extra(file) or f"{group}={option} is not allowed: {allowed}"
+
+
+def _wrong_value(error: BaseException, cause: OmegaConfBaseException) -> str:
+    """Where a value does not have the type that its key asks for."""
+    override = str(error).partition("Error merging override ")[2]
+    place = f"{override} is not allowed" if override else f"{_lines(error)[0]}: {cause.full_key}"
+    return f"{place}: {_lines(cause)[0]}"
+
+
+def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
+    """Where a key is not in the configuration: which ones are, and which look like it."""
+    key = str(cause.full_key)
+    override = str(error).partition("config use +")[2]
+    parent = cause.parent_node
+    assert isinstance(parent, Container)
+    near = _near(key, parent._get_root())
+    hint = f", did you mean {' or '.join(near)}?" if near else ""
+    where = key.rpartition(".")[0] or "the top level"
+    there = ", ".join(_own_keys(parent)) or "none"
+    return f"{override or key} is not allowed: no such key{hint}\nThe keys of {where}: {there}"
+
+
+def _near(key: str, root: Any) -> list[str]:
+    """Up to three keys whose last part is nearest to that of `key`, the most similar first."""
+    known = list(_keys(root, ""))
+    word = difflib.get_close_matches(_last(key), {_last(k) for k in known}, 1, 0.7)
+    return difflib.get_close_matches(key, [k for k in known if _last(k) in word], cutoff=0)
+
+
+def _keys(node: Any, prefix: str) -> Iterator[str]:
+    """The full keys of a configuration, those of interpolated nodes left out."""
+    for key in _own_keys(node):
+        yield prefix + key
+        if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+            yield from _keys(node[key], f"{prefix}{key}.")
+
+
+def _own_keys(node: Any) -> list[str]:
+    if not isinstance(node, DictConfig):
+        return []
+    return [str(key) for key in node if key not in ("_target_", "hydra")]
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _lines(error: BaseException) -> list[str]:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return [line for line in lines if line] or [type(error).__name__]

@@ -1,0 +1,87 @@
+"""What an evaluation under way has finished, kept so that a killed one can go on."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robusttrain.checkpoints import tensor_files
+from robusttrain.report.files import whole
+
+
+class Partial(Protocol):
+    """A store of finished pieces of work by name."""
+
+    def get(self, key: str) -> Mapping[str, Any] | None:
+        """What was put under `key`, or None."""
+
+    def put(self, key: str, result: Mapping[str, Any]) -> None:
+        """Keep tensors and numbers under `key`."""
+
+
+class _Nothing:
+    def get(self, key: str) -> None:
+        return None
+
+    def put(self, key: str, result: Mapping[str, Any]) -> None:
+        pass
+
+
+NOTHING_SAVED: Partial = _Nothing()
+
+
+class Folder:
+    """Pieces as files of a folder, which belong to one piece of work as a whole.
+
+    Parameters
+    ----------
+    path
+        The folder; made when the first piece is put.
+    work
+        Says what the work is. Pieces of other work that lie there are not used, and removed.
+    """
+
+    def __init__(self, path: Path, work: str) -> None:
+        self.path, self.work = path, work
+        self._mark = path / "work.txt"
+        if self._mark.is_file() and self._mark.read_text() == work:
+            return
+        self.remove()
+
+    def get(self, key: str) -> Mapping[str, Any] | None:
+        """What was put under `key`; None where nothing was, or where it cannot be read."""
+        path = self._file(key)
+        if not path.is_file():
+            return None
+        try:
+            content: Mapping[str, Any] = torch.load(path, weights_only=True)
+        # Whatever is wrong with the file, the piece can be made again.
+        except Exception:
+            return None
+        return content
+
+    def put(self, key: str, result: Mapping[str, Any]) -> None:
+        """Keep `result`; written whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with whole(self._mark) as temporary:
+            temporary.write_text(self.work)
+        tensor_files.write(self._file(key), dict(result))
+
+    def remove(self) -> None:
+        """Forget all pieces."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _file(self, key: str) -> Path:
+        return self.path / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
+
+
+def description(model: nn.Module, x: Tensor, y: Tensor, settings: object) -> str:
+    """Names a piece of work: the same for the same weights, images, labels and settings only."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for tensor in (*model.state_dict().values(), x, y):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,147 @@
+"""An evaluation as a whole: the attacks, certificates, and a closer look at what was found."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from robusttrain.attacks import Attack
+from robusttrain.data import Samples
+from robusttrain.evaluation.attack_suite import Evaluation, attack_all, examine, rounded
+from robusttrain.evaluation.audit import NO_AUDIT, PIECES, PIECES_OF_NOISE, Audit, audit
+from robusttrain.evaluation.cache import Folder, description
+from robusttrain.evaluation.certification import GROUPS, Certificates, certify
+from robusttrain.evaluation.curves import Probe
+from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.verification import proven, verified
+from robusttrain.models.modes import modes_restored
+from robusttrain.noise import smoothed
+from robusttrain.report.ledger import Ledger, Row, joined
+from robusttrain.report.terminal import Terminal
+from robusttrain.runtime import distributed
+from robusttrain.threat import Norm
+
+
+class Found(NamedTuple):
+    """What an evaluation found; `rows` are those of `report.csv` beside its attacks."""
+
+    ledger: Ledger
+    audit: Audit
+    certificates: Certificates | None
+    rows: list[Row]
+
+
+class Examined(NamedTuple):
+    """An evaluation that is done: what it found, which of several processes the first one knows.
+
+    `pieces` holds the finished work until the report is written.
+    """
+
+    found: Found | None
+    pieces: Folder
+
+
+def examined(
+    model: nn.Module,
+    samples: Samples,
+    settings: Evaluation,
+    *,
+    norm: Norm,
+    eps: float,
+    seed: int,
+    folder: Path,
+    origin: object,
+    terminal: Terminal,
+) -> Examined:
+    """Attack `model` on the chosen images, certify them if asked, and audit the figures.
+
+    Finished pieces of work are kept in `folder`, so that a killed evaluation goes on when it is
+    started again on the same images, weights and settings, and with an `origin` of the same repr:
+    what else the model is, which its weights do not show.
+
+    Several processes divide attacks and certificates by images; each needs a `folder` of its own.
+    """
+    with modes_restored(model), _predicting(model, settings):
+        model.eval()
+        index, subject = examine(model, samples, settings, seed)
+        # How the images are cut into batches, and by what they are computed, shows in rounding.
+        how = origin, settings, norm, eps, seed, subject.batch_size, subject.x.device
+        processes = distributed.rank(), distributed.size()
+        work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
+        subject.saved = pieces = Folder(folder, work)
+        suite = settings.suite(subject.num_classes, subject.random)
+        ledger = _attacked(subject, index, suite, settings, norm, eps, terminal)
+        certificates = _certified(subject, index, settings, terminal)
+        if ledger is None:
+            return Examined(None, pieces)
+        closer = _audited(subject, settings, suite, ledger, terminal)
+        if settings.verify:
+            ledger.proven = proven(subject, eps)
+            closer = closer.joined(verified(ledger.proven, ledger, eps))
+        if certificates:
+            closer = closer.joined(certificates.audit)
+        kept = rounded(subject, ledger, norm) if settings.save_adversarial else []
+    found = Found(ledger, closer, certificates, [*closer.controls, *kept])
+    return Examined(found, pieces)
+
+
+def _predicting(model: nn.Module, settings: Evaluation) -> AbstractContextManager[None]:
+    return smoothed(model) if settings.certification else nullcontext()
+
+
+def _attacked(
+    subject: Subject,
+    index: NDArray[np.int64],
+    suite: Mapping[str, Attack],
+    settings: Evaluation,
+    norm: Norm,
+    eps: float,
+    terminal: Terminal,
+) -> Ledger | None:
+    """What the attacks did to all images, of which each process has a share."""
+    mine, part = index[distributed.share(len(index))], subject
+    if len(mine) < len(index):
+        rows = torch.arange(len(index))[distributed.share(len(index))]
+        part = replace(subject.take(rows), seed=distributed.own_seed(subject.seed))
+    ledger = None
+    with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
+        if len(mine):
+            ledger = attack_all(
+                part, mine, suite, settings.survivors_only, norm=norm, eps=eps, progress=bar
+            )
+            if not settings.save_adversarial:
+                ledger.adversarial = None
+    ledgers = distributed.gathered(ledger)
+    if ledgers is None:
+        return None
+    return joined([each for each in ledgers if each is not None])
+
+
+def _certified(
+    subject: Subject, index: NDArray[np.int64], settings: Evaluation, terminal: Terminal
+) -> Certificates | None:
+    if settings.certification is None:
+        return None
+    with terminal.progress("certification", len(index) + GROUPS) as bar:
+        return certify(subject, index, settings.certification, bar.advance)
+
+
+def _audited(
+    subject: Subject,
+    settings: Evaluation,
+    suite: Mapping[str, Attack],
+    ledger: Ledger,
+    terminal: Terminal,
+) -> Audit:
+    if not settings.audit or settings.probe is None:
+        return NO_AUDIT
+    rows = settings.probed(len(ledger.index))
+    probe = Probe(subject.take(rows), settings.probe, rows.numpy())
+    with terminal.progress("audit", PIECES + PIECES_OF_NOISE * subject.random) as bar:
+        return audit(probe, suite, ledger, bar.advance)

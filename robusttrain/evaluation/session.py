@@ -1,0 +1,159 @@
+"""A model and the images it is examined on: attacked and looked at, repeatably."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robusttrain import seeding
+from robusttrain.attacks import Attack
+from robusttrain.attacks.base import BallAttack, Metered, predictions
+from robusttrain.attacks.objectives import margin
+from robusttrain.evaluation.cache import NOTHING_SAVED, Partial
+from robusttrain.evaluation.voting import (
+    MeanPrediction,
+    classes_and_randomness,
+    prediction,
+)
+from robusttrain.noise import drawing_from
+from robusttrain.runtime.progress import Advance, unreported
+
+# How many batches an attack gets to work on at a time; broken images leave room for others there.
+BATCHES_IN_A_POOL = 16
+
+
+class Seen(NamedTuple):
+    """What the model says of each image: its class, or -1 for none, and by how much it leads."""
+
+    prediction: NDArray[np.int64]
+    margin: NDArray[np.float32]
+
+
+class Crafted(NamedTuple):
+    """Attacked images, and what they cost: images that went through the model, each way."""
+
+    x_adv: Tensor
+    forward_passes: int
+    backward_passes: int
+    non_finite: int
+
+
+@dataclass
+class Subject:
+    """A model under examination, in eval mode, and images of known labels on its device.
+
+    What is drawn depends on `seed` and on the name that a caller gives to its work, on nothing
+    else: neither on what was drawn before nor on what the global random stream holds.
+
+    Parameters
+    ----------
+    model
+        The model, in the mode in which it predicts.
+    x, y
+        Images (N, C, H, W) in [0, 1], and labels (N,).
+    batch_size
+        Most images in one pass.
+    eot, votes
+        Draws an attack averages over, and draws of the prediction, where the model is random.
+    seed
+        Of all draws.
+    saved
+        Where pools that are done are kept, and taken from.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    batch_size: int
+    eot: int
+    votes: int
+    seed: int
+    saved: Partial = NOTHING_SAVED
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits the model returns."""
+        return self._shown[0]
+
+    @property
+    def random(self) -> bool:
+        """Whether predictions hang on noise, declared or not."""
+        return self._shown[1]
+
+    @cached_property
+    def _shown(self) -> tuple[int, bool]:
+        with self.drawing("is it random?"):
+            return classes_and_randomness(self.model, self.x[: self.batch_size])
+
+    def take(self, rows: Tensor) -> Self:
+        """The same model with some of the images."""
+        return replace(self, x=self.x[rows], y=self.y[rows])
+
+    def attacked(
+        self,
+        attack: Attack,
+        rows: NDArray[np.int64],
+        name: str,
+        *,
+        eot: int | None = None,
+        advance: Advance = unreported,
+    ) -> Crafted:
+        """All images, those at `rows` attacked; `advance` is told how many more are done.
+
+        An attack of ours gets many batches at a time, and fills the room of images that it has
+        broken with others; one of the user's own gets batch by batch.
+        """
+        size = self.batch_size * (BATCHES_IN_A_POOL if isinstance(attack, BallAttack) else 1)
+        total = Crafted(self.x.clone(), 0, 0, 0)
+        # No rows split into one empty part, which an attack need not be able to take.
+        parts = torch.split(torch.from_numpy(rows), size) if len(rows) else ()
+        for number, part in enumerate(parts):
+            here = part.to(self.x.device)
+            pool = self._pool(attack, here, f"{name}/{number}", eot or self.eot)
+            total.x_adv[here] = pool.x_adv.to(self.x.device)
+            counts = (a + b for a, b in zip(total[1:], pool[1:], strict=True))
+            total = Crafted(total.x_adv, *counts)
+            advance(len(part))
+        return total
+
+    @torch.no_grad()
+    def look(self, x: Tensor, *, draw: str = "votes") -> Seen:
+        """Classify images `x`, as many as there are; noise is the same for each, look after look.
+
+        Another `draw` gives other noise.
+        """
+        scored = prediction(self.model, self.votes) if self.random else self.model
+        with self.drawing(draw):
+            logits = torch.cat([scored(part) for part in torch.split(x, self.batch_size)])
+        margins = -margin(logits, self.y).float()
+        return Seen(predictions(logits).cpu().numpy(), margins.cpu().numpy())
+
+    def _pool(self, attack: Attack, rows: Tensor, key: str, eot: int) -> Crafted:
+        known = self.saved.get(key)
+        if known is not None:
+            return Crafted(**known)
+        averaged = MeanPrediction(self.model, eot) if self.random else self.model
+        draws = eot if self.random else 1
+        metered = Metered(averaged, self.batch_size, draws, random=self.random)
+        generator = seeding.stream(self.seed, f"evaluation/{key}", self.x.device)
+        with self.drawing(f"noise/{key}"):
+            x_adv = attack(metered, self.x[rows], self.y[rows], generator=generator)
+        passes = metered.forward_passes, metered.backward_passes
+        crafted = Crafted(x_adv, *passes, int(metered.non_finite))
+        self.saved.put(key, crafted._asdict())
+        return crafted
+
+    @contextmanager
+    def drawing(self, name: str) -> Iterator[None]:
+        """Let the model's noise, of whatever kind, be that of `name` for the block."""
+        own = seeding.derived_seed(self.seed, name)
+        devices = [self.x.device] if self.x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), drawing_from(self.model, own):
+            torch.manual_seed(own)
+            yield

@@ -1,0 +1,1 @@
+"""The outer minimisation: optimisers, schedules, averages, and where the gradient is taken."""

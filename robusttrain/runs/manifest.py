@@ -1,0 +1,86 @@
+"""What a run was: versions, machine, source, data and command, so that it can be repeated."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robusttrain import __version__
+from robusttrain.runtime import distributed
+
+PACKAGES = ("torchvision", "hydra-core", "numpy", "scipy", "pandas")
+
+
+def manifest(
+    configuration: dict[str, Any],
+    overrides: Sequence[str],
+    device: torch.device,
+    data: dict[str, str],
+    seconds: dict[str, float],
+    *,
+    training: dict[str, Any] | None,
+    determinism: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of `manifest.json`.
+
+    Parameters
+    ----------
+    configuration
+        All settings, resolved.
+    overrides
+        What the user gave of them.
+    device
+        Where the run computed.
+    data
+        A digest of each split: of pixels and labels, or, where it begins with `files:`, of what the
+        heads of its files hold.
+    seconds
+        The time of each stage.
+    training
+        What went wrong in it; None where nothing was trained.
+    determinism
+        The switches of torch, as `robusttrain.runtime.determinism.flags` gives them.
+    """
+    return {
+        "command": sys.argv,
+        "overrides": list(overrides),
+        "configuration": configuration,
+        "seconds": seconds,
+        "training": training,
+        "data": data,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "determinism": determinism,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {
+            "robusttrain": __version__,
+            "torch": torch.__version__,
+            **{name: version(name) for name in PACKAGES},
+        },
+        "git": _git(Path(__file__).parent),
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit of the source and what differs from it, or None where it is not a checkout."""
+    try:
+        return {
+            "commit": _run_git(folder, "rev-parse", "HEAD"),
+            "dirty": bool(_run_git(folder, "status", "--porcelain")),
+            "diff": _run_git(folder, "diff", "HEAD"),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _run_git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,391 @@
+"""Sweeps: what a job does beside its run, and what is made of all jobs at the end."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+from rich.console import Console
+
+from robusttrain.config.error_messages import FORESEEN, explain
+from robusttrain.errors import InputError, JobError
+from robusttrain.report.terminal import Terminal
+from robusttrain.run_directory import (
+    COMMAND,
+    LOG,
+    MANIFEST,
+    PREAMBLE,
+    RECORDS,
+    SUMMARY,
+    SWEEP_TABLE,
+)
+from robusttrain.runs.resume import quoted
+from robusttrain.runtime import signals
+from robusttrain.runtime.signals import Interrupted
+from robusttrain.sweeps import launchers, records
+from robusttrain.sweeps.monitor import COMPLAINT, FIGURES, watched
+from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, WAITING, Job
+from robusttrain.sweeps.summary import write_summary
+
+log = logging.getLogger("robusttrain")
+
+
+class _Start(NamedTuple):
+    """What jobs in other processes have to know of the one that was started by the user."""
+
+    folder: Path
+    arguments: list[str]
+    planned: list[Job]
+    keys: list[str]
+
+
+class Sweeps(Callback):
+    """Tells the process that was started by the user where its sweep lies.
+
+    Hydra's own notice of the end does not come where a job has failed or the user has stopped the
+    sweep, which are the times when a summary is wanted most. An instance goes with every job into
+    the process that runs it, where the attributes of the class are not those of here.
+    """
+
+    directory: ClassVar[Path | None] = None
+    planned: ClassVar[list[Job]] = []
+    # Those that were given more than one value, or a range.
+    keys: ClassVar[list[str]] = []
+    # What runs the jobs or chooses them, where Hydra's plain ways do not.
+    engine: ClassVar[str] = ""
+    maximises: ClassVar[bool] = False
+    view: ClassVar[ExitStack] = ExitStack()
+    elsewhere: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.start: _Start | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called once, before any job."""
+        Sweeps.directory = Path(config.hydra.sweep.dir).absolute()
+        Sweeps.planned, Sweeps.keys = _planned(config), _keys(config)
+        self.start = _Start(Path.cwd(), sys.argv, Sweeps.planned, Sweeps.keys)
+        try:
+            if launchers.sweeper(config) != launchers.PLAIN:
+                Sweeps.engine = f"hydra/sweeper={launchers.sweeper(config)}"
+                launchers.check_search(config)
+                Sweeps.maximises = launchers.prepare_search(config)
+            if launchers.launcher(config) != launchers.PLAIN:
+                Sweeps.engine = f"hydra/launcher={launchers.launcher(config)}"
+                self._prepare(config, Sweeps.directory)
+        except InputError as error:
+            # Hydra makes a warning of anything less.
+            sys.exit(f"{COMPLAINT}{error}")
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called in the process of a job, before it."""
+        if self.start is None or Sweeps.directory is not None:
+            return
+        Sweeps.elsewhere = True
+        os.chdir(self.start.folder)
+        _, sys.argv, Sweeps.planned, Sweeps.keys = self.start
+
+    def _prepare(self, config: DictConfig, directory: Path) -> None:
+        """Make ready for jobs in other processes, if there will be any."""
+        if not launchers.prepare_launcher(config, _at_once(config)):
+            return
+        (directory / RECORDS).mkdir(parents=True, exist_ok=True)
+        with read_write(config.hydra):
+            # They make their configurations anew, and may have started in another folder.
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
+        if launchers.launcher(config) == "joblib":
+            # Its processes are killed as soon as this one leaves; they are to leave first.
+            Sweeps.view.enter_context(signals.deferred())
+        Sweeps.view.enter_context(watched(directory, Sweeps.planned, Terminal()))
+
+
+def job(
+    chosen: HydraConf, config: DictConfig, run: Callable[[Terminal], float | None]
+) -> float | None:
+    """`recorded`, in the process of the user or in one of the launcher."""
+    if not Sweeps.elsewhere:
+        terminal = Terminal()
+        return recorded(chosen, config, lambda: run(terminal), terminal)
+    # Several at once would write over each other; the log has what a job says.
+    silent = Terminal(Console(quiet=True, force_terminal=False))
+    with _elsewhere(chosen) as terminal:
+        return recorded(chosen, config, lambda: run(silent), terminal)
+
+
+def recorded(
+    chosen: HydraConf, config: DictConfig, run: Callable[[], float | None], terminal: Terminal
+) -> float | None:
+    """Run one job of a sweep, unless it has finished before, and record what became of it.
+
+    Nothing is kept in memory: jobs may run in processes of their own, on other machines too.
+
+    Raises
+    ------
+    InputError
+        If the directory of the job holds results of another configuration.
+    """
+    run_dir, sweep_dir = _places(chosen)
+    job = _job(chosen, config, run_dir.relative_to(sweep_dir))
+    before = records.read_job(sweep_dir, job.folder)
+    title = f"job {job.number}"
+    try:
+        if before is not None and _is_done(before, job, run_dir):
+            terminal.say(f"{title} has finished before: {_words(job)}")
+            return before.result
+        _refuse_to_mix(before, job, run_dir)
+        goes_on = _goes_on(before, job, run_dir)
+        terminal.say(f"{title}{' goes on' if goes_on else ''}: {_words(job)}")
+        if goes_on:
+            OmegaConf.set_struct(config, False)
+            config.resume = str(run_dir)
+        if not Sweeps.elsewhere:
+            _keep_in_view(job, sweep_dir, terminal)
+        ended = _ended(job, run, sweep_dir)
+    except Exception as error:
+        # The sweep goes on with its other jobs; at its end Hydra raises its first failure again.
+        complaint = f"{COMPLAINT}{title} failed: {explain(error)}"
+        if Sweeps.elsewhere:
+            terminal.say(complaint)
+        else:
+            print(complaint, file=sys.stderr)
+        raise
+    reported = {row["attack"]: float(row["accuracy"]) for row in records.report(sweep_dir, ended)}
+    terminal.figures(
+        f"{title} finished",
+        clean=reported.get("clean"),
+        robust=reported.get("worst_case"),
+        seconds=ended.seconds,
+    )
+    terminal.say(str(run_dir))
+    return ended.result
+
+
+@contextmanager
+def concluded() -> Iterator[None]:
+    """Write what the sweep that runs within the block has come to, if it is one.
+
+    Raises
+    ------
+    JobError
+        If what runs the jobs, or chooses them, ends with an error of its own.
+    Interrupted
+        If a signal came that was put off until the jobs had ended.
+    """
+    try:
+        yield
+    except FORESEEN:
+        raise
+    except Exception as error:
+        if not Sweeps.engine:
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise JobError(f"{Sweeps.engine} ended with {type(error).__name__}: {first}") from error
+    finally:
+        Sweeps.view.close()
+        _conclude(Terminal())
+        signals.raise_what_came()
+
+
+def finish(run_dir: Path, result: float | None, seconds: float) -> None:
+    """Record the end of a run that was gone on with by itself, if it is a job of a sweep."""
+    found = records.record_of(run_dir)
+    if found is None:
+        return
+    sweep_dir, job = found
+    ended = replace(job, status=FINISHED, result=result, error="", seconds=seconds)
+    ended.save(sweep_dir)
+    records.write_table(sweep_dir)
+    write_summary(sweep_dir, records.read_jobs(sweep_dir))
+
+
+def _conclude(terminal: Terminal) -> None:
+    """Write what the sweep of this process has come to, if it was one and any job has started."""
+    folder, Sweeps.directory = Sweeps.directory, None
+    ended = records.read_jobs(folder) if folder else []
+    if folder is None or not ended:
+        return
+    records.write_table(folder)
+    overview = write_summary(folder, ended)
+    if not overview.empty:
+        shown = overview[[name for name in overview.columns if ", over " not in name]]
+        terminal.table(shown, "means over seeds, in percent", {"seeds", "clean", "worst case"})
+    if Sweeps.maximises:
+        _tell_best(ended, terminal)
+    finished = sum(job.status == FINISHED for job in ended)
+    terminal.say(f"{finished} of {len(ended)} jobs have finished")
+    for name in (SWEEP_TABLE, SUMMARY):
+        terminal.say(str(folder / name))
+
+
+def _tell_best(ended: list[Job], terminal: Terminal) -> None:
+    found = [(job.result, job) for job in ended if job.result is not None]
+    if found:
+        result, job = max(found, key=lambda pair: pair[0])
+        where = f"job {job.number}, {_words(job)}"
+        terminal.figures(f"best on the validation split: {where}", robust=result)
+
+
+def _at_once(config: DictConfig) -> int:
+    """How many jobs the launcher gets at once, or 0 where that is not known."""
+    sweeper = config.hydra.sweeper
+    if launchers.sweeper(config) != launchers.PLAIN:
+        return int(sweeper.get("n_jobs") or 0)
+    return min(len(Sweeps.planned), sweeper.get("max_batch_size") or len(Sweeps.planned))
+
+
+def _places(chosen: HydraConf) -> tuple[Path, Path]:
+    """The directories of a job and of its sweep."""
+    return Path(chosen.runtime.output_dir), Path(chosen.sweep.dir).absolute()
+
+
+@contextmanager
+def _elsewhere(chosen: HydraConf) -> Iterator[Terminal]:
+    """A job in a process of the launcher.
+
+    What it says goes to a file, for the process of the user to pass on, and of a failure only the
+    message goes back: an exception of any kind may not outlive the way.
+    """
+    run_dir, sweep_dir = _places(chosen)
+    with records.saying(sweep_dir, str(run_dir.relative_to(sweep_dir))).open("a") as file:
+        terminal = Terminal(Console(file=file, highlight=False, soft_wrap=True))
+        begun = False
+        try:
+            with signals.heeded():
+                begun = True
+                yield terminal
+        except Interrupted as interrupted:
+            if begun:
+                terminal.say(f"job {chosen.job.num} was stopped by {interrupted}")
+            if str(chosen.runtime.choices["hydra/launcher"]) == "joblib":
+                # Others may be at work still, which would be killed if this process left.
+                raise JobError(f"stopped by {interrupted}") from interrupted
+            sys.exit(128 + interrupted.signum)
+        except FORESEEN as error:
+            raise JobError(explain(error)) from error
+        except Exception as error:
+            log.exception("a defect")
+            where = run_dir / LOG
+            raise JobError(f"{_line(error)} ({where} has the traceback)") from error
+
+
+def _planned(config: DictConfig) -> list[Job]:
+    """All jobs of a sweep over a grid; none where only the sweeper knows what comes next."""
+    if not str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
+        return []
+    grid: dict[str, list[str]] = {}
+    try:
+        for one in _given(config):
+            key = one.get_key_element()
+            values = one.sweep_string_iterator() if one.is_sweep_override() else [_value(one)]
+            grid[key] = [f"{key}={value}" for value in values]
+    except HydraException:
+        # A pattern such as defense=glob(*) needs to be looked up; what is wrong, Hydra will say.
+        return []
+    combinations = enumerate(product(*grid.values()))
+    return [Job(number, "", words, WAITING) for number, words in combinations]
+
+
+def _keys(config: DictConfig) -> list[str]:
+    """The keys that a sweep goes through the values of."""
+    return [one.get_key_element() for one in _given(config) if one.is_sweep_override()]
+
+
+def _given(config: DictConfig) -> list[Override]:
+    """What the user gave of a sweep, in its YAML and on the command line."""
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    return OverridesParser.create().parse_overrides(given + config.hydra.overrides.task)
+
+
+def _words(job: Job) -> str:
+    """What sets a job apart from the others, as far as that is known."""
+    varying = [f"{key}={job.settings.get(key, '')}" for key in Sweeps.keys]
+    return " ".join(varying or job.overrides)
+
+
+def _value(override: Override) -> str:
+    return override.get_value_element_as_str()
+
+
+def _keep_in_view(job: Job, sweep_dir: Path, terminal: Terminal) -> None:
+    """A table of all jobs above the bars of this one, with those that are still to come."""
+    known = {one.number: one for one in [*Sweeps.planned, *records.read_jobs(sweep_dir)]}
+    known[job.number] = replace(job, status=RUNNING)
+    shown = [known[number] for number in sorted(known)]
+    cells = records.overview(sweep_dir, shown)
+    terminal.keep_in_view(cells, FIGURES, shown.index(known[job.number]))
+
+
+def _job(chosen: HydraConf, config: DictConfig, folder: Path) -> Job:
+    place = Path(chosen.runtime.output_dir) / str(chosen.output_subdir)
+    written = {str(path): path.read_text() for path in place.glob("*.yaml")}
+    return Job(
+        int(chosen.job.num), str(folder), tuple(chosen.overrides.task),
+        config=OmegaConf.to_yaml(config), hydra=written,
+    )  # fmt: skip
+
+
+def _is_done(before: Job, job: Job, run_dir: Path) -> bool:
+    same = before.config == job.config
+    return before.status == FINISHED and same and (run_dir / MANIFEST).is_file()
+
+
+def _goes_on(before: Job | None, job: Job, run_dir: Path) -> bool:
+    """Whether the job was killed or stopped, so that it can be gone on with where it was."""
+    same = before is not None and before.config == job.config and before.status == UNFINISHED
+    return same and (run_dir / COMMAND).is_file()
+
+
+def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path) -> None:
+    """Refuse to write among the results of another configuration.
+
+    Hydra has replaced its files about the run by then; they are put back.
+    """
+    if not {path.name for path in run_dir.iterdir()} - PREAMBLE:
+        return
+    owner = "an unknown job"
+    if before is not None:
+        if before.config == job.config:
+            return
+        owner = f"another job ({' '.join(before.overrides)})"
+        for path, content in before.hydra.items():
+            Path(path).write_text(content)
+    raise InputError(
+        f"{run_dir} holds results of {owner}, which {_words(job)} would mix with: "
+        "give another hydra.sweep.dir, or remove that directory"
+    )
+
+
+def _ended(job: Job, run: Callable[[], float | None], sweep_dir: Path) -> Job:
+    """The job after it has run, as it also stands in its record; a failure stands there alone."""
+    job.save(sweep_dir)
+    started = time.perf_counter()
+    try:
+        ended = replace(job, status=FINISHED, result=run())
+    except Exception as error:
+        _keep(replace(job, status=FAILED, error=_line(error)), started, sweep_dir)
+        raise
+    return _keep(ended, started, sweep_dir)
+
+
+def _keep(job: Job, started: float, sweep_dir: Path) -> Job:
+    timed = replace(job, seconds=time.perf_counter() - started)
+    timed.save(sweep_dir)
+    records.write_table(sweep_dir)
+    return timed
+
+
+def _line(error: Exception) -> str:
+    message = " ".join(explain(error).split())
+    return message if isinstance(error, FORESEEN) else f"{type(error).__name__}: {message}"

@@ -1,0 +1,293 @@
+"""`sweep.md`: means over seeds, and which settings of a sweep differ."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from robusttrain.errors import InputError
+from robusttrain.report.compare import (
+    MEASURES,
+    SIGNIFICANT,
+    Run,
+    compare,
+    probability,
+    read_run,
+    suites,
+)
+from robusttrain.report.files import whole
+from robusttrain.report.ledger import CONFIDENCE
+from robusttrain.run_directory import SUMMARY, SWEEP_TABLE
+from robusttrain.sweeps import records
+from robusttrain.sweeps.records import FAILED, FINISHED, UNFINISHED, Job
+
+SEED = "seed"
+# A bar would end the cell that it stands in.
+BAR = r"\|"
+
+ACCURACY = """\
+A line for each setting: the mean of its seeds ± their sample standard deviation, in percent.
+*Over seeds* is the 95 % interval of Student's t for the mean that more seeds would come to, on
+these test images. *Over images* is Wilson's 95 % score interval for the mean, counting each image
+once however many seeds there are: what more images would say of these networks."""
+
+TESTS = """\
+Settings that differ in one key are tested against each other, seed by seed on the same images, with
+McNemar's exact test; b and c are the images that only the first, only the second network gets
+right. An image is never counted once for each seed: p is the largest of the seeds, or 1 where they
+disagree on the direction, so that the claim that is tested is that the difference is there in every
+one of them. Holm's correction is for all lines of the table, and a winner is named only where the
+corrected p is below 0.05. The difference is the mean of the seeds, in points, with its 95 %
+interval of Student's t over seeds or, with one seed, that of Bonett and Price over images. The test
+speaks of the networks of these seeds; whether others would differ, the interval over seeds says."""
+
+
+class Interval(NamedTuple):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An accuracy over seeds, as shares from 0 to 1.
+
+    Parameters
+    ----------
+    mean
+        The mean of the seeds.
+    deviation
+        Their sample standard deviation; None with a single one.
+    over_seeds
+        Student's interval of the mean, with one degree of freedom less than there are seeds; None
+        with a single one.
+    over_images
+        Wilson's score interval (Wilson 1927) of the mean as a share of the images of one seed. All
+        seeds see the same images, so that counting each of them once for each seed would make it
+        too narrow; this way it is rather too wide, as a mean varies less than one of its seeds.
+    """
+
+    mean: float
+    deviation: float | None
+    over_seeds: Interval | None
+    over_images: Interval
+
+
+class Setting(NamedTuple):
+    """The runs that differ in their seed alone, by it; and what sets them apart, by key."""
+
+    keys: Mapping[str, str]
+    runs: Mapping[str, Run]
+
+    def figure(self, measure: str) -> Figure:
+        """The accuracy over seeds."""
+        rows: list[Any] = [run.report.loc[measure] for run in self.runs.values()]
+        return over_seeds([row["accuracy"] for row in rows], int(rows[0]["n"]))
+
+
+def over_seeds(accuracies: Sequence[float], n: int) -> Figure:
+    """The figure of accuracies (shares from 0 to 1) that different seeds had on `n` images."""
+    # Takes a second to import, which nothing else here needs.
+    from statsmodels.stats.proportion import proportion_confint
+
+    mean = fmean(accuracies)
+    wilson = Interval(*proportion_confint(mean * n, n, 1 - CONFIDENCE, method="wilson"))
+    if len(accuracies) == 1:
+        return Figure(mean, None, None, wilson)
+    student = _student(accuracies)
+    inside = Interval(max(0.0, student.low), min(1.0, student.high))
+    return Figure(mean, stdev(accuracies), inside, wilson)
+
+
+def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
+    """The evaluated runs of a sweep, in groups that differ in more than their seed."""
+    keys = [key for key in records.varying(jobs) if key != SEED]
+    groups: dict[tuple[str, ...], dict[str, Run]] = {}
+    for job in jobs:
+        group = groups.setdefault(tuple(job.settings.get(key, "") for key in keys), {})
+        if records.report(sweep_dir, job):
+            run = read_run(sweep_dir / job.folder)
+            # A search may try one setting twice, which then is no second seed.
+            group.setdefault(str(run.report.loc["clean", SEED]), run)
+    return [
+        Setting(dict(zip(keys, values, strict=True)), runs)
+        for values, runs in groups.items()
+        if runs
+    ]
+
+
+def pairwise(settings: Sequence[Setting]) -> pd.DataFrame:
+    """Pairs of settings that differ in one key: a row for each and for each measure.
+
+    The seeds that both have are tested one by one with McNemar's exact test. `p` is the largest of
+    them, or 1 where they do not all point in one direction: an intersection-union test (Berger
+    1982, Technometrics 24, 295-300) of the claim that the first network, or the second, is better
+    for every seed, which needs no correction for the number of seeds. `p_holm` is corrected for
+    all rows (Holm 1979); `winner` is `first` or `second`, and empty
+    unless `p_holm` is below 0.05.
+
+    Worst cases are only compared where norm and eps are the same. A pair that was not evaluated on
+    the same data, or has no seed in common, has no row.
+    """
+    rows = [row for a, b in combinations(settings, 2) for row in _pair(a, b)]
+    if not rows:
+        return pd.DataFrame()
+    from statsmodels.stats.multitest import multipletests
+
+    table = pd.DataFrame(rows)
+    table["p_holm"] = multipletests(table["p"], method="holm")[1]
+    better = np.where(table["difference"] > 0, "first", "second")
+    table["winner"] = np.where(table["p_holm"] < SIGNIFICANT, better, "")
+    return table
+
+
+def write_summary(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
+    """Write `sweep.md`; returns its first table, with a line for each setting."""
+    found = settings(sweep_dir, jobs)
+    overview = pd.DataFrame([_overview(setting) for setting in found])
+    parts = ["# Sweep", _counts(jobs)]
+    parts += ["## Accuracy", _accuracy(found, overview)]
+    parts += ["## Which settings differ", _tests(found)]
+    for status, title in ((FAILED, "Failed"), (UNFINISHED, "Unfinished")):
+        cells = [_ended(job, records.varying(jobs)) for job in jobs if job.status == status]
+        parts += [f"## {title}", _markdown(pd.DataFrame(cells))] if cells else []
+    with whole(sweep_dir / SUMMARY) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n")
+    return overview
+
+
+def _student(values: Sequence[float]) -> Interval:
+    """The interval of the mean of normal values (Student 1908)."""
+    from scipy.stats import t
+
+    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return Interval(fmean(values) - half, fmean(values) + half)
+
+
+def _pair(a: Setting, b: Setting) -> Iterator[dict[str, Any]]:
+    changed = [key for key in a.keys if a.keys[key] != b.keys[key]]
+    seeds = [seed for seed in a.runs if seed in b.runs]
+    if len(changed) != 1 or not seeds:
+        return
+    pairs = [(a.runs[seed], b.runs[seed]) for seed in seeds]
+    if any(_data(first) != _data(second) for first, second in pairs):
+        return
+    measures = MEASURES if all(x.threat == y.threat for x, y in pairs) else MEASURES[:1]
+    try:
+        tested = pd.concat([compare(pair, measures) for pair in pairs])
+    except InputError:
+        # Other images under the same name: a different split, or another draw of synthetic data.
+        return
+    for measure, rows in tested.groupby("measure", sort=False):
+        yield {"first": _words(a), "second": _words(b), "measure": measure} | _agreed(rows)
+
+
+def _data(run: Run) -> str:
+    return str(run.report.loc["clean", "dataset"])
+
+
+def _agreed(rows: pd.DataFrame) -> dict[str, Any]:
+    """What the tests of all seeds say together."""
+    differences = rows["difference"].tolist()
+    one_way = min(differences) > 0 or max(differences) < 0
+    first = rows.iloc[0]
+    low, high = (
+        _student(differences) if len(rows) > 1 else (float(first["ci_low"]), first["ci_high"])
+    )
+    return {
+        "seeds": len(rows),
+        "n": int(first["n"]),
+        "difference": fmean(differences),
+        "ci_low": max(-1.0, low),
+        "ci_high": min(1.0, high),
+        "b": rows["b"].tolist(),
+        "c": rows["c"].tolist(),
+        "p": rows["p"].max() if one_way else 1.0,
+    }
+
+
+def _counts(jobs: Sequence[Job]) -> str:
+    counts = dict.fromkeys((FINISHED, FAILED, UNFINISHED), 0)
+    for job in jobs:
+        counts[job.status] += 1
+    shares = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    noun = "job" if len(jobs) == 1 else "jobs"
+    return f"{len(jobs)} {noun}: {shares}. `{SWEEP_TABLE}` has a row for each job and attack."
+
+
+def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
+    if overview.empty:
+        return "No job has finished an evaluation."
+    runs = [run for setting in found for run in setting.runs.values()]
+    threats = " or ".join(dict.fromkeys(run.threat for run in runs))
+    counts = dict.fromkeys(str(len(run.samples)) for run in runs)
+    lines = [
+        f"Worst case in {threats}, on {' or '.join(counts)} images.",
+        _markdown(overview),
+        ACCURACY,
+    ]
+    faced = suites(runs)
+    if len(faced) > 1:
+        lines.append(f"Beware: not all runs faced the same attacks, but {' or '.join(faced)}.")
+    return "\n\n".join(lines)
+
+
+def _overview(setting: Setting) -> dict[str, str]:
+    """The cells of a line of the first table."""
+    cells = {**setting.keys, "seeds": str(len(setting.runs))}
+    for measure in MEASURES:
+        figure, name = setting.figure(measure), measure.replace("_", " ")
+        spread = "" if figure.deviation is None else f" ± {100 * figure.deviation:.2f}"
+        cells[name] = f"{100 * figure.mean:.2f}{spread}"
+        cells[f"{name}, over seeds"] = _percent(figure.over_seeds)
+        cells[f"{name}, over images"] = _percent(figure.over_images)
+    return cells
+
+
+def _percent(interval: Interval | None) -> str:
+    return "" if interval is None else f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
+
+
+def _tests(found: Sequence[Setting]) -> str:
+    table = pairwise(found)
+    if table.empty:
+        return "No two settings that differ in one key were evaluated on the same images."
+    cells = [_tested(row) for row in table.to_dict("records")]
+    return "\n\n".join([_markdown(pd.DataFrame(cells)), TESTS])
+
+
+def _tested(row: Mapping[Any, Any]) -> dict[str, str]:
+    counts = zip(row["b"], row["c"], strict=True)
+    return {
+        "first": row["first"],
+        "second": row["second"],
+        "accuracy": row["measure"].replace("_", " "),
+        "seeds": str(row["seeds"]),
+        "difference": f"{100 * row['difference']:+.2f}",
+        "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",
+        "b, c by seed": "; ".join(f"{b}, {c}" for b, c in counts),
+        "p": probability(row["p"]),
+        "Holm": probability(row["p_holm"]),
+        "winner": {"first": row["first"], "second": row["second"]}.get(row["winner"], ""),
+    }
+
+
+def _ended(job: Job, keys: Sequence[str]) -> dict[str, str]:
+    cells = {"job": str(job.number)} | {key: job.settings.get(key, "") for key in keys}
+    return cells | ({"error": job.error} if job.error else {})
+
+
+def _words(setting: Setting) -> str:
+    return " ".join(f"{key}={value}" for key, value in setting.keys.items())
+
+
+def _markdown(cells: pd.DataFrame) -> str:
+    rows = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in rows)

@@ -1,0 +1,1 @@
+"""Training: from a batch to the weights after it, epoch by epoch."""

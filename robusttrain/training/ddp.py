@@ -1,0 +1,193 @@
+"""A model that several processes train together: gradients, and the statistics of BatchNorm."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from robusttrain.errors import InputError
+from robusttrain.noise import noise_layers, untraced
+from robusttrain.runtime import distributed
+
+
+class Replicas(nn.Module):
+    """The view of a model that defenses get: a backward pass to its parameters is that of all.
+
+    Their gradients are then on average over the processes. While the parameters are held still,
+    that is, for an attack, it is the model by itself, of which nobody else hears.
+
+    Parameters
+    ----------
+    model
+        The model, or what torch.compile has made of it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        with warnings.catch_warnings():
+            # The newer name of its option is not known to every torch.
+            warnings.simplefilter("ignore", FutureWarning)
+            # Buffers are those of the process: to send them around would disturb the first of two
+            # passes that are descended together.
+            self.together = DistributedDataParallel(model, broadcast_buffers=False)
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        held = not any(parameter.requires_grad for parameter in self.model.parameters())
+        model = self.model if held or not torch.is_grad_enabled() else self.together
+        return cast(Tensor, model(x))
+
+
+def replicated(model: nn.Module) -> nn.Module:
+    """The view of `model` for defenses: itself, where there is one process."""
+    if distributed.size() == 1:
+        return model
+    for layer in noise_layers(model):
+        # Noise that is not drawn in training learns nothing.
+        layer.requires_grad_(layer.on_train)
+    return Replicas(model)
+
+
+def refuse_unused(model: nn.Module) -> None:
+    """Refuse a last backward pass that has left out a parameter of the view `model`.
+
+    Of several processes the others would wait for its gradient.
+
+    Raises
+    ------
+    InputError
+        Naming the parameters.
+    """
+    if not isinstance(model, Replicas):
+        return
+    named = model.model.named_parameters()
+    left_out = [name for name, p in named if p.requires_grad and p.grad is None]
+    if left_out:
+        raise InputError(
+            f"several processes cannot train a model whose loss leaves out parameters: "
+            f"{', '.join(left_out)}"
+        )
+
+
+def part_ways(model: nn.Module, seed: int) -> None:
+    """Let noise and dropout of `model` draw otherwise here than in the other processes."""
+    if distributed.is_main():
+        return
+    for layer in noise_layers(model):
+        layer.restart(distributed.own_seed(layer.seed))
+    torch.manual_seed(distributed.own_seed(seed))
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of normalisation layers, by their names in the state dict."""
+    return {
+        f"{place}.{name}": value
+        for place, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for name, value in module.named_buffers(recurse=False)
+    }
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module) -> None:
+    """Replace running statistics by their mean over the processes."""
+    running = [value for value in statistics(model).values() if value.is_floating_point()]
+    if distributed.size() == 1 or not running:
+        return
+    flat = torch.cat([value.flatten() for value in running])
+    distributed.add_up(flat)
+    flat /= distributed.size()
+    for value, mean in zip(running, torch.split(flat, [v.numel() for v in running]), strict=True):
+        value.copy_(mean.view_as(value))
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Have BatchNorm layers train on the statistics of the whole batch, in place."""
+    for module in _batch_norms(model) if distributed.size() > 1 else ():
+        # As another module it would lose its hooks, and the optimiser its parameters.
+        module.__class__ = _Synchronised
+
+
+def _batch_norms(model: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in model.modules() if isinstance(module, _BatchNorm))
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over all processes, of which each has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return cast(Tensor, _Sum.apply(gradients[0]))
+
+
+class _Synchronised(_BatchNorm):
+    """BatchNorm that normalises the images of all processes with their common statistics.
+
+    Unlike `nn.SyncBatchNorm` it runs on every device, and its gradient can be differentiated again,
+    as `defense=rt` does. For an attack it is BatchNorm: attacks of different processes are neither
+    equally long nor in step.
+    """
+
+    @untraced
+    def forward(self, x: Tensor) -> Tensor:
+        held = not (self.weight.requires_grad if self.affine else self.track_running_stats)
+        if held or not self.training or not torch.is_grad_enabled():
+            return super().forward(x)
+        mean, variance, count = _moments(x)
+        self._follow(mean, variance, count)
+        scale = (variance + self.eps).rsqrt()
+        scale = scale * self.weight if self.affine else scale
+        shift = -mean * scale
+        shift = shift + self.bias if self.affine else shift
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics towards those of the batch."""
+        if not self.track_running_stats:
+            return
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        rate = 1 / int(self.num_batches_tracked) if momentum is None else momentum
+        self.running_mean.lerp_(mean, rate)
+        self.running_var.lerp_(variance * count / (count - 1), rate)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions, as the layer in whose place it is has been looked at."""
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of each channel over all processes, and how many numbers they are of."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, axes, correction=0)
+    own = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
+    # A row of the process's own in a sum is what all of them gather.
+    rows = [own if r == distributed.rank() else own.new_zeros(len(own)) for r in _ranks()]
+    gathered = cast(Tensor, _Sum.apply(torch.stack(rows)))
+    means, variances, counts = torch.split(gathered, [len(mean), len(mean), 1], 1)
+    count = counts.sum()
+    weights = counts / count
+    mean = (weights * means).sum(0)
+    return mean, (weights * (variances + (means - mean).square())).sum(0), count
+
+
+def _ranks() -> range:
+    return range(distributed.size())

@@ -1,0 +1,59 @@
+"""Every random stream that training draws from, so that it can go on where it was."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from robusttrain.noise import noise_layers
+from robusttrain.runtime.distributed import own_seed
+from robusttrain.seeding import stream
+
+
+class Randomness:
+    """The streams of a training, those of its model's noise, and torch's own.
+
+    Parameters
+    ----------
+    model
+        On its device.
+    seed
+        Of the run.
+
+    Attributes
+    ----------
+    streams
+        The generators of training, by what they are for.
+    """
+
+    def __init__(self, model: nn.Module, seed: int, device: torch.device) -> None:
+        self.model, self.device = model, device
+        own = own_seed(seed)
+        self.streams = {
+            # All processes take their parts of the same batches.
+            "batches": stream(seed, "batches"),
+            "augmentation": stream(own, "augmentation", device),
+            "attack": stream(own, "training attack", device),
+            "same draws": stream(own, "same draws"),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The state of all of them."""
+        on_cuda = self.device.type == "cuda"
+        return {
+            "torch": torch.get_rng_state(),
+            "device": torch.cuda.get_rng_state(self.device) if on_cuda else None,
+            "streams": {name: own.get_state() for name, own in self.streams.items()},
+            "noise": [layer.random_states() for layer in noise_layers(self.model)],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device"], self.device)
+        for name, generator in self.streams.items():
+            generator.set_state(state["streams"][name])
+        for layer, of_layer in zip(noise_layers(self.model), state["noise"], strict=True):
+            layer.restore_random_states(of_layer)

@@ -1,0 +1,315 @@
+"""The training loop: epochs of batches, and a look at what each epoch came to."""
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from robusttrain.data import Dataset, Samples, batches, bounds
+from robusttrain.defenses import Defense, Stateful
+from robusttrain.errors import InputError, NonFiniteLossError
+from robusttrain.optim.averaging import Averaging, NoAveraging, recompute_statistics
+from robusttrain.optim.optimizers import Optimizer
+from robusttrain.optim.schedules import Schedule
+from robusttrain.optim.weight_perturbation import NoPerturbation, WeightPerturbation
+from robusttrain.report.terminal import Bar, Terminal
+from robusttrain.runtime import distributed
+from robusttrain.seeding import stream
+from robusttrain.threat import Norm
+from robusttrain.training import ddp
+from robusttrain.training.engine import Steps
+from robusttrain.training.metrics import Epoch, Tally
+from robusttrain.training.optimizer_step import OnNonFinite, is_finite
+from robusttrain.training.overfitting import (
+    MOST_ROLLBACKS,
+    Course,
+    OverfittedError,
+    covers,
+    probe,
+    watched,
+)
+from robusttrain.training.settings import Training
+from robusttrain.training.validation import Look
+
+# Looking at a loss waits for the device, and looking late wastes what comes after a NaN.
+BATCHES_BETWEEN_CHECKS = 50
+
+
+@dataclass
+class _Position:
+    """Between which two batches training is.
+
+    Parameters
+    ----------
+    epoch
+        The epoch under way, from 1 on.
+    batch
+        Batches of it that are done.
+    seconds
+        Time that they took.
+    lr
+        Learning rate at its start.
+    order
+        State of the stream that its order was drawn from; None before its first batch.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    seconds: float = 0.0
+    lr: float = 0.0
+    order: Tensor | None = None
+
+
+class Trainer:
+    """A model in training, with everything that its next step depends on.
+
+    Parameters
+    ----------
+    model
+        On its device; it is trained in place.
+    train, validation
+        For use on the same device. The validation split may be empty.
+    dataset
+        For its augmentation.
+    norm, eps, seed
+        Of the run.
+    weight_perturbation, averaging
+        None of either where not given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        defense: Defense,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        settings: Training,
+        *,
+        train: Samples,
+        validation: Samples,
+        dataset: Dataset,
+        norm: Norm,
+        eps: float,
+        seed: int,
+        terminal: Terminal,
+        weight_perturbation: WeightPerturbation | None = None,
+        averaging: Averaging | None = None,
+    ) -> None:
+        self.model, self.defense, self.settings = model, defense, settings
+        # As the curriculum has it in the epoch under way, with what it keeps from batch to batch.
+        self.present = defense
+        self.train, self.validation = train, validation
+        self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
+        _refuse_too_few(train)
+        self.steps = Steps(
+            model, optimizer, schedule, weight_perturbation or NoPerturbation(),
+            averaging or NoAveraging(), settings,
+            train=train, dataset=dataset, seed=seed, say=terminal.say,
+        )  # fmt: skip
+        self.batches_per_epoch = self.steps.per_epoch
+        # What is known of the model where a defense computes no clean or no adversarial logits.
+        self.accuracies: dict[str, float | None] = {}
+        self.position = _Position()
+        self.tally = Tally()
+        self.course = Course()
+        # Where the present epoch began, for those who want to go back there.
+        self.start: Mapping[str, Any] | None = None
+        self.watched = watched(train, defense, eps)
+        self.look = Look(model, norm, eps, seed, terminal)
+
+    def epochs(self) -> Iterator[Epoch]:
+        """Train, yielding after every epoch.
+
+        Raises
+        ------
+        NonFiniteLossError
+            As soon as a loss that is NaN or infinite is seen.
+        """
+        return (epoch for epoch in self.batches() if epoch is not None)
+
+    def batches(self) -> Iterator[Epoch | None]:
+        """Train on from where it is, yielding after every batch: the epoch, where it was its last.
+
+        Whenever this yields, `state` is what training goes on from.
+
+        Raises
+        ------
+        NonFiniteLossError
+            As soon as a loss that is NaN or infinite is seen.
+        """
+        total = self.settings.epochs * self.batches_per_epoch
+        with self.terminal.progress("training", total) as bar:
+            bar.advance((self.position.epoch - 1) * self.batches_per_epoch + self.position.batch)
+            while self.position.epoch <= self.settings.epochs and not self.course.stopped:
+                try:
+                    yield from self._epoch(bar)
+                except NonFiniteLossError as error:
+                    if self.settings.on_nonfinite is not OnNonFinite.rollback:
+                        raise
+                    self._roll_back(error, bar)
+                except OverfittedError as error:
+                    self._roll_back(error, bar)
+
+    @property
+    def sound(self) -> bool:
+        """Whether all is finite that must be, weights above all, in every process.
+
+        Waits for the device, and for the others.
+        """
+        skips = self.settings.on_nonfinite is OnNonFinite.skip
+        here = (skips or self.tally.sound) and is_finite(self.model)
+        return all(distributed.everyones(here))
+
+    def state(self) -> dict[str, Any]:
+        """Everything beside the weights that the next batches depend on."""
+        course, start = asdict(self.course), self.start if self.position.batch else None
+        return {**self._moment(), "course": course, "start": start}
+
+    def _moment(self) -> dict[str, Any]:
+        """What a rollback undoes, beside the weights."""
+        return {
+            **self.steps.state(),
+            "position": asdict(self.position),
+            "tally": self.tally.state(),
+            "accuracies": self.accuracies,
+            "defense": self.present.state_dict() if isinstance(self.present, Stateful) else {},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; the weights are the model's."""
+        self._go_to(state)
+        self.course, self.start = Course(**state["course"]), state["start"]
+
+    def _go_to(self, state: Mapping[str, Any]) -> None:
+        self.position = _Position(**state["position"])
+        self.tally = Tally.of(state["tally"], self.train.device)
+        self.accuracies = dict(state["accuracies"])
+        if isinstance(self.present, Stateful):
+            self.present.load_state_dict(state["defense"])
+        self.steps.restore(state)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have its averaged weights in this block, where weights are averaged."""
+        with self.steps.average.installed(self._recompute_statistics):
+            yield
+
+    def _recompute_statistics(self) -> None:
+        """Let BatchNorm's running statistics be those of the clean training images."""
+        before = self.steps.randomness.state()
+        order = batches(
+            self.train, self.course.most or self.settings.batch_size,
+            stream(self.seed, "statistics"), part=distributed.rank(), parts=distributed.size(),
+        )  # fmt: skip
+        recompute_statistics(self.model, (x for x, _ in order))
+        ddp.average_statistics(self.model)
+        self.steps.randomness.restore(before)
+
+    def _epoch(self, bar: Bar) -> Iterator[Epoch | None]:
+        settings, position = self.settings, self.position
+        number = position.epoch
+        if settings.rolls_back and position.batch == 0:
+            self.start = copy.deepcopy({"model": self.model.state_dict(), **self._moment()})
+        defense = self._defense_in(number)
+        self._draw_order()
+        started = time.perf_counter() - position.seconds
+        order = batches(
+            self.train, settings.batch_size, self.steps.streams["batches"],
+            first=position.batch, part=distributed.rank(), parts=distributed.size(),
+        )  # fmt: skip
+        self.model.train()
+        for x, y in order:
+            if settings.curriculum.smooth:
+                defense = self._defense_in(number)
+            rate = self.steps.lr * self.course.rate_share
+            weight = self._weight(len(y))
+            for objective in self.steps.take(
+                defense, x, y, self.course, epoch=number, weight=weight
+            ):
+                self.tally.add(position.batch + 1, rate, objective, y)
+            position.batch += 1
+            position.seconds = time.perf_counter() - started
+            bar.advance()
+            if position.batch % BATCHES_BETWEEN_CHECKS == 0:
+                self._check()
+            if bar.due:
+                where = f"{position.batch}/{self.batches_per_epoch}"
+                loss, accuracies = self.tally.shown()
+                figures = {**self.accuracies, **accuracies, "loss": loss}
+                bar.show(f"epoch {number}/{settings.epochs} {where}", **figures)
+            if position.batch < self.batches_per_epoch:
+                yield None
+        yield self._ended()
+
+    def _defense_in(self, epoch: int) -> Defense:
+        """The defense as it is now, in `epoch`, with what it has kept of earlier batches."""
+        before, passed = self.present, self.position.batch / self.batches_per_epoch
+        curriculum = self.settings.curriculum
+        self.present = curriculum.at(self.defense, epoch, self.settings.epochs, passed)
+        if isinstance(before, Stateful) and isinstance(self.present, Stateful):
+            self.present.load_state_dict(before.state_dict())
+        return self.present
+
+    def _draw_order(self) -> None:
+        """Have the order of an epoch drawn, anew or as it was when the epoch began."""
+        if self.position.order is None:
+            self.position.order = self.steps.streams["batches"].get_state()
+            self.position.lr = self.steps.lr * self.course.rate_share
+        self.steps.streams["batches"].set_state(self.position.order)
+
+    def _ended(self) -> Epoch:
+        """What the epoch came to; the next one is next."""
+        position = self.position
+        self._check()
+        if not is_finite(self.model):
+            raise NonFiniteLossError(f"weights are not finite any more in epoch {position.epoch}")
+        figures = self.tally.figures(position.epoch)
+        ddp.average_statistics(self.model)
+        size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
+        with self.averaged():
+            clean, robust = self.look("validation", self.validation, attack, size)
+        _, pgd = self.look("overfitting", self.watched, probe(self.norm, self.eps), size)
+        own = figures["train_robust_accuracy"]
+        full = covers(self.present, self.norm, self.eps)
+        course = self.course.judged(pgd, self.settings.on_overfit, own if full else None)
+        epoch = Epoch(
+            position.epoch, position.seconds, position.lr, **figures,
+            val_clean_accuracy=clean, val_robust_accuracy=robust, train_pgd_accuracy=pgd, **course,
+        )  # fmt: skip
+        self.accuracies = {"clean": clean, "robust": robust}
+        self.position, self.tally = _Position(position.epoch + 1), Tally()
+        return epoch
+
+    def _check(self) -> None:
+        if self.settings.on_nonfinite is not OnNonFinite.skip:
+            self.tally.check(self.position.epoch)
+
+    def _weight(self, images: int) -> float:
+        """What the mean loss of so many images counts in a mean over processes."""
+        parts = distributed.size()
+        at = self.train.size, self.settings.batch_size, self.position.batch, parts
+        start, stop = bounds(*at)
+        return parts * images / (stop - start)
+
+    def _roll_back(self, reason: Exception, bar: Bar) -> None:
+        """Go back to where the epoch began, at half the learning rate from there on."""
+        if not self.course.may_roll_back:
+            raise NonFiniteLossError(f"{reason} ({MOST_ROLLBACKS} rollbacks did not help)")
+        assert self.start is not None
+        bar.advance(-self.position.batch)
+        self.model.load_state_dict(self.start["model"])
+        self._go_to(self.start)
+        self.course.roll_back()
+        number = self.position.epoch
+        self.terminal.say(f"epoch {number} begins again at half the learning rate: {reason}")
+
+
+def _refuse_too_few(train: Samples) -> None:
+    if train.size < distributed.size():
+        raise InputError(
+            f"{train.size} training images cannot be divided over {distributed.size()} processes"
+        )

@@ -1,0 +1,246 @@
+"""`robusttrain compare` as a user meets it: on the runs of a real sweep, and on bad input."""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from robusttrain.cli import compare
+from toys.command_line import CommandLine
+
+SWEEP = [
+    "-m", "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40",
+    "dataset.validation=16", "model=linear", "epochs=4", "batch_size=32",
+    "evaluation=quick", "evaluation.attacks.pgd.steps=3", "evaluation.audit=false",
+    "defense=standard,fgsm", "optimizer.lr=0.01",
+]  # fmt: skip
+
+
+def robust(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "robusttrain", *arguments],
+        cwd=cwd, env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a sweep over two defenses, below a folder of its own."""
+    place = tmp_path_factory.mktemp("runs")
+    done = command_line.run(*SWEEP, cwd=place)
+    assert done.code == 0, done.said
+    (folder,) = place.glob("outputs/sweeps/*/*")
+    return folder
+
+
+def edited(run: Path, new: Path, file: str, old: str = "", replacement: str = "") -> None:
+    """A copy of a run in which `file` is changed everywhere, or gone."""
+    shutil.copytree(run, new)
+    text = (new / file).read_text()
+    (new / file).unlink()
+    if old:
+        changed = re.sub(old, replacement, text, flags=re.MULTILINE)
+        assert changed != text
+        (new / file).write_text(changed)
+
+
+@pytest.fixture(scope="module")
+def runs(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directories: `a` and `b` are whole, and copies of `b` are wrong in one way each."""
+    folder = tmp_path_factory.mktemp("compare")
+    for name, run in (("a", sweep / "0"), ("b", sweep / "1")):
+        shutil.copytree(run, folder / name)
+    # Of all samples that b has right, not one is left.
+    edited(sweep / "1", folder / "poor", "samples.csv", r"^(\d+),(\d),\d,", r"\1,\2,-1,")
+    edited(sweep / "1", folder / "unfinished", "samples.csv")
+    edited(sweep / "1", folder / "half", "report.csv")
+    edited(sweep / "1", folder / "broken", "samples.csv", r"^(\d+),\d,", r"\1,x,")
+    edited(sweep / "1", folder / "other-labels", "samples.csv", r"^7,\d,", "7,77,")
+    edited(sweep / "1", folder / "other-samples", "samples.csv", r"^(\d+),", r"1000\1,")
+    edited(sweep / "1", folder / "other-eps", "report.csv", r",linf,0.1,", ",linf,0.2,")
+    edited(sweep / "1", folder / "fewer-attacks", "samples.csv", "^(.*)fgsm_broken", r"\1fgsm_idle")
+    long = ",wide_resnet_of_somebody,rt_perturbed_and_more,"
+    edited(sweep / "1", folder / "long-names", "report.csv", ",linear,fgsm,", long)
+    (folder / "binary").mkdir()
+    (folder / "binary" / "samples.csv").write_bytes(bytes(range(256)))
+    return folder
+
+
+# --- what it shows -----------------------------------------------------------------------------
+
+
+def test_a_wildcard_takes_all_runs_of_a_sweep(sweep: Path) -> None:
+    """And passes over what Hydra leaves beside them."""
+    found = sorted(sweep.glob("*"))
+    assert sweep / "multirun.yaml" in found
+    done = robust("compare", *found, cwd=sweep)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    listed = set(re.findall(r"^run \d: (.*)$", done.stdout, re.MULTILINE))
+    assert listed == {str(sweep / "0"), str(sweep / "1")}
+    for word in ("synthetic", "linear", "standard", "fgsm", "linf, eps 0.1", "clean accuracy"):
+        assert word in done.stdout
+
+
+@pytest.fixture
+def shown(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What the command prints, without a process of its own."""
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def show(*arguments: str) -> str:
+        compare.compare(arguments)
+        return capsys.readouterr().out
+
+    return show
+
+
+def test_tables_fit_in_80_columns_and_lose_nothing(shown: Callable[..., str]) -> None:
+    lines = shown("a", "long-names").splitlines()
+    assert max(len(line) for line in lines) <= 80
+    header = next(line for line in lines if "defense" in line)
+    start, middle, end = (header.index(word) for word in ("model", "defense", "noise"))
+    assert "wide_resnet_of_somebody" in "".join(line[start:middle].strip() for line in lines)
+    assert "rt_perturbed_and_more" in "".join(line[middle:end].strip() for line in lines)
+
+
+def test_the_rank_table_has_the_figures_of_the_reports(
+    runs: Path, shown: Callable[..., str]
+) -> None:
+    text = shown("a", "b")
+    accuracies = {}
+    for name in ("a", "b"):
+        with (runs / name / "report.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["attack"] in ("clean", "worst_case"):
+                    assert f"{float(row['accuracy']):.2%}" in text
+                    interval = (100 * float(row[end]) for end in ("ci_low", "ci_high"))
+                    assert "{:.2f}-{:.2f}".format(*interval) in text
+                if row["attack"] == "worst_case":
+                    accuracies[name] = float(row["accuracy"])
+    better, worse = sorted(accuracies, key=lambda name: -accuracies[name])
+    assert f"run 1: {better}\nrun 2: {worse}\n" in text
+
+
+def test_a_winner_is_shown_and_written_where_there_is_one(
+    runs: Path, shown: Callable[..., str]
+) -> None:
+    text = shown("poor", "--csv", "pairs.csv", "a")
+    with (runs / "pairs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    (runs / "pairs.csv").unlink()
+    assert [row["measure"] for row in rows] == ["clean", "worst_case"]
+    right = round(40 * max(float(rows[0]["accuracy_a"]), float(rows[0]["accuracy_b"])))
+    assert sorted([int(rows[0]["b"]), int(rows[0]["c"])]) == [0, right]
+    # All discordant samples speak for one run, and both tests count for Holm.
+    assert float(rows[0]["p_holm"]) == pytest.approx(2 * 2 / 2**right, rel=1e-5)
+    assert rows[0]["winner"] == "a"
+    number = next(number for number in (1, 2) if f"run {number}: a\n" in text)
+    lines = re.findall("^ 1 - 2 .*$", text, re.MULTILINE)
+    assert lines[0].split()[-1] == str(number)
+
+    even = shown("b", "fewer-attacks", "--clean")
+    (line,) = re.findall("^ 1 - 2 .*$", even, re.MULTILINE)
+    assert line.split()[-2:] == ["1.0000", "1.0000"]
+
+
+def test_nothing_is_written_unless_it_is_asked_for(runs: Path, shown: Callable[..., str]) -> None:
+    before = sorted(runs.rglob("*"))
+    shown("a", "b")
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_clean_accuracies_are_compared_across_threat_models(shown: Callable[..., str]) -> None:
+    text = shown("a", "other-eps", "--clean")
+    assert "clean accuracy" in text
+    assert "worst case" not in text
+
+
+def test_a_comparison_of_weaker_and_stronger_evaluations_says_so(
+    shown: Callable[..., str],
+) -> None:
+    assert "beware: not all runs faced the same attacks" in shown("a", "fewer-attacks")
+    assert "beware" not in shown("a", "fewer-attacks", "--clean")
+    assert "beware" not in shown("a", "b")
+
+
+def test_the_help_says_what_to_give(tmp_path: Path) -> None:
+    done = robust("compare", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    for word in ("RUN", "--clean", "--csv FILE", "McNemar", "Holm", "0.05"):
+        assert word in done.stdout
+
+
+def test_it_starts_without_torch_and_hydra(runs: Path) -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['compare', 'a', 'b']\n"
+        "from robusttrain.__main__ import main; main()\n"
+        "print({'torch', 'hydra'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=runs, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+# --- what it refuses ---------------------------------------------------------------------------
+
+
+# What follows `compare`, and what the message must name.
+REFUSALS: dict[str, list[str]] = {
+    "": ["two runs", "0 given"],
+    "a": ["two runs", "1 given: a"],
+    "a b b/../a": ["a and b/../a", "same run"],
+    "a b missing": ["missing", "samples.csv"],
+    "a unfinished": ["unfinished", "samples.csv"],
+    "a half": ["half", "report.csv"],
+    "a a/report.csv": ["a/report.csv", "samples.csv"],
+    "a broken": ["broken/samples.csv", "cannot be read"],
+    "a binary": ["binary/samples.csv"],
+    "a other-labels": ["a and other-labels", "same data", "sample 7"],
+    "a other-samples": ["a and other-samples", "no test sample in common"],
+    "a other-eps": ["a (linf, eps 0.1)", "other-eps (linf, eps 0.2)", "--clean"],
+    "a b --csv": ["--csv"],
+    "a b --csv none/pairs.csv": ["--csv none/pairs.csv", "cannot be written", "directory"],
+    "a b --csv a": ["--csv a", "cannot be written"],
+    "a b --cvs=x": ["--cvs=x", "--help"],
+}
+
+
+@pytest.mark.parametrize("command", REFUSALS)
+def test_bad_input_ends_with_a_line(
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    before = sorted(runs.rglob("*"))
+    monkeypatch.chdir(runs)
+    with pytest.raises(SystemExit) as leaving:
+        compare.compare(command.split())
+    message = str(leaving.value.code)
+    assert message.startswith("robusttrain: ")
+    assert len(message.splitlines()) == 1, message
+    for name in REFUSALS[command]:
+        assert name in message
+    assert capsys.readouterr() == ("", "")
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_bad_input_of_a_real_command_line(runs: Path) -> None:
+    done = robust("compare", "a", "missing", cwd=runs)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("robusttrain: missing is not the directory of a finished")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,97 @@
+"""Architectures and data of the user's own: built, checked against each other and evaluated."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robusttrain.errors import InputError
+from robusttrain.models import build_model
+from toys.external import CLASSES, SHAPE, TINY, Answer, clean_accuracy, prepared
+
+MINE = """
+import torch
+from torch import nn
+from robusttrain.data import Info, Split
+
+
+def build_net(width=16):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 5))
+
+
+class Net(nn.Module):
+    def __init__(self, outputs=5):
+        super().__init__()
+        self.body = nn.Linear(64, outputs)
+
+    def forward(self, x):
+        return self.body(x.flatten(1))
+
+
+class Floats:
+    validation, crop, flip = 0, 0, False
+
+    def info(self):
+        return Info((1, 8, 8), 5, tuple("abcde"))
+
+    def load(self):
+        split = Split(torch.randn(40, 1, 8, 8), torch.arange(40) % 5)
+        return split, split
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "their_package.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"model/theirs": "build_net", "model/net": "Net", "dataset/floats": "Floats"}
+    for option, name in options.items():
+        file = tmp_path / "conf" / f"{option}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"_target_: their_package.{name}\n")
+    return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+
+
+@pytest.mark.parametrize("option", ["theirs", "net"])
+def test_an_architecture_of_the_users_own_takes_a_state_dict(
+    tmp_path: Path, mine: str, option: str
+) -> None:
+    import their_package
+
+    torch.manual_seed(5)
+    network = {"theirs": their_package.build_net, "net": their_package.Net}[option]()
+    torch.save({"net": network.state_dict()}, tmp_path / "weights.pt")
+    answer = Answer(
+        tmp_path / "run",
+        mine,
+        *TINY,
+        "stages=[evaluate]",
+        f"model={option}",
+        f"checkpoint={tmp_path / 'weights.pt'}",
+    )
+    assert answer.accuracy("clean") == pytest.approx(clean_accuracy(network), abs=1e-6)
+    assert answer.labels == (option, "foreign")
+
+
+def test_an_architecture_that_does_not_fit_the_data_is_refused(mine: str) -> None:
+    config, _ = prepared(mine, *TINY, "model=net", "+model.outputs=3")
+    with pytest.raises(InputError, match=r"^model Net cannot take images .*\(2, 3\), not logits"):
+        build_model(config.model, CLASSES, SHAPE)
+
+
+def test_a_network_of_the_users_own_is_initialised_from_the_seed(mine: str) -> None:
+    def weights(*overrides: str) -> Tensor:
+        torch.rand(1)
+        config, _ = prepared(mine, *TINY, "model=theirs", *overrides)
+        parameters = build_model(config.model, CLASSES, SHAPE).parameters()
+        return nn.utils.parameters_to_vector(parameters)
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights("seed=1"))
+
+
+def test_images_that_are_no_bytes_are_refused_before_any_work(tmp_path: Path, mine: str) -> None:
+    with pytest.raises(InputError, match=r"^dataset=floats has images with values from -"):
+        Answer(tmp_path / "run", mine, "dataset=floats", "model=theirs", "device=cpu")
+    assert list((tmp_path / "run").iterdir()) == []

@@ -1,0 +1,152 @@
+"""Runs under torchrun: one writer, signals, refusals, and a process that is killed."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from torch.distributed import TCPStore
+
+from toys.command_line import Answer, CommandLine, Running
+from toys.runs import RUN as ALONE
+from toys.runs import same
+
+pytestmark = pytest.mark.long
+
+# Two processes with half a batch each, and images of which one has one more.
+RUN = [*ALONE, "batch_size=32", "evaluation.samples=21"]
+
+KILLED = """
+import os, signal
+from robusttrain.__main__ import main
+from robusttrain.attacks.pgd import PGD
+search, calls = PGD.search, []
+def searching(self, *arguments):
+    calls.append(0)
+    if len(calls) == 10 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return search(self, *arguments)
+PGD.search = searching
+main()
+"""
+
+
+class Torchrun:
+    """Starts the processes of a command line as torchrun would, in the folder `cwd`."""
+
+    def __init__(self, command_line: CommandLine, cwd: Path) -> None:
+        self.command_line, self.cwd = command_line, cwd
+        self.stores: list[TCPStore] = []
+
+    def start(self, *words: object, size: int = 2) -> list[Running]:
+        self.stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        shared = {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.stores[-1].port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+            "WORLD_SIZE": str(size),
+        }  # fmt: skip
+        return [
+            self.command_line.start(
+                *words, cwd=self.cwd, RANK=str(rank), LOCAL_RANK=str(rank), **shared
+            )
+            for rank in range(size)
+        ]
+
+    def run(self, *words: object, size: int = 2) -> list[Answer]:
+        return [running.end() for running in self.start(*words, size=size)]
+
+
+def codes(answers: list[Answer]) -> list[int]:
+    return [answer.code for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def torchrun(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Torchrun:
+    return Torchrun(command_line, tmp_path_factory.mktemp("torchrun"))
+
+
+@pytest.fixture(scope="module")
+def answers(torchrun: Torchrun) -> list[Answer]:
+    """Of the run that nothing has happened to."""
+    return torchrun.run(*RUN, "hydra.run.dir=whole")
+
+
+@pytest.fixture(scope="module")
+def whole(torchrun: Torchrun, answers: list[Answer]) -> Path:
+    assert codes(answers) == [0, 0], answers
+    return torchrun.cwd / "whole"
+
+
+def test_one_process_writes_and_speaks_for_all(answers: list[Answer], whole: Path) -> None:
+    first, second = answers
+    assert first.out.count("epoch 3/3") == 1
+    assert second.said == ""
+    assert [path.name for path in whole.parent.iterdir() if path.is_dir()] == ["whole"]
+    assert json.loads((whole / "manifest.json").read_text())["processes"] == 2
+    assert not list(whole.glob("evaluation.partial*"))
+    assert (whole / "robusttrain.log").read_text().count("epoch 3/3") == 1
+    assert len(pd.read_csv(whole / "samples.csv")) == 21
+
+
+def test_processes_that_are_told_to_stop_leave_after_the_same_batch_and_go_on(
+    torchrun: Torchrun, whole: Path
+) -> None:
+    first, second = torchrun.start(*RUN, "hydra.run.dir=term")
+    # Only one of them is told.
+    second.until("term/checkpoint.pt").signal(signal.SIGTERM)
+    told = [first.end(), second.end()]
+    assert codes(told) == [143, 143]
+    assert re.search(r"stopped by SIGTERM: torchrun .*-m robusttrain resume=", told[0].out)
+    (alone,) = torchrun.run("resume=term", size=1)
+    assert alone.code == 1
+    assert "was trained by 2 processes, not by 1" in alone.err
+    resumed = torchrun.run("resume=term")
+    assert codes(resumed) == [0, 0]
+    assert "going on behind batch" in resumed[0].out
+    same(torchrun.cwd / "term", whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", *RUN], "-m is not allowed under torchrun"),
+        ([*RUN, "eps=-1", "hydra.run.dir=wrong"], "eps=-1 is not allowed"),
+        (["resume=nowhere"], "resume=nowhere is no directory of a run"),
+    ],
+    ids=["sweep", "wrong", "gone"],
+)
+def test_a_refusal_is_said_once(torchrun: Torchrun, words: list[str], message: str) -> None:
+    before = sorted(torchrun.cwd.iterdir())
+    refused = torchrun.run(*words)
+    assert codes(refused) == [1, 1]
+    both = "".join(answer.said for answer in refused)
+    assert re.search(rf"robusttrain: process \d of 2: {message}", both)
+    assert both.count(message) == 1
+    assert "Traceback" not in both
+    assert sorted(torchrun.cwd.iterdir()) == before
+
+
+def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(
+    torchrun: Torchrun, whole: Path
+) -> None:
+    """With torchrun itself; the second process is killed, with no time for a word."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    killed = subprocess.run(
+        [sys.executable, *launch, sys.executable, "-c", KILLED, *RUN, "hydra.run.dir=killed"],
+        cwd=torchrun.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        timeout=300,
+    )  # fmt: skip
+    assert killed.returncode == 1
+    # torchrun may have told the first process to stop before it has noticed.
+    lost = "robusttrain: process 0 of 2: another process of this run has ended"
+    assert lost in killed.stdout or "stopped by SIGTERM" in killed.stdout
+    again = r"torchrun --nproc_per_node=2 -m robusttrain resume=\S*killed goes on"
+    assert re.search(again, killed.stdout)
+    revived = torchrun.run("resume=killed")
+    assert codes(revived) == [0, 0]
+    assert "going on behind batch" in revived[0].out
+    same(torchrun.cwd / "killed", whole)

@@ -1,0 +1,87 @@
+"""`robusttrain rerun`: the same results, or where they differ."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from robusttrain.checkpoints.checkpoint import Checkpoint
+from robusttrain.errors import InputError
+from robusttrain.runs.rerun import Repetition
+from toys.command_line import CommandLine
+from toys.runs import RUN, finished, refused
+
+
+def test_a_run_is_repeated_from_its_manifest_alone(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    begin, first = partial(command_line.start, cwd=tmp_path), tmp_path / "first"
+    finished(begin(*RUN, "epochs=1", f"hydra.run.dir={first}"))
+    assert "the same results as first" in finished(begin("rerun", "first")).said
+
+    report = pd.read_csv(first / "report.csv", dtype=str, keep_default_na=False)
+    report.loc[0, "accuracy"] = "0.987"
+    report.to_csv(first / "report.csv", index=False)
+    (tmp_path / "first-rerun").rename(tmp_path / "elsewhere")
+    other = refused(begin("rerun", "first"))
+    assert "report.csv differs in 1 values, first accuracy of row 0: 0.987, now 0." in other
+    assert "rerun first was repeated before" in refused(begin("rerun", "first"))
+
+
+@pytest.fixture
+def repetition(tmp_path: Path) -> Repetition:
+    """A run and its repetition, with the same table, weights and circumstances."""
+    circumstances = dict.fromkeys(
+        ("data", "device_name", "threads", "python", "platform", "versions", "git"), "same"
+    )
+    for name in ("run", "run-rerun"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "train.csv").write_text("epoch,seconds,loss\n1,2,0.5\n2,2,\n")
+        Checkpoint({"w": torch.ones(3)}, 2, [1, 2, 2], {}, {}, 1, {}).save(folder / "best.pt")
+        (folder / "manifest.json").write_text(json.dumps({"overrides": [], **circumstances}))
+    return Repetition(tmp_path / "run", {"overrides": ["eps=0.1"], **circumstances})
+
+
+def test_what_a_clock_says_is_no_difference(repetition: Repetition) -> None:
+    (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,9,0.5\n2,8,\n")
+    assert repetition.differences() == []
+    assert repetition.command == ["eps=0.1", f'hydra.run.dir="{repetition.folder}"']
+
+
+def test_differences_are_named_with_what_may_explain_them(repetition: Repetition) -> None:
+    changed = json.loads((repetition.folder / "manifest.json").read_text()) | {"threads": 7}
+    (repetition.folder / "manifest.json").write_text(json.dumps(changed))
+    # Circumstances that change nothing are not worth a word.
+    assert repetition.differences() == []
+    (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,2,0.5\n2,2,0.25\n")
+    (repetition.folder / "report.csv").touch()
+    other = Checkpoint({"w": torch.zeros(3)}, 2, [1, 2, 2], {}, {}, 1, {})
+    other.save(repetition.folder / "best.pt")
+    assert repetition.differences() == [
+        "train.csv differs in 1 values, first loss of row 1: nan, now 0.25",
+        "report.csv is only in one of the two",
+        "best.pt differs in w",
+        "threads has changed, too",
+    ]
+
+
+def test_a_table_of_another_shape_differs(repetition: Repetition) -> None:
+    (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,2,0.5\n")
+    assert repetition.differences() == ["train.csv differs: (2, 2) rows and columns, now (1, 2)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "takes the directory of one run"),
+        (["here", "there"], "takes the directory of one run"),
+        (["nowhere"], "nowhere is no finished run"),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused(arguments: list[str], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        Repetition.of(arguments)

@@ -1,0 +1,253 @@
+"""Runs that are killed, stopped or disturbed, against one that nothing has happened to."""
+
+import io
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from robusttrain.checkpoints import checkpoint as checkpoints
+from robusttrain.errors import InputError
+from robusttrain.report.terminal import Terminal
+from robusttrain.run_directory import LATEST, PREVIOUS
+from robusttrain.runs.resume import Command, alone_in, resumed
+from robusttrain.training.checkpointing import newest_checkpoint
+from toys.command_line import CommandLine
+from toys.runs import RUN, finished, refused, rows, same
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def whole(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing has happened to."""
+    return finished(command_line.start(*RUN, cwd=tmp_path_factory.mktemp("whole"))).run_dir
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_the_same(
+    command_line: CommandLine, tmp_path: Path, whole: Path
+) -> None:
+    begin, kills, said = partial(command_line.start, cwd=tmp_path), 20, ""
+    began = time.monotonic()
+    finished(begin(*RUN))
+    length = time.monotonic() - began
+    for number in range(kills):
+        folder = tmp_path / f"killed_{number}"
+        running = begin(*RUN, f"hydra.run.dir={folder}")
+        # One in each twentieth of the run, somewhere in it.
+        time.sleep(length * (number + (7 * number % 10) / 10) / kills)
+        killed = running.signal(signal.SIGKILL).end().code == -signal.SIGKILL
+        if killed and not (folder / "manifest.json").exists():
+            begun = (folder / "command.json").is_file()
+            again = [f"resume={folder}"] if begun else [*RUN, f"hydra.run.dir={folder}"]
+            said += finished(begin(*again)).said
+        same(folder, whole)
+    # Some were killed within an epoch of the training, or this has shown little.
+    assert re.search(r"going on behind batch [1-9]", said)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(
+    command_line: CommandLine, tmp_path: Path, whole: Path, name: str
+) -> None:
+    begin = partial(command_line.start, cwd=tmp_path)
+    running = begin(*RUN, f"hydra.run.dir={name}").until(f"{name}/checkpoint.pt")
+    stopped = running.signal(signal.Signals[name]).end()
+    assert stopped.code == 128 + signal.Signals[name], stopped.said
+    assert f"stopped by {name}: robusttrain resume=" in stopped.said
+    finished(begin(f"resume={name}"))
+    same(tmp_path / name, whole)
+    assert f"resume={name} is finished" in refused(begin(f"resume={name}"))
+
+
+def test_a_directory_has_one_run_and_a_second_signal_ends_it_at_once(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    command = [*RUN, "epochs=200", "hydra.run.dir=shared"]
+    first = command_line.start(*command, cwd=tmp_path).until("shared/checkpoint.pt")
+    second = refused(command_line.start(*command, cwd=tmp_path))
+    assert "in use: another process runs there" in second
+    assert first.signal(signal.SIGTERM, signal.SIGTERM).end().code == 143
+
+
+def full(size: int) -> str:
+    """Leaves files room for `size` bytes."""
+    return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+
+
+def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_space(
+    command_line: CommandLine, tmp_path: Path, whole: Path
+) -> None:
+    begin = partial(command_line.start, cwd=tmp_path)
+    # Room for nothing, and for the model but not for the optimiser's memory of it.
+    for size in (1, (whole / "checkpoint.pt").stat().st_size * 3 // 4):
+        said = refused(begin(*RUN, "hydra.run.dir=full", first=full(size)))
+    assert "checkpoint.pt cannot be used: it could not be written whole" in said
+    resumed = finished(begin("resume=full"))
+    assert "no checkpoint was written yet: training begins anew" in resumed.said
+    same(tmp_path / "full", whole)
+
+
+# Root without its powers is bound by the modes of its own files, as everybody is.
+POWERLESS = """
+import ctypes
+nothing = (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), nothing) == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes capabilities away, which Linux has")
+def test_a_directory_that_is_closed_ends_a_run_with_a_message(
+    command_line: CommandLine, tmp_path: Path, whole: Path
+) -> None:
+    begin = partial(command_line.start, cwd=tmp_path, first=POWERLESS)
+    (tmp_path / "closed").mkdir(0o555)
+    said = refused(begin(*RUN, "hydra.run.dir=closed"))
+    assert "closed/robusttrain.log cannot be used: Permission denied" in said
+
+    closing = tmp_path / "closing"
+    running = begin(*RUN, "hydra.run.dir=closing").until("closing/checkpoint.pt")
+    closing.chmod(0o555)
+    for stopped in (running, begin("resume=closing")):
+        assert re.search(r"closing/\S+ cannot be used: Permission denied", refused(stopped))
+    closing.chmod(0o755)
+    finished(begin("resume=closing"))
+    # Nothing of what was there is lost.
+    same(closing, whole)
+
+
+def test_a_directory_that_is_gone_ends_a_run_with_a_message(
+    command_line: CommandLine, tmp_path: Path, whole: Path
+) -> None:
+    begin, removed = partial(command_line.start, cwd=tmp_path), tmp_path / "removed"
+    running = begin(*RUN, "hydra.run.dir=removed").until("removed/checkpoint.pt")
+    removed.rename(tmp_path / "elsewhere")
+    said = refused(running)
+    assert re.search(r"removed/\S+ cannot be used: No such file or directory", said)
+    assert not removed.exists()
+    finished(begin("resume=elsewhere"))
+    same(tmp_path / "elsewhere", whole)
+
+
+def test_a_checkpoint_that_is_cut_anywhere_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    weights = {"weight": torch.randn(100)}
+    about: dict[str, Any] = {
+        "num_classes": 2, "image_shape": [1, 2, 2], "config": {}, "names": {}, "training": {},
+    }  # fmt: skip
+    for epoch, name in enumerate((PREVIOUS, LATEST), 1):
+        checkpoints.Checkpoint(model=weights, epoch=epoch, **about).save(tmp_path / name)
+    content = (tmp_path / LATEST).read_bytes()
+    said = io.StringIO()
+    terminal = Terminal(Console(file=said, width=200))
+    newest = newest_checkpoint(tmp_path, terminal)
+    assert newest is not None
+    assert newest.epoch == 2
+    for tenth in range(10):
+        (tmp_path / LATEST).write_bytes(content[: len(content) * tenth // 10])
+        newest = newest_checkpoint(tmp_path, terminal)
+        assert newest is not None
+        assert newest.epoch == 1
+    assert said.getvalue().count("checkpoint.pt cannot be read") == 10
+    (tmp_path / PREVIOUS).unlink()
+    assert newest_checkpoint(tmp_path, terminal) is None
+
+
+def test_directories_may_have_any_name(command_line: CommandLine, tmp_path: Path) -> None:
+    begin, folder = partial(command_line.start, cwd=tmp_path), "a,b (c) [d] it's 3"
+    running = begin(*RUN, f'hydra.run.dir="{folder}"').until(f"{folder}/checkpoint.pt")
+    assert running.signal(signal.SIGTERM).end().code == 143
+    finished(begin(f"resume={folder}"))
+    finished(begin("rerun", folder))
+
+
+LATE = """
+import os, signal
+from robusttrain.training_run import TrainingRun
+keep = TrainingRun._keep
+def kept(self, epoch):
+    keep(self, epoch)
+    if epoch.epoch == self.trainer.settings.epochs:
+        os.kill(os.getpid(), signal.SIGTERM)
+TrainingRun._keep = kept
+"""
+
+
+def test_a_signal_after_the_last_batch_is_not_lost(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    begin, late = partial(command_line.start, cwd=tmp_path), tmp_path / "late"
+    assert begin(*RUN, f"hydra.run.dir={late}", first=LATE).end().code == 143
+    assert not (late / "report.csv").exists()
+    finished(begin(f"resume={late}"))
+    finished(begin(*RUN, "epochs=2", f"hydra.run.dir={late}", "stages=[train]"))
+    assert len(rows(late / "train.csv")) == 2
+
+
+def stopped_run(folder: Path, typed: Sequence[str] = RUN) -> Path:
+    folder.mkdir(parents=True)
+    Command(["--config-dir=/mine", *typed], list(typed)).write(folder)
+    return folder
+
+
+def test_the_command_of_a_run_is_taken_up(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run", ["eps=0.1"])
+    assert resumed(["a=1"]) == ["a=1"]
+    assert resumed([f"resume={run}"]) == [
+        "--config-dir=/mine", "eps=0.1", f'hydra.run.dir="{run}"', f'resume="{run}"',
+    ]  # fmt: skip
+
+
+def test_auto_takes_the_newest_unfinished_run_of_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = ["--config-dir", "mine", "eps=0.1", "seed=1"]
+    assert resumed([*wanted, "resume=auto"]) == wanted
+    stopped_run(Path("outputs/day/first"), wanted)
+    newer = stopped_run(Path("outputs/day/second"), wanted)
+    os.utime(newer / "command.json", (2e9, 2e9))
+    stopped_run(Path("outputs/day/other"), ["eps=0.2", "seed=1"])
+    finished = stopped_run(Path("outputs/day/finished"), wanted)
+    os.utime(finished / "command.json", (3e9, 3e9))
+    (finished / "manifest.json").touch()
+    assert resumed([*wanted, "resume=auto"])[-1] == f'resume="{newer}"'
+    elsewhere = stopped_run(Path("elsewhere"), wanted)
+    named = [*wanted, "hydra.run.dir=elsewhere", "resume=auto"]
+    assert resumed(named)[-1] == f'resume="{elsewhere}"'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["resume=nowhere"], "resume=nowhere is no directory of a run"),
+        (["resume=run", "eps=0.2"], "eps=0.2 is not allowed"),
+        (["resume=done"], "resume=done is finished"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stopped_run(Path("run"))
+    (stopped_run(Path("done")) / "manifest.json").touch()
+    with pytest.raises(InputError, match=named):
+        resumed(arguments)
+
+
+def test_a_held_directory_is_refused_and_half_files_are_removed(tmp_path: Path) -> None:
+    half = tmp_path / ".report.csv.1.partial"
+    half.touch()
+    with alone_in(tmp_path):
+        assert not half.exists()
+        with pytest.raises(InputError, match="in use"), alone_in(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,281 @@
+"""What is made of the jobs of a sweep, on run directories written by hand, against SciPy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from robusttrain.sweeps import records
+from robusttrain.sweeps.records import Job
+from robusttrain.sweeps.summary import over_seeds, pairwise, settings, write_summary
+
+N = 200
+Flags = Sequence[bool] | np.ndarray
+
+
+def flags(wrong: int, start: int = 0) -> np.ndarray:
+    """Right on N samples but for `wrong` of them, from `start` on."""
+    right = np.ones(N, bool)
+    right[start : start + wrong] = False
+    return right
+
+
+class Sweep:
+    """A sweep directory that grows job by job."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, *overrides: str, clean: Flags, worst: Flags | None = None, **row: object) -> Job:
+        """A finished job that is right where a flag is set."""
+        job = Job(self.count, str(self.count), overrides, "finished", 1.5, 0.5)
+        worst = clean if worst is None else worst
+        place = self.folder / job.folder
+        place.mkdir()
+        said = dict(word.split("=") for word in overrides)
+        common = {"dataset": "digits", "model": "mlp", "defense": "madry", "noise": "none"}
+        rows = [
+            common
+            | {"seed": said.get("seed", "0"), "attack": name, "norm": "linf", "eps": eps}
+            | {"n": N, "accuracy": np.mean(right), "ci_low": 0.0, "ci_high": 1.0}
+            | row
+            for name, eps, right in (("clean", 0.0, clean), ("worst_case", 0.1, worst))
+        ]
+        pd.DataFrame(rows).to_csv(place / "report.csv", index=False)
+        pd.DataFrame(
+            {"index": range(N), "label": 1, "clean_prediction": np.asarray(clean, int)}
+            | {"pgd_broken": (~np.asarray(worst)).astype(int)}
+        ).to_csv(place / "samples.csv", index=False)
+        job.save(self.folder)
+        return job
+
+    def fail(self, *overrides: str, error: str) -> None:
+        """A job that has left nothing but its record."""
+        Job(self.count, str(self.count), overrides, "failed", 0.1, error=error).save(self.folder)
+
+    @property
+    def count(self) -> int:
+        return len(records.read_jobs(self.folder))
+
+    @property
+    def tests(self) -> pd.DataFrame:
+        return pairwise(settings(self.folder, records.read_jobs(self.folder)))
+
+    @property
+    def text(self) -> str:
+        write_summary(self.folder, records.read_jobs(self.folder))
+        return (self.folder / "sweep.md").read_text()
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path)
+
+
+# --- the table of all jobs -----------------------------------------------------------------------
+
+
+def test_only_keys_that_vary_are_columns(sweep: Sweep) -> None:
+    sweep.add("epochs=3", "defense=rt", "eps=8/255", clean=flags(10), worst=flags(40))
+    sweep.fail("epochs=3", "defense=rt", "eps=-1", error="eps=-1, of all things")
+    records.write_table(sweep.folder)
+    table = pd.read_csv(sweep.folder / "sweep.csv", dtype=str, keep_default_na=False)
+    assert list(table) == [
+        "job", "eps", "attack", "attack_norm", "attack_eps", "n", "accuracy", "ci_low", "ci_high",
+        "validation", "status", "seconds", "error",
+    ]  # fmt: skip
+    assert table["job"].tolist() == ["0", "0", "1"]
+    assert table["eps"].tolist() == ["8/255", "8/255", "-1"]
+    assert table["attack"].tolist() == ["clean", "worst_case", ""]
+    assert table["accuracy"].tolist() == ["0.95", "0.8", ""]
+    assert table["status"].tolist() == ["finished", "finished", "failed"]
+    assert table["error"].tolist() == ["", "", "eps=-1, of all things"]
+
+
+def test_a_key_named_like_a_column_keeps_apart_from_it(sweep: Sweep) -> None:
+    sweep.add("attack=pgd", clean=flags(1))
+    sweep.add("attack=fgsm", clean=flags(1))
+    table = records.table(sweep.folder, records.read_jobs(sweep.folder))
+    assert table["config.attack"].tolist() == ["pgd", "pgd", "fgsm", "fgsm"]
+    assert table["attack"].tolist() == ["clean", "worst_case"] * 2
+
+
+def test_a_key_that_some_jobs_lack_varies(sweep: Sweep) -> None:
+    sweep.add("seed=1", "+extra=2", clean=flags(1))
+    sweep.add("seed=1", clean=flags(1))
+    assert records.varying(records.read_jobs(sweep.folder)) == ["extra"]
+
+
+def test_jobs_come_by_number_and_from_folders_of_any_depth(tmp_path: Path) -> None:
+    for number in (10, 9, 2):
+        Job(number, f"a/{number}", (f"seed={number}",)).save(tmp_path)
+    assert [job.number for job in records.read_jobs(tmp_path)] == [2, 9, 10]
+    assert records.read_job(tmp_path, "a/9") == Job(9, "a/9", ("seed=9",))
+    assert records.read_job(tmp_path, "9") is None
+
+
+def test_a_job_that_ends_while_the_table_is_written_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process has written its table before, and does not come again."""
+    Job(0, "0", ("seed=0",), "finished").save(tmp_path)
+    late = [Job(1, "1", ("seed=1",), "finished")]
+    write = records.write_csv
+
+    def slow(path: Path, rows: pd.DataFrame) -> None:
+        if late:
+            late.pop().save(tmp_path)
+        write(path, rows)
+
+    monkeypatch.setattr(records, "write_csv", slow)
+    records.write_table(tmp_path)
+    assert pd.read_csv(tmp_path / "sweep.csv")["job"].tolist() == [0, 1]
+
+
+def test_the_view_has_a_line_for_each_job(sweep: Sweep) -> None:
+    sweep.add("epochs=3", "eps=0.1", clean=flags(10), worst=flags(40))
+    sweep.fail("epochs=3", "eps=-1", error="no")
+    waiting = Job(2, "", ("epochs=3", "eps=0.2"), records.WAITING)
+    view = records.overview(sweep.folder, [*records.read_jobs(sweep.folder), waiting])
+    assert list(view) == ["job", "eps", "status", "clean", "worst case", "seconds"]
+    assert view.to_numpy().tolist() == [
+        ["0", "0.1", "finished", "95.00%", "80.00%", "2"],
+        ["1", "-1", "failed", "", "", "0"],
+        ["2", "0.2", "waiting", "", "", ""],
+    ]
+
+
+# --- means over seeds ----------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 500), min_size=2, max_size=6))
+def test_the_interval_over_seeds_is_students(right: list[int]) -> None:
+    accuracies = [count / 500 for count in right]
+    figure = over_seeds(accuracies, 500)
+    assert figure.mean == pytest.approx(np.mean(accuracies))
+    assert figure.deviation == pytest.approx(np.std(accuracies, ddof=1))
+    assert figure.over_seeds is not None
+    if len(set(accuracies)) > 1:
+        expected = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
+        low, high = max(0, expected.low), min(1, expected.high)
+        assert figure.over_seeds == pytest.approx((low, high))
+
+
+@given(st.integers(0, 300))
+def test_a_single_seed_has_no_deviation_and_wilsons_interval(right: int) -> None:
+    figure = over_seeds([right / 300], 300)
+    assert figure.deviation is figure.over_seeds is None
+    expected = stats.binomtest(right, 300).proportion_ci(0.95, method="wilson")
+    assert figure.over_images == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_many_seeds_do_not_make_more_images_of_the_same_ones() -> None:
+    one, many = over_seeds([0.5], 100), over_seeds([0.5] * 20, 100)
+    assert many.over_images == pytest.approx(one.over_images)
+
+
+def test_settings_are_what_differs_in_more_than_the_seed(sweep: Sweep) -> None:
+    for defense in ("rt", "lsa"):
+        for seed in (0, 1, 2):
+            wrong = 10 * seed + 5 * (defense == "lsa")
+            sweep.add(f"defense={defense}", f"seed={seed}", clean=flags(wrong))
+    sweep.fail("defense=fgsm", "seed=0", error="no")
+    # A search may come to the same setting again.
+    sweep.add("defense=rt", "seed=2", clean=flags(20))
+    rt, lsa = settings(sweep.folder, records.read_jobs(sweep.folder))
+    assert (rt.keys, lsa.keys) == ({"defense": "rt"}, {"defense": "lsa"})
+    assert list(rt.runs) == list(lsa.runs) == ["0", "1", "2"]
+    assert rt.figure("clean").mean == pytest.approx(0.95)
+    assert rt.figure("clean").deviation == pytest.approx(0.05)
+    assert lsa.figure("clean").mean == pytest.approx(0.925)
+    # t with two degrees of freedom, from a printed table: 4.303.
+    half = 4.303 * 5 / 3**0.5
+    (line,) = (line for line in sweep.text.splitlines() if line.startswith("| rt |"))
+    assert line.startswith("| rt | 3 | 95.00 ± 5.00 |")
+    assert f"| {95 - half:.2f} to 100.00 |" in line
+
+
+# --- tests --------------------------------------------------------------------------------------
+
+
+def test_the_p_of_a_pair_is_the_largest_of_its_seeds(sweep: Sweep) -> None:
+    for defense, wrong in (("rt", (0, 0)), ("lsa", (30, 12))):
+        for seed in (0, 1):
+            sweep.add(f"defense={defense}", f"seed={seed}", clean=flags(wrong[seed]))
+    table = sweep.tests
+    assert table["measure"].tolist() == ["clean", "worst_case"]
+    row = table.iloc[0]
+    assert (row["b"], row["c"]) == ([30, 12], [0, 0])
+    assert row["p"] == pytest.approx(stats.binomtest(0, 12).pvalue)
+    # Both lines of the table have the same p: Holm doubles the smaller one, and the other follows.
+    assert row["p_holm"] == pytest.approx(2 * row["p"])
+    assert row["difference"] == pytest.approx(0.105)
+    expected = stats.ttest_1samp([30 / N, 12 / N], 0).confidence_interval(0.95)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high))
+    assert (row["first"], row["second"], row["winner"]) == ("defense=rt", "defense=lsa", "first")
+
+
+def test_seeds_that_disagree_name_no_winner(sweep: Sweep) -> None:
+    """Each of them is significant, one for either side."""
+    for defense, wrong in (("rt", (0, 40)), ("lsa", (50, 0))):
+        for seed in (0, 1):
+            sweep.add(f"defense={defense}", f"seed={seed}", clean=flags(wrong[seed]))
+    assert sweep.tests["p"].tolist() == [1, 1]
+    assert set(sweep.tests["winner"]) == {""}
+
+
+def test_seeds_of_the_same_images_are_not_counted_as_more_images(sweep: Sweep) -> None:
+    """Four discordant images of one seed prove nothing, however often they are seen."""
+    for seed in range(8):
+        sweep.add("defense=rt", f"seed={seed}", clean=flags(0))
+        sweep.add("defense=lsa", f"seed={seed}", clean=flags(4))
+    row = sweep.tests.iloc[0]
+    assert row["seeds"] == 8
+    assert row["p"] == pytest.approx(stats.binomtest(0, 4).pvalue) == pytest.approx(0.125)
+    assert row["winner"] == ""
+
+
+def test_the_second_wins_where_it_is_better(sweep: Sweep) -> None:
+    sweep.add("defense=rt", clean=flags(0), worst=flags(60))
+    sweep.add("defense=lsa", clean=flags(0), worst=flags(20, 100))
+    clean, worst = sweep.tests.to_dict("records")
+    assert (clean["p"], clean["winner"]) == (1, "")
+    assert worst["p"] == pytest.approx(stats.binomtest(20, 80).pvalue)
+    assert (worst["winner"], worst["b"], worst["c"]) == ("second", [20], [60])
+
+
+def test_pairs_differ_in_one_key(sweep: Sweep) -> None:
+    for defense in ("rt", "lsa"):
+        for width in (8, 16):
+            sweep.add(f"defense={defense}", f"model.width={width}", clean=flags(width))
+    pairs = sweep.tests[sweep.tests["measure"] == "clean"]
+    assert len(pairs) == 4
+    for row in pairs.to_dict("records"):
+        words = zip(row["first"].split(), row["second"].split(), strict=True)
+        assert sum(a != b for a, b in words) == 1
+
+
+def test_worst_cases_of_different_radii_are_not_compared(sweep: Sweep) -> None:
+    sweep.add("eps=0.1", clean=flags(0))
+    sweep.add("eps=0.2", clean=flags(50), eps=0.2)
+    assert sweep.tests["measure"].tolist() == ["clean"]
+    assert "linf, eps 0.1 or linf, eps 0.2" in sweep.text
+
+
+def test_other_data_is_not_compared(sweep: Sweep) -> None:
+    sweep.add("dataset=digits", clean=flags(0))
+    sweep.add("dataset=mnist", clean=flags(50), dataset="mnist")
+    assert sweep.tests.empty
+    assert "No two settings" in sweep.text
+
+
+def test_a_summary_says_what_failed_and_what_nobody_knows(sweep: Sweep) -> None:
+    sweep.fail("defense=a|b", error="defense=a|b is not allowed")
+    assert "1 job: 1 failed" in sweep.text
+    assert "No job has finished an evaluation." in sweep.text
+    assert "| 0 | defense=a\\|b is not allowed |" in sweep.text

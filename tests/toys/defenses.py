@@ -1,0 +1,90 @@
+"""A small problem in float64, its softmax by hand, and an attack that is fixed beforehand."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from robusttrain.attacks import cross_entropy
+from robusttrain.attacks.base import Mode
+from robusttrain.defenses import Defense, Objective
+
+Array = NDArray[np.float64]
+CLASSES, SHAPE, COUNT = 4, (1, 2, 3), 6
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    """A smooth network in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Flatten(1), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, CLASSES)
+        return nn.Sequential(*layers).double()
+
+
+def batch(seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Images and labels."""
+    x = torch.rand(COUNT, *SHAPE, generator=generator(seed), dtype=torch.float64)
+    return x, torch.arange(COUNT) % CLASSES
+
+
+def generator(seed: int = 2) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Fixed:
+    """An attack whose images are known; it keeps the loss that it was told to climb."""
+
+    def __init__(self, x_adv: Tensor, mode: Mode = Mode.eval) -> None:
+        self.x_adv, self.mode = x_adv, mode
+        self.loss: Any = None
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+        self.loss = keys.get("loss")
+        return self.x_adv
+
+
+def objective_of(defense: Defense, model: nn.Module | None = None) -> Objective:
+    """What the defense yields for the problem."""
+    objectives = defense(
+        network() if model is None else model, *batch(), loss=cross_entropy, generator=generator()
+    )
+    (objective,) = objectives
+    return objective
+
+
+def logits(x: Tensor, seed: int = 0) -> Array:
+    """W2 tanh(W1 x + b1) + b2 of `network`, in NumPy."""
+    w1, b1, w2, b2 = (p.detach().numpy() for p in network(seed).parameters())
+    return np.asarray(np.tanh(x.flatten(1).numpy() @ w1.T + b1) @ w2.T + b2)
+
+
+def softmax(values: Array) -> Array:
+    p = np.exp(values)
+    return np.asarray(p / p.sum(1, keepdims=True))
+
+
+def gradients_are_right(defense: Defense) -> bool:
+    """Finite differences of the objective over every parameter."""
+    model = network()
+    names = [name for name, _ in model.named_parameters()]
+
+    class At(nn.Module):
+        """The model at other weights."""
+
+        def __init__(self, *values: Tensor) -> None:
+            super().__init__()
+            self.values = dict(zip(names, values, strict=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast(Tensor, functional_call(model, self.values, x))
+
+    def loss(*values: Tensor) -> Tensor:
+        return objective_of(defense, At(*values)).loss
+
+    values = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
+    check: Callable[..., bool] = torch.autograd.gradcheck
+    return check(loss, values)

@@ -1,0 +1,292 @@
+"""Steps whose loss or gradient is not finite: stopped at, left out, or done again."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from robusttrain.attacks.pgd import PGD
+from robusttrain.checkpoints import checkpoint
+from robusttrain.defenses import Objective
+from robusttrain.defenses.standard import Standard
+from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.errors import InputError, NonFiniteLossError
+from robusttrain.noise.gaussian import Gaussian
+from robusttrain.optim.optimizers import SGD, Adam, AdamW, Optimizer
+from robusttrain.optim.schedules import OneCycle
+from robusttrain.report.terminal import Terminal
+from robusttrain.training import trainer as training
+from robusttrain.training.checkpointing import TrainingRun
+from robusttrain.training.metrics import Epoch
+from robusttrain.training.optimizer_step import Descent
+from robusttrain.training.settings import Training
+from robusttrain.training.trainer import Trainer
+from toys.training import DATA, EPS, Diverging, network, state_of, trainer
+
+NAN, INF = float("nan"), float("inf")
+
+
+@dataclass
+class Own:
+    """An optimiser that is not fused, as a user may have."""
+
+    lr: float = 0.1
+
+    def build(self, parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(parameters, lr=self.lr, momentum=0.9)
+
+
+OPTIMIZERS = [SGD(0.1), SGD(0.1, 0.0, 0.0), SGD(0.1, nesterov=True), Adam(), AdamW(), Own()]
+
+
+def linear(weights: Tensor, slope: Tensor) -> Tensor:
+    return (weights * slope).sum()
+
+
+def edge(weights: Tensor, slope: Tensor) -> Tensor:
+    """Finite itself, with an infinite slope."""
+    return (weights - weights.detach()).abs().sqrt().sum()
+
+
+def descended(descent: Descent, loss: Tensor, rate_share: float = 1.0) -> Tensor:
+    parts = [(1.0, iter([Objective(loss)]))]
+    (objective,) = descent.descend(
+        parts, autocast=nullcontext, penalty=lambda: None, rate_share=rate_share
+    )
+    return objective.loss
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize(
+    "bad", [(linear, NAN), (linear, INF), (edge, 0.0)], ids=["nan", "inf", "slope"]
+)
+def test_a_step_that_is_skipped_has_not_been(
+    optimizer: Optimizer, bad: tuple[Callable[[Tensor, Tensor], Tensor], float], clip: float | None
+) -> None:
+    """Also where it is the first, and the optimiser has not made its memory yet."""
+    slopes = [torch.full((3,), value) for value in (1.0, -2.0, 0.5)]
+    weights, losses = [], []
+    for places in ((), (0,), (1, 2)):
+        model = nn.ParameterList([nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))])
+        descent = Descent(model, optimizer.build(model.parameters()), clip, skips=True)
+        for number, slope in enumerate(slopes):
+            steps = [(linear, slope)]
+            if number in places:
+                steps.insert(0, (bad[0], torch.full((3,), bad[1])))
+            for function, at in steps:
+                losses.append(descended(descent, function(model[0], at)))
+        weights.append(model[0].detach())
+    assert all(torch.equal(weights[0], other) for other in weights[1:])
+    # Not everything is a NaN, nor is the gradient always looked at through the loss.
+    assert sum(not loss.isfinite() for loss in losses) == 3
+    assert weights[0].isfinite().all()
+
+
+def test_the_share_of_a_step_is_that_of_its_rate() -> None:
+    model = nn.ParameterList([nn.Parameter(torch.zeros(1))])
+    descent = Descent(model, SGD(0.1, 0.0, 0.0).build(model.parameters()), None, skips=False)
+    descended(descent, (2 * model[0]).sum(), 0.25)
+    assert model[0].item() == pytest.approx(-0.05)
+    assert descent.optimizer.param_groups[0]["lr"] == 0.1
+
+
+# Training
+
+
+@dataclass
+class Poisoned:
+    """Standard training; at the steps in `at`, of images that are `value`, or of none at all."""
+
+    at: tuple[int, ...]
+    value: float | None = NAN
+    step: int = 0
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
+        self.step += 1
+        if self.step not in self.at:
+            yield from Standard()(model, x, y, **keys)
+        elif self.value is not None:
+            yield from Standard()(model, torch.full_like(x, self.value), y, **keys)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("at", [(1,), (6,), (4, 7, 8)])
+def test_skipping_harms_neither_weights_nor_statistics_nor_schedule(
+    at: tuple[int, ...], value: float
+) -> None:
+    kept, epochs = [], []
+    for poison in (value, None):
+        made = trainer(Poisoned(at, poison), epochs=2, schedule=OneCycle(), on_nonfinite="skip")
+        epochs.append(list(made.epochs()))
+        steps_taken = torch.tensor([made.steps.scheduler.last_epoch])
+        kept.append(torch.cat([state_of(made.model), steps_taken]))
+    assert torch.equal(*kept)
+    # Four batches an epoch.
+    counts = [sum(4 * epoch < step <= 4 * epoch + 4 for step in at) for epoch in range(2)]
+    assert [epoch.non_finite for epoch in epochs[0]] == counts
+    for ours, without in zip(*epochs, strict=True):
+        assert ours.loss == pytest.approx(without.loss, rel=1e-12)
+
+
+def test_images_whose_logits_are_not_finite_are_not_right() -> None:
+    made = trainer(Poisoned((1, 2, 3)), epochs=1, on_nonfinite="skip")
+    (epoch,) = made.epochs()
+    assert epoch.train_clean_accuracy is not None
+    # Four images at most were seen.
+    assert epoch.train_clean_accuracy <= 4 / made.train.size
+
+
+def test_an_epoch_with_nothing_finite_in_it_stops_the_training() -> None:
+    made = trainer(Poisoned((5, 6, 7, 8)), epochs=3, on_nonfinite="skip")
+    with pytest.raises(NonFiniteLossError, match="no loss of epoch 2 was finite"):
+        list(made.epochs())
+
+
+def test_weights_that_overflow_behind_the_last_loss_stop_the_training() -> None:
+    steep = Diverging(1, 1e3)
+    made = trainer(steep, optimizer=SGD(3e38, 0.0, 0.0), epochs=1, batch_size=100)
+    with pytest.raises(NonFiniteLossError, match="weights are not finite any more in epoch 1"):
+        list(made.epochs())
+
+
+# Rollback
+
+
+@dataclass
+class Fragile:
+    """Adversarial training that breaks down wherever weights have grown longer than `most`."""
+
+    most: float
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
+        length = nn.utils.parameters_to_vector(model.parameters()).norm()
+        for objective in WorstCase(PGD(eps=EPS, steps=1))(model, x, y, **keys):
+            broken = torch.where(length > self.most, torch.nan, 1.0)
+            yield objective._replace(loss=objective.loss * broken)
+
+
+def fragile(most: float = 4.6, **settings: Any) -> Trainer:
+    """Every stream that training can draw from is in use."""
+    model = network()
+    model.append(nn.Dropout(0.1))
+    Gaussian(0.1).install(model, 5)
+    torch.manual_seed(3)
+    data = replace(DATA, crop=1, flip=True)
+    keys = {"optimizer": SGD(0.5), "epochs": 4, "on_nonfinite": "rollback", **settings}
+    return trainer(Fragile(most), model=model, data=data, **keys)
+
+
+def figures(epochs: list[Epoch]) -> list[dict[str, Any]]:
+    return [{**epoch.row(), "seconds": 0} for epoch in epochs]
+
+
+def test_an_epoch_is_begun_again_at_half_the_rate() -> None:
+    """As if the rate had been half from there on, and the broken attempt had never been."""
+    made = fragile()
+    epochs = list(made.epochs())
+    counts = [epoch.rollbacks for epoch in epochs]
+    # What the test needs: a whole epoch before the first one, and two of the same epoch.
+    assert counts == [0, 0, 2, 1]
+    assert [epoch.lr for epoch in epochs] == pytest.approx([0.5, 0.5, 0.125, 0.0625])
+    plain = fragile(most=INF)
+    for epoch in plain.epochs():
+        plain.course.rate_share = 0.25 if epoch.epoch == 2 else 0.125 if epoch.epoch == 3 else 1.0
+    assert torch.equal(state_of(made.model), state_of(plain.model))
+
+
+def test_streams_that_began_in_a_broken_attempt_begin_again() -> None:
+    """Noise layers make theirs when they draw for the first time."""
+    ends = []
+    for at, share in (((2,), 1.0), ((), 0.5)):
+        model = network()
+        Gaussian(0.1).install(model, 5)
+        made = trainer(Poisoned(at), model=model, epochs=1, on_nonfinite="rollback")
+        made.course.rate_share = share
+        list(made.epochs())
+        assert made.course.rate_share == 0.5
+        ends.append(state_of(model))
+    assert torch.equal(*ends)
+
+
+def test_when_losses_are_looked_at_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+    for every in (1, 50):
+        monkeypatch.setattr(training, "BATCHES_BETWEEN_CHECKS", every)
+        made = fragile()
+        rows = figures(list(made.epochs()))
+        ends.append((state_of(made.model), rows))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
+def test_a_training_that_rolls_back_goes_on_from_any_batch(tmp_path: Path) -> None:
+    whole = fragile()
+    expected = figures(list(whole.epochs()))
+    made, done, taken = fragile(), [], 0
+    for epoch in made.batches():
+        done += [] if epoch is None else [epoch]
+        if not made.sound:
+            continue
+        taken += 1
+        path = tmp_path / "state.pt"
+        torch.save({"model": made.model.state_dict(), **made.state()}, path)
+        saved = torch.load(path, weights_only=True)
+        # Both draw from torch's own stream.
+        with torch.random.fork_rng():
+            other = fragile()
+            other.model.load_state_dict(saved.pop("model"))
+            other.restore(saved)
+            assert figures(done + list(other.epochs())) == expected
+        assert torch.equal(state_of(other.model), state_of(whole.model))
+    assert taken > 16, "the batches of the broken attempts come on top"
+
+
+def test_three_rollbacks_are_enough() -> None:
+    said = io.StringIO()
+    made = fragile(most=0.0)
+    made.terminal = Terminal(Console(file=said, width=300))
+    message = r"epoch 1, batch 1, at learning rate 0\.0625; .* \(3 rollbacks did not help\)"
+    with pytest.raises(NonFiniteLossError, match=message):
+        list(made.epochs())
+    assert said.getvalue().count("epoch 1 begins again at half the learning rate: the loss") == 3
+
+
+@pytest.mark.parametrize("wanted", ["stop", "rollback"])
+def test_weights_that_are_not_finite_are_never_written(
+    wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checkpoint after every batch, and nobody who looks before the epoch ends."""
+    written = []
+    save = checkpoint.Checkpoint.save
+
+    def noted(self: checkpoint.Checkpoint, path: Path) -> None:
+        written.append(all(value.isfinite().all() for value in self.model.values()))
+        save(self, path)
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", noted)
+    made = trainer(Poisoned((6,)), epochs=3, on_nonfinite=wanted, checkpoint_minutes=1e-9)
+    about: dict[str, Any] = {"num_classes": 3, "image_shape": [1, 4, 4], "config": {}, "names": {}}
+    run = TrainingRun(made, tmp_path, about, made.terminal, lambda epoch: None)
+    if wanted == "stop":
+        with pytest.raises(NonFiniteLossError):
+            run.finish()
+    else:
+        run.finish()
+    assert all(written)
+    # One at the start, three batches, the end of an epoch and the best.
+    assert len(written) >= 6
+
+
+def test_what_is_no_choice_is_refused() -> None:
+    for key in ("on_nonfinite", "on_overfit"):
+        with pytest.raises(InputError, match=rf"^{key}=later is not allowed"):
+            Training(**{key: "later"})
