@@ -26,10 +26,12 @@ from rich.table import Table
 from torch import nn
 
 from robusttrain import load_model
-from robusttrain.attacks.base import Metered
+from robusttrain.attacks.model_view import Metered
 from robusttrain.checkpoints import checkpoint as checkpoints
-from robusttrain.cli.main import CONF
 from robusttrain.config import build as configs
+from robusttrain.config import schema
+from robusttrain.config.run_config import Config
+from robusttrain.config.schema import CONF
 from robusttrain.data import Split, as_input
 from robusttrain.evaluation import evaluate
 from robusttrain.models.first_conv import FirstConv2d
@@ -38,9 +40,9 @@ from robusttrain.runtime.malloc import keep_freed_memory
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-def composed(arguments: argparse.Namespace, run: str) -> tuple[configs.Config, Split]:
+def composed(arguments: argparse.Namespace, run: str) -> tuple[Config, Split]:
     """The evaluation of a run and its test images."""
-    configs.register()
+    schema.register()
     saved = checkpoints.load(run)
     overrides = [
         f"evaluation={arguments.evaluation}",

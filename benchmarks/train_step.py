@@ -30,8 +30,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
-from robusttrain.cli.main import CONF
 from robusttrain.config import build as configs
+from robusttrain.config import schema
+from robusttrain.config.run_config import Config
+from robusttrain.config.schema import CONF
 from robusttrain.data import Split, batches
 from robusttrain.models import build_model
 from robusttrain.models.first_conv import FirstConv2d
@@ -46,9 +48,9 @@ PLAIN = ("textbook", "torchattacks")
 EPS, STEPS, STEP_SIZE = 8 / 255, 10, 2 / 255
 
 
-def composed(network: str, defense: str) -> configs.Config:
+def composed(network: str, defense: str) -> Config:
     """The default configuration of a network and a defense."""
-    configs.register()
+    schema.register()
     batch_size = NETWORKS[network][1]
     overrides = [
         f"model={network}",

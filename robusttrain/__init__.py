@@ -6,13 +6,13 @@ __version__ = "0.1.0"
 __all__ = ["load_model"]
 
 if TYPE_CHECKING:
-    from robusttrain.runs.inherit import load_model
+    from robusttrain.runs.saved_model import load_model
 else:
 
     def __getattr__(name: str) -> object:
         """`load_model`, imported when it is asked for: it needs torch and takes seconds."""
         if name == "load_model":
-            from robusttrain.runs.inherit import load_model
+            from robusttrain.runs.saved_model import load_model
 
             return load_model
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

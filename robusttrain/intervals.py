@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
-from robusttrain.noise import predicts_randomly
+from robusttrain.noise.layer import predicts_randomly
 from robusttrain.threat import Norm
 
 

@@ -1,21 +1,17 @@
 """What attacks share: a model held still, and the surrogate loss with its input gradient."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from robusttrain import ranges, seeding
-from robusttrain.models.modes import modes_restored
-from robusttrain.noise import NoiseLayer
+from robusttrain.attacks.model_view import Metered, Mode, held_still, predictions
 from robusttrain.threat import Ball, Norm, ball
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -41,109 +37,6 @@ class Label(StrEnum):
     given = "given"
     predicted = "predicted"
     least_likely = "least_likely"
-
-
-class Mode(StrEnum):
-    """The mode of the model's layers while an attack runs."""
-
-    eval = "eval"
-    train = "train"
-
-
-@contextmanager
-def held_still(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
-    """Put `model` in `mode` without parameter gradients, and put everything back afterwards.
-
-    Noise layers keep the mode they are in. In train mode BatchNorm normalises with the statistics
-    of the batch, as in training, but its running statistics stay as they are.
-    """
-    modules = [module for module in model.modules() if not isinstance(module, NoiseLayer)]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    # The layers of a TorchScript program cannot be told; what they do is undone.
-    scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
-    buffers = [(b, b.clone()) for m in scripted for b in m.buffers(recurse=False)]
-    with modes_restored(model):
-        try:
-            for module in modules:
-                module.training = mode is Mode.train
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            for norm in tracking:
-                norm.track_running_stats = mode is Mode.eval
-            yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            for norm in tracking:
-                norm.track_running_stats = True
-            for buffer, before in buffers:
-                buffer.copy_(before)
-
-
-def outputs_as_in(model: nn.Module, mode: Mode) -> bool:
-    """Whether `model`, held still in `mode`, returns what it returns in the mode that it is in.
-
-    BatchNorm and dropout make the difference; layers of other kinds are taken to have none.
-    """
-    kinds = _BatchNorm, _DropoutNd
-    return all(m.training is (mode is Mode.train) for m in model.modules() if isinstance(m, kinds))
-
-
-def predictions(logits: Tensor) -> Tensor:
-    """The class of each row of `logits`, or -1, which is never right, where one is not finite."""
-    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
-
-
-class Metered(nn.Module):
-    """The view of a model that evaluation gives to attacks: passes are counted, batches are cut.
-
-    Parameters
-    ----------
-    model
-        The model; all but the passes and the batches is its own.
-    size
-        Most images in one pass, 1 or more.
-    draws
-        How many passes of the network one call stands for: those that a mean over noise takes.
-    random
-        Whether outputs hang on noise. No attack then takes a single look for a success.
-
-    Attributes
-    ----------
-    forward_passes, backward_passes
-        Images that went through the network, in each direction.
-    non_finite
-        How many of them met logits or gradients that are not finite.
-    """
-
-    def __init__(
-        self, model: nn.Module, size: int, draws: int = 1, *, random: bool = False
-    ) -> None:
-        super().__init__()
-        self.model, self.size, self.draws, self.random = model, size, draws, random
-        self.forward_passes = self.backward_passes = 0
-        # Where the model is: reading it earlier than at the end would wait for the device.
-        self.non_finite: Tensor | int = 0
-        self.training = model.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K), in passes of `size` images at most."""
-        return torch.cat([self._counted(part) for part in torch.split(x, self.size)])
-
-    def _counted(self, x: Tensor) -> Tensor:
-        self.forward_passes += self.draws * len(x)
-        if x.requires_grad:
-            # The hook belongs to this pass alone, whatever else the caller does with its tensor.
-            x = x.view_as(x)
-            x.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.model(x)
-        self.non_finite = (~logits.isfinite().all(1)).sum() + self.non_finite
-        return logits
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backward_passes += self.draws * len(gradient)
-        self.non_finite = (~gradient.isfinite().flatten(1).all(1)).sum() + self.non_finite
 
 
 class Evaluation(NamedTuple):
@@ -243,6 +136,9 @@ class BallAttack(ABC):
     mode
         Mode of the model while crafting. Noise keeps its own.
     """
+
+    # Whether it follows the decision boundary, of which a model that draws noise has none to see.
+    walks_boundary: ClassVar[bool] = False
 
     norm: Norm = Norm.linf
     eps: float = 8 / 255

@@ -47,6 +47,8 @@ class CarliniWagner(BallAttack):
         Lead, in logits, that counts as fooling the model, 0 or more.
     """
 
+    walks_boundary = True
+
     norm: Norm = Norm.l2
     c: float = 1e-2
     binary_steps: int = 9

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Metered, Surrogate
+from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks.model_view import Metered
 from robusttrain.attacks.search_state import Rows, standing
 
 
@@ -33,6 +34,8 @@ class DeepFool(BallAttack):
     overshoot
         How much farther than to the plane a step leads, as a share of the way, 0 or more.
     """
+
+    walks_boundary = True
 
     steps: int = 50
     classes: int = 9

@@ -50,6 +50,8 @@ class FAB(TargetingAttack):
         soon as one is within the ball.
     """
 
+    walks_boundary = True
+
     steps: int = 100
     restarts: int = 1
     alpha_max: float = 0.1

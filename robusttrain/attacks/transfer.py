@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from robusttrain import seeding
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.base import BallAttack, cross_entropy, held_still
+from robusttrain.attacks.base import BallAttack, cross_entropy
+from robusttrain.attacks.model_view import held_still
 from robusttrain.errors import InputError
-from robusttrain.noise import drawing_from
+from robusttrain.noise.control import drawing_from
 from robusttrain.threat import Norm
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -21,24 +20,25 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from robusttrain import seeding
+from robusttrain.cli.arguments import arguments
 from robusttrain.config import build as configs
+from robusttrain.config import schema
 from robusttrain.config.error_messages import FORESEEN, explain
+from robusttrain.config.run_config import Config
+from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import MANIFEST, PREAMBLE
 from robusttrain.runs import experiment
 from robusttrain.runs.inherit import take_over
+from robusttrain.runs.lock import alone_in
 from robusttrain.runs.rerun import Repetition
-from robusttrain.runs.resume import Command, alone_in, resumed
+from robusttrain.runs.resume import Command
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.malloc import keep_freed_memory
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import job as sweep
 from robusttrain.sweeps import launchers
-
-PACKAGE = Path(__file__).parents[1]
-# An installed package carries conf/ inside, a checkout beside it.
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 
 # What Hydra is told in processes whose run has its directory and its log in the first one.
 WITHOUT_FILES = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
@@ -110,12 +110,12 @@ def _run_in(
 
 def main() -> None:
     """Run the command line; exit with 1 and one clear message where the input is at fault."""
-    configs.register()
+    schema.register()
     launchers.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with distributed.joined(), _one_voice(), _leaving(), signals.caught():
-        sys.argv[1:] = distributed.from_main(lambda: _arguments(sys.argv[1:]))
+        sys.argv[1:] = distributed.from_main(lambda: arguments(sys.argv[1:]))
         if not distributed.is_main():
             sys.argv += WITHOUT_FILES
         with sweep.concluded():
@@ -158,23 +158,6 @@ def _one_voice() -> Iterator[None]:
         yield
 
 
-def _arguments(given: list[str]) -> list[str]:
-    """What Hydra is to read of a command line.
-
-    Raises
-    ------
-    InputError
-        If it cannot be.
-    """
-    arguments = [word for a in given for word in _unstacked(a)]
-    if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
-        raise InputError(
-            "-m is not allowed under torchrun, whose processes share one run: start the jobs one "
-            "by one, or without torchrun"
-        )
-    return _overrides_last(resumed(arguments))
-
-
 def rerun(arguments: list[str]) -> None:
     """`robusttrain rerun RUN`: run it again beside it, and say where the results differ.
 
@@ -196,28 +179,6 @@ def rerun(arguments: list[str]) -> None:
     sys.exit(1 if differences else 0)
 
 
-def _unstacked(argument: str) -> list[str]:
-    """`noise=[a,b]` as the overrides that stack the mechanisms a and b; others as they are."""
-    stacked = re.fullmatch(r"noise=\[([\w,\s]*)\]", argument)
-    if stacked is None:
-        return [argument]
-    options = [option.strip() for option in stacked[1].split(",") if option.strip()]
-    # One that comes twice gets a number, as every mechanism needs a name of its own.
-    names = [
-        option if option not in options[:place] else f"{option}_{place}"
-        for place, option in enumerate(options)
-    ]
-    mechanisms = zip(names, options, strict=True)
-    return ["noise=stack", *(f"+noise@noise.mechanisms.{name}={o}" for name, o in mechanisms)]
-
-
-def _overrides_last(arguments: list[str]) -> list[str]:
-    """Options and overrides in any order, as a user types them; argparse wants them apart."""
-    return sorted(
-        arguments, key=lambda a: not a.startswith("-") and ("=" in a or a.startswith("~"))
-    )
-
-
 def _leave(error: Exception) -> NoReturn:
     """Exit with the message of a foreseen error, or with its traceback where that is wanted."""
     if WANTS_TRACEBACK:
@@ -227,7 +188,7 @@ def _leave(error: Exception) -> NoReturn:
 
 def _prepared(
     config: DictConfig, names: dict[str, str], overrides: list[str]
-) -> tuple[configs.Config, experiment.Origin]:
+) -> tuple[Config, experiment.Origin]:
     """Everything built, and what a checkpoint has to say of the run."""
     OmegaConf.set_struct(config, False)
     if config.checkpoint is not None:

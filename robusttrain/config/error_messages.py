@@ -15,7 +15,6 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from robusttrain.errors import InputError, JobError, NonFiniteLossError, ProcessLostError
-from robusttrain.sweeps import launchers
 
 # What is no defect of ours: it ends with a message instead of a traceback.
 FORESEEN = (
@@ -55,9 +54,9 @@ def _missing(error: MissingConfigException) -> str:
     file = str(error.missing_cfg_file)
     group, _, option = file.rpartition("/")
     if not error.options:
-        return launchers.extra(file) or " ".join(_lines(error))
+        return extra(file) or " ".join(_lines(error))
     allowed = f"it must be one of {', '.join(error.options)}"
-    return launchers.extra(file) or f"{group}={option} is not allowed: {allowed}"
+    return extra(file) or f"{group}={option} is not allowed: {allowed}"
 
 
 def _wrong_value(error: BaseException, cause: OmegaConfBaseException) -> str:
@@ -108,3 +107,29 @@ def _last(key: str) -> str:
 def _lines(error: BaseException) -> list[str]:
     lines = [line.strip() for line in str(error).splitlines()]
     return [line for line in lines if line] or [type(error).__name__]
+
+
+# What brings an option of these groups along.
+EXTRAS = {
+    "hydra/launcher": {
+        "joblib": "joblib",
+        "ray": "ray",
+        "ray_aws": "ray",
+        "submitit_slurm": "slurm",
+        "submitit_local": "slurm",
+    },
+    "hydra/sweeper": {"optuna": "optuna"},
+}
+
+
+def extra(missing: str) -> str | None:
+    """What to install for a file of the configuration, such as `hydra/launcher/ray`, if it helps.
+
+    Returns a sentence, or None where no extra has such a file.
+    """
+    for group, options in EXTRAS.items():
+        for option, name in options.items():
+            # The samplers of a sweeper come with it.
+            if missing == f"{group}/{option}" or missing.startswith(f"{group}/sampler/"):
+                return f"{group}={option} needs the extra: pip install 'robusttrain[{name}]'"
+    return None

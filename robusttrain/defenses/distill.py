@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.base import held_still
+from robusttrain.attacks.model_view import held_still
 from robusttrain.defenses import Objective, each_row, repeatable
 from robusttrain.defenses.divergence import (
     DivergenceFrom,
@@ -16,7 +16,8 @@ from robusttrain.defenses.divergence import (
     log_probabilities,
     refuse_labels,
 )
-from robusttrain.noise import drawing_from, noise_layers
+from robusttrain.noise.control import drawing_from
+from robusttrain.noise.layer import noise_layers
 
 
 @dataclass

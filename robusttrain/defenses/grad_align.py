@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss, cross_entropy
-from robusttrain.attacks.base import Label, Mode, held_still, surrogate_for
+from robusttrain.attacks.base import Label, surrogate_for
+from robusttrain.attacks.model_view import Mode, held_still
 from robusttrain.defenses import Objective, each_row, repeatable
 from robusttrain.threat import Norm, ball
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss
-from robusttrain.attacks.base import Mode
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import Mode
 from robusttrain.defenses import Objective
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.threat import Norm, ball

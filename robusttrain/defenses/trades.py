@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.base import Mode, held_still, outputs_as_in
+from robusttrain.attacks.model_view import Mode, held_still, outputs_as_in
 from robusttrain.defenses import Objective
 from robusttrain.defenses.divergence import (
     DivergenceFrom,

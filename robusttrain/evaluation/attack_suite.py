@@ -2,141 +2,20 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robusttrain import ranges, seeding
 from robusttrain.attacks import Attack
-from robusttrain.attacks.base import BallAttack
-from robusttrain.attacks.carlini_wagner import CarliniWagner
-from robusttrain.attacks.deepfool import DeepFool
-from robusttrain.attacks.fab import FAB
-from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Samples, as_input
-from robusttrain.evaluation.certification import Certification
 from robusttrain.evaluation.session import Crafted, Seen, Subject
+from robusttrain.evaluation.settings import Evaluation
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, Row
 from robusttrain.runtime.progress import SILENT, Progress
 from robusttrain.threat import Norm, ball
-
-# Rows that a report has beside those of its attacks.
-RESERVED = (
-    "clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked",
-    "noise_fixed", "in_certificate", "verified",
-)  # fmt: skip
-RESERVED_START = "eot_"
-
-# Small batches stay in a processor's cache; a GPU wants large ones.
-CPU_BATCH, GPU_BATCH = 128, 512
-
-ALONG_THE_BOUNDARY = (FAB, DeepFool, CarliniWagner)
-
-
-@dataclass
-class Evaluation:
-    """How a model is evaluated.
-
-    Parameters
-    ----------
-    attacks
-        The attacks by the names of their rows, in the order in which they run.
-    survivors_only
-        Whether an attack runs on the images that all before it left standing, as in AutoAttack, so
-        that its row shows what is left after it; otherwise each runs on every image that is
-        classified correctly, and its row stands for itself.
-    samples
-        How many test images; all of them where not given. The choice does not depend on the seed,
-        so that runs can be paired.
-    batch_size
-        Most images in one pass, 1 or more; 128 on a CPU and 512 elsewhere where not given.
-    eot, votes
-        For a model that draws noise when it predicts: draws that an attack averages its gradient
-        over (expectation over transformation, Athalye et al. 2018), and fresh draws whose mean
-        softmax is the prediction.
-    probe
-        The gradient attack behind the curves and the audit, which need one.
-    probe_samples
-        How many of the images the probe is tried on; all of them where not given.
-    audit
-        Whether to measure accuracy over eps and steps, and to check with them whether the figures
-        can be believed.
-    verify
-        Whether to count the images for which interval bounds prove that nothing within linf `eps`
-        changes what the model predicts.
-    save_adversarial
-        Whether to keep the attacked images, in `adversarial.npz`.
-    certification
-        How radii are certified, if they are: the model then predicts by the majority of its draws,
-        whether or not its noise is meant for prediction.
-    """
-
-    attacks: Mapping[str, Attack] = field(default_factory=dict)
-    survivors_only: bool = False
-    samples: int | None = None
-    batch_size: int | None = None
-    eot: int = 20
-    votes: int = 50
-    probe: PGD | None = None
-    probe_samples: int | None = 200
-    audit: bool = False
-    verify: bool = False
-    save_adversarial: bool = False
-    certification: Certification | None = None
-
-    def __post_init__(self) -> None:
-        ranges.at_least(1, eot=self.eot, votes=self.votes)
-        for key in ("samples", "batch_size", "probe_samples"):
-            value = getattr(self, key)
-            if value is not None:
-                ranges.at_least(1, **{key: value})
-        ranges.require(
-            self.probe is not None or not self.audit,
-            "probe",
-            None,
-            "an attack (+attack@evaluation.probe=pgd20) where audit=true",
-        )
-        allowed = "false with certification, whose votes of noisy draws have no such bounds"
-        ranges.require(self.certification is None or not self.verify, "verify", True, allowed)
-        for name in self.attacks:
-            ranges.require(
-                name not in RESERVED and not name.startswith(RESERVED_START), "attacks", name,
-                f"named otherwise: reports have rows {', '.join(RESERVED)}, {RESERVED_START}...",
-            )  # fmt: skip
-
-    def choose(self, size: int) -> Tensor:
-        """Positions of the images to evaluate in a split of `size`, in increasing order."""
-        if self.samples is None or self.samples >= size:
-            return torch.arange(size)
-        order = torch.randperm(size, generator=seeding.stream(0, "evaluated samples"))
-        return order[: self.samples].sort().values
-
-    def at_once(self, device: torch.device) -> int:
-        """How many images go through a model on `device` together."""
-        return self.batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
-
-    def probed(self, count: int) -> Tensor:
-        """Positions among `count` evaluated images that the probe is tried on, evenly spread."""
-        wanted = min(count, self.probe_samples or count)
-        return torch.arange(wanted) * count // max(1, wanted)
-
-    def suite(self, num_classes: int, random: bool) -> dict[str, Attack]:
-        """The attacks, fitted to the number of classes; one that had to change says so by name.
-
-        Attacks that walk along the decision boundary are left out for a random model, which has
-        none to be seen.
-        """
-        fitted: dict[str, Attack] = {}
-        for name, attack in self.attacks.items():
-            if random and isinstance(attack, ALONG_THE_BOUNDARY):
-                continue
-            changed = attack.fitted(num_classes) if isinstance(attack, BallAttack) else attack
-            fitted[" ".join([name, *_differences(attack, changed)])] = changed
-        return fitted
 
 
 def examine(
@@ -264,11 +143,3 @@ class _Worst:
         self.x_adv[worse] = x_adv[worse]
         self.margin[worse] = seen.margin[worse]
         self.broken |= broken
-
-
-def _differences(attack: Attack, fitted: Attack) -> list[str]:
-    """The settings that changed, as key=value."""
-    if attack == fitted:
-        return []
-    before, after = vars(attack), vars(fitted)
-    return [f"{key}={after[key]}" for key in after if before[key] != after[key]]

@@ -7,9 +7,7 @@ violated, and passes, warns or fails by thresholds that stand in the table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from enum import StrEnum
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,25 +16,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robusttrain.attacks import Attack
-from robusttrain.attacks.base import (
-    BallAttack,
-    Label,
-    Metered,
-    Mode,
-    cross_entropy,
-    held_still,
-    predictions,
-    surrogate_for,
-)
+from robusttrain.attacks.base import BallAttack, Label, cross_entropy, surrogate_for
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import Metered, Mode, held_still, predictions
 from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
 from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.curves import Probe, over_draws, over_eps, over_steps
-from robusttrain.noise import noise_held, noise_off
-from robusttrain.report.ledger import Ledger, Point, Row
+from robusttrain.evaluation.findings import Audit, Check, graded
+from robusttrain.noise.control import noise_held, noise_off
+from robusttrain.report.ledger import Ledger, Row
 from robusttrain.runtime.progress import Advance, unreported
 from robusttrain.threat import Norm
 
@@ -49,41 +40,6 @@ SQUARE_QUERIES = 500
 # The budget of the suite at radius 0, where there is nothing to be found.
 CONTROL_BUDGET = {"steps": 3, "queries": 50, "restarts": 1, "targets": 2}
 
-
-class Verdict(StrEnum):
-    """The outcome of a check."""
-
-    passed = "pass"
-    warned = "warn"
-    failed = "fail"
-
-
-class Check(NamedTuple):
-    """A row of `audit.csv`: what was asked for, the figure, its thresholds, and the verdict."""
-
-    check: str
-    figure: float
-    threshold: str
-    verdict: Verdict
-
-
-class Audit(NamedTuple):
-    """What a closer look at an evaluation gives: rows for three files."""
-
-    controls: list[Row]
-    curve: list[Point]
-    checks: list[Check]
-
-    def joined(self, other: "Audit") -> "Audit":
-        """The rows of both."""
-        return Audit(
-            [*self.controls, *other.controls],
-            [*self.curve, *other.curve],
-            [*self.checks, *other.checks],
-        )
-
-
-NO_AUDIT = Audit([], [], [])
 
 # Pieces of work that the progress bar counts: points of curves, and the other measurements.
 PIECES, PIECES_OF_NOISE = 7 + 7 + 7, 4 + 2
@@ -341,12 +297,3 @@ def _batchnorm_gap(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def _largest_rise(accuracies: Sequence[float]) -> float:
     return max(0.0, *(later - earlier for earlier, later in pairwise(accuracies)))
-
-
-def graded(check: str, figure: float, warn: float, fail: float) -> Check:
-    """Pass up to `warn`, warn up to `fail`, fail above."""
-    rounded = round(figure, 6)
-    verdict = Verdict.passed if rounded <= warn else Verdict.warned
-    verdict = Verdict.failed if rounded > fail else verdict
-    threshold = f"{warn:.3g}" if warn == fail else f"{warn:.3g} / {fail:.3g}"
-    return Check(check, figure, threshold, verdict)

@@ -6,7 +6,7 @@ shorter than its radius changes g(x), and is wrong with probability `alpha` at m
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 from torch import Tensor, nn
 
-from robusttrain import ranges
-from robusttrain.attacks.base import predictions
+from robusttrain.attacks.model_view import predictions
 from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.errors import InputError
-from robusttrain.evaluation.audit import Audit, Check, graded
+from robusttrain.evaluation.findings import Audit, Check, graded
 from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.settings import Certification
 from robusttrain.evaluation.voting import MajorityVote
-from robusttrain.noise import noise_layers
 from robusttrain.noise.additive import AdditiveLayer, AdditiveNoise, Certificate
+from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.ledger import Point, Row
 from robusttrain.runtime import distributed
@@ -42,38 +42,6 @@ VOTES = 100
 
 # How many successes inside of certificates luck explains with this probability.
 BELIEVABLE = 0.999
-
-
-@dataclass
-class Certification:
-    """CERTIFY (Cohen et al. 2019): n0 draws choose a class, n others prove how probable it is.
-
-    Parameters
-    ----------
-    n0, n
-        Draws of the two phases, 1 or more, and `n0` or more. The largest radius that Gaussian noise
-        can prove with alpha .001 is 2.46 sigma with 1,000 draws and 3.20 sigma with 10,000.
-    alpha
-        Probability of a wrong certificate, in ]0, 1[.
-    radii
-        Where the curve of certified accuracy is read, in pixel units of the norm, 0 or more.
-    attack_steps
-        Steps of the attack inside of the certificates, 1 or more.
-    """
-
-    n0: int = 100
-    n: int = 10_000
-    alpha: float = 0.001
-    radii: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
-    attack_steps: int = 20
-
-    def __post_init__(self) -> None:
-        ranges.at_least(1, n0=self.n0, attack_steps=self.attack_steps)
-        ranges.at_least(self.n0, n=self.n)
-        ranges.inside(0, 1, alpha=self.alpha)
-        ranges.require(bool(self.radii), "radii", self.radii, "one radius or more")
-        for radius in self.radii:
-            ranges.at_least(0, radii=radius)
 
 
 @dataclass(frozen=True)

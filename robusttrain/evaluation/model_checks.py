@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import seeding
-from robusttrain.attacks.base import held_still, predictions
+from robusttrain.attacks.model_view import held_still, predictions
 from robusttrain.data import Samples, Split, Streamed, as_input
 from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
 from robusttrain.models.normalize import Normalize
-from robusttrain.noise import drawing_from, predicts_randomly
+from robusttrain.noise.control import drawing_from
+from robusttrain.noise.layer import predicts_randomly
 from robusttrain.runtime import free_memory
 
 # Enough to see that one way to normalise is better than another.

@@ -13,15 +13,17 @@ from torch import nn
 
 from robusttrain.attacks import Attack
 from robusttrain.data import Samples
-from robusttrain.evaluation.attack_suite import Evaluation, attack_all, examine, rounded
-from robusttrain.evaluation.audit import NO_AUDIT, PIECES, PIECES_OF_NOISE, Audit, audit
+from robusttrain.evaluation.attack_suite import attack_all, examine, rounded
+from robusttrain.evaluation.audit import PIECES, PIECES_OF_NOISE, audit
 from robusttrain.evaluation.cache import Folder, description
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
 from robusttrain.evaluation.curves import Probe
+from robusttrain.evaluation.findings import NO_AUDIT, Audit
 from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.settings import Evaluation
 from robusttrain.evaluation.verification import proven, verified
 from robusttrain.models.modes import modes_restored
-from robusttrain.noise import smoothed
+from robusttrain.noise.control import smoothed
 from robusttrain.report.ledger import Ledger, Row, joined
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from robusttrain import seeding
 from robusttrain.attacks import Attack
-from robusttrain.attacks.base import BallAttack, Metered, predictions
+from robusttrain.attacks.base import BallAttack
+from robusttrain.attacks.model_view import Metered, predictions
 from robusttrain.attacks.objectives import margin
 from robusttrain.evaluation.cache import NOTHING_SAVED, Partial
 from robusttrain.evaluation.voting import (
@@ -21,7 +22,7 @@ from robusttrain.evaluation.voting import (
     classes_and_randomness,
     prediction,
 )
-from robusttrain.noise import drawing_from
+from robusttrain.noise.control import drawing_from
 from robusttrain.runtime.progress import Advance, unreported
 
 # How many batches an attack gets to work on at a time; broken images leave room for others there.

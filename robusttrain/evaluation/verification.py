@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robusttrain.evaluation.audit import Audit, graded
+from robusttrain.evaluation.findings import Audit, graded
 from robusttrain.evaluation.session import Subject
 from robusttrain.intervals import Interval
 from robusttrain.report.ledger import Ledger, Row

@@ -6,8 +6,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import predictions
-from robusttrain.noise import Vote, noise_layers, predicts_randomly
+from robusttrain.attacks.model_view import predictions
+from robusttrain.noise.layer import Vote, noise_layers, predicts_randomly
 
 
 class MeanPrediction(nn.Module):

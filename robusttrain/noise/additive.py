@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.noise import NoiseLayer, Switches
+from robusttrain.noise.layer import NoiseLayer, Switches
 from robusttrain.noise.placement import INPUT, put
 from robusttrain.threat import Norm
 

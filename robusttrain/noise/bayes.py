@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robusttrain import ranges
-from robusttrain.noise import NoiseLayer, Progress, Switches, standard_normal, untraced
+from robusttrain.noise.layer import NoiseLayer, Progress, Switches, standard_normal, untraced
 from robusttrain.noise.placement import layers_for
 from robusttrain.seeding import derived_seed
 

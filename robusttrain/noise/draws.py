@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robusttrain.noise import drawing_from, noise_layers
+from robusttrain.noise.control import drawing_from
+from robusttrain.noise.layer import noise_layers
 
 
 class SameDraws(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.errors import InputError
-from robusttrain.noise import NoiseLayer, Switches, attach
+from robusttrain.noise.layer import NoiseLayer, Switches, attach
 from robusttrain.noise.placement import layers_for
 from robusttrain.seeding import derived_seed
 

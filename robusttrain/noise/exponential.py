@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robusttrain.noise import standard_laplace
 from robusttrain.noise.additive import AdditiveNoise
+from robusttrain.noise.layer import standard_laplace
 
 
 @dataclass

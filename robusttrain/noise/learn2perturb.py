@@ -7,7 +7,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from robusttrain import ranges
-from robusttrain.noise import NoiseLayer, Progress, Switches, attach, standard_normal, untraced
+from robusttrain.noise.layer import (
+    NoiseLayer,
+    Progress,
+    Switches,
+    attach,
+    standard_normal,
+    untraced,
+)
 from robusttrain.noise.placement import layers_for
 from robusttrain.seeding import derived_seed
 

@@ -6,7 +6,7 @@ from types import UnionType
 from torch import nn
 
 from robusttrain.errors import InputError
-from robusttrain.noise import NoiseLayer, attach
+from robusttrain.noise.layer import NoiseLayer, attach
 
 INPUT, FIRST = "input", "first"
 

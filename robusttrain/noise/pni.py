@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robusttrain import ranges
-from robusttrain.noise import NoiseLayer, Switches, attach, standard_normal, untraced
+from robusttrain.noise.layer import NoiseLayer, Switches, attach, standard_normal, untraced
 from robusttrain.noise.placement import layers_for
 from robusttrain.seeding import derived_seed
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from robusttrain import ranges
-from robusttrain.noise import Switches, attach
 from robusttrain.noise.additive import AdditiveLayer
 from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.layer import Switches, attach
 from robusttrain.noise.placement import layers_for
 from robusttrain.seeding import derived_seed
 

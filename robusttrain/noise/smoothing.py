@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.noise import Vote
 from robusttrain.noise.additive import AdditiveLayer, AdditiveNoise
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.laplace import Laplace
+from robusttrain.noise.layer import Vote
 from robusttrain.noise.placement import INPUT, put
 from robusttrain.noise.uniform import UniformNoise
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.noise import standard_laplace
 from robusttrain.noise.additive import AdditiveNoise
+from robusttrain.noise.layer import standard_laplace
 
 
 @dataclass

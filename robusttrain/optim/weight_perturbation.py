@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.noise import noise_layers
+from robusttrain.noise.layer import noise_layers
 
 # The least norm that a slope is divided by; a zero slope then moves nothing.
 LEAST = 1e-12

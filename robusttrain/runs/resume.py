@@ -1,17 +1,15 @@
 """`resume=`: the command line of a run that was stopped, and who may work in its directory."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra.conf import HydraConf
 
 from robusttrain.errors import InputError
 from robusttrain.report.files import write_json
-from robusttrain.run_directory import COMMAND, HALF_WRITTEN, LOCK, MANIFEST
+from robusttrain.run_directory import COMMAND, MANIFEST
 
 KEY, PLACE = "resume=", "hydra.run.dir="
 PLACES = (
@@ -89,32 +87,6 @@ def quoted(folder: Path) -> str:
     """A path as a value of a command line, whatever characters are in it."""
     text = str(folder).replace('"', '\\"').replace("${", "\\${")
     return f'"{text}"'
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the directory of a run; whatever a killed process was writing there is removed.
-
-    Raises
-    ------
-    InputError
-        If another process holds it.
-    """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"hydra.run.dir={folder} is in use: another process runs there") from error
-    try:
-        for half in folder.glob(f".*{HALF_WRITTEN}"):
-            half.unlink()
-        yield
-    finally:
-        # Before its release, or it might be the lock of somebody else by then. Where it cannot be
-        # removed, nobody holds it, and what has gone wrong there is said by another exception.
-        with suppress(OSError):
-            (folder / LOCK).unlink()
-        lock.release()
 
 
 def _newest(arguments: Sequence[str]) -> Path | None:

@@ -1,22 +1,15 @@
 """Sweeps: what a job does beside its run, and what is made of all jobs at the end."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
 
 from hydra.conf import HydraConf
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from robusttrain.config.error_messages import FORESEEN, explain
@@ -27,88 +20,18 @@ from robusttrain.run_directory import (
     LOG,
     MANIFEST,
     PREAMBLE,
-    RECORDS,
     SUMMARY,
     SWEEP_TABLE,
 )
-from robusttrain.runs.resume import quoted
 from robusttrain.runtime import signals
 from robusttrain.runtime.signals import Interrupted
-from robusttrain.sweeps import launchers, records
-from robusttrain.sweeps.monitor import COMPLAINT, FIGURES, watched
-from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, WAITING, Job
+from robusttrain.sweeps import records
+from robusttrain.sweeps.callback import Sweeps
+from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
+from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, Job
 from robusttrain.sweeps.summary import write_summary
 
 log = logging.getLogger("robusttrain")
-
-
-class _Start(NamedTuple):
-    """What jobs in other processes have to know of the one that was started by the user."""
-
-    folder: Path
-    arguments: list[str]
-    planned: list[Job]
-    keys: list[str]
-
-
-class Sweeps(Callback):
-    """Tells the process that was started by the user where its sweep lies.
-
-    Hydra's own notice of the end does not come where a job has failed or the user has stopped the
-    sweep, which are the times when a summary is wanted most. An instance goes with every job into
-    the process that runs it, where the attributes of the class are not those of here.
-    """
-
-    directory: ClassVar[Path | None] = None
-    planned: ClassVar[list[Job]] = []
-    # Those that were given more than one value, or a range.
-    keys: ClassVar[list[str]] = []
-    # What runs the jobs or chooses them, where Hydra's plain ways do not.
-    engine: ClassVar[str] = ""
-    maximises: ClassVar[bool] = False
-    view: ClassVar[ExitStack] = ExitStack()
-    elsewhere: ClassVar[bool] = False
-
-    def __init__(self) -> None:
-        self.start: _Start | None = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called once, before any job."""
-        Sweeps.directory = Path(config.hydra.sweep.dir).absolute()
-        Sweeps.planned, Sweeps.keys = _planned(config), _keys(config)
-        self.start = _Start(Path.cwd(), sys.argv, Sweeps.planned, Sweeps.keys)
-        try:
-            if launchers.sweeper(config) != launchers.PLAIN:
-                Sweeps.engine = f"hydra/sweeper={launchers.sweeper(config)}"
-                launchers.check_search(config)
-                Sweeps.maximises = launchers.prepare_search(config)
-            if launchers.launcher(config) != launchers.PLAIN:
-                Sweeps.engine = f"hydra/launcher={launchers.launcher(config)}"
-                self._prepare(config, Sweeps.directory)
-        except InputError as error:
-            # Hydra makes a warning of anything less.
-            sys.exit(f"{COMPLAINT}{error}")
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called in the process of a job, before it."""
-        if self.start is None or Sweeps.directory is not None:
-            return
-        Sweeps.elsewhere = True
-        os.chdir(self.start.folder)
-        _, sys.argv, Sweeps.planned, Sweeps.keys = self.start
-
-    def _prepare(self, config: DictConfig, directory: Path) -> None:
-        """Make ready for jobs in other processes, if there will be any."""
-        if not launchers.prepare_launcher(config, _at_once(config)):
-            return
-        (directory / RECORDS).mkdir(parents=True, exist_ok=True)
-        with read_write(config.hydra):
-            # They make their configurations anew, and may have started in another folder.
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
-        if launchers.launcher(config) == "joblib":
-            # Its processes are killed as soon as this one leaves; they are to leave first.
-            Sweeps.view.enter_context(signals.deferred())
-        Sweeps.view.enter_context(watched(directory, Sweeps.planned, Terminal()))
 
 
 def job(
@@ -237,14 +160,6 @@ def _tell_best(ended: list[Job], terminal: Terminal) -> None:
         terminal.figures(f"best on the validation split: {where}", robust=result)
 
 
-def _at_once(config: DictConfig) -> int:
-    """How many jobs the launcher gets at once, or 0 where that is not known."""
-    sweeper = config.hydra.sweeper
-    if launchers.sweeper(config) != launchers.PLAIN:
-        return int(sweeper.get("n_jobs") or 0)
-    return min(len(Sweeps.planned), sweeper.get("max_batch_size") or len(Sweeps.planned))
-
-
 def _places(chosen: HydraConf) -> tuple[Path, Path]:
     """The directories of a job and of its sweep."""
     return Path(chosen.runtime.output_dir), Path(chosen.sweep.dir).absolute()
@@ -280,42 +195,10 @@ def _elsewhere(chosen: HydraConf) -> Iterator[Terminal]:
             raise JobError(f"{_line(error)} ({where} has the traceback)") from error
 
 
-def _planned(config: DictConfig) -> list[Job]:
-    """All jobs of a sweep over a grid; none where only the sweeper knows what comes next."""
-    if not str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
-        return []
-    grid: dict[str, list[str]] = {}
-    try:
-        for one in _given(config):
-            key = one.get_key_element()
-            values = one.sweep_string_iterator() if one.is_sweep_override() else [_value(one)]
-            grid[key] = [f"{key}={value}" for value in values]
-    except HydraException:
-        # A pattern such as defense=glob(*) needs to be looked up; what is wrong, Hydra will say.
-        return []
-    combinations = enumerate(product(*grid.values()))
-    return [Job(number, "", words, WAITING) for number, words in combinations]
-
-
-def _keys(config: DictConfig) -> list[str]:
-    """The keys that a sweep goes through the values of."""
-    return [one.get_key_element() for one in _given(config) if one.is_sweep_override()]
-
-
-def _given(config: DictConfig) -> list[Override]:
-    """What the user gave of a sweep, in its YAML and on the command line."""
-    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    return OverridesParser.create().parse_overrides(given + config.hydra.overrides.task)
-
-
 def _words(job: Job) -> str:
     """What sets a job apart from the others, as far as that is known."""
     varying = [f"{key}={job.settings.get(key, '')}" for key in Sweeps.keys]
     return " ".join(varying or job.overrides)
-
-
-def _value(override: Override) -> str:
-    return override.get_value_element_as_str()
 
 
 def _keep_in_view(job: Job, sweep_dir: Path, terminal: Terminal) -> None:

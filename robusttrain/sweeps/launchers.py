@@ -8,17 +8,6 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from robusttrain.errors import InputError
 
-# What brings an option of these groups along.
-EXTRAS = {
-    "hydra/launcher": {
-        "joblib": "joblib",
-        "ray": "ray",
-        "ray_aws": "ray",
-        "submitit_slurm": "slurm",
-        "submitit_local": "slurm",
-    },
-    "hydra/sweeper": {"optuna": "optuna"},
-}
 # The plain ones run one job after the other in this process, over a grid.
 PLAIN = "basic"
 
@@ -42,19 +31,6 @@ def register() -> None:
         found = store.load("hydra/sweeper/optuna.yaml")
         found.node.update(SEARCH)
         store.store(group="hydra/sweeper", name="optuna", node=found.node, provider=found.provider)
-
-
-def extra(missing: str) -> str | None:
-    """What to install for a file of the configuration, such as `hydra/launcher/ray`, if it helps.
-
-    Returns a sentence, or None where no extra has such a file.
-    """
-    for group, options in EXTRAS.items():
-        for option, name in options.items():
-            # The samplers of a sweeper come with it.
-            if missing == f"{group}/{option}" or missing.startswith(f"{group}/sampler/"):
-                return f"{group}={option} needs the extra: pip install 'robusttrain[{name}]'"
-    return None
 
 
 def launcher(config: DictConfig) -> str:

@@ -15,8 +15,8 @@ from robusttrain.run_directory import BEST, LATEST, PREVIOUS, TRAIN
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.training import ddp
+from robusttrain.training.diagnostics import remarks
 from robusttrain.training.metrics import Epoch
-from robusttrain.training.overfitting import remarks
 from robusttrain.training.trainer import Trainer
 
 # What training has of its own in each process that takes part.

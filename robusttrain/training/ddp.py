@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from robusttrain.errors import InputError
-from robusttrain.noise import noise_layers, untraced
+from robusttrain.noise.layer import noise_layers, untraced
 from robusttrain.runtime import distributed
 
 

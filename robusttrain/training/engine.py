@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from robusttrain.data import Dataset, Samples, as_input, augment, batch_count
 from robusttrain.defenses import Defense, Objective, Stateful
 from robusttrain.errors import InputError
-from robusttrain.noise import Progress, penalty
 from robusttrain.noise.draws import SameDraws, wanted_draws
+from robusttrain.noise.layer import Progress, penalty
 from robusttrain.optim.averaging import Average, Averaging
 from robusttrain.optim.optimizers import Optimizer
 from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
 from robusttrain.runtime import distributed
+from robusttrain.runtime.out_of_memory import is_out_of_memory
 from robusttrain.training import ddp
-from robusttrain.training.microbatches import halved, is_out_of_memory, notice, parted
-from robusttrain.training.optimizer_step import Descent, OnNonFinite, groups
+from robusttrain.training.microbatches import halved, notice, parted
+from robusttrain.training.optimizer_step import Descent, groups
 from robusttrain.training.overfitting import Course
 from robusttrain.training.precision import safe
 from robusttrain.training.rng_state import Randomness
-from robusttrain.training.settings import Training
+from robusttrain.training.settings import OnNonFinite, Training
 
 
 class Steps:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robusttrain.attacks.base import predictions
+from robusttrain.attacks.model_view import predictions
 from robusttrain.defenses import Objective
 from robusttrain.errors import NonFiniteLossError
 from robusttrain.runtime import distributed

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -11,24 +10,10 @@ from torch import Tensor, nn
 
 from robusttrain.defenses import Objective
 from robusttrain.errors import InputError
-from robusttrain.noise import noise_layers
+from robusttrain.noise.layer import noise_layers
 from robusttrain.optim.weight_perturbation import Offsets, perturbed
 from robusttrain.runtime import distributed
 from robusttrain.training import ddp
-
-
-class OnNonFinite(StrEnum):
-    """What is done about an objective whose loss, or the l2 norm of whose gradient, is not finite.
-
-    `stop` ends the training with a message, and what earlier epochs left stays. `skip` does not
-    descend the objective: weights, BatchNorm's statistics and the optimiser's moments are what they
-    were, while the schedule, whose length is fixed, goes on. `rollback` begins the epoch again from
-    its first batch, with half the learning rate from there on; a fourth time training stops.
-    """
-
-    stop = "stop"
-    skip = "skip"
-    rollback = "rollback"
 
 
 class Descent:

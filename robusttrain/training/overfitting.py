@@ -1,8 +1,6 @@
 """Signs of a training that goes wrong, and what is done about them."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -11,34 +9,18 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Samples, Split
 from robusttrain.threat import Norm
 from robusttrain.training.curriculum import has_radius
-from robusttrain.training.metrics import Epoch
+from robusttrain.training.settings import OnOverfit
 
 # More than this below the best epoch so far, a share of images, is catastrophic overfitting.
 FALL = 0.2
 # So much above that under PGD-10, the accuracy under the training attack is one against it only.
 LEAD = 0.5
-# Adversarial accuracy so much above the clean one is no luck any more.
-LEAK = 0.02
-# Up to so many times the share of one class, a training has learnt nothing.
-STUCK = 1.2
 
 # How often an epoch is begun again before training gives up.
 MOST_ROLLBACKS = 3
 
 # Images that PGD-10 is tried on after every epoch: at most, at least, and as a part of the split.
 WATCHED_MOST, WATCHED_LEAST, WATCHED_PART = 128, 32, 20
-
-
-class OnOverfit(StrEnum):
-    """What is done about catastrophic overfitting (Wong, Rice and Kolter 2020, section 5.4).
-
-    `warn` names the epoch, `stop` ends the training there, `rollback` trains the epoch once more
-    from where it began, with half the learning rate from there on, and after three times stops.
-    """
-
-    warn = "warn"
-    stop = "stop"
-    rollback = "rollback"
 
 
 class OverfittedError(Exception):
@@ -128,63 +110,9 @@ def watched(train: Samples, defense: Any, eps: float) -> Split:
     return train.take(torch.arange(min(size, train.size))).loaded()
 
 
-def remarks(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Iterator[str]:
-    """What there is to say about the last of `epochs`, of which so many are planned."""
-    epoch = epochs[-1]
-    if epoch.non_finite:
-        yield (
-            f"warning: {epoch.non_finite} steps of epoch {epoch.epoch} were skipped: "
-            f"the loss or its gradient was not finite"
-        )
-    if epoch.overfit and not any(earlier.overfit for earlier in epochs[-2:-1]):
-        yield (
-            f"warning: catastrophic overfitting in epoch {epoch.epoch}: accuracy on training "
-            f"images under PGD-10 {_decline(epochs)}"
-        )
-    leaks = [_leaks(each) for each in epochs]
-    if leaks[-1] and not any(leaks[:-1]):
-        yield (
-            f"warning: label leaking in epoch {epoch.epoch}: {epoch.train_robust_accuracy:.1%} of "
-            f"the adversarial images are right, and {epoch.train_clean_accuracy:.1%} of the clean "
-            f"ones; attack.label=predicted does not show the attack the label"
-        )
-    known = [a for a in (epoch.train_clean_accuracy, epoch.train_robust_accuracy) if a is not None]
-    # Not earlier: a schedule that warms up has learnt nothing at first.
-    if epoch.epoch == (planned + 1) // 2 and max(known, default=1) < STUCK / num_classes:
-        yield (
-            f"warning: after epoch {epoch.epoch} training accuracy is {max(known):.1%}, that of a "
-            f"guess among {num_classes} classes: the model is stuck; try a lower optimizer.lr, or "
-            f"training.curriculum.eps_warmup=0.5 training.curriculum.smooth=true"
-        )
-
-
-def summary(epochs: Sequence[Epoch]) -> dict[str, Any]:
-    """What went wrong in a training, for `manifest.json`."""
-    return {
-        "epochs": len(epochs),
-        "non_finite": sum(epoch.non_finite for epoch in epochs),
-        "rollbacks": sum(epoch.rollbacks for epoch in epochs),
-        "overfit_epochs": [epoch.epoch for epoch in epochs if epoch.overfit],
-    }
-
-
 def _fell(pgd: float, best: float) -> bool:
     return pgd < best - FALL
 
 
 def _led(pgd: float, own: float | None) -> bool:
     return own is not None and own - pgd > LEAD
-
-
-def _decline(epochs: Sequence[Epoch]) -> str:
-    """How the last of `epochs` has overfitted."""
-    now = epochs[-1].train_pgd_accuracy or 0.0
-    best = max(epoch.train_pgd_accuracy or 0.0 for epoch in epochs)
-    if _fell(now, best):
-        return f"fell from {best:.1%} to {now:.1%}"
-    return f"is {now:.1%}, and {epochs[-1].train_robust_accuracy:.1%} under the training attack"
-
-
-def _leaks(epoch: Epoch) -> bool:
-    clean, robust = epoch.train_clean_accuracy, epoch.train_robust_accuracy
-    return clean is not None and robust is not None and robust > clean + LEAK

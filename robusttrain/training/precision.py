@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.models.modes import modes_restored
-from robusttrain.noise import noise_off
+from robusttrain.noise.control import noise_off
 
 
 class Precision(StrEnum):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robusttrain.noise import noise_layers
+from robusttrain.noise.layer import noise_layers
 from robusttrain.runtime.distributed import own_seed
 from robusttrain.seeding import stream
 

@@ -1,13 +1,38 @@
 """The settings of a training that are neither its defense's nor its optimiser's."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.training.curriculum import Curriculum
-from robusttrain.training.optimizer_step import OnNonFinite
-from robusttrain.training.overfitting import OnOverfit
 from robusttrain.training.precision import Precision
+
+
+class OnNonFinite(StrEnum):
+    """What is done about an objective whose loss, or the l2 norm of whose gradient, is not finite.
+
+    `stop` ends the training with a message, and what earlier epochs left stays. `skip` does not
+    descend the objective: weights, BatchNorm's statistics and the optimiser's moments are what they
+    were, while the schedule, whose length is fixed, goes on. `rollback` begins the epoch again from
+    its first batch, with half the learning rate from there on; a fourth time training stops.
+    """
+
+    stop = "stop"
+    skip = "skip"
+    rollback = "rollback"
+
+
+class OnOverfit(StrEnum):
+    """What is done about catastrophic overfitting (Wong, Rice and Kolter 2020, section 5.4).
+
+    `warn` names the epoch, `stop` ends the training there, `rollback` trains the epoch once more
+    from where it began, with half the learning rate from there on, and after three times stops.
+    """
+
+    warn = "warn"
+    stop = "stop"
+    rollback = "rollback"
 
 
 @dataclass

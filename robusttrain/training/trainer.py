@@ -23,7 +23,7 @@ from robusttrain.threat import Norm
 from robusttrain.training import ddp
 from robusttrain.training.engine import Steps
 from robusttrain.training.metrics import Epoch, Tally
-from robusttrain.training.optimizer_step import OnNonFinite, is_finite
+from robusttrain.training.optimizer_step import is_finite
 from robusttrain.training.overfitting import (
     MOST_ROLLBACKS,
     Course,
@@ -32,7 +32,7 @@ from robusttrain.training.overfitting import (
     probe,
     watched,
 )
-from robusttrain.training.settings import Training
+from robusttrain.training.settings import OnNonFinite, Training
 from robusttrain.training.validation import Look
 
 # Looking at a loss waits for the device, and looking late wastes what comes after a NaN.

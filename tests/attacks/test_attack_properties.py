@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import robusttrain.attacks
-from robusttrain.attacks.base import BallAttack, Label, Mode
+from robusttrain.attacks.base import BallAttack, Label
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import Mode
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.objectives import ObjectiveAttack, TargetingAttack
 from robusttrain.errors import InputError
-from robusttrain.noise import NoiseLayer, Switches
+from robusttrain.noise.layer import NoiseLayer, Switches
 from robusttrain.threat import Norm, ball
 from toys.attacks import (
     ATTACKS,

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label, Metered
+from robusttrain.attacks.base import Label
 from robusttrain.attacks.deepfool import DeepFool
+from robusttrain.attacks.model_view import Metered
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, ball
 from toys.attacks import Affine, everywhere, interior, tanh_network

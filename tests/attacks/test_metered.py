@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.base import Label, Metered
+from robusttrain.attacks.base import Label
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.lbfgs import LBFGS
+from robusttrain.attacks.model_view import Metered
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.threat import Norm

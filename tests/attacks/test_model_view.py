@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label, cross_entropy, predictions, surrogate_for
+from robusttrain.attacks.base import Label, cross_entropy, surrogate_for
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import predictions
 from robusttrain.attacks.pgd import PGD
 from toys.attacks import everywhere, tanh_network
 

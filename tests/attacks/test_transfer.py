@@ -10,18 +10,20 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Metered, cross_entropy
+from robusttrain.attacks.base import cross_entropy
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import Metered
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.transfer import Transfer
 from robusttrain.checkpoints import checkpoint
 from robusttrain.checkpoints.checkpoint import Checkpoint
-from robusttrain.cli.main import CONF
 from robusttrain.config import build as configs
+from robusttrain.config import schema
+from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP
-from robusttrain.noise import drawing_from
+from robusttrain.noise.control import drawing_from
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 from toys.attacks import Affine, everywhere, generator, tanh_network
@@ -126,7 +128,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def conf() -> Iterator[None]:
-    configs.register()
+    schema.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 

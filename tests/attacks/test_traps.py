@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label, cross_entropy, predictions
+from robusttrain.attacks.base import Label, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
+from robusttrain.attacks.model_view import predictions
 from robusttrain.attacks.pgd import PGD
 from robusttrain.models.normalize import Normalize
 from robusttrain.threat import Norm, ball

@@ -14,8 +14,8 @@ from robusttrain.checkpoints import checkpoint
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP
-from robusttrain.noise import noise_layers
-from robusttrain.runs.inherit import load_model
+from robusttrain.noise.layer import noise_layers
+from robusttrain.runs.saved_model import load_model
 
 CLASSES, SHAPE = 3, (1, 2, 2)
 MODEL = {"_target_": "robusttrain.models.mlp.MLP", "widths": [5]}

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
-from robusttrain.attacks.base import BallAttack, Label, Mode, cross_entropy, held_still
+from robusttrain.attacks.base import BallAttack, Label, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import Mode, held_still
 from robusttrain.attacks.pgd import PGD
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.external import Kind, Program
-from robusttrain.config import build as configs
 from robusttrain.data import Info
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
+from robusttrain.models.network import network
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 from toys.external import CLASSES, SHAPE, Write, exported, images, scripted, written
@@ -139,7 +140,7 @@ def test_attacks_see_through_a_program(opened: Opened, attack: Attack) -> None:
 
 def test_noise_is_put_before_a_program(opened: Opened) -> None:
     info = Info(SHAPE, CLASSES, ())
-    model = configs.network(opened.program, Gaussian(0.3, predict=True), info, 0)
+    model = network(opened.program, Gaussian(0.3, predict=True), info, 0)
     outputs = [model(images()) for _ in range(2)]
     assert not torch.allclose(*outputs)
 

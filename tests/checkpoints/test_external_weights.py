@@ -19,7 +19,7 @@ from robusttrain.models.preact_resnet import PreActResNet
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.models.torchvision import TorchvisionModel
 from robusttrain.noise.gaussian import Gaussian
-from robusttrain.runs.inherit import load_model
+from robusttrain.runs.saved_model import load_model
 from toys.external import CLASSES, SHAPE, images
 
 RESNET = PreActResNet(blocks=[1, 1], width=4, mean=[0.4], std=[0.2])

@@ -26,12 +26,14 @@ from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import Start
 from robusttrain.checkpoints.checkpoint import Checkpoint
-from robusttrain.cli.main import CONF
 from robusttrain.config import build as configs
+from robusttrain.config import schema as schemas
+from robusttrain.config.run_config import Config
+from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
-from robusttrain.runs.experiment import _combined
 from robusttrain.runs.inherit import INHERITED, compose_again, take_over
+from robusttrain.runs.results import combined
 from robusttrain.threat import Norm
 
 pytestmark = pytest.mark.long
@@ -61,7 +63,7 @@ SOURCE = torch.nn.Identity()
 
 @pytest.fixture(scope="module", autouse=True)
 def conf() -> Iterator[None]:
-    configs.register()
+    schemas.register()
     with (
         hydra.initialize_config_dir(str(CONF), version_base="1.3"),
         pytest.MonkeyPatch.context() as patch,
@@ -84,7 +86,7 @@ def composed(*overrides: str) -> DictConfig:
     return configs.with_numbers(raw(*overrides))
 
 
-def built(*overrides: str) -> configs.Config:
+def built(*overrides: str) -> Config:
     return configs.build(composed(*overrides))
 
 
@@ -99,11 +101,11 @@ def test_every_option_composes_and_builds(group: str, option: str) -> None:
     config = configs.build(chosen(group, option))
     if group != "experiment":
         component = getattr(config, group)
-        assert type(component).__module__.startswith(configs.GROUPS[group].place)
+        assert type(component).__module__.startswith(schemas.GROUPS[group].place)
 
 
 def test_every_group_of_components_has_its_folder() -> None:
-    assert {folder.name for folder in FOLDERS} == {*configs.GROUPS, "experiment"}
+    assert {folder.name for folder in FOLDERS} == {*schemas.GROUPS, "experiment"}
 
 
 # Composed once for all defenses, which only read them.
@@ -159,12 +161,12 @@ def test_a_method_has_the_settings_of_its_paper(override: str) -> None:
         assert attrgetter(key)(config) == value
 
 
-COMPONENTS = [component for group in configs.GROUPS for component in configs.components(group)]
+COMPONENTS = [component for group in schemas.GROUPS for component in schemas.components(group)]
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.__name__)
 def test_a_schema_has_the_fields_and_defaults_of_its_class(component: type) -> None:
-    schema = {field.name: field for field in dataclasses.fields(configs.schema(component))}
+    schema = {field.name: field for field in dataclasses.fields(schemas.schema(component))}
     target = schema.pop("_target_").default
     module, _, name = target.rpartition(".")
     assert getattr(importlib.import_module(module), name) is component
@@ -338,7 +340,7 @@ def saved(*overrides: str) -> Checkpoint:
     return Checkpoint({}, 10, [1, 8, 8], config, {}, 1, {})
 
 
-def continued(checkpoint: Checkpoint, *overrides: str) -> configs.Config:
+def continued(checkpoint: Checkpoint, *overrides: str) -> Config:
     """The run that these overrides describe when `checkpoint` is given with them."""
     config = raw(*overrides)
     OmegaConf.set_struct(config, False)
@@ -533,7 +535,7 @@ def test_the_help_names_every_option_and_every_top_level_key() -> None:
     text = (CONF / "hydra" / "help" / "robusttrain.yaml").read_text()
     words = set(re.findall(r"\w+", text))
     options = {path.stem for path in CONF.glob("*/*.yaml")}
-    keys = {field.name for field in dataclasses.fields(configs.Config)}
+    keys = {field.name for field in dataclasses.fields(Config)}
     assert options | keys <= words
 
 
@@ -558,6 +560,6 @@ def test_a_training_has_the_companions_of_its_own_command_line(
 
 def test_a_report_names_what_a_defense_is_combined_with() -> None:
     names = {"defense": "trades", "weight_perturbation": "awp", "averaging": "ema"}
-    assert _combined(names) == "trades+awp+ema"
-    assert _combined({**names, "weight_perturbation": "none"}) == "trades+ema"
-    assert _combined({"defense": "madry"}) == "madry"
+    assert combined(names) == "trades+awp+ema"
+    assert combined({**names, "weight_perturbation": "none"}) == "trades+ema"
+    assert combined({"defense": "madry"}) == "madry"

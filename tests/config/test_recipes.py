@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from robusttrain.cli.main import CONF
 from robusttrain.config import build as configs
+from robusttrain.config import schema
+from robusttrain.config.schema import CONF
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
 
@@ -23,7 +24,7 @@ SMALL = [
 
 @pytest.mark.parametrize("recipe", ["cifar10_fast", "cifar10_trades_awp"])
 def test_a_recipe_for_a_gpu_trains_and_evaluates_here(recipe: str, tmp_path: Path) -> None:
-    configs.register()
+    schema.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         node = configs.with_numbers(hydra.compose("config", [f"experiment={recipe}", *SMALL]))
     config = configs.build(node)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import cross_entropy
-from robusttrain.attacks.base import Mode
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import Mode
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.defenses.trades import TRADES

@@ -26,18 +26,15 @@ from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.attack_suite import attack_all, examine
 from robusttrain.evaluation.audit import (
     PIECES,
-    Audit,
-    Check,
-    Verdict,
     _black_box,
     _largest_rise,
     _Measured,
     _non_finite,
     _outputs,
     audit,
-    graded,
 )
 from robusttrain.evaluation.curves import Probe
+from robusttrain.evaluation.findings import Audit, Check, Verdict, graded
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optim.optimizers import Adam

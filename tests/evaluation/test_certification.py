@@ -17,7 +17,8 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Surrogate, predictions
+from robusttrain.attacks.base import Surrogate
+from robusttrain.attacks.model_view import predictions
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.errors import InputError
@@ -27,7 +28,6 @@ from robusttrain.evaluation.certification import (
     GROUPS,
     VOTES,
     Certificates,
-    Certification,
     Certified,
     certifiable,
     certify,
@@ -35,12 +35,15 @@ from robusttrain.evaluation.certification import (
 )
 from robusttrain.evaluation.pipeline import Found, examined
 from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.settings import Certification
 from robusttrain.evaluation.voting import MajorityVote
-from robusttrain.noise import Noise, Vote, noise_layers, noise_off
+from robusttrain.noise import Noise
 from robusttrain.noise.additive import AdditiveNoise
+from robusttrain.noise.control import noise_off
 from robusttrain.noise.exponential import Exponential
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.laplace import Laplace
+from robusttrain.noise.layer import Vote, noise_layers
 from robusttrain.noise.pni import PNIWeights
 from robusttrain.noise.smoothing import Distribution, Smoothing
 from robusttrain.noise.stack import Stack

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.base import Metered, Surrogate, cross_entropy
+from robusttrain.attacks.base import Surrogate, cross_entropy
 from robusttrain.attacks.carlini_wagner import CarliniWagner
 from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
+from robusttrain.attacks.model_view import Metered
 from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
@@ -22,7 +23,7 @@ from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.attack_suite import examine
 from robusttrain.evaluation.curves import Probe, over_draws
 from robusttrain.evaluation.voting import classes_and_randomness
-from robusttrain.noise import noise_off
+from robusttrain.noise.control import noise_off
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
 from robusttrain.threat import Norm

@@ -13,16 +13,10 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.attack_suite import attack_all, examine
-from robusttrain.evaluation.audit import (
-    PIECES,
-    PIECES_OF_NOISE,
-    Audit,
-    Check,
-    _Measured,
-    audit,
-)
+from robusttrain.evaluation.audit import PIECES, PIECES_OF_NOISE, _Measured, audit
 from robusttrain.evaluation.curves import Probe
-from robusttrain.noise import drawing_from, noise_held
+from robusttrain.evaluation.findings import Audit, Check
+from robusttrain.noise.control import drawing_from, noise_held
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.smoothing import Smoothing
 from robusttrain.report.ledger import Row

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
-from robusttrain.evaluation.attack_suite import Evaluation
-from robusttrain.evaluation.audit import Verdict
-from robusttrain.evaluation.certification import Certification
+from robusttrain.evaluation.findings import Verdict
 from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.settings import Certification, Evaluation
 from robusttrain.evaluation.verification import proven, verified
 from robusttrain.intervals import refuse_unbounded
 from robusttrain.noise.gaussian import Gaussian

@@ -8,33 +8,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Mode, held_still
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import Mode, held_still
 from robusttrain.checkpoints import checkpoint
 from robusttrain.checkpoints.checkpoint import Checkpoint
-from robusttrain.config.build import Config, Stage
+from robusttrain.config.run_config import Config, Stage
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.voting import MajorityVote, prediction
 from robusttrain.loggers.none import NoLogger
-from robusttrain.noise import (
-    Noise,
-    Progress,
-    drawing_from,
-    noise_held,
-    noise_layers,
-    noise_off,
-    penalty,
-    predicts_randomly,
-    smoothed,
-)
+from robusttrain.noise import Noise
 from robusttrain.noise.bayes import Bayes
+from robusttrain.noise.control import drawing_from, noise_held, noise_off, smoothed
 from robusttrain.noise.dropout import Dropout
 from robusttrain.noise.exponential import Exponential
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.laplace import Laplace
+from robusttrain.noise.layer import Progress, noise_layers, penalty, predicts_randomly
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.noise.none import NoNoise
 from robusttrain.noise.pni import PNIActivations, PNIWeights

@@ -10,8 +10,8 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from robusttrain.noise import Progress, noise_layers, penalty
 from robusttrain.noise.bayes import Bayes
+from robusttrain.noise.layer import Progress, noise_layers, penalty
 from robusttrain.noise.pni import PNIWeights
 from toys.noise import continued, layer_of, network
 

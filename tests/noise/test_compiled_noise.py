@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses.worst_case import WorstCase
-from robusttrain.noise import Noise, drawing_from, noise_held, noise_off
+from robusttrain.noise import Noise
+from robusttrain.noise.control import drawing_from, noise_held, noise_off
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
 from toys.noise import MECHANISMS, images, network, noisy, ready, trainer, weights_of

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label, cross_entropy, held_still, surrogate_for
+from robusttrain.attacks.base import Label, cross_entropy, surrogate_for
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.model_view import held_still
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import as_input
 from robusttrain.defenses import Defense, Objective

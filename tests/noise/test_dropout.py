@@ -5,8 +5,8 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from robusttrain.noise import noise_layers
 from robusttrain.noise.dropout import Dropout
+from robusttrain.noise.layer import noise_layers
 from toys.noise import Seen, images, network
 
 

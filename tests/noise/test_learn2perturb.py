@@ -8,7 +8,7 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
-from robusttrain.noise import NoiseLayer, Progress, noise_layers, penalty
+from robusttrain.noise.layer import NoiseLayer, Progress, noise_layers, penalty
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from toys.noise import images, layer_of, network, ready
 

@@ -16,16 +16,19 @@ from omegaconf import OmegaConf
 
 from robusttrain import load_model, seeding
 from robusttrain.cli import main
+from robusttrain.cli.arguments import unstacked
 from robusttrain.config import build as configs
-from robusttrain.config.build import Config, network
+from robusttrain.config import schema
+from robusttrain.config.run_config import Config
 from robusttrain.data import Split, as_input
 from robusttrain.data.digits import Digits
-from robusttrain.noise import noise_layers, predicts_randomly
+from robusttrain.models.network import network
 from robusttrain.noise.additive import AdditiveLayer
+from robusttrain.noise.layer import noise_layers, predicts_randomly
 from robusttrain.training.trainer import Trainer
 from toys.noise import quiet
 
-OPTIONS = sorted(file.stem for file in (main.CONF / "noise").glob("*.yaml"))
+OPTIONS = sorted(file.stem for file in (schema.CONF / "noise").glob("*.yaml"))
 
 # The words of a run that takes a moment.
 TINY = [
@@ -83,7 +86,7 @@ def augmented(command: Command) -> Path:
 
 
 # Once is enough, and takes a tenth of a second.
-_register = cache(configs.register)
+_register = cache(schema.register)
 
 
 def reported(folder: Path) -> pd.DataFrame:
@@ -101,8 +104,8 @@ def additive(folder: Path) -> list[AdditiveLayer]:
 def composed(*words: str) -> Config:
     """What the command line builds of these words."""
     _register()
-    overrides = [override for word in words for override in main._unstacked(word)]
-    with hydra.initialize_config_dir(str(main.CONF), version_base="1.3"):
+    overrides = [override for word in words for override in unstacked(word)]
+    with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
         config = hydra.compose("config", overrides)
     return configs.build(configs.with_numbers(OmegaConf.create(config)))
 
@@ -242,7 +245,7 @@ def test_bad_input_gets_one_message_before_any_work(words: str, command: Command
     ],
 )  # fmt: skip
 def test_only_a_list_of_noises_is_short_for_a_stack(word: str, overrides: list[str]) -> None:
-    assert main._unstacked(word) == overrides
+    assert unstacked(word) == overrides
 
 
 def test_the_noise_of_a_run_has_a_stream_of_its_own() -> None:

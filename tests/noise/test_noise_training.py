@@ -14,10 +14,11 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses import Objective
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
-from robusttrain.noise import Noise, Progress, noise_layers, penalty
+from robusttrain.noise import Noise
 from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.draws import wanted_draws
 from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.layer import Progress, noise_layers, penalty
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.optim.optimizers import SGD, Adam, AdamW, Optimizer
 from toys.noise import LEARNT, MECHANISMS, Seen, images, network, noisy, ready, trainer, weights_of

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
-from robusttrain.noise import noise_layers
 from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.layer import noise_layers
 from toys.noise import images, layer_of, network, seeded
 
 

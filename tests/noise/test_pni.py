@@ -5,7 +5,8 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor, nn
 
-from robusttrain.noise import noise_held, noise_layers
+from robusttrain.noise.control import noise_held
+from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.pni import PNIActivations, PNIWeights
 from toys.noise import continued, images, layer_of, network, seeded
 

@@ -9,7 +9,7 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 
 from robusttrain.evaluation.voting import MeanPrediction, prediction
-from robusttrain.noise import noise_layers
+from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.rse import RSE
 from toys.noise import Seen, images, network
 

@@ -10,7 +10,7 @@ from scipy.special import ndtr
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import predictions
+from robusttrain.attacks.model_view import predictions
 from robusttrain.checkpoints import external
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation, evaluate
@@ -20,9 +20,11 @@ from robusttrain.evaluation.voting import (
     least_votes,
     prediction,
 )
-from robusttrain.noise import Noise, drawing_from, noise_off, predicts_randomly
+from robusttrain.noise import Noise
+from robusttrain.noise.control import drawing_from, noise_off
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.laplace import Laplace
+from robusttrain.noise.layer import predicts_randomly
 from robusttrain.noise.pni import PNIWeights
 from robusttrain.noise.rse import RSE
 from robusttrain.noise.smoothing import Distribution, Smoothing

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from robusttrain.noise import Progress, noise_layers, penalty
 from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.draws import wanted_draws
 from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.layer import Progress, noise_layers, penalty
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.noise.pni import PNIWeights
 from robusttrain.noise.stack import Stack

@@ -23,7 +23,7 @@ from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
-from robusttrain.noise import NoiseLayer, Progress, Switches, attach
+from robusttrain.noise.layer import NoiseLayer, Progress, Switches, attach
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.weight_perturbation import AWP, WeightPerturbation, perturbed

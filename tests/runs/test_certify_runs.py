@@ -14,6 +14,7 @@ from scipy.stats import norm
 from torch import nn
 
 from robusttrain.cli import main
+from robusttrain.cli.arguments import unstacked
 from robusttrain.config.error_messages import explain
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
@@ -22,7 +23,7 @@ from robusttrain.evaluation import certification
 from robusttrain.models.linear import Linear
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
-from robusttrain.runs.inherit import load_model
+from robusttrain.runs.saved_model import load_model
 from toys.command_line import CommandLine
 from toys.external import SHAPE, TINY, prepared, scripted, synthetic, written
 
@@ -42,7 +43,7 @@ UNAUDITED = "evaluation.audit=false"
 def run(folder: Path, *arguments: str, terminal: io.StringIO | None = None) -> str:
     """A run in `folder`, which may have been there before; returns what it said."""
     folder.mkdir(exist_ok=True)
-    words = [override for argument in arguments for override in main._unstacked(argument)]
+    words = [override for argument in arguments for override in unstacked(argument)]
     said = io.StringIO() if terminal is None else terminal
     built, origin = prepared(*words)
     experiment.run(built, origin, folder, Terminal(Console(file=said, soft_wrap=True)))

@@ -11,7 +11,7 @@ from robusttrain.attacks.base import cross_entropy
 from robusttrain.data import as_input
 from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP
-from robusttrain.runs.inherit import load_model
+from robusttrain.runs.saved_model import load_model
 from toys.external import (
     CLASSES,
     SHAPE,

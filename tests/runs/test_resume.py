@@ -19,7 +19,8 @@ from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import LATEST, PREVIOUS
-from robusttrain.runs.resume import Command, alone_in, resumed
+from robusttrain.runs.lock import alone_in
+from robusttrain.runs.resume import Command, resumed
 from robusttrain.training.checkpointing import newest_checkpoint
 from toys.command_line import CommandLine
 from toys.runs import RUN, finished, refused, rows, same

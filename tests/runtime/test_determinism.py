@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
 from robusttrain.checkpoints import checkpoint
-from robusttrain.config.build import Config, Stage
+from robusttrain.config.run_config import Config, Stage
 from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase

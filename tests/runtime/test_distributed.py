@@ -28,10 +28,10 @@ from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.certification import Certification
 from robusttrain.evaluation.pipeline import examined
-from robusttrain.noise import NoiseLayer, Progress, Switches, attach
+from robusttrain.evaluation.settings import Certification
 from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.layer import NoiseLayer, Progress, Switches, attach
 from robusttrain.optim.averaging import SWA, Averaging
 from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.schedules import OneCycle

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
+from robusttrain.sweeps import callback, records
 from robusttrain.sweeps import job as sweep
-from robusttrain.sweeps import records
 from toys.command_line import Answer, CommandLine
 
 SMOKE = [
@@ -253,7 +253,7 @@ def test_a_job_that_left_nothing_gives_its_place_to_another(
 def planned(*overrides: str, target: str = "x.BasicSweeper") -> list[tuple[str, ...]]:
     sweeper = {"_target_": target, "params": {"model": "mlp,linear"}}
     hydra = {"sweeper": sweeper, "overrides": {"task": list(overrides)}}
-    return [job.overrides for job in sweep._planned(OmegaConf.create({"hydra": hydra}))]
+    return [job.overrides for job in callback.planned(OmegaConf.create({"hydra": hydra}))]
 
 
 def test_the_jobs_to_come_are_those_of_the_grid_in_its_order() -> None:

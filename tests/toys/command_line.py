@@ -143,15 +143,16 @@ def warm_up() -> None:
     from hydra.core.plugins import Plugins
 
     from robusttrain.cli import compare, main  # noqa: F401
+    from robusttrain.config import schema
 
-    main.configs.register()
-    main.configs.register = lambda: None
+    schema.register()
+    schema.register = lambda: None
     Plugins.instance()
     # For this Hydra composes every configuration once more, and finds none.
     Hydra.get_mode = lambda self, **names: None
     # The parser of command lines learns.
     words = ["evaluation=quick", "eps=8/255", "seed=1", "dataset.flip=true", "stages=[train]"]
-    with hydra.initialize_config_dir(str(main.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
         hydra.compose("config", [*words, "~evaluation.attacks.fgsm"])
     # No search for garbage, of which each touches all memory, walks through what is there by now.
     gc.collect()

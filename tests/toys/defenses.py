@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from robusttrain.attacks import cross_entropy
-from robusttrain.attacks.base import Mode
+from robusttrain.attacks.model_view import Mode
 from robusttrain.defenses import Defense, Objective
 
 Array = NDArray[np.float64]

@@ -14,7 +14,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.cli import main
-from robusttrain.config import build as configs
+from robusttrain.config import schema
+from robusttrain.config.run_config import Config
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.report.terminal import Terminal
@@ -70,13 +71,13 @@ def written(write: Write, model: nn.Module, path: Path) -> Path:
 # --- runs --------------------------------------------------------------------------------------
 
 # Once is enough, and takes a tenth of a second.
-_register = cache(configs.register)
+_register = cache(schema.register)
 
 
-def prepared(*overrides: str) -> tuple[configs.Config, experiment.Origin]:
+def prepared(*overrides: str) -> tuple[Config, experiment.Origin]:
     """What the command line makes of these words, where it is not in Hydra's hands."""
     _register()
-    with hydra.initialize_config_dir(str(main.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
         composed = hydra.compose("config", list(overrides), return_hydra_config=True)
     names = {key: str(value) for key, value in composed.hydra.runtime.choices.items()}
     OmegaConf.set_struct(composed, False)

@@ -8,16 +8,17 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from robusttrain.config import build
 from robusttrain.data import Info
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses import Defense
-from robusttrain.noise import Noise, NoiseLayer, noise_layers
+from robusttrain.models.network import network as build_network
+from robusttrain.noise import Noise
 from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.dropout import Dropout
 from robusttrain.noise.exponential import Exponential
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.laplace import Laplace
+from robusttrain.noise.layer import NoiseLayer, noise_layers
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.noise.pni import PNIActivations, PNIWeights
 from robusttrain.noise.rse import RSE
@@ -86,7 +87,7 @@ def images(count: int = 5, seed: int = 1) -> Tensor:
 def ready(model: nn.Module, noise: Noise, seed: int = 7) -> nn.Module:
     """`model` with noise of which every parameter has its shape."""
     with torch.random.fork_rng(devices=[]):
-        return build.network(model, noise, Info(SHAPE, CLASSES, ()), seed)  # type: ignore[arg-type]
+        return build_network(model, noise, Info(SHAPE, CLASSES, ()), seed)  # type: ignore[arg-type]
 
 
 def noisy(mechanism: str, seed: int = 7, *, train: bool = True, predict: bool = True) -> nn.Module:

@@ -22,12 +22,8 @@ from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.terminal import Terminal
-from robusttrain.training.microbatches import (
-    halved,
-    is_out_of_memory,
-    parted,
-    refused_where_too_large,
-)
+from robusttrain.runtime.out_of_memory import is_out_of_memory, refused_where_too_large
+from robusttrain.training.microbatches import halved, parted
 from robusttrain.training.trainer import Trainer
 from toys.training import DATA, EPS, Twice, network, state_of, trainer
 

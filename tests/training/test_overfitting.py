@@ -29,16 +29,10 @@ from robusttrain.optim.optimizers import Adam
 from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm
 from robusttrain.training.checkpointing import TrainingRun
+from robusttrain.training.diagnostics import remarks, summary
 from robusttrain.training.metrics import Epoch
-from robusttrain.training.overfitting import (
-    Course,
-    OnOverfit,
-    OverfittedError,
-    covers,
-    remarks,
-    summary,
-    watched,
-)
+from robusttrain.training.overfitting import Course, OverfittedError, covers, watched
+from robusttrain.training.settings import OnOverfit
 from robusttrain.training.trainer import Trainer
 from toys.training import EPS, network, state_of, trainer
 

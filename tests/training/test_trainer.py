@@ -15,7 +15,7 @@ from robusttrain.attacks import Attack
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
 from robusttrain.checkpoints import checkpoint
-from robusttrain.config.build import Config, Stage
+from robusttrain.config.run_config import Config, Stage
 from robusttrain.data import Split, as_input
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses import Defense

@@ -1,0 +1,46 @@
+"""What the user typed, as the words that Hydra reads."""
+
+import re
+
+from robusttrain.errors import InputError
+from robusttrain.runs.resume import resumed
+from robusttrain.runtime import distributed
+
+
+def arguments(given: list[str]) -> list[str]:
+    """What Hydra is to read of a command line.
+
+    Raises
+    ------
+    InputError
+        If it cannot be.
+    """
+    arguments = [word for a in given for word in unstacked(a)]
+    if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
+        raise InputError(
+            "-m is not allowed under torchrun, whose processes share one run: start the jobs one "
+            "by one, or without torchrun"
+        )
+    return _overrides_last(resumed(arguments))
+
+
+def unstacked(argument: str) -> list[str]:
+    """`noise=[a,b]` as the overrides that stack the mechanisms a and b; others as they are."""
+    stacked = re.fullmatch(r"noise=\[([\w,\s]*)\]", argument)
+    if stacked is None:
+        return [argument]
+    options = [option.strip() for option in stacked[1].split(",") if option.strip()]
+    # One that comes twice gets a number, as every mechanism needs a name of its own.
+    names = [
+        option if option not in options[:place] else f"{option}_{place}"
+        for place, option in enumerate(options)
+    ]
+    mechanisms = zip(names, options, strict=True)
+    return ["noise=stack", *(f"+noise@noise.mechanisms.{name}={o}" for name, o in mechanisms)]
+
+
+def _overrides_last(arguments: list[str]) -> list[str]:
+    """Options and overrides in any order, as a user types them; argparse wants them apart."""
+    return sorted(
+        arguments, key=lambda a: not a.startswith("-") and ("=" in a or a.startswith("~"))
+    )

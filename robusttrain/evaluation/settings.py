@@ -1,0 +1,167 @@
+"""What the user may set of an evaluation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robusttrain import ranges, seeding
+from robusttrain.attacks import Attack
+from robusttrain.attacks.base import BallAttack
+from robusttrain.attacks.pgd import PGD
+
+# Rows that a report has beside those of its attacks.
+RESERVED = (
+    "clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked",
+    "noise_fixed", "in_certificate", "verified",
+)  # fmt: skip
+
+
+RESERVED_START = "eot_"
+
+
+# Small batches stay in a processor's cache; a GPU wants large ones.
+CPU_BATCH, GPU_BATCH = 128, 512
+
+
+@dataclass
+class Certification:
+    """CERTIFY (Cohen et al. 2019): n0 draws choose a class, n others prove how probable it is.
+
+    Parameters
+    ----------
+    n0, n
+        Draws of the two phases, 1 or more, and `n0` or more. The largest radius that Gaussian noise
+        can prove with alpha .001 is 2.46 sigma with 1,000 draws and 3.20 sigma with 10,000.
+    alpha
+        Probability of a wrong certificate, in ]0, 1[.
+    radii
+        Where the curve of certified accuracy is read, in pixel units of the norm, 0 or more.
+    attack_steps
+        Steps of the attack inside of the certificates, 1 or more.
+    """
+
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    radii: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
+    attack_steps: int = 20
+
+    def __post_init__(self) -> None:
+        ranges.at_least(1, n0=self.n0, attack_steps=self.attack_steps)
+        ranges.at_least(self.n0, n=self.n)
+        ranges.inside(0, 1, alpha=self.alpha)
+        ranges.require(bool(self.radii), "radii", self.radii, "one radius or more")
+        for radius in self.radii:
+            ranges.at_least(0, radii=radius)
+
+
+@dataclass
+class Evaluation:
+    """How a model is evaluated.
+
+    Parameters
+    ----------
+    attacks
+        The attacks by the names of their rows, in the order in which they run.
+    survivors_only
+        Whether an attack runs on the images that all before it left standing, as in AutoAttack, so
+        that its row shows what is left after it; otherwise each runs on every image that is
+        classified correctly, and its row stands for itself.
+    samples
+        How many test images; all of them where not given. The choice does not depend on the seed,
+        so that runs can be paired.
+    batch_size
+        Most images in one pass, 1 or more; 128 on a CPU and 512 elsewhere where not given.
+    eot, votes
+        For a model that draws noise when it predicts: draws that an attack averages its gradient
+        over (expectation over transformation, Athalye et al. 2018), and fresh draws whose mean
+        softmax is the prediction.
+    probe
+        The gradient attack behind the curves and the audit, which need one.
+    probe_samples
+        How many of the images the probe is tried on; all of them where not given.
+    audit
+        Whether to measure accuracy over eps and steps, and to check with them whether the figures
+        can be believed.
+    verify
+        Whether to count the images for which interval bounds prove that nothing within linf `eps`
+        changes what the model predicts.
+    save_adversarial
+        Whether to keep the attacked images, in `adversarial.npz`.
+    certification
+        How radii are certified, if they are: the model then predicts by the majority of its draws,
+        whether or not its noise is meant for prediction.
+    """
+
+    attacks: Mapping[str, Attack] = field(default_factory=dict)
+    survivors_only: bool = False
+    samples: int | None = None
+    batch_size: int | None = None
+    eot: int = 20
+    votes: int = 50
+    probe: PGD | None = None
+    probe_samples: int | None = 200
+    audit: bool = False
+    verify: bool = False
+    save_adversarial: bool = False
+    certification: Certification | None = None
+
+    def __post_init__(self) -> None:
+        ranges.at_least(1, eot=self.eot, votes=self.votes)
+        for key in ("samples", "batch_size", "probe_samples"):
+            value = getattr(self, key)
+            if value is not None:
+                ranges.at_least(1, **{key: value})
+        ranges.require(
+            self.probe is not None or not self.audit,
+            "probe",
+            None,
+            "an attack (+attack@evaluation.probe=pgd20) where audit=true",
+        )
+        allowed = "false with certification, whose votes of noisy draws have no such bounds"
+        ranges.require(self.certification is None or not self.verify, "verify", True, allowed)
+        for name in self.attacks:
+            ranges.require(
+                name not in RESERVED and not name.startswith(RESERVED_START), "attacks", name,
+                f"named otherwise: reports have rows {', '.join(RESERVED)}, {RESERVED_START}...",
+            )  # fmt: skip
+
+    def choose(self, size: int) -> Tensor:
+        """Positions of the images to evaluate in a split of `size`, in increasing order."""
+        if self.samples is None or self.samples >= size:
+            return torch.arange(size)
+        order = torch.randperm(size, generator=seeding.stream(0, "evaluated samples"))
+        return order[: self.samples].sort().values
+
+    def at_once(self, device: torch.device) -> int:
+        """How many images go through a model on `device` together."""
+        return self.batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
+
+    def probed(self, count: int) -> Tensor:
+        """Positions among `count` evaluated images that the probe is tried on, evenly spread."""
+        wanted = min(count, self.probe_samples or count)
+        return torch.arange(wanted) * count // max(1, wanted)
+
+    def suite(self, num_classes: int, random: bool) -> dict[str, Attack]:
+        """The attacks, fitted to the number of classes; one that had to change says so by name.
+
+        Attacks that walk along the decision boundary are left out for a random model, which has
+        none to be seen.
+        """
+        fitted: dict[str, Attack] = {}
+        for name, attack in self.attacks.items():
+            if random and getattr(attack, "walks_boundary", False):
+                continue
+            changed = attack.fitted(num_classes) if isinstance(attack, BallAttack) else attack
+            fitted[" ".join([name, *_differences(attack, changed)])] = changed
+        return fitted
+
+
+def _differences(attack: Attack, fitted: Attack) -> list[str]:
+    """The settings that changed, as key=value."""
+    if attack == fitted:
+        return []
+    before, after = vars(attack), vars(fitted)
+    return [f"{key}={after[key]}" for key in after if before[key] != after[key]]
