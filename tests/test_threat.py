@@ -13,7 +13,7 @@ from scipy.stats import beta, kstest
 from torch import Tensor
 
 from robusttrain.errors import InputError
-from robusttrain.threat import Ball, Norm, ball, striped_start
+from robusttrain.threat import Ball, Norm, Threat, ball, striped_start
 
 NORMS = list(Norm)
 CORNERED = [Norm.linf, Norm.l1]  # the norms whose ball is a polytope
@@ -454,3 +454,33 @@ def test_sizes_are_the_norms() -> None:
     assert ball(Norm.linf, 1).size(delta).tolist() == [4, 0.5]
     assert ball(Norm.l2, 1).size(delta).tolist() == [5, 0.5]
     assert ball(Norm.l1, 1).size(delta).tolist() == [7, 0.5]
+
+
+# --- a threat as a value -------------------------------------------------------------------------
+
+
+def test_a_threat_is_a_value() -> None:
+    threat = Threat("linf", 0.03)  # type: ignore[arg-type]
+    assert threat == Threat(Norm.linf, 0.03)
+    assert len({threat, Threat(Norm.linf, 0.03), Threat(Norm.l2, 0.03)}) == 2
+    assert str(threat) == "linf 0.03"
+    assert threat.at(0.5) == Threat(Norm.linf, 0.5)
+
+
+@pytest.mark.parametrize("norm", Norm)
+def test_a_threat_has_the_ball_of_its_norm(norm: Norm) -> None:
+    assert Threat(norm, 0.3).ball == ball(norm, 0.3)
+
+
+def test_a_threat_covers_smaller_ones_of_its_norm() -> None:
+    threat = Threat(Norm.l2, 0.5)
+    assert threat.covers(Threat(Norm.l2, 0.5))
+    assert threat.covers(Threat(Norm.l2, 0.1))
+    assert not threat.covers(Threat(Norm.l2, 0.6))
+    assert not threat.covers(Threat(Norm.linf, 0.1))
+
+
+@pytest.mark.parametrize(("norm", "eps", "key"), [("l3", 0.1, "norm"), ("l2", -0.1, "eps")])
+def test_an_impossible_threat_is_refused_by_name(norm: str, eps: float, key: str) -> None:
+    with pytest.raises(InputError, match=f"^{key}="):
+        Threat(norm, eps)  # type: ignore[arg-type]
