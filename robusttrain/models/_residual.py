@@ -3,9 +3,20 @@
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import avg_pool2d, conv2d, relu
 
 from robusttrain.models.first_conv import FirstConv2d
+
+# With fewer input planes, oneDNN's weight gradient of a strided 1 x 1 convolution in channels_last
+# writes beyond its memory (seen with torch 2.14 on a CPU without AVX-512).
+ONEDNN_PLANES = 8
+
+
+class _Subsampled(nn.Conv2d):
+    """A strided 1 x 1 convolution, computed as one without a stride of every `stride`-th pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(avg_pool2d(x, 1, self.stride), self.weight, self.bias)
 
 
 class Block(nn.Module):
@@ -24,7 +35,9 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.shortcut: nn.Module | None = None
         if before != after or stride != 1:
-            self.shortcut = nn.Conv2d(before, after, 1, stride=stride, bias=False)
+            narrow = stride > 1 and before < ONEDNN_PLANES
+            kind = _Subsampled if narrow else nn.Conv2d
+            self.shortcut = kind(before, after, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = relu(self.bn1(x))

@@ -1,10 +1,13 @@
 import copy
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -252,6 +255,30 @@ class TestResidual:
                 nn.init.zeros_(module.weight)
         x = images((3, 8, 8))
         assert torch.equal(stage(x), x)
+
+    @pytest.mark.parametrize("width", [3, 8])
+    def test_a_narrow_shortcut_is_a_strided_convolution(self, width: int) -> None:
+        """Where oneDNN's own would write beyond its memory."""
+        model = built(PreActResNet(blocks=[1, 1], width=width), (1, 8, 8))
+        (shortcut,) = (m.shortcut for m in model.modules() if getattr(m, "shortcut", None))
+        x = images((width, 7, 8))
+        expected = F.conv2d(x, shortcut.weight, stride=2)
+        assert torch.allclose(shortcut(x), expected, atol=1e-6)
+
+    def test_a_narrow_network_trains_in_channels_last(self) -> None:
+        """In a process of its own: memory that is written over may end it anywhere, later."""
+        code = (
+            "import torch\n"
+            "from robusttrain.models.preact_resnet import PreActResNet\n"
+            "model = PreActResNet(blocks=[1, 1], width=4).build(10, (1, 8, 8))\n"
+            "model.to(memory_format=torch.channels_last)\n"
+            "for _ in range(40):\n"
+            "    x = torch.rand(64, 1, 8, 8).contiguous(memory_format=torch.channels_last)\n"
+            "    model(x).sum().backward()\n"
+            "    kept = [bytearray(size) for size in range(1, 3000, 37)]\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
 
     def test_dropout_acts_in_train_mode_only(self) -> None:
         model = built(WideResNet(depth=10, width=1, dropout=0.5), (1, 8, 8))
