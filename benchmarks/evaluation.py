@@ -67,8 +67,8 @@ def ours(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
     built, test = composed(arguments, run)
     model = load_model(run)
     started = time.process_time()
-    ledger = evaluate(model, test, built.evaluation, norm=built.norm, eps=built.eps, seed=0)
-    rows = ledger.report(built.norm).to_dict("records")
+    ledger = evaluate(model, test, built.evaluation, threat=built.threat, seed=0)
+    rows = ledger.report(built.threat).to_dict("records")
     return {
         "accuracy": rows[-1]["accuracy"],
         "seconds": time.process_time() - started,

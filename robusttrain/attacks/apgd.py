@@ -12,7 +12,8 @@ from robusttrain import ranges
 from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import ObjectiveAttack, remaining
 from robusttrain.attacks.search_state import Best, Rows, standing
-from robusttrain.threat import Ball, Norm, ball, per_image, striped_start
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import Ball, ball, per_image, striped_start
 
 # Croce and Hein 2020: share of the old move in a step, and when the step is reviewed.
 MOMENTUM = 0.25

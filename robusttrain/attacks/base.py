@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from robusttrain import ranges, seeding
 from robusttrain.attacks.model_view import Metered, Mode, held_still, predictions
-from robusttrain.threat import Ball, Norm, ball
+from robusttrain.threat import Norm, Threat
+from robusttrain.threat.balls import Ball, ball
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) -> the loss of each image, (N,).
@@ -156,6 +157,11 @@ class BallAttack(ABC):
     def fitted(self, num_classes: int) -> Self:
         """The attack for a model with so many classes; itself, where it can take any number."""
         return self
+
+    @property
+    def threat(self) -> Threat:
+        """Where the attack searches."""
+        return Threat(self.norm, self.eps)
 
     @property
     def ball(self) -> Ball:

@@ -9,7 +9,8 @@ from robusttrain import ranges
 from robusttrain.attacks.base import BallAttack, Surrogate
 from robusttrain.attacks.objectives import margin
 from robusttrain.attacks.search_state import Best
-from robusttrain.threat import Norm, per_image
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import per_image
 
 # tanh reaches 0 and 1, where many pixels are, only for an infinite w, and has no slope there. This
 # much of its range moves no pixel by more than 5e-7 and leaves w and its slope finite.

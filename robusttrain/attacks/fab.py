@@ -9,7 +9,8 @@ from robusttrain import ranges
 from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import Objective, TargetingAttack, aims
 from robusttrain.attacks.search_state import Best, Rows, standing
-from robusttrain.threat import Norm, per_image
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import per_image
 
 # Below this the way to the boundary has no length to compare.
 TINY = 1e-8

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks.base import BallAttack, Surrogate
-from robusttrain.threat import per_image
+from robusttrain.threat.balls import per_image
 
 # One round of the search for c multiplies or divides it by this.
 C_FACTOR = 10.0

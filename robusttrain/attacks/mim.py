@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks.pgd import PGD
-from robusttrain.threat import per_image
+from robusttrain.threat.balls import per_image
 
 
 @dataclass

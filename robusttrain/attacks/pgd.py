@@ -11,7 +11,7 @@ from robusttrain import ranges
 from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import ObjectiveAttack
 from robusttrain.attacks.search_state import Best, Rows, standing
-from robusttrain.threat import Ball, per_image, striped_start
+from robusttrain.threat.balls import Ball, per_image, striped_start
 
 # Standard deviation of a start next to the image, in pixel units (Zhang et al. 2019).
 NEARBY = 0.001

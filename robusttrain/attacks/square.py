@@ -13,7 +13,8 @@ from robusttrain import ranges
 from robusttrain.attacks.base import BallAttack, Surrogate
 from robusttrain.attacks.objectives import margin, remaining
 from robusttrain.attacks.search_state import Best, Rows, standing
-from robusttrain.threat import Ball, Norm, per_image
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import Ball, per_image
 
 # After how many queries the share of the pixels that a square covers halves again.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -19,7 +19,7 @@ from robusttrain.optim.optimizers import Optimizer
 from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
 from robusttrain.runtime import distributed
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.training.settings import Training
 
 
@@ -101,6 +101,11 @@ class Config:
         )
         self.training.curriculum.at(self.defense, 1, max(1, self.training.epochs))
         self.torch_device()
+
+    @property
+    def threat(self) -> Threat:
+        """The threat model of the run."""
+        return Threat(self.norm, self.eps)
 
     def torch_device(self) -> torch.device:
         """The device that `device` stands for; of several processes each has a GPU of its own."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Loss
 from robusttrain.defenses import Objective, repeatable
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 
 
 @dataclass

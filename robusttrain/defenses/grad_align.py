@@ -12,7 +12,8 @@ from robusttrain.attacks import Loss, cross_entropy
 from robusttrain.attacks.base import Label, surrogate_for
 from robusttrain.attacks.model_view import Mode, held_still
 from robusttrain.defenses import Objective, each_row, repeatable
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 
 
 @dataclass

@@ -12,7 +12,8 @@ from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode
 from robusttrain.defenses import Objective
 from robusttrain.defenses.worst_case import WorstCase
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 
 
 @dataclass

@@ -15,7 +15,8 @@ from robusttrain.evaluation.settings import Evaluation
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, Row
 from robusttrain.runtime.progress import SILENT, Progress
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Threat
+from robusttrain.threat.balls import ball
 
 
 def examine(
@@ -33,8 +34,7 @@ def evaluate(
     samples: Samples,
     settings: Evaluation,
     *,
-    norm: Norm,
-    eps: float,
+    threat: Threat,
     seed: int,
     progress: Progress = SILENT,
 ) -> Ledger:
@@ -47,7 +47,7 @@ def evaluate(
         index, subject = examine(model, samples, settings, seed)
         suite = settings.suite(subject.num_classes, subject.random)
         return attack_all(
-            subject, index, suite, settings.survivors_only, norm=norm, eps=eps, progress=progress
+            subject, index, suite, settings.survivors_only, threat=threat, progress=progress
         )
 
 
@@ -57,8 +57,7 @@ def attack_all(
     suite: Mapping[str, Attack],
     survivors_only: bool,
     *,
-    norm: Norm,
-    eps: float,
+    threat: Threat,
     progress: Progress = SILENT,
 ) -> Ledger:
     """Run the attacks of `suite` on the images of `subject` and score them on fresh passes.
@@ -67,7 +66,7 @@ def attack_all(
     An image that is misclassified by itself counts as broken by every attack and costs no attack.
     A model that predicts at random is scored, clean or attacked, on the same draws for the same
     image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
-    several attacks have no more luck than one. `norm` and `eps` are stated for attacks that have
+    several attacks have no more luck than one. `threat` is stated for attacks that have
     none of their own; `progress` advances once an image and attack.
     """
     started = time.perf_counter()
@@ -82,27 +81,27 @@ def attack_all(
     worst = _Worst(subject, clean)
     for name, attack in suite.items():
         progress.show(name)
-        threat = Norm(getattr(attack, "norm", norm)), float(getattr(attack, "eps", eps))
+        own = threat_of(attack, threat)
         fallen = ledger.worst_case if survivors_only else ledger.misclassified
         progress.advance(int(fallen.sum()))
         started = time.perf_counter()
         crafted = subject.attacked(attack, np.flatnonzero(~fallen), name, advance=progress.advance)
         seen = subject.look(crafted.x_adv)
         seconds = time.perf_counter() - started
-        ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, threat, seconds)
+        ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, own, seconds)
         worst.offer(crafted.x_adv, seen)
     ledger.adversarial = worst.x_adv.cpu().numpy()
     return ledger
 
 
-def rounded(subject: Subject, ledger: Ledger, norm: Norm) -> list[Row]:
+def rounded(subject: Subject, ledger: Ledger, threat: Threat) -> list[Row]:
     """The row `uint8`: accuracy on the attacked images when they are rounded to bytes."""
     if ledger.adversarial is None:
         return []
     images = torch.from_numpy(ledger.adversarial).to(subject.x)
     seen = subject.look((images * 255).round() / 255)
     broken = np.not_equal(seen.prediction, ledger.label)
-    return [Row.counted("uint8", norm, ledger.largest_eps, np.asarray(broken))]
+    return [Row.counted("uint8", threat.at(ledger.largest_eps), np.asarray(broken))]
 
 
 def _outcome(
@@ -110,16 +109,14 @@ def _outcome(
     crafted: Crafted,
     seen: Seen,
     fallen: NDArray[np.bool_],
-    threat: tuple[Norm, float],
+    threat: Threat,
     seconds: float,
 ) -> Outcome:
-    norm, eps = threat
     return Outcome(
-        norm=norm,
-        eps=eps,
+        threat=threat,
         broken=np.not_equal(seen.prediction, subject.y.cpu().numpy()) | fallen,
         margin=seen.margin,
-        size=ball(norm, 0).size(crafted.x_adv - subject.x).cpu().numpy(),
+        size=ball(threat.norm, 0).size(crafted.x_adv - subject.x).cpu().numpy(),
         seconds=seconds,
         attacked=~fallen,
         forward_passes=crafted.forward_passes,
@@ -143,3 +140,9 @@ class _Worst:
         self.x_adv[worse] = x_adv[worse]
         self.margin[worse] = seen.margin[worse]
         self.broken |= broken
+
+
+def threat_of(attack: Attack, threat: Threat) -> Threat:
+    """The threat model of `attack`; `threat` where it has none of its own."""
+    norm, eps = getattr(attack, "norm", threat.norm), getattr(attack, "eps", threat.eps)
+    return Threat(norm, float(eps))

@@ -114,11 +114,11 @@ class _Measured:
             if isinstance(attack, BallAttack):
                 broken |= self.probe.broken(_at_zero(attack), f"control {name}", draw="control")
         self.advance(1)
-        return Row.counted("control", self.probe.attack.norm, 0.0, broken)
+        return Row.counted("control", self.probe.attack.threat.at(0), broken)
 
     def control_check(self, control: Row) -> Check:
         """Whether it is the clean accuracy, up to what fresh noise may do."""
-        clean = Row.counted("clean", "", 0.0, self.probe.wrong())
+        clean = Row.counted("clean", self.probe.attack.threat.at(0), self.probe.wrong())
         gap = 100 * abs(clean.accuracy - control.accuracy)
         below, above = clean.accuracy - clean.ci_low, clean.ci_high - clean.accuracy
         allowed = 100 * max(below, above)
@@ -131,13 +131,13 @@ class _Measured:
 
     def one_step(self) -> Check:
         """Many steps beat one."""
-        threat = self.probe.attack
+        threat = self.probe.attack.threat
         once = self._standing(FGSM(norm=threat.norm, eps=threat.eps), "one step")
         return graded("one step beats many by", self._standing_now - once, 0.5, 2)
 
     def random_noise(self) -> Check:
         """Gradients beat random noise of the same size."""
-        threat = self.probe.attack
+        threat = self.probe.attack.threat
         noise = self._standing(Uniform(norm=threat.norm, eps=threat.eps), "random noise")
         return graded("random noise beats gradients by", self._standing_now - noise, 0.5, 2)
 
@@ -166,9 +166,9 @@ class _Measured:
 
     def gradients(self) -> list[Check]:
         """Shares of images whose input gradient is zero, or not a number, at a random start."""
-        subject, threat = self.probe.subject, self.probe.attack
+        subject, attack = self.probe.subject, self.probe.attack
         generator = torch.Generator(subject.x.device).manual_seed(subject.seed)
-        start = threat.ball.random_start(subject.x, generator)
+        start = attack.ball.random_start(subject.x, generator)
         # At the image too: what masks gradients there may not do so next to it.
         with subject.drawing("gradients"):
             shares = [self._gradient_shares(x) for x in (subject.x, start)]
@@ -195,19 +195,19 @@ class _Measured:
 
     def without_noise(self) -> list[Row]:
         """Accuracy, clean and attacked, without the declared noise, and attacked with it fixed."""
-        subject, threat = self.probe.subject, self.probe.attack
+        subject, attack = self.probe.subject, self.probe.attack
         with noise_off(subject.model):
             still = replace(self.probe, subject=replace(subject))
-            clean, attacked = still.wrong(), still.broken(threat, "noise off")
+            clean, attacked = still.wrong(), still.broken(attack, "noise off")
         self.advance(1)
         with noise_held(subject.model, subject.seed):
             still = replace(self.probe, subject=replace(subject))
-            fixed = still.broken(threat, "noise fixed")
+            fixed = still.broken(attack, "noise fixed")
         self.advance(1)
         return [
-            Row.counted("noise_off", threat.norm, 0.0, clean),
-            Row.counted("noise_off_attacked", threat.norm, threat.eps, attacked),
-            Row.counted("noise_fixed", threat.norm, threat.eps, fixed),
+            Row.counted("noise_off", attack.threat.at(0), clean),
+            Row.counted("noise_off_attacked", attack.threat, attacked),
+            Row.counted("noise_fixed", attack.threat, fixed),
         ]
 
     def rests_on_noise(self, attacked: Sequence[Row]) -> Check:

@@ -30,6 +30,7 @@ from robusttrain.noise.placement import INPUT
 from robusttrain.report.ledger import Point, Row
 from robusttrain.runtime import distributed
 from robusttrain.runtime.progress import Advance, unreported
+from robusttrain.threat import Threat
 
 # Certified images are attacked in so many groups of similar radii.
 GROUPS = 4
@@ -163,7 +164,7 @@ def _batches(draws: int, size: int) -> Iterator[int]:
 def _point(images: Sequence[Certified], theorem: Certificate, radius: float) -> Point:
     """The share of images that are certified at `radius`."""
     not_certified = np.array([not image.holds(radius) for image in images])
-    counted = Row.counted("certified", theorem.norm, radius, not_certified)
+    counted = Row.counted("certified", Threat(theorem.norm, radius), not_certified)
     return Point("certified", None, None, counted)
 
 
@@ -192,8 +193,8 @@ def _attacked(
     check = graded("certificates broken by an attack", count, 0, allowed)
     if not len(held):
         return [], check
-    smallest = float(radii[held].min())
-    return [Row.counted("in_certificate", theorem.norm, smallest, broken[held])], check
+    smallest = Threat(theorem.norm, float(radii[held].min()))
+    return [Row.counted("in_certificate", smallest, broken[held])], check
 
 
 def _broken(

@@ -73,6 +73,6 @@ def _point(
 ) -> Point:
     draws = (eot or probe.subject.eot) if probe.subject.random else 1
     name = f"curve {attack.eps} {attack.steps} {attack.step_size} {draws}"
-    counted = Row.counted(curve, attack.norm, attack.eps, probe.broken(attack, name, eot=draws))
+    counted = Row.counted(curve, attack.threat, probe.broken(attack, name, eot=draws))
     advance(1)
     return Point(curve, attack.steps, draws, counted)

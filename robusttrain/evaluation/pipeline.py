@@ -27,7 +27,7 @@ from robusttrain.noise.control import smoothed
 from robusttrain.report.ledger import Ledger, Row, joined
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
-from robusttrain.threat import Norm
+from robusttrain.threat import Threat
 
 
 class Found(NamedTuple):
@@ -54,8 +54,7 @@ def examined(
     samples: Samples,
     settings: Evaluation,
     *,
-    norm: Norm,
-    eps: float,
+    threat: Threat,
     seed: int,
     folder: Path,
     origin: object,
@@ -73,22 +72,22 @@ def examined(
         model.eval()
         index, subject = examine(model, samples, settings, seed)
         # How the images are cut into batches, and by what they are computed, shows in rounding.
-        how = origin, settings, norm, eps, seed, subject.batch_size, subject.x.device
+        how = origin, settings, threat, seed, subject.batch_size, subject.x.device
         processes = distributed.rank(), distributed.size()
         work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
         subject.saved = pieces = Folder(folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
-        ledger = _attacked(subject, index, suite, settings, norm, eps, terminal)
+        ledger = _attacked(subject, index, suite, settings, threat, terminal)
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:
             return Examined(None, pieces)
         closer = _audited(subject, settings, suite, ledger, terminal)
         if settings.verify:
-            ledger.proven = proven(subject, eps)
-            closer = closer.joined(verified(ledger.proven, ledger, eps))
+            ledger.proven = proven(subject, threat.eps)
+            closer = closer.joined(verified(ledger.proven, ledger, threat))
         if certificates:
             closer = closer.joined(certificates.audit)
-        kept = rounded(subject, ledger, norm) if settings.save_adversarial else []
+        kept = rounded(subject, ledger, threat) if settings.save_adversarial else []
     found = Found(ledger, closer, certificates, [*closer.controls, *kept])
     return Examined(found, pieces)
 
@@ -102,8 +101,7 @@ def _attacked(
     index: NDArray[np.int64],
     suite: Mapping[str, Attack],
     settings: Evaluation,
-    norm: Norm,
-    eps: float,
+    threat: Threat,
     terminal: Terminal,
 ) -> Ledger | None:
     """What the attacks did to all images, of which each process has a share."""
@@ -115,7 +113,7 @@ def _attacked(
     with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
         if len(mine):
             ledger = attack_all(
-                part, mine, suite, settings.survivors_only, norm=norm, eps=eps, progress=bar
+                part, mine, suite, settings.survivors_only, threat=threat, progress=bar
             )
             if not settings.save_adversarial:
                 ledger.adversarial = None

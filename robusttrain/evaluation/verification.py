@@ -11,7 +11,7 @@ from robusttrain.evaluation.findings import Audit, graded
 from robusttrain.evaluation.session import Subject
 from robusttrain.intervals import Interval
 from robusttrain.report.ledger import Ledger, Row
-from robusttrain.threat import Norm
+from robusttrain.threat import Threat
 
 
 @torch.no_grad()
@@ -37,9 +37,9 @@ def _proven(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> NDArray[np.bo
     return np.asarray((others.amax(1) < 0).cpu().numpy())
 
 
-def verified(held: NDArray[np.bool_], ledger: Ledger, eps: float) -> Audit:
+def verified(held: NDArray[np.bool_], ledger: Ledger, threat: Threat) -> Audit:
     """The row `verified`, and the check that no attack broke what was proven."""
-    within = [o.broken for o in ledger.outcomes.values() if o.norm == Norm.linf and o.eps <= eps]
+    within = [o.broken for o in ledger.outcomes.values() if threat.covers(o.threat)]
     broken = np.any([ledger.misclassified, *within], axis=0) & held
     check = graded("proven images broken by an attack", int(broken.sum()), 0, 0)
-    return Audit([Row.counted("verified", Norm.linf, eps, ~held)], [], [check])
+    return Audit([Row.counted("verified", threat, ~held)], [], [check])

@@ -15,6 +15,7 @@ import pandas as pd
 from robusttrain.errors import InputError
 from robusttrain.report.ledger import CONFIDENCE
 from robusttrain.run_directory import REPORT, SAMPLES
+from robusttrain.threat import Norm, Threat
 
 MEASURES = ("clean", "worst_case")
 SIGNIFICANT = 0.05
@@ -48,10 +49,10 @@ class Run:
     samples: pd.DataFrame
 
     @property
-    def threat(self) -> str:
-        """Norm and radius that the worst case is of."""
-        row = self.report.loc["worst_case"]
-        return f"{row['norm']}, eps {row['eps']:.6g}"
+    def threat(self) -> Threat:
+        """What the worst case is of."""
+        row = self.report.to_dict("index")["worst_case"]
+        return Threat(Norm(row["norm"]), float(row["eps"]))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from robusttrain.threat import Threat
 
 CONFIDENCE = 0.95
 
@@ -23,8 +25,8 @@ class Row:
     ----------
     attack
         What the accuracy is under, or the name of another measurement.
-    norm, eps
-        The threat model; `eps` in pixel units.
+    threat
+        The threat model that it was measured under.
     n
         How many images were counted.
     accuracy, ci_low, ci_high
@@ -36,8 +38,7 @@ class Row:
     """
 
     attack: str
-    norm: str
-    eps: float
+    threat: Threat
     n: int
     accuracy: float
     ci_low: float
@@ -47,14 +48,20 @@ class Row:
     seconds: float = math.nan
 
     @classmethod
-    def counted(cls, attack: str, norm: str, eps: float, broken: Flags, **cost: float) -> Self:
+    def counted(cls, attack: str, threat: Threat, broken: Flags, **cost: float) -> Self:
         """The row of images of which some are `broken`; `cost` has passes and seconds."""
         # Takes a second to import, which a command line with a mistake in it need not wait for.
         from scipy.stats import binomtest
 
         right, n = int((~broken).sum()), len(broken)
         interval = binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
-        return cls(attack, norm, eps, n, right / n, interval.low, interval.high, **cost)
+        return cls(attack, threat, n, right / n, interval.low, interval.high, **cost)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The columns of `report.csv`, with the threat as `norm` and `eps`."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        threat = own.pop("threat")
+        return {"attack": own.pop("attack"), "norm": threat.norm, "eps": threat.eps, **own}
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,10 @@ class Point:
 
     def as_dict(self) -> dict[str, Any]:
         """The row of `curve.csv`."""
+        counted = self.row.as_dict()
         kept = ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")
         own = {"curve": self.curve, "steps": self.steps, "eot": self.eot}
-        return own | {name: getattr(self.row, name) for name in kept}
+        return own | {name: counted[name] for name in kept}
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,8 @@ class Outcome:
 
     Parameters
     ----------
-    norm, eps
-        The threat model of the attack; `eps` in pixel units.
+    threat
+        The threat model of the attack.
     broken
         Whether the image is misclassified, either by itself or under the attack, or, in a suite
         that attacks survivors only, under one of the attacks before.
@@ -98,8 +106,7 @@ class Outcome:
         How many of them met outputs or gradients that are not finite.
     """
 
-    norm: str
-    eps: float
+    threat: Threat
     broken: Flags
     margin: Floats
     size: Floats
@@ -189,7 +196,7 @@ class Ledger:
     @property
     def largest_eps(self) -> float:
         """The largest radius of all attacks, in pixel units."""
-        return max((outcome.eps for outcome in self.outcomes.values()), default=0.0)
+        return max((outcome.threat.eps for outcome in self.outcomes.values()), default=0.0)
 
     def arrays(self) -> dict[str, Any]:
         """`adversarial.npz`: index, label and broken_by (N,), and images (N, C, H, W) in [0, 1]."""
@@ -200,13 +207,18 @@ class Ledger:
             "images": self.adversarial,
         }
 
-    def report(self, norm: str, others: Sequence[Row] = ()) -> pd.DataFrame:
+    def report(self, threat: Threat, others: Sequence[Row] = ()) -> pd.DataFrame:
         """The attack columns of `report.csv`: clean first, then `others`, worst case last.
 
-        `norm` is that of the run, for the rows that no single attack stands for.
+        `threat` is that of the run, whose norm the rows have that no single attack stands for.
         """
         clean = Row.counted(
-            "clean", norm, 0.0, self.misclassified, forward=1.0, backward=0.0, seconds=self.seconds
+            "clean",
+            threat.at(0),
+            self.misclassified,
+            forward=1.0,
+            backward=0.0,
+            seconds=self.seconds,
         )
         rows = [clean]
         for name, o in self.outcomes.items():
@@ -214,13 +226,13 @@ class Ledger:
                 "forward": o.forward_passes / len(o.broken),
                 "backward": o.backward_passes / len(o.broken),
             }
-            rows.append(Row.counted(name, o.norm, o.eps, o.broken, **passes, seconds=o.seconds))
+            rows.append(Row.counted(name, o.threat, o.broken, **passes, seconds=o.seconds))
         spent = {
             key: sum(getattr(row, key) for row in rows)
             for key in ("forward", "backward", "seconds")
         }
-        worst = Row.counted("worst_case", norm, self.largest_eps, self.worst_case, **spent)
-        return pd.DataFrame([asdict(row) for row in (*rows, *others, worst)])
+        worst = Row.counted("worst_case", threat.at(self.largest_eps), self.worst_case, **spent)
+        return pd.DataFrame([row.as_dict() for row in (*rows, *others, worst)])
 
 
 def joined(ledgers: Sequence[Ledger]) -> Ledger:
@@ -234,7 +246,7 @@ def joined(ledgers: Sequence[Ledger]) -> Ledger:
 
     def together(parts: Sequence[Any], name: str) -> Any:
         values = [getattr(part, name) for part in parts]
-        if name in ("norm", "eps") or values[0] is None:
+        if name == "threat" or values[0] is None:
             return values[0]
         if name == "seconds":
             return max(values)

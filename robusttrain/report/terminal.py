@@ -163,13 +163,13 @@ class Terminal:
         """Print certified accuracy at each radius; `paper` has the theorem behind it."""
         cells = pd.DataFrame(
             {
-                "radius": f"{point.eps:g}",
+                "radius": f"{point.threat.eps:g}",
                 "certified accuracy": f"{point.accuracy:.2%}",
                 "95 % interval": f"{100 * point.ci_low:.1f} to {100 * point.ci_high:.1f}",
             }
             for point in curve
         )
-        norm, n = curve[0].norm, curve[0].n
+        norm, n = curve[0].threat.norm, curve[0].n
         self.table(cells, f"certified in {norm} on {n} images ({paper})", cells.columns)
 
     def table(self, cells: pd.DataFrame, title: str, figures: Collection[str]) -> None:

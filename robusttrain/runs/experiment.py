@@ -196,7 +196,7 @@ def _evaluate(
     with refused_where_too_large("evaluation.batch_size", at_once):
         return examined(
             model, test, config.evaluation,
-            norm=config.norm, eps=config.eps, seed=config.seed,
+            threat=config.threat, seed=config.seed,
             folder=run_dir / f"{PIECES}{distributed.suffix()}",
             origin=(config.checkpoint, config.model, config.noise), terminal=terminal,
         )  # fmt: skip

@@ -17,7 +17,7 @@ def report_results(
     config: Config, names: Mapping[str, str], results: Found, run_dir: Path, terminal: Terminal
 ) -> list[dict[str, Any]]:
     """Write and show what an evaluation found; returns the rows of `report.csv`."""
-    report = results.ledger.report(config.norm, results.rows)
+    report = results.ledger.report(config.threat, results.rows)
     shown = {**names, "defense": combined(names)}
     for position, key in enumerate(("dataset", "model", "defense", "noise")):
         report.insert(position, key, shown[key])

@@ -226,7 +226,7 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
     if overview.empty:
         return "No job has finished an evaluation."
     runs = [run for setting in found for run in setting.runs.values()]
-    threats = " or ".join(dict.fromkeys(run.threat for run in runs))
+    threats = " or ".join(dict.fromkeys(str(run.threat) for run in runs))
     counts = dict.fromkeys(str(len(run.samples)) for run in runs)
     lines = [
         f"Worst case in {threats}, on {' or '.join(counts)} images.",

@@ -12,7 +12,7 @@ from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ class Look:
                     self.model,
                     portion,
                     settings,
-                    norm=self.norm,
-                    eps=self.eps,
+                    threat=Threat(self.norm, self.eps),
                     seed=seed,
                     progress=bar,
                 )

@@ -22,7 +22,8 @@ from robusttrain.attacks.objectives import (
     targeted_margin,
 )
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import (
     Affine,
     OnFirstPixel,

@@ -23,7 +23,8 @@ from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.objectives import ObjectiveAttack, TargetingAttack
 from robusttrain.errors import InputError
 from robusttrain.noise.layer import NoiseLayer, Switches
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import (
     ATTACKS,
     RANDOM,

@@ -5,7 +5,8 @@ import torch
 
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, generator, interior
 
 

@@ -11,7 +11,8 @@ from robusttrain.attacks.base import Label
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import Make, generator
 
 SEARCHES: dict[str, Make] = {

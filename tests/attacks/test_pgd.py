@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.pgd import PGD
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import (
     OnFirstPixel,
     everywhere,

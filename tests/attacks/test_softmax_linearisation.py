@@ -4,7 +4,8 @@ import torch
 
 from robusttrain.attacks.base import Label
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, interior
 
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: np.inf}

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from robusttrain.attacks.base import Label
 from robusttrain.attacks.square import Square
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, generator, interior
 
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: float("inf")}

@@ -10,7 +10,8 @@ from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.model_view import predictions
 from robusttrain.attacks.pgd import PGD
 from robusttrain.models.normalize import Normalize
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import (
     ATTACKS,
     GRADIENT_FREE,

@@ -3,7 +3,8 @@ import torch
 
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.uniform import Uniform
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, generator
 
 

@@ -18,7 +18,8 @@ from robusttrain.errors import InputError
 from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.schedules import Constant
 from robusttrain.report.terminal import Terminal
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 from robusttrain.training.curriculum import Curriculum
 from robusttrain.training.precision import Precision
 from robusttrain.training.settings import Training

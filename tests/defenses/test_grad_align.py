@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from robusttrain.attacks import cross_entropy
 from robusttrain.defenses.grad_align import GradAlign, misalignment
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 
 PIXELS, EPS = 6, 0.2
 

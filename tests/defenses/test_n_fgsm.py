@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from robusttrain.attacks import cross_entropy
 from robusttrain.defenses.n_fgsm import NFGSM
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 
 
 def problem(low: float = 0.3, high: float = 0.7) -> tuple[nn.Sequential, Tensor, Tensor]:

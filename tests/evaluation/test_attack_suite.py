@@ -21,7 +21,7 @@ from robusttrain.data import Split, as_input
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.report.ledger import Ledger
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 
 EPS = 0.2
 
@@ -63,12 +63,12 @@ def ledger_of(
 ) -> Ledger:
     return evaluate(
         model or Threshold().eval(), data, Evaluation(attacks, **settings),
-        norm=Norm.linf, eps=eps, seed=seed,
+        threat=Threat(Norm.linf, eps), seed=seed,
     )  # fmt: skip
 
 
 def accuracies(ledger: Ledger) -> dict[str, float]:
-    report = ledger.report(Norm.linf)
+    report = ledger.report(Threat(Norm.linf, 0))
     return dict(zip(report["attack"], report["accuracy"], strict=True))
 
 
@@ -179,7 +179,7 @@ def test_worst_case_means_that_every_attack_failed_on_the_image() -> None:
 
 def test_each_row_states_the_threat_model_of_its_attack() -> None:
     attacks: dict[str, Attack] = {"own": FGSM(Norm.l2, 0.05), "none": NoAttack()}
-    report = ledger_of(everywhere(), attacks, eps=0.125).report(Norm.linf)
+    report = ledger_of(everywhere(), attacks, eps=0.125).report(Threat(Norm.linf, 0))
     rows = report.set_index("attack")[["norm", "eps"]].to_dict("index")
     assert rows["own"] == {"norm": "l2", "eps": 0.05}
     assert rows["none"] == {"norm": "linf", "eps": 0.125}
@@ -421,7 +421,9 @@ def test_the_report_counts_the_passes_of_the_network(name: str) -> None:
     model.register_forward_hook(count)
     with torch.no_grad():
         size = 16
-        report = ledger_of(data, {name: COSTED[name]}, model, batch_size=size).report(Norm.linf)
+        report = ledger_of(data, {name: COSTED[name]}, model, batch_size=size).report(
+            Threat(Norm.linf, 0)
+        )
     # Beside the attack: two looks for randomness, one at the images and one at what became of them.
     spent = {"forward": counted["forward"] - 2 * size - 2 * 103, "backward": counted["backward"]}
     rows = report.set_index("attack").to_dict("index")

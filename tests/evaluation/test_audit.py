@@ -42,7 +42,7 @@ from robusttrain.optim.schedules import OneCycle
 from robusttrain.report.ledger import Ledger, Outcome, Point, Row
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime.progress import Advance, unreported
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 
@@ -99,7 +99,7 @@ def examined(
     chosen = Evaluation({"apgd_ce": APGD(eps=EPS)} if attacks is None else attacks, **settings)
     index, subject = examine(model, data, chosen, 0)
     suite = chosen.suite(subject.num_classes, subject.random)
-    ledger = attack_all(subject, index, suite, chosen.survivors_only, norm=Norm.linf, eps=EPS)
+    ledger = attack_all(subject, index, suite, chosen.survivors_only, threat=Threat(Norm.linf, EPS))
     return Probe(subject, PROBE), suite, ledger
 
 
@@ -167,7 +167,7 @@ def test_an_honest_model_passes(defense: str, standard: nn.Module, digits: Split
     assert [row.attack for row in closer.controls] == ["control"]
     assert closer.controls[0].accuracy == (~ledger.misclassified).mean()
     assert torch.equal(torch.get_rng_state(), stream)
-    at_radius = [p.row.accuracy for p in closer.curve if p.row.eps == EPS]
+    at_radius = [p.row.accuracy for p in closer.curve if p.row.threat.eps == EPS]
     assert min(at_radius) >= (~ledger.worst_case).mean() - 0.03
 
 
@@ -278,7 +278,7 @@ def found_by(*, gradients: int, square: int) -> Ledger:
     by_gradients, by_square = places < gradients, places < gradients + square
     who = (by_gradients, places >= 0), (by_square, ~by_gradients)
     for name, (broken, attacked) in zip(SUITE, who, strict=True):
-        ledger.outcomes[name] = Outcome("linf", EPS, broken, zeros, zeros, 0.0, attacked)
+        ledger.outcomes[name] = Outcome(Threat(Norm.linf, EPS), broken, zeros, zeros, 0.0, attacked)
     return ledger
 
 
@@ -544,7 +544,7 @@ def test_more_draws_must_not_pay(
     def draws(probe: Probe, advance: Advance) -> list[Point]:
         accuracies = zip((1, 5, 20, 80), (900, 600, 500, standing), strict=True)
         return [
-            Point("eot", 10, eot, Row("eot", "linf", EPS, N, count / N, 0, 1))
+            Point("eot", 10, eot, Row("eot", Threat(Norm.linf, EPS), N, count / N, 0, 1))
             for eot, count in accuracies
         ]
 

@@ -22,7 +22,7 @@ from robusttrain.evaluation.cache import NOTHING_SAVED, Folder, Partial, descrip
 from robusttrain.evaluation.session import BATCHES_IN_A_POOL
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 
 EPS, BATCH = 0.2, 2
 IMAGES = 5 * BATCHES_IN_A_POOL * BATCH - 10
@@ -115,13 +115,15 @@ def evaluated(
     settings = Evaluation(attacks, batch_size=BATCH, eot=2, votes=3)
     index, subject = examine(model, data(), settings, 0)
     subject.saved = saved
-    return attack_all(subject, index, attacks, True, norm=Norm.linf, eps=EPS)
+    return attack_all(subject, index, attacks, True, threat=Threat(Norm.linf, EPS))
 
 
 def assert_same(first: Ledger, second: Ledger) -> None:
     pd.testing.assert_frame_equal(first.samples(), second.samples(), check_exact=True)
     np.testing.assert_array_equal(first.adversarial, second.adversarial)
-    report, other = (ledger.report("linf").drop(columns="seconds") for ledger in (first, second))
+    report, other = (
+        ledger.report(Threat(Norm.linf, 0)).drop(columns="seconds") for ledger in (first, second)
+    )
     pd.testing.assert_frame_equal(report, other, check_exact=True)
 
 

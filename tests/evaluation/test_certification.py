@@ -49,7 +49,8 @@ from robusttrain.noise.smoothing import Distribution, Smoothing
 from robusttrain.noise.stack import Stack
 from robusttrain.noise.uniform import UniformNoise
 from robusttrain.report.terminal import Terminal
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm, Threat
+from robusttrain.threat.balls import ball
 
 SIGMA, PIXELS = 0.25, 16
 
@@ -232,8 +233,8 @@ def test_each_noise_names_its_norm_and_its_theorem(
         found = certified(smoothed(one_pixel(), noise_on(noise)), one_pixel().at([0.3]))
         assert found.theorem.norm == norm
         assert found.theorem.paper.startswith(paper)
-        assert {point.row.norm for point in found.audit.curve} == {norm}
-        assert {row.norm for row in found.audit.controls} <= {norm}
+        assert {point.row.threat.norm for point in found.audit.curve} == {norm}
+        assert {row.threat.norm for row in found.audit.controls} <= {norm}
 
 
 def noise_on(noise: AdditiveNoise) -> AdditiveNoise:
@@ -367,11 +368,11 @@ def test_the_curve_counts_the_images_that_are_certified() -> None:
     y = torch.tensor([1] * 8 + [0] * 2 + [1] * 2)
     found = certified(smoothed(model), x, y, n=1000, radii=[0.0, 0.1, 0.3, 0.45, 9.0])
     counts = [8, 8, 4, 0, 0]
-    assert [point.row.eps for point in found.audit.curve] == [0.0, 0.1, 0.3, 0.45, 9.0]
+    assert [point.row.threat.eps for point in found.audit.curve] == [0.0, 0.1, 0.3, 0.45, 9.0]
     for point, count in zip(found.audit.curve, counts, strict=True):
         row = point.row
         interval = proportion_confint(count, 12, method="wilson")
-        assert (point.curve, row.norm, row.n) == ("certified", "l2", 12)
+        assert (point.curve, row.threat.norm, row.n) == ("certified", "l2", 12)
         assert row.accuracy == count / 12
         assert (row.ci_low, row.ci_high) == pytest.approx(interval, abs=1e-9)
         assert point.steps is None
@@ -397,7 +398,7 @@ def test_no_certificate_of_an_honest_model_is_broken(
     radii = [image.radius for image in found.images if not image.abstained]
     assert found.images[0].abstained
     assert (row.attack, row.n, row.accuracy) == ("in_certificate", len(radii), 1.0)
-    assert row.eps == min(radii)
+    assert row.threat.eps == min(radii)
 
 
 class Liar(Gaussian):
@@ -672,7 +673,7 @@ SPLIT = Split(torch.full((6, 1, 4, 4), 179, dtype=torch.uint8), torch.ones(6, dt
 def evaluated(model: nn.Module, folder: Path, settings: Certification | None) -> Found:
     evaluation = Evaluation({}, votes=101, eot=2, certification=settings)
     found = examined(
-        model, SPLIT, evaluation, norm=Norm.l2, eps=0.1, seed=0, folder=folder, origin=None,
+        model, SPLIT, evaluation, threat=Threat(Norm.l2, 0.1), seed=0, folder=folder, origin=None,
         terminal=Terminal(Console(file=io.StringIO())),
     ).found  # fmt: skip
     assert found is not None

@@ -16,6 +16,7 @@ from robusttrain.evaluation.cache import NOTHING_SAVED, Folder, Partial
 from robusttrain.evaluation.curves import Probe, over_eps, over_steps
 from robusttrain.report.ledger import Row
 from robusttrain.runtime.progress import unreported
+from robusttrain.threat import Norm, Threat
 
 # No byte is a multiple of a quarter of it away from the threshold.
 EPS = 0.11
@@ -54,7 +55,7 @@ def test_the_curve_over_eps_is_exact(stop_early: bool) -> None:
     done: list[int] = []
     points = over_eps(probe_of(PGD(eps=EPS, stop_early=stop_early)), done.append)
     multiples = [0, 1 / 4, 1 / 2, 1, 3 / 2, 2, 4]
-    assert [p.row.eps for p in points] == pytest.approx([m * EPS for m in multiples])
+    assert [p.row.threat.eps for p in points] == pytest.approx([m * EPS for m in multiples])
     expected = [robust(m * EPS) for m in multiples]
     assert len(set(expected)) == 7
     assert [p.row.accuracy for p in points] == pytest.approx(expected)
@@ -65,7 +66,7 @@ def test_the_curve_over_eps_is_exact(stop_early: bool) -> None:
 def test_the_curve_over_steps_ends_at_what_is_robust() -> None:
     points = over_steps(probe_of(PGD(eps=EPS, stop_early=True)), unreported)
     assert [p.steps for p in points] == [1, 2, 5, 10, 20, 40, 80]
-    assert {p.row.eps for p in points} == {EPS}
+    assert {p.row.threat.eps for p in points} == {EPS}
     accuracies = [p.row.accuracy for p in points]
     assert accuracies[-1] == pytest.approx(robust(EPS))
     assert min(accuracies) == accuracies[-1]
@@ -80,9 +81,9 @@ def test_steps_are_as_long_as_their_number_asks_for() -> None:
 def test_a_point_has_the_interval_of_its_accuracy() -> None:
     point = over_eps(probe_of(PGD(eps=EPS)), unreported)[3].row
     data = np.arange(203) >= round(203 * robust(EPS))
-    counted = Row.counted("", "linf", EPS, data)
+    counted = Row.counted("", Threat(Norm.linf, EPS), data)
     assert (point.ci_low, point.ci_high) == (counted.ci_low, counted.ci_high)
-    assert point.norm == "linf"
+    assert point.threat.norm == "linf"
 
 
 def test_points_that_are_kept_are_not_mistaken_for_each_other(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from robusttrain.evaluation.voting import classes_and_randomness
 from robusttrain.noise.control import noise_off
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 
 SIGMA = 0.1
 
@@ -66,7 +66,9 @@ NOISY = split_at([0.1] * 350 + [0.01] * 25 + [-0.1] * 25)
 def ledger_of(
     model: nn.Module, data: Split, attacks: dict[str, Attack], *, eps: float, **settings: Any
 ) -> Ledger:
-    return evaluate(model, data, Evaluation(attacks, **settings), norm=Norm.linf, eps=eps, seed=0)
+    return evaluate(
+        model, data, Evaluation(attacks, **settings), threat=Threat(Norm.linf, eps), seed=0
+    )
 
 
 def suite(eps: float) -> dict[str, Attack]:
@@ -88,7 +90,7 @@ def test_a_suite_without_a_radius_leaves_the_clean_accuracy(
         make().eval(), NOISY, suite(1e-9), eps=1e-9, eot=2, votes=votes,
         survivors_only=survivors_only,
     )  # fmt: skip
-    report = ledger.report("linf").set_index("attack")
+    report = ledger.report(Threat(Norm.linf, 0)).set_index("attack")
     clean = report.loc["clean"]
     assert 0.75 < clean["accuracy"] < 0.95
     assert (report["accuracy"] >= clean["ci_low"]).all()

@@ -1,7 +1,6 @@
 """What of a robustness rests on noise: attacked with the noise off, and with one draw for all."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.smoothing import Smoothing
 from robusttrain.report.ledger import Row
 from robusttrain.runtime.progress import unreported
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 
 EPS = 0.1
 RESTS = "accuracy lost with fixed or no noise"
@@ -82,7 +81,7 @@ def test_with_one_draw_for_all_passes_a_shift_decides() -> None:
     data = pixels([far for near in SPREAD for far in (0.45, near)])
     model = noisy(5.0, Gaussian(0.3, predict=True))
     probe = probe_of(model, data)
-    found = {r.attack: asdict(r) for r in measured(probe).without_noise()}
+    found = {r.attack: r.as_dict() for r in measured(probe).without_noise()}
     assert list(found) == ["noise_off", "noise_off_attacked", "noise_fixed"]
     with noise_held(model, probe.subject.seed), torch.no_grad():
         z = float(model(torch.full((1, 1, 1, 1), 0.5))[0, 1] / 5)
@@ -97,7 +96,7 @@ def test_with_one_draw_for_all_passes_a_shift_decides() -> None:
     }
     for name, (eps, broken) in expected.items():
         assert found[name] == pytest.approx(
-            asdict(Row.counted(name, Norm.linf, eps, broken)), nan_ok=True
+            Row.counted(name, Threat(Norm.linf, eps), broken).as_dict(), nan_ok=True
         ), name
     assert found["noise_fixed"]["accuracy"] != found["noise_off_attacked"]["accuracy"]
 
@@ -166,7 +165,7 @@ def test_the_smaller_one_of_both_counts(off: int, fixed: int, figure: float, ver
 
 def counted(standing: int) -> Row:
     """Of 1,000 images."""
-    return Row.counted("noise", Norm.linf, EPS, np.arange(1000) >= standing)
+    return Row.counted("noise", Threat(Norm.linf, EPS), np.arange(1000) >= standing)
 
 
 def audited(model: nn.Module) -> tuple[Audit, int]:
@@ -174,7 +173,7 @@ def audited(model: nn.Module) -> tuple[Audit, int]:
     index, subject = examine(model.eval(), pixels(SPREAD[:10]), settings, 0)
     pieces: list[int] = []
     suite = settings.suite(subject.num_classes, subject.random)
-    ledger = attack_all(subject, index, suite, False, norm=Norm.linf, eps=EPS)
+    ledger = attack_all(subject, index, suite, False, threat=Threat(Norm.linf, EPS))
     closer = audit(Probe(subject, PROBE), suite, ledger, pieces.append)
     return closer, len(pieces)
 

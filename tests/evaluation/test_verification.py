@@ -16,7 +16,7 @@ from robusttrain.evaluation.verification import proven, verified
 from robusttrain.intervals import refuse_unbounded
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger, Outcome
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from toys.command_line import CommandLine
 
 PIXELS = torch.tensor([0.0, 0.3, 0.45, 0.55, 0.7, 1.0, 0.9, 0.1])
@@ -84,7 +84,7 @@ def test_of_a_model_that_draws_noise_nothing_is_proven() -> None:
 def ledger(broken: list[bool], eps: float, norm: Norm = Norm.linf) -> Ledger:
     flags, zeros = np.array(broken), np.zeros(8)
     prediction = np.where(RIGHT, LABELS, 1 - LABELS)
-    attacked = Outcome(norm, eps, flags, zeros, zeros, 0.0)
+    attacked = Outcome(Threat(norm, eps), flags, zeros, zeros, 0.0)
     return Ledger(np.arange(8), LABELS.numpy(), prediction, zeros, 0.0, {"pgd": attacked})
 
 
@@ -96,19 +96,26 @@ def ledger(broken: list[bool], eps: float, norm: Norm = Norm.linf) -> Ledger:
         ([True, True, True, False, True, False, True, True], Norm.linf, 0.1, Verdict.failed),
         # What an attack with more room breaks says nothing against the proof.
         ([True, True, True, False, True, False, True, True], Norm.linf, 0.5, Verdict.passed),
-        ([True, True, True, False, True, False, True, True], Norm.l2, 0.1, Verdict.passed),
+        ([True, True, True, False, True, False, True, True], Norm.l2, 0.5, Verdict.passed),
+        # In the l2 ball, there is less room than in the linf ball of the same radius.
+        ([True, True, True, False, True, False, True, True], Norm.l2, 0.3, Verdict.failed),
     ],
 )
 def test_an_attack_that_breaks_what_is_proven_fails_the_audit(
     broken: list[bool], norm: Norm, eps: float, verdict: Verdict
 ) -> None:
     held = proven(subject(Threshold()), 0.3)
-    found = verified(held, ledger(broken, eps, norm), 0.3)
+    found = verified(held, ledger(broken, eps, norm), Threat(Norm.linf, 0.3))
     (check,) = found.checks
     assert check.verdict is verdict
     assert check.figure == (verdict is Verdict.failed)
     (row,) = found.controls
-    assert (row.attack, row.eps, row.n, row.accuracy) == ("verified", 0.3, 8, 0.25)
+    assert (row.attack, row.threat, row.n, row.accuracy) == (
+        "verified",
+        Threat(Norm.linf, 0.3),
+        8,
+        0.25,
+    )
 
 
 def test_other_norms_noise_and_unknown_layers_are_refused() -> None:

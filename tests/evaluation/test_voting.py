@@ -15,7 +15,7 @@ from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.voting import MeanPrediction
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 
 SIGMA = 0.1
 
@@ -44,7 +44,9 @@ def noisy_step() -> nn.Module:
 def ledger_of(
     model: nn.Module, split: Split, attacks: dict[str, Any], *, eps: float, **settings: Any
 ) -> Ledger:
-    return evaluate(model, split, Evaluation(attacks, **settings), norm=Norm.linf, eps=eps, seed=0)
+    return evaluate(
+        model, split, Evaluation(attacks, **settings), threat=Threat(Norm.linf, eps), seed=0
+    )
 
 
 def at_distance(distance: float, count: int) -> Split:
@@ -102,7 +104,9 @@ def test_noise_alone_breaks_nothing(eps: float) -> None:
     """One pass in ten is wrong here; an attack of no size must not profit from that."""
     split = at_distance(0.128, 200)
     attacks = {"pgd": PGD(eps=eps, steps=10), "strong": PGD(eps=eps, steps=10, restarts=3)}
-    report = ledger_of(noisy_step(), split, attacks, eps=eps, eot=2, votes=50).report("linf")
+    report = ledger_of(noisy_step(), split, attacks, eps=eps, eot=2, votes=50).report(
+        Threat(Norm.linf, 0)
+    )
     clean = report.iloc[0]
     assert (report["accuracy"] >= clean["ci_low"]).all()
     assert (report["accuracy"] <= clean["ci_high"]).all()

@@ -29,7 +29,7 @@ from robusttrain.noise.pni import PNIWeights
 from robusttrain.noise.rse import RSE
 from robusttrain.noise.smoothing import Distribution, Smoothing
 from robusttrain.noise.uniform import UniformNoise
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from toys.noise import images, layer_of, network, ready, seeded
 
 
@@ -242,7 +242,9 @@ def test_on_the_boundary_predictions_are_as_rare_as_alpha_says(alpha: float) -> 
 def test_an_image_without_prediction_counts_as_wrong() -> None:
     pixel = torch.tensor([0, 128, 128, 255], dtype=torch.uint8).view(4, 1, 1, 1)
     split = Split(pixel, torch.tensor([0, 0, 1, 1]))
-    ledger = evaluate(smoothed(), split, Evaluation({}, votes=100), norm=Norm.l2, eps=0.1, seed=0)
+    ledger = evaluate(
+        smoothed(), split, Evaluation({}, votes=100), threat=Threat(Norm.l2, 0.1), seed=0
+    )
     assert ledger.prediction.tolist() == [0, -1, -1, 1]
     assert ledger.misclassified.tolist() == [False, True, True, False]
 

@@ -258,7 +258,7 @@ def test_the_worst_case_is_counted_from_the_ledger(tmp_path: Path, samples: str)
     assert right["clean"].tolist() == [True, True, True, False, False]
     assert right["worst_case"].tolist() == [True, False, False, False, False]
     assert read.attacks == ("fgsm", "pgd")
-    assert read.threat == "linf, eps 0.1"
+    assert str(read.threat) == "linf, eps 0.1"
     assert read.report["noise"].tolist() == ["None", "None"]
     assert read.report["accuracy"].tolist() == [0.6, 0.2]
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robusttrain.report.ledger import Ledger, Outcome
+from robusttrain.threat import Norm, Threat
 
 
 def ledger(label: list[int], prediction: list[int], broken: dict[str, list[int]]) -> Ledger:
@@ -19,7 +20,11 @@ def ledger(label: list[int], prediction: list[int], broken: dict[str, list[int]]
     )
     for number, (name, flags) in enumerate(broken.items(), 1):
         made.outcomes[name] = Outcome(
-            "l2", number / 10, np.array(flags, dtype=bool), np.zeros(count), np.ones(count), 2.0
+            Threat(Norm.l2, number / 10),
+            np.array(flags, dtype=bool),
+            np.zeros(count),
+            np.ones(count),
+            2.0,
         )
     return made
 
@@ -41,7 +46,7 @@ def standing(right: int, count: int) -> Ledger:
 def test_intervals_are_those_of_the_textbook(
     right: int, count: int, low: float, high: float
 ) -> None:
-    row = standing(right, count).report("linf").iloc[0]
+    row = standing(right, count).report(Threat(Norm.linf, 0)).iloc[0]
     assert row["ci_low"] == pytest.approx(low, abs=5e-5)
     assert row["ci_high"] == pytest.approx(high, abs=5e-5)
 
@@ -52,7 +57,7 @@ def test_intervals_are_wilsons(case: tuple[int, int]) -> None:
     p, z = right / n, 1.959963984540054
     centre = p + z * z / (2 * n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    row = standing(right, n).report("linf").iloc[0]
+    row = standing(right, n).report(Threat(Norm.linf, 0)).iloc[0]
     assert row["accuracy"] == p
     assert row["ci_low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-9)
     assert row["ci_high"] == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-9)
@@ -63,7 +68,7 @@ def test_clean_comes_first_and_worst_case_last() -> None:
         [0, 1, 2, 0], [0, 1, 2, 1],
         {"zeta": [0, 1, 0, 1], "alpha": [0, 0, 1, 1]},
     )  # fmt: skip
-    report = made.report("linf")
+    report = made.report(Threat(Norm.linf, 0))
     assert list(report["attack"]) == ["clean", "zeta", "alpha", "worst_case"]
     assert list(report["accuracy"]) == [0.75, 0.5, 0.5, 0.25]
     assert list(report["eps"]) == [0.0, 0.1, 0.2, 0.2]
@@ -73,7 +78,7 @@ def test_clean_comes_first_and_worst_case_last() -> None:
 
 
 def test_without_attacks_the_worst_case_is_clean() -> None:
-    report = standing(7, 10).report("l1")
+    report = standing(7, 10).report(Threat(Norm.l1, 0))
     assert list(report["attack"]) == ["clean", "worst_case"]
     assert list(report["accuracy"]) == [0.7, 0.7]
     assert list(report["eps"]) == [0.0, 0.0]
@@ -89,7 +94,10 @@ def test_a_prediction_of_no_class_is_wrong_for_every_label() -> None:
 
 def test_every_figure_can_be_counted_from_the_samples() -> None:
     made = ledger([0, 1, 2, 0], [0, 1, 2, 1], {"a": [0, 1, 0, 1], "b": [0, 0, 1, 1]})
-    samples, report = made.samples(), made.report("l2").set_index("attack")["accuracy"]
+    samples, report = (
+        made.samples(),
+        made.report(Threat(Norm.l2, 0)).set_index("attack")["accuracy"],
+    )
     assert list(samples["index"]) == [0, 3, 6, 9]
     right = samples["clean_prediction"] == samples["label"]
     assert right.mean() == report["clean"]

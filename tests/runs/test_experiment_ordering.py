@@ -26,7 +26,7 @@ from robusttrain.noise.none import NoNoise
 from robusttrain.optim.optimizers import Adam
 from robusttrain.optim.schedules import OneCycle
 from robusttrain.report.terminal import Terminal
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 
@@ -55,8 +55,8 @@ def accuracies(defense: Defense, noise: Noise) -> dict[str, float]:
     )  # fmt: skip
     list(trainer.epochs())
     attacks = {"fgsm": FGSM(eps=EPS), "pgd": PGD(eps=EPS, steps=20, restarts=3)}
-    ledger = evaluate(model, test, Evaluation(attacks), norm=Norm.linf, eps=EPS, seed=SEED)
-    report = ledger.report(Norm.linf)
+    ledger = evaluate(model, test, Evaluation(attacks), threat=Threat(Norm.linf, EPS), seed=SEED)
+    report = ledger.report(Threat(Norm.linf, 0))
     return dict(zip(report["attack"], report["accuracy"], strict=True))
 
 

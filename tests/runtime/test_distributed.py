@@ -39,7 +39,7 @@ from robusttrain.optim.weight_perturbation import AWP, WeightPerturbation
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.training import ddp
 from robusttrain.training.metrics import Epoch
 from robusttrain.training.precision import Precision
@@ -408,7 +408,7 @@ def test_what_cannot_be_trained_together_is_refused(tmp_path: Path) -> None:
 
 
 def ledger_of(ledger: Ledger) -> list[Any]:
-    tables = ledger.samples(), ledger.report("linf")
+    tables = ledger.samples(), ledger.report(Threat(Norm.linf, EPS))
     return [[table.drop(columns="seconds", errors="ignore") for table in tables], ledger.arrays()]
 
 
@@ -426,7 +426,7 @@ def test_an_evaluation_is_divided_by_images(images: int, tmp_path: Path) -> None
     def work() -> Any:
         folder = tmp_path / f"partial{distributed.suffix()}"
         done = examined(
-            model, DATA.load()[1], settings, norm=Norm.linf, eps=EPS, seed=0, folder=folder,
+            model, DATA.load()[1], settings, threat=Threat(Norm.linf, EPS), seed=0, folder=folder,
             origin=None, terminal=quiet(),
         )  # fmt: skip
         kept = done.pieces.path.is_dir()
@@ -460,7 +460,7 @@ def test_certificates_are_those_of_one_process(tmp_path: Path) -> None:
 
     def work() -> Any:
         return examined(
-            model, split, settings, norm=Norm.l2, eps=0.1, seed=0,
+            model, split, settings, threat=Threat(Norm.l2, 0.1), seed=0,
             folder=tmp_path / f"partial{distributed.suffix()}", origin=None, terminal=quiet(),
         ).found  # fmt: skip
 

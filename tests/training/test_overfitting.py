@@ -27,7 +27,7 @@ from robusttrain.models.mlp import MLP
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.optim.optimizers import Adam
 from robusttrain.report.terminal import Terminal
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.training.checkpointing import TrainingRun
 from robusttrain.training.diagnostics import remarks, summary
 from robusttrain.training.metrics import Epoch
@@ -66,7 +66,7 @@ def accuracy(model: nn.Module, eps: float) -> float:
     """That of all training images under PGD-20, measured from outside."""
     split = HARD.load()[0]
     ledger = evaluate(
-        model, split, Evaluation({"pgd": PGD(eps=eps, steps=20)}), norm=Norm.linf, eps=eps,
+        model, split, Evaluation({"pgd": PGD(eps=eps, steps=20)}), threat=Threat(Norm.linf, eps),
         seed=7,
     )  # fmt: skip
     return 1 - float(ledger.worst_case.mean())

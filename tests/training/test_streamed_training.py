@@ -24,7 +24,7 @@ from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.schedules import Constant
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import free_memory
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.training.precision import Precision
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
@@ -110,7 +110,7 @@ def test_validation_in_portions_is_of_all_images(
 def ledger(data: Samples, **settings: Any) -> Any:
     return evaluate(
         network(), data, Evaluation({"pgd": ATTACK}, **settings),
-        norm=Norm.linf, eps=EPS, seed=0,
+        threat=Threat(Norm.linf, EPS), seed=0,
     )  # fmt: skip
 
 

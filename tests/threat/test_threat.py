@@ -13,7 +13,8 @@ from scipy.stats import beta, kstest
 from torch import Tensor
 
 from robusttrain.errors import InputError
-from robusttrain.threat import Ball, Norm, Threat, ball, striped_start
+from robusttrain.threat import Norm, Threat
+from robusttrain.threat.balls import Ball, ball, striped_start
 
 NORMS = list(Norm)
 CORNERED = [Norm.linf, Norm.l1]  # the norms whose ball is a polytope
@@ -463,21 +464,20 @@ def test_a_threat_is_a_value() -> None:
     threat = Threat("linf", 0.03)  # type: ignore[arg-type]
     assert threat == Threat(Norm.linf, 0.03)
     assert len({threat, Threat(Norm.linf, 0.03), Threat(Norm.l2, 0.03)}) == 2
-    assert str(threat) == "linf 0.03"
+    assert str(threat) == "linf, eps 0.03"
     assert threat.at(0.5) == Threat(Norm.linf, 0.5)
 
 
 @pytest.mark.parametrize("norm", Norm)
-def test_a_threat_has_the_ball_of_its_norm(norm: Norm) -> None:
-    assert Threat(norm, 0.3).ball == ball(norm, 0.3)
-
-
-def test_a_threat_covers_smaller_ones_of_its_norm() -> None:
-    threat = Threat(Norm.l2, 0.5)
-    assert threat.covers(Threat(Norm.l2, 0.5))
-    assert threat.covers(Threat(Norm.l2, 0.1))
-    assert not threat.covers(Threat(Norm.l2, 0.6))
-    assert not threat.covers(Threat(Norm.linf, 0.1))
+@pytest.mark.parametrize("other", Norm)
+@pytest.mark.parametrize("eps", [0.1, 0.3, 0.5])
+def test_a_threat_covers_what_lies_in_its_ball(norm: Norm, other: Norm, eps: float) -> None:
+    """The points of a ball that reach the farthest out of another: one pixel, or all of them."""
+    corner = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    rays = torch.cat([corner, torch.ones(1, 4, dtype=torch.float64)])
+    rays = rays * 0.3 / ball(norm, 1.0).size(rays)[:, None]
+    lies_inside = bool((ball(other, 1.0).size(rays) <= eps + 1e-12).all())
+    assert Threat(other, eps).covers(Threat(norm, 0.3)) is lies_inside
 
 
 @pytest.mark.parametrize(("norm", "eps", "key"), [("l3", 0.1, "norm"), ("l2", -0.1, "eps")])

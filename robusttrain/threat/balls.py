@@ -7,24 +7,16 @@ shape; radii and steps are in pixel units of [0, 1].
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
+from robusttrain.threat import Norm
 
 # Below this a gradient carries no direction; dividing by less would overflow in float32.
 TINY = 1e-12
-
-
-class Norm(StrEnum):
-    """The norm that measures a perturbation of one image."""
-
-    linf = "linf"
-    l2 = "l2"
-    l1 = "l1"
 
 
 class Ball(Protocol):
@@ -274,50 +266,6 @@ def ball(norm: Norm, eps: float) -> Ball:
         Norm.l1: L1Ball,
     }
     return balls[Norm(norm)](eps)
-
-
-@dataclass(frozen=True)
-class Threat:
-    """A threat model: all images within `eps` of x in `norm`, and within the box [0, 1].
-
-    Parameters
-    ----------
-    norm
-        What measures a perturbation of one image.
-    eps
-        The radius, in pixel units of [0, 1], 0 or more.
-
-    Raises
-    ------
-    InputError
-        If `norm` is no norm, or `eps` is negative or not finite.
-    """
-
-    norm: Norm
-    eps: float
-
-    def __post_init__(self) -> None:
-        ranges.one_of(list(Norm), norm=self.norm)
-        ranges.at_least(0, eps=self.eps)
-        # Plain words are welcome in a notebook.
-        object.__setattr__(self, "norm", Norm(self.norm))
-
-    def __str__(self) -> str:
-        """As reports name it: `linf 0.03`."""
-        return f"{self.norm} {self.eps:g}"
-
-    @property
-    def ball(self) -> Ball:
-        """The ball around each image, cut with the box where a method says so."""
-        return ball(self.norm, self.eps)
-
-    def at(self, eps: float) -> "Threat":
-        """The same norm with another radius."""
-        return Threat(self.norm, eps)
-
-    def covers(self, other: "Threat") -> bool:
-        """Whether every image that `other` allows is allowed here, as their norms and radii say."""
-        return self.norm is other.norm and self.eps >= other.eps
 
 
 def striped_start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,64 @@
+"""Threat models as values: a norm and a radius.
+
+What is computed with them is in `balls`, which needs torch; reports do without.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from robusttrain import ranges
+
+
+class Norm(StrEnum):
+    """The norm that measures a perturbation of one image."""
+
+    linf = "linf"
+    l2 = "l2"
+    l1 = "l1"
+
+
+# The balls of one radius, each inside of the next.
+INNERMOST_FIRST = (Norm.l1, Norm.l2, Norm.linf)
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A threat model: all images within `eps` of x in `norm`, and within the box [0, 1].
+
+    Parameters
+    ----------
+    norm
+        What measures a perturbation of one image.
+    eps
+        The radius, in pixel units of [0, 1], 0 or more.
+
+    Raises
+    ------
+    InputError
+        If `norm` is no norm, or `eps` is negative or not finite.
+    """
+
+    norm: Norm
+    eps: float
+
+    def __post_init__(self) -> None:
+        ranges.one_of(list(Norm), norm=self.norm)
+        ranges.at_least(0, eps=self.eps)
+        # Plain words are welcome in a notebook.
+        object.__setattr__(self, "norm", Norm(self.norm))
+
+    def __str__(self) -> str:
+        """As messages name it: `linf, eps 0.03`."""
+        return f"{self.norm}, eps {self.eps:.6g}"
+
+    def at(self, eps: float) -> "Threat":
+        """The same norm with another radius."""
+        return Threat(self.norm, eps)
+
+    def covers(self, other: "Threat") -> bool:
+        """Whether every image that `other` allows is allowed here.
+
+        At the same radius the l1 ball lies in the l2 ball, and that in the linf ball.
+        """
+        inside = INNERMOST_FIRST.index(other.norm) <= INNERMOST_FIRST.index(self.norm)
+        return inside and other.eps <= self.eps
