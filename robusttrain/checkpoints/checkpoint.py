@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robusttrain import renames
 from robusttrain.checkpoints import tensor_files
 from robusttrain.errors import InputError
 from robusttrain.run_directory import BEST
@@ -129,7 +130,8 @@ def parse(content: Any, path: Path) -> Checkpoint:
     expected = {"format", *(member.name for member in fields(Checkpoint))}
     if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
         raise InputError(f"checkpoint={path} is not a checkpoint of robusttrain ({FORMAT!r})")
-    return Checkpoint(**{key: value for key, value in content.items() if key != "format"})
+    own = {key: value for key, value in content.items() if key != "format"}
+    return Checkpoint(**own | {"config": renames.config(content["config"])})
 
 
 def _is_archive(path: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from robusttrain import renames
 from robusttrain.report.files import write_csv, write_json
 from robusttrain.run_directory import RECORDS, REPORT, SAID, SWEEP_TABLE
 
@@ -181,4 +182,5 @@ def _record(sweep_dir: Path, folder: str) -> Path:
 
 def _read(path: Path) -> Job:
     content = json.loads(path.read_text())
-    return Job(**content | {"overrides": tuple(content["overrides"])})
+    today = {"overrides": tuple(content["overrides"]), "config": renames.yaml(content["config"])}
+    return Job(**content | today)

@@ -1,0 +1,44 @@
+"""Names of earlier versions."""
+
+import importlib
+
+import pytest
+from omegaconf import OmegaConf
+
+from robusttrain import renames
+
+# The classes that configurations of saved runs name in modules that have moved.
+MOVED = {
+    "robusttrain.averaging": ["EMA", "NoAveraging", "SWA"],
+    "robusttrain.config": ["Config"],
+    "robusttrain.curriculum": ["Curriculum"],
+    "robusttrain.evaluation.accuracy": ["Evaluation"],
+    "robusttrain.evaluation.certification": ["Certification"],
+    "robusttrain.optimizers": ["Adam", "AdamW", "SGD"],
+    "robusttrain.schedules": ["Constant", "Cosine", "OneCycle", "Step"],
+    "robusttrain.training_settings": ["Training"],
+    "robusttrain.weight_perturbation": ["AWP", "NoPerturbation"],
+}
+CLASSES = [f"{module}.{name}" for module, names in MOVED.items() for name in names]
+
+
+def test_every_entry_is_tested() -> None:
+    assert renames.MODULES.keys() == MOVED.keys()
+
+
+@pytest.mark.parametrize("before", CLASSES)
+def test_a_class_is_found_where_it_is_today(before: str) -> None:
+    module, _, name = renames.target(before).rpartition(".")
+    assert getattr(importlib.import_module(module), name).__module__ == module
+    # A name of today stays what it is.
+    assert renames.target(f"{module}.{name}") == f"{module}.{name}"
+
+
+@pytest.mark.parametrize("before", CLASSES)
+def test_classes_are_renamed_wherever_they_stand(before: str) -> None:
+    node = {"_target_": "mine.Other", "parts": [{"a": {"_target_": before, "lr": 0.1}}], "n": None}
+    renamed = renames.config(node)
+    assert renamed["parts"][0]["a"] == {"_target_": renames.target(before), "lr": 0.1}
+    assert {**renamed, "parts": []} == {**node, "parts": []}
+    text = OmegaConf.to_yaml(OmegaConf.create(node))
+    assert renames.yaml(text) == OmegaConf.to_yaml(OmegaConf.create(renamed))
