@@ -180,7 +180,9 @@ def refuse_unbounded(
         with modes_restored(model), torch.no_grad():
             model.eval()(Interval.around(torch.zeros(1, *image_shape), 0.0))
     except _NoRuleError as error:
-        raise InputError(f"{reason} does not go with this model: {error}") from error
+        raise InputError(
+            reason, allowed=str(error), problem="does not go with this model"
+        ) from error
 
 
 def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:

@@ -9,7 +9,7 @@ from robusttrain.errors import InputError
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
     """Raise `InputError` saying that `key=value` must be `allowed`, unless `ok`."""
     if not ok:
-        raise InputError(f"{key}={value} is not allowed: it must be {allowed}")
+        raise InputError(key, value, allowed)
 
 
 def at_least(low: float, **values: float) -> None:

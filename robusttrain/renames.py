@@ -20,7 +20,7 @@ MODULES = {
 def target(name: str) -> str:
     """The dotted name that the class `name` has today."""
     module, _, own = name.rpartition(".")
-    return f"{MODULES.get(module, module)}.{own}"
+    return f"{MODULES[module]}.{own}" if module in MODULES else name
 
 
 def config(node: Any) -> Any:

@@ -61,7 +61,7 @@ class Checkpoint:
             model.load_state_dict(self.model)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"checkpoint={path} is of another model: {reason}") from error
+            raise InputError("checkpoint", path, reason, "is of another model") from error
 
 
 def load(path: Path | str) -> Checkpoint:
@@ -90,7 +90,7 @@ def located(path: Path | str) -> Path:
     if path.is_dir():
         path = path / BEST
     if not path.is_file():
-        raise InputError(f"checkpoint={path} is not there: name a file or a run directory")
+        raise InputError("checkpoint", path, "name a file or a run directory", "is not there")
     return path
 
 
@@ -108,10 +108,11 @@ def read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # Bytes that are no pickle can fail anywhere in its reader: IndexError, struct.error, TypeError.
     except Exception as error:
-        raise InputError(
-            f"checkpoint={path} cannot be read: it is damaged, or neither of robusttrain nor "
-            f"tensors alone (of another file save the state dict by itself)"
-        ) from error
+        reason = (
+            "it is damaged, or neither of robusttrain nor tensors alone (of another file save the "
+            "state dict by itself)"
+        )
+        raise InputError("checkpoint", path, reason, "cannot be read") from error
 
 
 def is_ours(content: object) -> bool:
@@ -129,7 +130,8 @@ def parse(content: Any, path: Path) -> Checkpoint:
     """
     expected = {"format", *(member.name for member in fields(Checkpoint))}
     if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
-        raise InputError(f"checkpoint={path} is not a checkpoint of robusttrain ({FORMAT!r})")
+        problem = f"is not a checkpoint of robusttrain ({FORMAT!r})"
+        raise InputError("checkpoint", path, problem=problem)
     own = {key: value for key, value in content.items() if key != "format"}
     return Checkpoint(**own | {"config": renames.config(content["config"])})
 

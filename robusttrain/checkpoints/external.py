@@ -61,7 +61,7 @@ class Weights:
         # The whole model comes first: where both fit they are the same.
         fit = min((_fit(target, self.tensors) for target in (own, behind)), key=_Fit.misfits)
         if fit.misfits():
-            raise InputError(f"checkpoint={path} does not fit the model: {fit.explain()}")
+            raise InputError("checkpoint", path, fit.explain(), "does not fit the model")
         model.load_state_dict(fit.matched, strict=False)
         line = f"checkpoint={path} is a state dict of {len(self.tensors)} tensors"
         if not statistics:
@@ -106,9 +106,8 @@ class Program:
         # What is wrong with a program can be found by any part of its reader.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{self} cannot be loaded as a program of {self.kind}: {reason}"
-            ) from error
+            problem = f"cannot be loaded as a program of {self.kind}"
+            raise InputError(str(self), allowed=reason, problem=problem) from error
 
 
 Foreign = Weights | Program
@@ -132,10 +131,11 @@ def load(path: Path | str) -> Checkpoint | Foreign:
     tensors = _tensors(content)
     if tensors is None:
         places = ", ".join(USUAL_KEYS)
-        raise InputError(
-            f"checkpoint={path} is neither a checkpoint of robusttrain, nor a state dict (tensors "
-            f"by name, alone or under one of {places}), nor a program (TorchScript, torch.export)"
+        problem = (
+            f"is neither a checkpoint of robusttrain, nor a state dict (tensors by name, alone or "
+            f"under one of {places}), nor a program (TorchScript, torch.export)"
         )
+        raise InputError("checkpoint", path, problem=problem)
     return Weights(tensors)
 
 
@@ -183,13 +183,11 @@ def _load_exported(path: Path) -> nn.Module:
         program = torch.export.load(file)
     inputs = len(program.graph_signature.user_inputs)
     if inputs != 1:
-        raise InputError(f"checkpoint={path} takes {inputs} inputs: it must take images alone")
+        raise InputError("checkpoint", path, "it must take images alone", f"takes {inputs} inputs")
     limits = _batch_limits(program)
     if limits is not None:
-        raise InputError(
-            f"checkpoint={path} takes {limits} images at a time: "
-            f"export it with a dynamic batch dimension, {DYNAMIC}"
-        )
+        allowed = f"export it with a dynamic batch dimension, {DYNAMIC}"
+        raise InputError("checkpoint", path, allowed, f"takes {limits} images at a time")
     return _Exported(program).to("cpu")
 
 

@@ -67,16 +67,15 @@ class Decoder(NamedTuple):
         """Raise `InputError` where the mode or the size of an image does not fit."""
         # PIL converts these by clipping at 255, which turns most pictures white without a word.
         if image.mode.startswith(("I", "F")):
-            raise InputError(
-                f"{path} has pixels of mode {image.mode}: convert it to 8 bits a channel"
-            )
+            problem = f"has pixels of mode {image.mode}"
+            raise InputError(str(path), allowed="convert it to 8 bits a channel", problem=problem)
         _, height, width = self.shape
         if not self.fit and image.size != (width, height):
-            raise InputError(
-                f"{path} has {image.width}x{image.height} pixels, the first image has "
-                f"{width}x{height}: set dataset.image_size={min(width, height)}, say, "
-                "to bring all to one size"
-            )
+            size = f"{image.width}x{image.height}"
+            problem = f"has {size} pixels, the first image has {width}x{height}"
+            better = f"dataset.image_size={min(width, height)}"
+            allowed = f"set {better}, say, to bring all to one size"
+            raise InputError(str(path), allowed=allowed, problem=problem)
 
 
 @contextmanager
@@ -97,4 +96,5 @@ def _naming(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: unreadable image ({reason}): replace or delete it") from error
+        problem = f"is an unreadable image ({reason})"
+        raise InputError(path, allowed="replace or delete it", problem=problem) from error

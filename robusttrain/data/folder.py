@@ -83,41 +83,35 @@ class Folder(_Base):
     def _list(self) -> tuple[Listing, Listing]:
         root = Path(self.path).expanduser()
         if not root.is_dir():
-            raise InputError(f"dataset.path={self.path} is not a folder: expected {LAYOUT}")
+            raise InputError("dataset.path", self.path, f"expected {LAYOUT}", "is not a folder")
         if not all((root / part).is_dir() for part in ("train", "test")):
             return self._draw_test(self._classes(root))
         train, test = self._classes(root / "train"), self._classes(root / "test")
         if train.keys() != test.keys():
-            raise InputError(
-                f"dataset.path={self.path}: train and test have different classes; "
-                f"in one alone: {', '.join(sorted(train.keys() ^ test.keys()))}"
-            )
+            alone = ", ".join(sorted(train.keys() ^ test.keys()))
+            problem = f"has different classes in train and test; in one alone: {alone}"
+            raise InputError("dataset.path", self.path, problem=problem)
         return train, test
 
     def _classes(self, folder: Path) -> Listing:
         folders = sorted(child for child in folder.iterdir() if _is_class(child))
         if len(folders) < 2:
-            raise InputError(
-                f"dataset.path={self.path}: two class folders or more are needed, "
-                f"{folder} has {len(folders)}: expected {LAYOUT}"
-            )
+            problem = f"needs two class folders or more, {folder} has {len(folders)}"
+            raise InputError("dataset.path", self.path, f"expected {LAYOUT}", problem)
         listing = {folder.name: _Class(folder, _images(folder)) for folder in folders}
         for name, images in listing.items():
             if not images.names:
-                raise InputError(
-                    f"dataset.path={self.path}: empty image folder {folder / name}: "
-                    f"expected {LAYOUT}"
-                )
+                problem = f"has an empty image folder {folder / name}"
+                raise InputError("dataset.path", self.path, f"expected {LAYOUT}", problem)
         return listing
 
     def _draw_test(self, classes: Listing) -> tuple[Listing, Listing]:
         train, test = {}, {}
         for name, (folder, files) in classes.items():
             if len(files) < 2:
-                raise InputError(
-                    f"dataset.path={self.path}: class {name} has one image, "
-                    "two are needed to train on one and test on the other"
-                )
+                problem = f"has one image of class {name}"
+                allowed = "two are needed to train on one and test on the other"
+                raise InputError("dataset.path", self.path, allowed, problem)
             count = min(max(1, round(self.test_share * len(files))), len(files) - 1)
             # A stream per class: a new class leaves the test images of the others as they were.
             generator = stream(self.seed, f"folder test split {name}")

@@ -232,10 +232,9 @@ class Streamed(NamedTuple):
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
-            raise InputError(
-                f"dataset.workers={self.workers}: {str(error).splitlines()[0]}: where memory or "
-                "/dev/shm is short, give fewer, or 0 for none"
-            ) from error
+            problem = f"has failed ({str(error).splitlines()[0]})"
+            allowed = "where memory or /dev/shm is short, give fewer, or 0 for none"
+            raise InputError("dataset.workers", self.workers, allowed, problem) from error
 
 
 class _Reader(Dataset[Any]):

@@ -107,16 +107,15 @@ class Torchvision(_Base):
     def load(self) -> tuple[Split, Split]:
         missing = not self._is_there()
         if missing and not self.download:
-            raise InputError(
-                f"data_dir={self.data_dir} holds no {self.name} and download=false: "
-                "put it there or set download=true"
-            )
+            problem = f"holds no {self.name} and download=false"
+            allowed = "put it there or set download=true"
+            raise InputError("data_dir", self.data_dir, allowed, problem)
         # torchvision and the decoders below it have no exception in common; whatever they raise,
         # it is about the files or the network.
         try:
             train, test = (self._read(part, missing) for part in _SOURCES[self.name].parts)
         except Exception as error:
-            raise InputError(self._failure(error)) from error
+            raise self._failure(error) from error
         return train, test
 
     def _is_there(self) -> bool:
@@ -142,7 +141,7 @@ class Torchvision(_Base):
         if int(split.labels.max()) >= info.num_classes:
             raise ValueError(f"label {int(split.labels.max())} of {info.num_classes} classes")
 
-    def _failure(self, error: Exception) -> str:
+    def _failure(self, error: Exception) -> InputError:
         # An assert in torchvision has no words of its own.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":. ")
         # Asked again: with the files in place it was not the download that failed.
@@ -150,7 +149,8 @@ class Torchvision(_Base):
             what, remedy = "read", "delete it and download again"
         else:
             what, remedy = "downloaded", "check the network or put it there"
-        return f"data_dir={self.data_dir}: {self.name} cannot be {what} ({reason}): {remedy}"
+        problem = f"has no {self.name} that can be {what} ({reason})"
+        return InputError("data_dir", self.data_dir, remedy, problem)
 
 
 def _channels_first(images: Tensor) -> Tensor:

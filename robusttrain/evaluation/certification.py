@@ -85,10 +85,12 @@ def certifiable(model: nn.Module) -> AdditiveNoise:
     noise = layers[0].noise if len(layers) == 1 and isinstance(layers[0], AdditiveLayer) else None
     known = noise is not None and noise.at == INPUT and noise.certificate is not None
     if noise is None or not known or noise.sigma == 0:
-        raise InputError(
-            "certification needs one noise at the input, gaussian (l2), laplace or uniform (l1), "
-            "with sigma above 0: give noise=smoothing noise.sigma=..."
+        problem = (
+            "needs one noise at the input, gaussian (l2), laplace or uniform (l1), with sigma "
+            "above 0"
         )
+        allowed = "give noise=smoothing noise.sigma=..."
+        raise InputError("certification", allowed=allowed, problem=problem)
     return noise
 
 

@@ -78,10 +78,9 @@ def refuse_outside_box(samples: Samples, dataset: str) -> None:
     images = samples.images
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and 1 < high <= 255):
-        raise InputError(
-            f"dataset={dataset} has images with values from {low:.4g} to {high:.4g}: "
-            f"they must be bytes from 0 to 255, which stand for pixels in [0, 1]"
-        )
+        allowed = "they must be bytes from 0 to 255, which stand for pixels in [0, 1]"
+        problem = f"has images with values from {low:.4g} to {high:.4g}"
+        raise InputError("dataset", dataset, allowed, problem)
 
 
 def refuse_too_many(samples: Samples, rows: Tensor, device: torch.device) -> None:
@@ -93,10 +92,10 @@ def refuse_too_many(samples: Samples, rows: Tensor, device: torch.device) -> Non
         return
     size = samples.take(rows).decoded * EVALUATED
     if not free_memory.fits(size, device, share=1):
-        raise InputError(
-            f"evaluation.samples={len(rows)} images would take {size / 1e9:.3g} GB while they are "
-            f"evaluated, more than is free: give a smaller number"
+        problem = (
+            f"images would take {size / 1e9:.3g} GB while they are evaluated, more than is free"
         )
+        raise InputError("evaluation.samples", len(rows), "give a smaller number", problem)
 
 
 def refuse_without_gradient(model: nn.Module, x: Tensor, name: str) -> None:
@@ -104,10 +103,8 @@ def refuse_without_gradient(model: nn.Module, x: Tensor, name: str) -> None:
     with _looking(model), held_still(model), torch.enable_grad():
         logits = _outputs(model, x[:1].clone().requires_grad_())
     if not logits.requires_grad:
-        raise InputError(
-            f"model={name} passes no gradient to its images (torch.no_grad, detach or integers "
-            f"inside): attacks that follow gradients cannot see it"
-        )
+        problem = "passes no gradient to its images (torch.no_grad, detach or integers inside)"
+        raise InputError("model", name, "attacks that follow gradients cannot see it", problem)
 
 
 def sample(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,10 +52,9 @@ def require(option: str, *modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise InputError(
-                f"logger={option} needs a package that is not installed ({error}): "
-                f"pip install 'robusttrain[{option}]'"
-            ) from error
+            problem = f"needs a package that is not installed ({error})"
+            allowed = f"pip install 'robusttrain[{option}]'"
+            raise InputError("logger", option, allowed, problem) from error
 
 
 def of_epoch(row: Mapping[str, Any]) -> Figures:

@@ -90,7 +90,7 @@ class MLflow:
             run = client.create_run(self._identifier(client, folder), tags=tags, run_name=name)
         except (OSError, sqlite3.Error, MlflowException) as error:
             given = f"logger.folder={self.folder} with logger.experiment={self.experiment}"
-            raise InputError(f"{given} cannot be used: {error}") from error
+            raise InputError(given, allowed=str(error), problem="cannot be used") from error
         return client, run.info.run_id
 
     def _identifier(self, client: Any, folder: Path) -> str:

@@ -78,7 +78,7 @@ def _network(
         return architecture
     if not hasattr(architecture, "build"):
         allowed = "an nn.Module, or have a method build(num_classes, image_shape)"
-        raise InputError(f"model {architecture} is not allowed: it must be {allowed}")
+        raise InputError(f"model {architecture}", allowed=allowed)
     return architecture.build(num_classes, image_shape)
 
 
@@ -96,7 +96,8 @@ def _misfit(
     is_module = isinstance(architecture, nn.Module)
     name = type(architecture).__name__ if is_module else str(architecture)
     shape = tuple(image_shape)
-    return InputError(f"model {name} cannot take images of shape {shape}: {reason}")
+    problem = f"cannot take images of shape {shape}"
+    return InputError(f"model {name}", allowed=reason, problem=problem)
 
 
 def _reason(error: Exception) -> str:

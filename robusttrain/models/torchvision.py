@@ -44,10 +44,9 @@ class TorchvisionModel:
 
         channels, height, _ = image_shape
         if channels not in (1, 3):
-            raise InputError(
-                f"name={self.name} cannot take images of {channels} channels: "
-                "torchvision's models take 1 (grey) or 3 (colour)"
-            )
+            allowed = "torchvision's models take 1 (grey) or 3 (colour)"
+            problem = f"cannot take images of {channels} channels"
+            raise InputError("name", self.name, allowed, problem)
         options = _options(self.name, height)
         network = models.get_model(self.name, weights=None, num_classes=num_classes, **options)
         front = [Normalize(self.mean, self.std, channels)]
@@ -71,6 +70,5 @@ def _check_name(name: str) -> None:
     known = models.list_models(module=models)
     if name not in known:
         close = difflib.get_close_matches(name, known, cutoff=0)
-        raise InputError(
-            f"name={name} is not a classifier of torchvision.models; near it: {', '.join(close)}"
-        )
+        problem = f"is not a classifier of torchvision.models; near it: {', '.join(close)}"
+        raise InputError("name", name, problem=problem)

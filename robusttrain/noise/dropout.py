@@ -34,7 +34,9 @@ class Dropout(Switches):
         """Add the noise to `model`."""
         _, *places = layers_for("dropout", model)
         if not places:
-            raise InputError("noise=dropout needs a second layer with weights: the model has one")
+            raise InputError(
+                "noise", "dropout", "the model has one", "needs a second layer with weights"
+            )
         for number, place in enumerate(places):
             layer = _Mask(self, derived_seed(seed, f"dropout {number}"))
             attach(model, layer)

@@ -27,7 +27,7 @@ def layers_for(noise: str, model: nn.Module, kinds: Kinds = WEIGHTED) -> list[nn
     layers = [module for module in model.modules() if isinstance(module, kinds)]
     if not layers:
         what = "a convolution" if kinds is nn.Conv2d else "a layer with weights"
-        raise InputError(f"noise={noise} needs {what}: the model has none")
+        raise InputError("noise", noise, "the model has none", f"needs {what}")
     return layers
 
 
@@ -56,8 +56,6 @@ def _layer(model: nn.Module, at: str) -> nn.Module:
     if at not in names:
         near = difflib.get_close_matches(at, names, 3, 0.4) or list(names)[:3]
         allowed = ", ".join([INPUT, FIRST, *near])
-        raise InputError(
-            f"noise.at={at} is not allowed: it must be {INPUT}, {FIRST} or a layer of the model"
-            f" ({allowed} are there)"
-        )
+        allowed = f"{INPUT}, {FIRST} or a layer of the model ({allowed} are there)"
+        raise InputError("noise.at", at, allowed)
     return names[at]

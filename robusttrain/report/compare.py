@@ -68,7 +68,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         raise InputError(f"two runs or more are needed, {len(folders)} given{given}")
     for first, second in combinations(folders, 2):
         if first.resolve() == second.resolve():
-            raise InputError(f"{first} and {second} are the same run: give each one once")
+            raise InputError(
+                f"{first} and {second}", allowed="give each one once", problem="are the same run"
+            )
     return [read_run(folder) for folder in folders]
 
 
@@ -82,7 +84,7 @@ def read_run(folder: Path) -> Run:
     """
     samples = _read(folder / SAMPLES, dict.fromkeys(WHOLE, "int64"))
     if not samples["index"].is_unique:
-        raise InputError(f"{folder / SAMPLES} has two rows of the same sample")
+        raise InputError(str(folder / SAMPLES), problem="has two rows of the same sample")
     broken = samples.filter(regex=f"{BROKEN}$")
     right = samples["clean_prediction"] == samples["label"]
     # Empty where an attack was spared a sample that had fallen before it: not equal to 1.
@@ -94,7 +96,9 @@ def read_run(folder: Path) -> Run:
     report = _read(folder / REPORT, kinds, na_filter=False)
     report = report[report["attack"].isin(MEASURES)].set_index("attack")
     if sorted(report.index) != sorted(MEASURES):
-        raise InputError(f"{folder / REPORT} must have one row clean and one row worst_case")
+        raise InputError(
+            str(folder / REPORT), problem="must have one row clean and one row worst_case"
+        )
     return Run(folder, report, attacks, kept.set_index("index"))
 
 
@@ -184,14 +188,15 @@ def _paired(a: Run, b: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What both runs say about the samples they share, in one order."""
     common = a.samples.index.intersection(b.samples.index)
     if common.empty:
-        raise InputError(f"{a.folder} and {b.folder} have no test sample in common")
+        raise InputError(f"{a.folder} and {b.folder}", problem="have no test sample in common")
     first, second = a.samples.loc[common], b.samples.loc[common]
     other = common[first["label"] != second["label"]]
     if len(other):
         labels = f"{first['label'][other[0]]} and {second['label'][other[0]]}"
         raise InputError(
-            f"{a.folder} and {b.folder} were not evaluated on the same data: "
-            f"sample {other[0]} is of class {labels}"
+            f"{a.folder} and {b.folder}",
+            allowed=f"sample {other[0]} is of class {labels}",
+            problem="were not evaluated on the same data",
         )
     return first, second
 
@@ -201,17 +206,17 @@ def _require_one_threat(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         if run.threat != first.threat:
             raise InputError(
-                f"{first.folder} ({first.threat}) and {run.folder} ({run.threat}) have different "
-                "threat models: give runs of one norm and eps, or --clean to leave attacks out"
+                f"{first.folder} ({first.threat}) and {run.folder} ({run.threat})",
+                allowed="give runs of one norm and eps, or --clean to leave attacks out",
+                problem="have different threat models",
             )
 
 
 def _read(path: Path, kinds: Mapping[str, str], **options: Any) -> pd.DataFrame:
     """The columns `kinds` of a table, of these types, and those that say what an attack broke."""
     if not path.is_file():
-        raise InputError(
-            f"{path.parent} is not the directory of a finished evaluation: it has no {path.name}"
-        )
+        problem = "is not the directory of a finished evaluation"
+        raise InputError(str(path.parent), allowed=f"it has no {path.name}", problem=problem)
     try:
         table: pd.DataFrame = pd.read_csv(
             path,
@@ -221,8 +226,8 @@ def _read(path: Path, kinds: Mapping[str, str], **options: Any) -> pd.DataFrame:
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{path} cannot be read: {reason}") from error
+        raise InputError(str(path), allowed=reason, problem="cannot be read") from error
     missing = [name for name in kinds if name not in table.columns]
     if missing:
-        raise InputError(f"{path} lacks the columns {', '.join(missing)}")
+        raise InputError(str(path), problem=f"lacks the columns {', '.join(missing)}")
     return table

@@ -45,10 +45,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
         operation = REFUSAL.search(str(error))
         if operation is None:
             raise
-        raise InputError(
-            f"deterministic=true is not possible: {operation[1]} has no deterministic form on this "
-            f"device"
-        ) from error
+        reason = f"{operation[1]} has no deterministic form on this device"
+        raise InputError("deterministic", "true", reason, "is not possible") from error
     finally:
         cudnn.deterministic, cudnn.benchmark = before
         torch.use_deterministic_algorithms(algorithms, warn_only=warns)

@@ -31,4 +31,4 @@ def refused_where_too_large(key: str, images: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         better = f"{key}={images // 2}" if images > 1 else "a device with more memory"
-        raise InputError(f"{key}={images} does not fit into memory: try {better}") from error
+        raise InputError(key, images, f"try {better}", "does not fit into memory") from error

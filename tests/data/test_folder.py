@@ -160,7 +160,7 @@ def test_too_few_class_folders_are_refused(names: list[str], tmp_path: Path) -> 
     for name in names:
         save(tmp_path / name / "0.png", 0)
     message = refusal(Folder(str(tmp_path)))
-    assert f"dataset.path={tmp_path}: two class folders or more are needed" in message
+    assert f"dataset.path={tmp_path} needs two class folders or more" in message
     assert f"has {len(names)}: expected <path>/<class>/*" in message
 
 
@@ -168,7 +168,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     (classes(tmp_path) / "c").mkdir()
     (tmp_path / "c" / "notes.txt").write_text("no image")
     message = refusal(Folder(str(tmp_path)))
-    assert f"dataset.path={tmp_path}: empty image folder {tmp_path / 'c'}" in message
+    assert f"dataset.path={tmp_path} has an empty image folder {tmp_path / 'c'}" in message
 
 
 def test_classes_of_train_and_test_must_agree(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_classes_of_train_and_test_must_agree(tmp_path: Path) -> None:
     classes(tmp_path / "test")
     save(tmp_path / "test" / "zebra" / "0.png", 0)
     message = refusal(Folder(str(tmp_path)))
-    assert f"dataset.path={tmp_path}: train and test have different classes" in message
+    assert f"dataset.path={tmp_path} has different classes in train and test" in message
     assert message.endswith("in one alone: zebra")
 
 
 def test_a_class_of_one_image_cannot_be_shared(tmp_path: Path) -> None:
     save(classes(tmp_path) / "lonely" / "0.png", 0)
-    assert "class lonely has one image" in refusal(Folder(str(tmp_path)))
+    assert "has one image of class lonely" in refusal(Folder(str(tmp_path)))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tiff", "webp"])
@@ -195,7 +195,7 @@ def test_an_unreadable_image_is_named(suffix: str, image_size: int | None, tmp_p
     for content in (b"", b"no image", whole[:20], whole[: len(whole) // 2]):
         bad.write_bytes(content)
         message = refusal(Folder(str(tmp_path), image_size=image_size, test_share=0.1))
-        assert message.startswith(f"{bad}: unreadable image (")
+        assert message.startswith(f"{bad} is an unreadable image (")
 
 
 def test_of_several_bad_images_the_first_is_named(tmp_path: Path) -> None:

@@ -255,15 +255,15 @@ def test_a_file_that_breaks_off_is_named_when_it_is_met(workers: int, copy: Path
     assert samples.digest()
     with pytest.raises(InputError) as caught:
         order(samples)
-    assert str(caught.value).startswith(f"{bad}: unreadable image (")
+    assert str(caught.value).startswith(f"{bad} is an unreadable image (")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "{bad}: unreadable image ("),
-        (b"no image", "{bad}: unreadable image ("),
+        (b"", "{bad} is an unreadable image ("),
+        (b"no image", "{bad} is an unreadable image ("),
         (Image.new("RGB", (6, 9)), "{bad} has 6x9 pixels, the first image has 6x5"),
         (Image.fromarray(np.zeros((5, 6), np.uint16)), "{bad} has pixels of mode I"),
     ],
@@ -289,7 +289,7 @@ def test_a_dead_worker_is_told_with_the_key_to_turn(
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nMore")
 
     monkeypatch.setattr(streamed, "_started", broken)
-    with pytest.raises(InputError, match=r"dataset.workers=1: DataLoader worker \(pid 7\) is kill"):
+    with pytest.raises(InputError, match=r"dataset.workers=1 has failed .DataLoader worker \(pid 7\) is kill"):
         order(of(pictures, workers=1))
 
 

@@ -175,7 +175,7 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(InputError) as caught:
             Torchvision(name, str(tmp_path), download=True).load()
         message = str(caught.value)
-        assert message.startswith(f"data_dir={tmp_path}: {name} cannot be downloaded (")
+        assert message.startswith(f"data_dir={tmp_path} has no {name} that can be downloaded (")
         assert message.endswith("): check the network or put it there")
         assert "\n" not in message
 
@@ -200,14 +200,16 @@ def test_a_truncated_file_says_what_to_do(
     with pytest.raises(InputError) as caught:
         Torchvision("mnist", str(tmp_path), download).load()
     message = str(caught.value)
-    assert message.startswith(f"data_dir={tmp_path}: mnist cannot be read (")
+    assert message.startswith(f"data_dir={tmp_path} has no mnist that can be read (")
     assert message.endswith("): delete it and download again")
     assert "\n" not in message
 
 
 def test_a_wrong_checksum_says_what_to_do(tmp_path: Path) -> None:
     write_cifar10(tmp_path)
-    with pytest.raises(InputError, match=r"cifar10 cannot be read .*delete it and download again"):
+    with pytest.raises(
+        InputError, match=r"cifar10 that can be read .*delete it and download again"
+    ):
         Torchvision("cifar10", str(tmp_path), download=True).load()
 
 
@@ -223,7 +225,7 @@ def test_files_that_do_not_fit_together_are_refused(
     file: str, content: bytes, tmp_path: Path
 ) -> None:
     (write_mnist(tmp_path) / file).write_bytes(content)
-    with pytest.raises(InputError, match="mnist cannot be read"):
+    with pytest.raises(InputError, match="mnist that can be read"):
         Torchvision("mnist", str(tmp_path)).load()
 
 

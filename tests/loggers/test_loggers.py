@@ -113,7 +113,7 @@ def test_tensorboard_keeps_what_a_failing_run_has_given(tmp_path: Path) -> None:
 @needs_tensorboard
 def test_tensorboard_leaves_no_files_of_a_run_that_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError), TensorBoard().record(tmp_path, PARAMETERS):
-        raise InputError
+        raise InputError("eps", -1, "0 or more")
     assert list(tmp_path.iterdir()) == []
 
 
