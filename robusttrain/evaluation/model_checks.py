@@ -7,9 +7,9 @@ were. Images are floats (N, C, H, W) in [0, 1], labels are integers (N,).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import comb
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robusttrain import seeding
@@ -245,5 +245,4 @@ def _channels(values: list[float], x: Tensor) -> Tensor:
 def _odds(wins: int, losses: int) -> float:
     """P(wins or more) where each of wins + losses is as likely the one as the other."""
     games = wins + losses
-    favourable = sum(comb(games, count) for count in range(wins, games + 1))
-    return float(favourable / 2**games)
+    return float(binomtest(wins, games, alternative="greater").pvalue) if games else 1.0

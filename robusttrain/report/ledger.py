@@ -17,6 +17,15 @@ Flags = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 
 
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """The 95 % score interval of the share `right` of `n` (Wilson 1927), within [0, 1]."""
+    # Takes a second to import, which a command line with a mistake in it need not wait for.
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(right, n, 1 - CONFIDENCE, method="wilson")
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of `report.csv`; what is not known stays empty.
@@ -50,12 +59,8 @@ class Row:
     @classmethod
     def counted(cls, attack: str, threat: Threat, broken: Flags, **cost: float) -> Self:
         """The row of images of which some are `broken`; `cost` has passes and seconds."""
-        # Takes a second to import, which a command line with a mistake in it need not wait for.
-        from scipy.stats import binomtest
-
         right, n = int((~broken).sum()), len(broken)
-        interval = binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
-        return cls(attack, threat, n, right / n, interval.low, interval.high, **cost)
+        return cls(attack, threat, n, right / n, *wilson(right, n), **cost)
 
     def as_dict(self) -> dict[str, Any]:
         """The columns of `report.csv`, with the threat as `norm` and `eps`."""

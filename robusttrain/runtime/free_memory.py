@@ -1,16 +1,15 @@
 """How much memory there is for data."""
 
 import math
-import os
 from pathlib import Path
 
 import torch
+from psutil import virtual_memory
 
 # The rest is for the model, its activations, and whatever else is at work.
 SHARE = 0.5
 
-MEMINFO, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")
-GROUP_ROOT = Path("/sys/fs/cgroup")
+GROUPS, GROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 # Of the two versions of control groups, by the word for them in `GROUPS`: the files of a limit and
 # of what is taken, the field of memory.stat for remembered files, and where the groups are.
@@ -31,17 +30,7 @@ def fits(size: int, device: torch.device, share: float = SHARE) -> bool:
 
 def available() -> float:
     """Bytes of RAM that this process may still take, also where its control group has a limit."""
-    return min(_of_machine(), _of_groups())
-
-
-def _of_machine() -> float:
-    try:
-        lines = MEMINFO.read_text().splitlines()
-    except OSError:
-        # No Linux: all there is.
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    fields = dict(line.split(":") for line in lines)
-    return 1024 * float(fields["MemAvailable"].split()[0])
+    return min(float(virtual_memory().available), _of_groups())
 
 
 def _of_groups() -> float:

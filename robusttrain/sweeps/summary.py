@@ -22,7 +22,7 @@ from robusttrain.report.compare import (
     suites,
 )
 from robusttrain.report.files import whole
-from robusttrain.report.ledger import CONFIDENCE
+from robusttrain.report.ledger import CONFIDENCE, wilson
 from robusttrain.run_directory import SUMMARY, SWEEP_TABLE
 from robusttrain.sweeps import records
 from robusttrain.sweeps.records import FAILED, FINISHED, UNFINISHED, Job
@@ -94,16 +94,13 @@ class Setting(NamedTuple):
 
 def over_seeds(accuracies: Sequence[float], n: int) -> Figure:
     """The figure of accuracies (shares from 0 to 1) that different seeds had on `n` images."""
-    # Takes a second to import, which nothing else here needs.
-    from statsmodels.stats.proportion import proportion_confint
-
     mean = fmean(accuracies)
-    wilson = Interval(*proportion_confint(mean * n, n, 1 - CONFIDENCE, method="wilson"))
+    over_images = Interval(*wilson(mean * n, n))
     if len(accuracies) == 1:
-        return Figure(mean, None, None, wilson)
+        return Figure(mean, None, None, over_images)
     student = _student(accuracies)
     inside = Interval(max(0.0, student.low), min(1.0, student.high))
-    return Figure(mean, stdev(accuracies), inside, wilson)
+    return Figure(mean, stdev(accuracies), inside, over_images)
 
 
 def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
@@ -167,8 +164,9 @@ def _student(values: Sequence[float]) -> Interval:
     """The interval of the mean of normal values (Student 1908)."""
     from scipy.stats import t
 
-    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return Interval(fmean(values) - half, fmean(values) + half)
+    error = stdev(values) / math.sqrt(len(values))
+    low, high = t.interval(CONFIDENCE, len(values) - 1)
+    return Interval(fmean(values) + low * error, fmean(values) + high * error)
 
 
 def _pair(a: Setting, b: Setting) -> Iterator[dict[str, Any]]:
