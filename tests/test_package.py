@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from robusttrain.threat import Norm
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "robusttrain").rglob("*.py"))
 OPTIONS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
-SHIPPED = ["robusttrain", "conf", "tests", "README.md", "CONTRIBUTING.md", "pyproject.toml"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"]
+SHIPPED = ["robusttrain", "conf", "tests", *DOCUMENTS, "pyproject.toml"]
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
@@ -51,14 +53,29 @@ def test_the_wheel_holds_the_package_and_its_configuration(built: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(file.relative_to(ROOT)) for file in SOURCES}
     expected |= {f"robusttrain/{option}" for option in OPTIONS}
+    expected |= {"robusttrain/py.typed"}
     assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_the_wheel_says_its_version_and_its_license(built: Path) -> None:
+    """The version stands in the package alone."""
+    (wheel,) = built.glob("*.whl")
+    about = f"robusttrain-{robusttrain.__version__}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"{about}/METADATA").decode()
+        assert archive.read(f"{about}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    head = message_from_string(metadata)
+    assert head["Version"] == robusttrain.__version__
+    assert head["License-Expression"] == "MIT"
+    assert head["Author"] == "the robusttrain authors"
+    assert "Typing :: Typed" in head.get_all("Classifier", [])
 
 
 def test_the_sdist_holds_the_tests_too(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "tests/test_package.py", *OPTIONS} <= names
+    assert {"pyproject.toml", "tests/test_package.py", *DOCUMENTS, *OPTIONS} <= names
 
 
 def test_the_wheel_runs_from_another_directory(built: Path, tmp_path: Path) -> None:
@@ -87,12 +104,6 @@ def test_the_package_imports_without_torch_and_loads_models(tmp_path: Path) -> N
         robusttrain.load_modle  # noqa: B018
     with pytest.raises(robusttrain.errors.InputError, match="is not there"):
         robusttrain.load_model(tmp_path / "missing")
-
-
-def test_the_version_is_said_once_and_the_same() -> None:
-    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert declared is not None
-    assert declared[1] == robusttrain.__version__
 
 
 # --- rules of the source -----------------------------------------------------------------------

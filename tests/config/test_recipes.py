@@ -16,7 +16,7 @@ from robusttrain.runs import experiment
 
 SMALL = [
     "dataset=synthetic", "dataset.image_shape=[3,32,32]", "dataset.train_size=24",
-    "dataset.test_size=4", "dataset.validation=8", "dataset.crop=4", "model.width=2",
+    "dataset.test_size=4", "dataset.validation=8", "dataset.crop=4", "model.width=8",
     "epochs=2", "batch_size=8", "evaluation=quick", "evaluation.samples=4",
     "evaluation.audit=false", "logger=none", "device=cpu",
 ]  # fmt: skip

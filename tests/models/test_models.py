@@ -33,7 +33,7 @@ SMALL: dict[str, Architecture] = {
     "conv_net": ConvNet(channels=[4, 6, 5], strides=[1, 2, 2], hidden=[9, 7]),
     "contrast": ConvNet(channels=[4], strides=[2], hidden=[], contrast=2.5),
     "madry_cnn": MadryCNN(channels=[4, 6], hidden=9),
-    "preact_resnet": PreActResNet(blocks=[1, 1, 1, 1], width=4),
+    "preact_resnet": PreActResNet(blocks=[1, 1, 1, 1], width=8),
     "wide_resnet": WideResNet(depth=10, width=1),
     "torchvision": TorchvisionModel("resnet18"),
 }
