@@ -63,21 +63,22 @@ class Checkpoint:
             raise InputError(f"checkpoint={path} is of another model: {reason}") from error
 
 
-def load(path: Path | str) -> Checkpoint:
+def load(path: Path | str, key: str = "checkpoint") -> Checkpoint:
     """Read a checkpoint onto the CPU; a run directory stands for its `best.pt`.
 
-    Only tensors and plain containers are unpickled, so reading runs no code of the file's.
+    Only tensors and plain containers are unpickled, so reading runs no code of the file's. `key` is
+    what the user has named it by, for messages.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, or no checkpoint of robusttrain.
     """
-    path = located(path)
-    return parse(read(path), path)
+    path = located(path, key)
+    return parse(read(path, key), path, key)
 
 
-def located(path: Path | str) -> Path:
+def located(path: Path | str, key: str = "checkpoint") -> Path:
     """The file that `path` stands for: itself, or the `best.pt` of a run directory.
 
     Raises
@@ -89,11 +90,11 @@ def located(path: Path | str) -> Path:
     if path.is_dir():
         path = path / BEST
     if not path.is_file():
-        raise InputError(f"checkpoint={path} is not there: name a file or a run directory")
+        raise InputError(f"{key}={path} is not there: name a file or a run directory")
     return path
 
 
-def read(path: Path) -> Any:
+def read(path: Path, key: str = "checkpoint") -> Any:
     """What `torch.save` wrote to `path`, on the CPU: tensors, plain values and containers of them.
 
     Raises
@@ -108,7 +109,7 @@ def read(path: Path) -> Any:
     # Bytes that are no pickle can fail anywhere in its reader: IndexError, struct.error, TypeError.
     except Exception as error:
         raise InputError(
-            f"checkpoint={path} cannot be read: it is damaged, or neither of robusttrain nor "
+            f"{key}={path} cannot be read: it is damaged, or neither of robusttrain nor "
             f"tensors alone (of another file save the state dict by itself)"
         ) from error
 
@@ -118,7 +119,7 @@ def is_ours(content: object) -> bool:
     return isinstance(content, dict) and str(content.get("format")).startswith("robusttrain ")
 
 
-def parse(content: Any, path: Path) -> Checkpoint:
+def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
     """The checkpoint in the content of the file `path`.
 
     Raises
@@ -128,7 +129,7 @@ def parse(content: Any, path: Path) -> Checkpoint:
     """
     expected = {"format", *(member.name for member in fields(Checkpoint))}
     if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
-        raise InputError(f"checkpoint={path} is not a checkpoint of robusttrain ({FORMAT!r})")
+        raise InputError(f"{key}={path} is not a checkpoint of robusttrain ({FORMAT!r})")
     return Checkpoint(**{key: value for key, value in content.items() if key != "format"})
 
 
