@@ -5,19 +5,23 @@ import sys
 
 def main() -> None:
     """Run `robusttrain compare` or `rerun`, or the job that Hydra makes of anything else."""
+    # The one place that reads the command line; all others are handed its words.
+    program, *given = sys.argv
+    command = given[0] if given else ""
     # Each is imported where it is run: a comparison need not wait for torch.
     try:
-        if sys.argv[1:2] == ["compare"]:
+        if command == "compare":
             from robusttrain.cli import compare
 
-            compare.compare(sys.argv[2:])
+            compare.compare(given[1:])
+        elif command == "rerun":
+            from robusttrain.cli import main as cli
+
+            cli.rerun(program, given[1:])
         else:
             from robusttrain.cli import main as cli
 
-            if sys.argv[1:2] == ["rerun"]:
-                cli.rerun(sys.argv[2:])
-            else:
-                cli.main()
+            cli.main(program, given)
     except KeyboardInterrupt:
         # Imports take seconds, and nothing has begun by then.
         sys.exit(130)

@@ -64,21 +64,22 @@ class Checkpoint:
             raise InputError("checkpoint", path, reason, "is of another model") from error
 
 
-def load(path: Path | str) -> Checkpoint:
+def load(path: Path | str, key: str = "checkpoint") -> Checkpoint:
     """Read a checkpoint onto the CPU; a run directory stands for its `best.pt`.
 
-    Only tensors and plain containers are unpickled, so reading runs no code of the file's.
+    Only tensors and plain containers are unpickled, so reading runs no code of the file's. `key` is
+    what the user has named it by, for messages.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, or no checkpoint of robusttrain.
     """
-    path = located(path)
-    return parse(read(path), path)
+    path = located(path, key)
+    return parse(read(path, key), path, key)
 
 
-def located(path: Path | str) -> Path:
+def located(path: Path | str, key: str = "checkpoint") -> Path:
     """The file that `path` stands for: itself, or the `best.pt` of a run directory.
 
     Raises
@@ -90,11 +91,11 @@ def located(path: Path | str) -> Path:
     if path.is_dir():
         path = path / BEST
     if not path.is_file():
-        raise InputError("checkpoint", path, "name a file or a run directory", "is not there")
+        raise InputError(key, path, "name a file or a run directory", "is not there")
     return path
 
 
-def read(path: Path) -> Any:
+def read(path: Path, key: str = "checkpoint") -> Any:
     """What `torch.save` wrote to `path`, on the CPU: tensors, plain values and containers of them.
 
     Raises
@@ -112,7 +113,7 @@ def read(path: Path) -> Any:
             "it is damaged, or neither of robusttrain nor tensors alone (of another file save the "
             "state dict by itself)"
         )
-        raise InputError("checkpoint", path, reason, "cannot be read") from error
+        raise InputError(key, path, reason, "cannot be read") from error
 
 
 def is_ours(content: object) -> bool:
@@ -120,7 +121,7 @@ def is_ours(content: object) -> bool:
     return isinstance(content, dict) and str(content.get("format")).startswith("robusttrain ")
 
 
-def parse(content: Any, path: Path) -> Checkpoint:
+def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
     """The checkpoint in the content of the file `path`.
 
     Raises
@@ -131,7 +132,7 @@ def parse(content: Any, path: Path) -> Checkpoint:
     expected = {"format", *(member.name for member in fields(Checkpoint))}
     if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
         problem = f"is not a checkpoint of robusttrain ({FORMAT!r})"
-        raise InputError("checkpoint", path, problem=problem)
+        raise InputError(key, path, problem=problem)
     own = {key: value for key, value in content.items() if key != "format"}
     return Checkpoint(**own | {"config": renames.config(content["config"])})
 

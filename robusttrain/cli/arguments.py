@@ -1,13 +1,14 @@
 """What the user typed, as the words that Hydra reads."""
 
 import re
+from collections.abc import Sequence
 
 from robusttrain.errors import InputError
 from robusttrain.runs.resume import resumed
 from robusttrain.runtime import distributed
 
 
-def arguments(given: list[str]) -> list[str]:
+def arguments(given: Sequence[str]) -> list[str]:
     """What Hydra is to read of a command line.
 
     Raises

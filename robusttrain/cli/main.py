@@ -1,5 +1,6 @@
 """The command line: configuration in, exit code out."""
 
+import copy
 import logging
 import os
 import shlex
@@ -7,8 +8,9 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -30,8 +32,10 @@ from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import MANIFEST, PREAMBLE
 from robusttrain.runs import experiment
+from robusttrain.runs.context import Origin
 from robusttrain.runs.inherit import take_over
 from robusttrain.runs.lock import alone_in
+from robusttrain.runs.preflight import check_settings
 from robusttrain.runs.rerun import Repetition
 from robusttrain.runs.resume import Command
 from robusttrain.runtime import distributed, signals
@@ -51,75 +55,111 @@ WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("robusttrain")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def job(config: DictConfig) -> float | None:
-    """One run, in the directory that Hydra has made for it."""
-    chosen = HydraConfig.get()
-    if chosen.mode == RunMode.MULTIRUN:
-        return sweep.job(chosen, config, lambda terminal: _run(config, chosen, terminal))
-    terminal, started = Terminal(), time.perf_counter()
-    try:
-        result = _run(config, chosen, terminal)
-    except FORESEEN as error:
-        _leave(error)
-    if config.resume is not None and distributed.is_main():
-        seconds = time.perf_counter() - started
-        sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
-    # The last line, whole whatever the width of the terminal, for people and scripts to copy.
-    terminal.say(chosen.runtime.output_dir)
-    return result
+@dataclass(frozen=True)
+class Task:
+    """What Hydra calls for a run, or for each job of a sweep.
 
+    Launchers pickle it for jobs in other processes; the command line goes along.
 
-def _run(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> float | None:
-    run_dir = distributed.from_main(lambda: Path(chosen.runtime.output_dir))
-    again = f"{distributed.command()} {shlex.quote(f'resume={run_dir}')} goes on"
-    try:
-        return _run_in(run_dir, config, chosen, terminal)
-    except Interrupted as interrupted:
-        terminal.say(f"stopped by {interrupted}: {again}")
-        raise
-    except FORESEEN as error:
-        log.error(explain(error))
-        # Where the directory is gone or closed, that is what the error says.
-        with suppress(OSError):
-            if distributed.is_main():
-                _remove_if_untouched(run_dir)
-        raise
-    except RuntimeError as error:
-        if not distributed.is_loss(error):
+    Parameters
+    ----------
+    command
+        The command line, with the name of the program.
+    """
+
+    command: tuple[str, ...]
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """One run, in the directory that Hydra has made for it."""
+        chosen = HydraConfig.get()
+        if chosen.mode == RunMode.MULTIRUN:
+            return sweep.job(chosen, config, self._run)
+        terminal, started = Terminal(), time.perf_counter()
+        try:
+            result = self._run(config, terminal)
+        except FORESEEN as error:
+            _leave(error)
+        if config.resume is not None and distributed.is_main():
+            seconds = time.perf_counter() - started
+            sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
+        # The last line, whole whatever the width of the terminal, for people and scripts to copy.
+        terminal.say(chosen.runtime.output_dir)
+        return result
+
+    def _run(self, config: DictConfig, terminal: Terminal) -> float | None:
+        chosen = HydraConfig.get()
+        run_dir = distributed.from_main(lambda: Path(chosen.runtime.output_dir))
+        again = f"{distributed.command()} {shlex.quote(f'resume={run_dir}')} goes on"
+        try:
+            return _run_in(run_dir, config, chosen, self.command, terminal)
+        except Interrupted as interrupted:
+            terminal.say(f"stopped by {interrupted}: {again}")
             raise
-        log.error(LOST)
-        raise ProcessLostError(f"{LOST}: {again}") from error
+        except FORESEEN as error:
+            log.error(explain(error))
+            # Where the directory is gone or closed, that is what the error says.
+            with suppress(OSError):
+                if distributed.is_main():
+                    _remove_if_untouched(run_dir)
+            raise
+        except RuntimeError as error:
+            if not distributed.is_loss(error):
+                raise
+            log.error(LOST)
+            raise ProcessLostError(f"{LOST}: {again}") from error
 
 
 def _run_in(
-    run_dir: Path, config: DictConfig, chosen: HydraConf, terminal: Terminal
+    run_dir: Path,
+    config: DictConfig,
+    chosen: HydraConf,
+    command: Sequence[str],
+    terminal: Terminal,
 ) -> float | None:
     names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
     with alone_in(run_dir) if distributed.is_main() else nullcontext():
-        built, origin = _prepared(config, names, list(chosen.overrides.task))
+        built, origin = prepared(config, names, list(chosen.overrides.task))
         if built.keep_memory:
             keep_freed_memory()
-        command = Command.of(chosen, sys.argv[1:])
+        repeated = Command.of(chosen, command[1:])
         if built.resume is None and distributed.is_main():
             (run_dir / MANIFEST).unlink(missing_ok=True)
-            command.write(run_dir)
-        origin = origin._replace(overrides=command.words)
+            repeated.write(run_dir)
+        origin = origin._replace(overrides=repeated.words, command=command)
         return experiment.run(built, origin, run_dir, terminal)
 
 
-def main() -> None:
-    """Run the command line; exit with 1 and one clear message where the input is at fault."""
+def main(program: str, given: Sequence[str]) -> None:
+    """Run a command line; exit with 1 and one clear message where the input is at fault.
+
+    Parameters
+    ----------
+    program
+        The name that it was called by.
+    given
+        What the user typed behind it.
+    """
     schema.register()
     launchers.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with distributed.joined(), _one_voice(), _leaving(), signals.caught():
-        sys.argv[1:] = distributed.from_main(lambda: arguments(sys.argv[1:]))
+        words = distributed.from_main(lambda: arguments(given))
         if not distributed.is_main():
-            sys.argv += WITHOUT_FILES
+            words = [*words, *WITHOUT_FILES]
         with sweep.concluded():
-            job()
+            _by_hydra((program, *words))
+
+
+def _by_hydra(command: tuple[str, ...]) -> None:
+    """Have Hydra run `command`."""
+    decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    # Hydra reads its words there and nowhere else; nobody else does.
+    before, sys.argv = sys.argv, list(command)
+    try:
+        decorated(Task(command))()
+    finally:
+        sys.argv = before
 
 
 @contextmanager
@@ -158,21 +198,20 @@ def _one_voice() -> Iterator[None]:
         yield
 
 
-def rerun(arguments: list[str]) -> None:
+def rerun(program: str, given: Sequence[str]) -> None:
     """`robusttrain rerun RUN`: run it again beside it, and say where the results differ.
 
     Exits with 1 where they do.
     """
     if os.environ.get("RANK", "0") != "0":
         # The first process says what to do, and compares.
-        main()
+        main(program, [])
         return
     try:
-        repetition = Repetition.of(arguments)
+        repetition = Repetition.of(given)
     except InputError as error:
         _leave(error)
-    sys.argv[1:] = repetition.command
-    main()
+    main(program, repetition.command)
     differences = repetition.differences()
     for line in differences or [f"the same results as {repetition.run}"]:
         Terminal().say(line)
@@ -186,20 +225,39 @@ def _leave(error: Exception) -> NoReturn:
     sys.exit(distributed.last_words(f"robusttrain: {explain(error)}"))
 
 
-def _prepared(
-    config: DictConfig, names: dict[str, str], overrides: list[str]
-) -> tuple[Config, experiment.Origin]:
-    """Everything built, and what a checkpoint has to say of the run."""
+def prepared(
+    config: DictConfig, names: Mapping[str, str], overrides: Sequence[str]
+) -> tuple[Config, Origin]:
+    """Everything built, and what a checkpoint has to say of the run.
+
+    Parameters
+    ----------
+    config
+        As Hydra has composed it.
+    names
+        The option of each group.
+    overrides
+        What the user gave of the configuration.
+
+    Raises
+    ------
+    InputError
+        If a value, or what is named as `checkpoint`, cannot be used.
+    """
+    config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
     if config.checkpoint is not None:
-        names |= take_over(config, overrides)
+        config, others = take_over(config, overrides)
+        names = {**names, **others}
     config = configs.with_numbers(config)
     # A model that is a network already is initialised as soon as it is built.
     torch.manual_seed(seeding.derived_seed(config.seed, "initialisation"))
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
     # A run that goes on is the run that it was.
     plain["resume"] = None
-    return configs.build(config), experiment.Origin(plain, names)
+    built = configs.build(config)
+    check_settings(built)
+    return built, Origin(plain, names)
 
 
 def _names(choices: dict[str, str], noise: DictConfig) -> dict[str, str]:

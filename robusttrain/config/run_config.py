@@ -3,13 +3,10 @@
 import dataclasses
 from enum import StrEnum
 
-import torch
-
 from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.data import Dataset
 from robusttrain.defenses import Defense
-from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
 from robusttrain.loggers import Logger
 from robusttrain.models import Architecture
@@ -18,7 +15,6 @@ from robusttrain.optim.averaging import Averaging
 from robusttrain.optim.optimizers import Optimizer
 from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
-from robusttrain.runtime import distributed
 from robusttrain.threat import Norm, Threat
 from robusttrain.training.settings import Training
 
@@ -99,41 +95,8 @@ class Config:
             "[evaluate]",
             "combined with checkpoint=..., or contain train",
         )
-        self.training.curriculum.at(self.defense, 1, max(1, self.training.epochs))
-        self.torch_device()
 
     @property
     def threat(self) -> Threat:
         """The threat model of the run."""
         return Threat(self.norm, self.eps)
-
-    def torch_device(self) -> torch.device:
-        """The device that `device` stands for; of several processes each has a GPU of its own."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        if distributed.size() > 1:
-            name = self._own_device(name)
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            allowed = f"auto, cpu, or a device that is present ({_first_line(error)})"
-            raise InputError(
-                f"device={self.device} is not allowed: it must be {allowed}"
-            ) from error
-        return device
-
-    def _own_device(self, name: str) -> str:
-        many = f"with {distributed.size()} processes"
-        ranges.require(name in ("cpu", "cuda"), "device", name, f"auto, cpu or cuda {many}")
-        if name == "cpu":
-            return name
-        here = torch.cuda.device_count()
-        allowed = f"cpu, or --nproc_per_node at most {here}, as there are {here} of them"
-        ranges.require(distributed.local_rank() < here, "device", name, allowed)
-        return f"cuda:{distributed.local_rank()}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,62 +1,49 @@
-"""A run from top to bottom: data, model, training, evaluation, report."""
+"""A run from top to bottom: inputs, preflight, data, training, evaluation, report, manifest."""
 
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
 
-from omegaconf import OmegaConf
 from torch import nn
 
-from robusttrain.checkpoints import external
 from robusttrain.checkpoints.external import Foreign
-from robusttrain.config.run_config import Config, Stage
-from robusttrain.config.schema import GROUPS
-from robusttrain.data import Info, Samples, hold_out
-from robusttrain.defenses import Selective, WithModels
+from robusttrain.config.run_config import Config
+from robusttrain.data import Samples, hold_out
 from robusttrain.errors import InputError
-from robusttrain.evaluation.pipeline import Examined, examined
-from robusttrain.loggers import Record, flat, of_epoch, of_report
+from robusttrain.evaluation import model_checks
+from robusttrain.evaluation.pipeline import Examined, Found, examined
+from robusttrain.loggers import Figures, Record, of_epoch, of_report
 from robusttrain.loggers.none import NoLogger
 from robusttrain.report.files import write_json
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import (
-    MANIFEST,
-    PIECES,
-)
-from robusttrain.runs.inputs import digests, loaded, model_of, other_model, placed
+from robusttrain.run_directory import MANIFEST, PIECES
+from robusttrain.runs.context import Origin, RunContext
+from robusttrain.runs.device import device_of
+from robusttrain.runs.inputs import Inputs, data_of, inputs_of, placed
 from robusttrain.runs.manifest import manifest
-from robusttrain.runs.preflight import check_evaluation, inspect_model
-from robusttrain.runs.results import report_results
+from robusttrain.runs.preflight import check_inputs, inspect_model
+from robusttrain.runs.results import report_of, show_results, write_results
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
 from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint
 from robusttrain.training.diagnostics import summary
-from robusttrain.training.metrics import Epoch
 from robusttrain.training.trainer import Trainer
 
 
-class Origin(NamedTuple):
-    """Where a run comes from: its configuration as containers, and the option of each group.
+class Stopwatch:
+    """The seconds that each stage took, by its name; a stage that fails has none."""
 
-    `overrides` is what the user gave of it, as words of a command line.
-    """
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-    config: dict[str, Any]
-    names: Mapping[str, str]
-    overrides: Sequence[str] = ()
-
-    def resolved(self) -> dict[str, Any]:
-        """The configuration with every reference replaced by its value."""
-        resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
-        return cast("dict[str, Any]", resolved)
-
-    def parameters(self) -> dict[str, Any]:
-        """The options by their groups, and all values by their full keys, for a logger."""
-        options = {group: self.names[group] for group in GROUPS if group in self.names}
-        return options | flat(self.resolved())
+    @contextmanager
+    def measuring(self, stage: str) -> Iterator[None]:
+        """Measure the block."""
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - started
 
 
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
@@ -76,88 +63,57 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         If training diverges; what earlier epochs left stays on disk.
     """
     config.logger.check()
-    device = config.torch_device()
-    info = config.dataset.info()
-    given = None if config.checkpoint is None else external.load(config.checkpoint)
-    distributed.settle_on(device)
-    if Stage.train in config.stages and isinstance(config.defense, WithModels):
-        config.defense = config.defense.with_models(partial(other_model, config, info))
-    model = model_of(config, info, given, terminal)
-    if Stage.train in config.stages and isinstance(config.defense, Selective):
-        config.defense.refuse_unfit(model, info.image_shape)
-    check_evaluation(config, model, info, given, terminal)
-    seconds: dict[str, float] = {}
-    train, test = loaded(config, origin.names["dataset"], device)
-    digest = digests(train, test, terminal)
-    if Stage.evaluate in config.stages:
-        # An image that cannot be decoded is told of before the work, not after days of training.
-        test = placed(test, "cpu", "test", terminal)
-    best: Epoch | None = None
-    course: dict[str, Any] | None = None
-    model.to(device)
-    logger = config.logger if distributed.is_main() else NoLogger()
+    device, info = device_of(config.device), config.dataset.info()
+    context = RunContext(config, origin, info, device, run_dir, terminal)
+    inputs = inputs_of(context)
+    check_inputs(context, inputs)
+    data = data_of(context)
+    inputs.model.to(device)
+    logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch()
+    training = best = None
     with (
         deterministic(config.deterministic),
         logger.record(run_dir, origin.parameters()) as record,
     ):
-        repeatable = flags()
-        if Stage.train in config.stages:
-            started = time.perf_counter()
-            training = _train(config, origin, model, info, train, run_dir, terminal, record)
-            best, course = training.best, summary(training.epochs)
-            seconds["train"] = time.perf_counter() - started
-        if Stage.evaluate in config.stages:
-            started = time.perf_counter()
-            test = test.to(device)
-            inspect_model(config, origin.names, model, isinstance(given, Foreign), test, terminal)
-            results = _evaluate(config, model, test, run_dir, terminal)
-            if results.found is not None:
-                report = report_results(config, origin.names, results.found, run_dir, terminal)
-                record(of_report(report), best.epoch if best else 0)
-            distributed.together()
-            results.pieces.remove()
-            seconds["evaluate"] = time.perf_counter() - started
+        switches = flags()
+        if context.trains:
+            with clock.measuring("train"):
+                training = _train(context, inputs, data.train, record)
+                best = training.best
+        if context.evaluates:
+            with clock.measuring("evaluate"):
+                _evaluate(context, inputs, data.test, record, best.epoch if best else 0)
     if distributed.is_main():
-        content = manifest(
-            origin.resolved(), origin.overrides, device, digest, seconds,
-            training=course, determinism=repeatable,
-        )  # fmt: skip
+        course = summary(training.epochs) if training else None
+        content = manifest(origin, device, data.digests, clock.seconds, course, switches)
         write_json(run_dir / MANIFEST, content)
     return best.val_robust_accuracy if best else None
 
 
-def _train(
-    config: Config,
-    origin: Origin,
-    model: nn.Module,
-    info: Info,
-    samples: Samples,
-    run_dir: Path,
-    terminal: Terminal,
-    record: Record,
-) -> TrainingRun:
-    """Train `model`, or go on where a run was; leaves it with the weights of `best.pt`."""
+def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
+    """Train the model, or go on where a run was; leaves it with the weights of `best.pt`."""
+    config, terminal = context.config, context.terminal
     parts = hold_out(samples, config.dataset.validation, config.seed)
-    device = config.torch_device()
     train, validation = (
-        placed(part, device, name, terminal)
+        placed(part, context.device, name, terminal)
         for part, name in zip(parts, ("training", "validation"), strict=True)
     )
     trainer = Trainer(
-        model, config.defense, config.optimizer, config.schedule, config.training,
+        inputs.model, inputs.defense, config.optimizer, config.schedule, config.training,
         train=train, validation=validation, dataset=config.dataset,
         norm=config.norm, eps=config.eps, seed=config.seed, terminal=terminal,
         weight_perturbation=config.weight_perturbation, averaging=config.averaging,
     )  # fmt: skip
     about = {
-        "num_classes": info.num_classes,
-        "image_shape": list(info.image_shape),
-        "config": origin.config,
-        "names": dict(origin.names),
+        "num_classes": context.info.num_classes,
+        "image_shape": list(context.info.image_shape),
+        "config": context.origin.config,
+        "names": dict(context.origin.names),
     }
     training = TrainingRun(
-        trainer, run_dir, about, terminal, lambda epoch: record(of_epoch(epoch.row()), epoch.epoch)
-    )
+        trainer, context.run_dir, about, terminal,
+        lambda epoch: record(of_epoch(epoch.row()), epoch.epoch),
+    )  # fmt: skip
     if config.resume is not None:
         _resume(training, terminal)
     training.finish()
@@ -190,13 +146,38 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
 
 
 def _evaluate(
-    config: Config, model: nn.Module, test: Samples, run_dir: Path, terminal: Terminal
-) -> Examined:
-    at_once = config.evaluation.at_once(test.device)
-    with refused_where_too_large("evaluation.batch_size", at_once):
+    context: RunContext, inputs: Inputs, samples: Samples, record: Record, epoch: int
+) -> None:
+    """Evaluate the model on `samples`, and report; `epoch` is the one that its weights are of."""
+    config, names = context.config, context.origin.names
+    test = samples.to(context.device)
+    batch = model_checks.sample(test, config.evaluation.choose(test.size))
+    is_foreign = isinstance(inputs.given, Foreign)
+    inspect_model(inputs.model, names["model"], batch, is_foreign, context.terminal)
+    results = _examined(context, inputs.model, test)
+    if results.found is not None:
+        record(_report(context, results.found), epoch)
+    distributed.together()
+    # Not before all is written that they would be needed for.
+    results.pieces.remove()
+
+
+def _examined(context: RunContext, model: nn.Module, test: Samples) -> Examined:
+    config = context.config
+    with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
         return examined(
             model, test, config.evaluation,
             threat=config.threat, seed=config.seed,
-            folder=run_dir / f"{PIECES}{distributed.suffix()}",
-            origin=(config.checkpoint, config.model, config.noise), terminal=terminal,
+            folder=context.run_dir / f"{PIECES}{distributed.suffix()}",
+            origin=(config.checkpoint, config.model, config.noise), terminal=context.terminal,
         )  # fmt: skip
+
+
+def _report(context: RunContext, found: Found) -> Figures:
+    """Write and show what was found; returns the figures for a logger."""
+    names = context.origin.names
+    report = report_of(found, names, context.config.threat, context.config.seed)
+    write_results(found, report, context.run_dir)
+    show_results(found, report, names, context.terminal)
+    rows = report.to_dict("records")
+    return of_report([{str(key): value for key, value in row.items()} for row in rows])

@@ -1,6 +1,8 @@
 """Runs that are saved: their model for somebody's own code, their configuration for another run."""
 
+import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,12 +16,22 @@ from robusttrain.runs.trust import TRUSTED, refuse_strangers
 INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
 
 
-def take_over(config: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
-    """Take from `config.checkpoint` what the command line did not choose, in place.
+class Inherited(NamedTuple):
+    """A configuration with what a saved model brings along.
 
-    Returns the names of options, by their groups, that reports have to give otherwise. A model of
-    somebody else's brings no configuration: that of the command line holds, but nobody has said
-    what the model was trained with.
+    `names` are the options, by their groups, that reports have to give otherwise than the command
+    line does.
+    """
+
+    config: DictConfig
+    names: dict[str, str]
+
+
+def take_over(config: DictConfig, overrides: Sequence[str]) -> Inherited:
+    """`config` with what its `checkpoint` brings along and the command line did not choose.
+
+    A model of somebody else's brings no configuration: that of the command line holds, but nobody
+    has said what the model was trained with.
 
     Raises
     ------
@@ -27,25 +39,26 @@ def take_over(config: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
         If there is no such checkpoint, or it would build a class that nobody vouches for.
     """
     given = external.load(config.checkpoint)
+    trains = Stage.train in config.stages
     if isinstance(given, checkpoints.Checkpoint):
-        inherited = compose_again(config, given, overrides)
+        composed, inherited = compose_again(config, given, overrides)
         # A training has the companions of its own command line.
-        trained = "defense" in inherited and Stage.train not in config.stages
-        told = [*inherited, *(COMPANIONS if trained else ())]
-        return {key: given.names[key] for key in told if key in given.names}
+        companions = COMPANIONS if "defense" in inherited and not trains else ()
+        told = [*inherited, *companions]
+        return Inherited(composed, {key: given.names[key] for key in told if key in given.names})
     chosen = {_destination(override) for override in overrides}
     names = {}
-    if Stage.train not in config.stages and "defense" not in chosen:
+    if not trains and "defense" not in chosen:
         names["defense"] = "foreign"
     if isinstance(given, external.Program):
         names["model"] = given.name
-    return names
+    return Inherited(config, names)
 
 
 def compose_again(
     config: DictConfig, saved: checkpoints.Checkpoint, overridden: Sequence[str]
-) -> list[str]:
-    """Take from a saved run what the command line did not choose, in place; returns the keys.
+) -> tuple[DictConfig, list[str]]:
+    """`config` with what the command line did not choose from a saved run, and the keys of that.
 
     Raises
     ------
@@ -56,15 +69,16 @@ def compose_again(
     # An option of defense chooses the attack that it trains with, too.
     chosen = keys | {"attack"} if "defense" in keys else keys
     inherited = [key for key in INHERITED if key not in chosen]
-    inner = {key: OmegaConf.select(config, key) for key in keys if key.partition(".")[2]}
+    composed = copy.deepcopy(config)
     for key in inherited:
         refuse_strangers(saved.config[key], [*TRUSTED, *config.trust])
-        OmegaConf.update(config, key, saved.config[key], merge=False, force_add=True)
+        OmegaConf.update(composed, key, saved.config[key], merge=False, force_add=True)
     # A key inside of a part does not choose the part: it is set on what was inherited.
-    for key, value in inner.items():
-        if key.partition(".")[0] in inherited:
-            OmegaConf.update(config, key, value, merge=False, force_add=True)
-    return inherited
+    for key in keys:
+        if key.partition(".")[0] in inherited and "." in key:
+            value = OmegaConf.select(config, key)
+            OmegaConf.update(composed, key, value, merge=False, force_add=True)
+    return composed, inherited
 
 
 def _destination(override: str) -> str:

@@ -1,44 +1,85 @@
-"""Data and model of a run."""
+"""Model, defense and data of a run."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import Foreign, Program, Weights
-from robusttrain.config.run_config import Config, Stage
-from robusttrain.data import Info, Samples, Streamed
+from robusttrain.data import Dataset, Info, Samples, Streamed
+from robusttrain.defenses import Defense, WithModels
 from robusttrain.errors import InputError
 from robusttrain.evaluation import model_checks
 from robusttrain.models import build_model
 from robusttrain.models.network import network
 from robusttrain.report.terminal import Terminal
+from robusttrain.runs.context import RunContext
 from robusttrain.runs.saved_model import load_model
 from robusttrain.runtime import distributed
 
-
-def loaded(config: Config, name: str, device: torch.device) -> tuple[Samples, Samples]:
-    """The training and the test set, of which nothing is left that could be refused."""
-    train, test = distributed.in_turns(config.dataset.load)
-    for samples in (train, test):
-        model_checks.refuse_outside_box(samples, name)
-    if Stage.evaluate in config.stages:
-        model_checks.refuse_too_many(test, config.evaluation.choose(test.size), device)
-    return train, test
+Given = Checkpoint | Foreign | None
+"""What `checkpoint` names, if it is given."""
 
 
-def model_of(
-    config: Config, info: Info, given: Checkpoint | Foreign | None, terminal: Terminal
-) -> nn.Module:
+class Inputs(NamedTuple):
+    """What a run starts from, before any data is read.
+
+    Parameters
+    ----------
+    given
+        What `checkpoint` names.
+    defense
+        With the models that it trains with, if the run trains.
+    model
+        On the CPU, with its noise and with the weights that are `given`.
+    """
+
+    given: Given
+    defense: Defense
+    model: nn.Module
+
+
+class Data(NamedTuple):
+    """The training and the test set, and the digest of each by its name."""
+
+    train: Samples
+    test: Samples
+    digests: dict[str, str]
+
+
+def inputs_of(context: RunContext) -> Inputs:
+    """Load and build all that computes.
+
+    Raises
+    ------
+    InputError
+        If a checkpoint or the run of another model cannot be used here.
+    """
+    config = context.config
+    given = None if config.checkpoint is None else external.load(config.checkpoint)
+    distributed.settle_on(context.device)
+    defense = config.defense
+    if context.trains and isinstance(defense, WithModels):
+        defense = defense.with_models(partial(other_model, config.trust, context.info))
+    return Inputs(given, defense, model_of(context, given))
+
+
+def model_of(context: RunContext, given: Given) -> nn.Module:
     """The model on the CPU, with its noise, and with what `checkpoint` has given for it."""
+    config, terminal = context.config, context.terminal
     if isinstance(given, Program):
-        if Stage.train in config.stages:
+        if context.trains:
             raise InputError(
                 f"{given} is a program, which cannot be trained: give stages=[evaluate]"
             )
-        model = network(given, config.noise, info, config.seed)
+        model = network(given, config.noise, context.info, config.seed)
         terminal.say(f"{given} is a program of {given.kind}, which takes the place of model=")
         return model
-    model = network(config.model, config.noise, info, config.seed)
+    model = network(config.model, config.noise, context.info, config.seed)
     if isinstance(given, Weights):
         terminal.say(given.load_into(model, str(config.checkpoint)))
     elif given is not None:
@@ -46,16 +87,46 @@ def model_of(
     return model
 
 
-def other_model(config: Config, info: Info, key: str, run: str) -> nn.Module:
+def other_model(trust: Sequence[str], info: Info, key: str, run: str) -> nn.Module:
     """The model of the run that the defense's `key` names, for the images and classes of `info`."""
     try:
-        model = load_model(run, trust=config.trust)
+        model = load_model(run, trust=trust)
         return build_model(model, info.num_classes, info.image_shape)
     except InputError as error:
         raise InputError(f"defense.{key}={run}: {error}") from error
 
 
+def data_of(context: RunContext) -> Data:
+    """The data, with the test set decoded where it fits in memory and is evaluated on.
+
+    An image that cannot be decoded is thereby refused before training, not days after its start.
+
+    Raises
+    ------
+    InputError
+        If images cannot be read, are no bytes, or would not fit in memory to be evaluated.
+    """
+    config, terminal = context.config, context.terminal
+    train, test = loaded(config.dataset, context.origin.names["dataset"])
+    if context.evaluates:
+        chosen = config.evaluation.choose(test.size)
+        model_checks.refuse_too_many(test, chosen, context.device)
+    digest = digests(train, test, terminal)
+    if not context.evaluates:
+        return Data(train, test, digest)
+    return Data(train, placed(test, "cpu", "test", terminal), digest)
+
+
+def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
+    """The training and the test set of `dataset`, called `name`, both of bytes."""
+    train, test = distributed.in_turns(dataset.load)
+    for samples in (train, test):
+        model_checks.refuse_outside_box(samples, name)
+    return train, test
+
+
 def digests(train: Samples, test: Samples, terminal: Terminal) -> dict[str, str]:
+    """A digest of each split, for `manifest.json`."""
     with terminal.progress("looking at the data", train.size + test.size) as bar:
         return {"train": train.digest(bar.advance), "test": test.digest(bar.advance)}
 

@@ -2,8 +2,7 @@
 
 import platform
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,26 @@ from typing import Any
 import torch
 
 from robusttrain import __version__
+from robusttrain.runs.context import Origin
 from robusttrain.runtime import distributed
 
 PACKAGES = ("torchvision", "hydra-core", "numpy", "scipy", "pandas")
 
 
 def manifest(
-    configuration: dict[str, Any],
-    overrides: Sequence[str],
+    origin: Origin,
     device: torch.device,
-    data: dict[str, str],
-    seconds: dict[str, float],
-    *,
-    training: dict[str, Any] | None,
-    determinism: dict[str, Any],
+    data: Mapping[str, str],
+    seconds: Mapping[str, float],
+    training: Mapping[str, Any] | None,
+    determinism: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of `manifest.json`.
 
     Parameters
     ----------
-    configuration
-        All settings, resolved.
-    overrides
-        What the user gave of them.
+    origin
+        The settings, what the user gave of them, and the command line.
     device
         Where the run computed.
     data
@@ -47,9 +43,9 @@ def manifest(
         The switches of torch, as `robusttrain.runtime.determinism.flags` gives them.
     """
     return {
-        "command": sys.argv,
-        "overrides": list(overrides),
-        "configuration": configuration,
+        "command": list(origin.command),
+        "overrides": list(origin.overrides),
+        "configuration": origin.resolved(),
         "seconds": seconds,
         "training": training,
         "data": data,

@@ -1,45 +1,83 @@
 """What is refused, or warned of, before any work."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import Foreign
-from robusttrain.config.run_config import Config, Stage
-from robusttrain.data import Info, Samples
-from robusttrain.evaluation import model_checks
+from robusttrain.config.run_config import Config
+from robusttrain.defenses import Selective
+from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.intervals import refuse_unbounded
 from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.terminal import Terminal
+from robusttrain.runs.context import RunContext
+from robusttrain.runs.device import device_of
+from robusttrain.runs.inputs import Given, Inputs
+from robusttrain.threat import Norm
 
 
-def check_evaluation(
-    config: Config,
-    model: nn.Module,
-    info: Info,
-    given: Checkpoint | Foreign | None,
-    terminal: Terminal,
-) -> None:
-    """Refuse votes that decide nothing, and certificates and proofs that do not exist.
+def check_settings(config: Config) -> None:
+    """Refuse a device that is not there, and a curriculum that the defense cannot follow.
+
+    Nothing has been loaded or written by then.
+
+    Raises
+    ------
+    InputError
+        If `device` or `training.curriculum` is at fault.
+    """
+    training = config.training
+    training.curriculum.at(config.defense, 1, max(1, training.epochs))
+    device_of(config.device)
+
+
+def check_inputs(context: RunContext, inputs: Inputs) -> None:
+    """Refuse a model that cannot be trained, or evaluated, as the configuration says.
 
     Where certificates are asked for, warn if the model was not trained for them.
+
+    Raises
+    ------
+    InputError
+        If that is so; no data has been loaded by then.
     """
-    if Stage.evaluate not in config.stages:
+    config, shape = context.config, context.info.image_shape
+    if context.trains and isinstance(inputs.defense, Selective):
+        inputs.defense.refuse_unfit(inputs.model, shape)
+    if not context.evaluates:
         return
-    ranges.at_least(least_votes(model), **{"evaluation.votes": config.evaluation.votes})
-    if config.evaluation.verify:
-        refuse_unbounded(model, info.image_shape, config.norm, "evaluation.verify=true")
-    if config.evaluation.certification is None:
-        return
+    refuse_evaluation(config.evaluation, inputs.model, config.norm, shape)
+    if config.evaluation.certification is not None:
+        trained = _noise_of_training(context.trains, inputs.model, inputs.given)
+        warn_of_other_noise(inputs.model, trained, context.terminal)
+
+
+def refuse_evaluation(
+    settings: Evaluation, model: nn.Module, norm: Norm, image_shape: tuple[int, int, int]
+) -> None:
+    """Refuse votes that decide nothing, and proofs and certificates that do not exist."""
+    least = least_votes(model)
+    ranges.require(
+        settings.votes >= least,
+        "evaluation.votes",
+        settings.votes,
+        f"a finite number, {least} or more",
+    )
+    if settings.verify:
+        refuse_unbounded(model, image_shape, norm, "evaluation.verify=true")
+    if settings.certification is not None:
+        certifiable(model)
+
+
+def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> None:
+    """Warn if a model is to be certified that was `trained` with other noise, in words."""
     sigma = certifiable(model).sigma
-    trained = _noise_of_training(config, model, given)
     if trained != f"sigma {sigma:g}":
         terminal.say(
             f"warning: certifying with sigma {sigma:g} a model that was trained with {trained}: "
@@ -47,11 +85,11 @@ def check_evaluation(
         )
 
 
-def _noise_of_training(config: Config, model: nn.Module, given: Checkpoint | Foreign | None) -> str:
+def _noise_of_training(trains: bool, model: nn.Module, given: Given) -> str:
     """The size of the noise at the input that the model has learnt from, or will, in words."""
     if isinstance(given, Foreign):
         return "noise that nobody has told"
-    if Stage.train in config.stages:
+    if trains:
         seen = noise_layers(model)[0].on_train
         return f"sigma {certifiable(model).sigma:g}" if seen else "no noise"
     assert given is not None
@@ -62,16 +100,25 @@ def _noise_of_training(config: Config, model: nn.Module, given: Checkpoint | For
 
 
 def inspect_model(
-    config: Config,
-    names: Mapping[str, str],
-    model: nn.Module,
-    is_foreign: bool,
-    test: Samples,
-    terminal: Terminal,
+    model: nn.Module, name: str, batch: tuple[Tensor, Tensor], is_foreign: bool, terminal: Terminal
 ) -> None:
-    """Say what makes the figures of an evaluation mean something else than they seem to."""
-    x, y = model_checks.sample(test, config.evaluation.choose(test.size))
-    model_checks.refuse_without_gradient(model, x, names["model"])
+    """Say what makes the figures of an evaluation mean something else than they seem to.
+
+    Parameters
+    ----------
+    model
+        On its device.
+    name
+        The option of `model` that it goes by.
+    batch
+        Images (N, C, H, W) in [0, 1] and labels (N,).
+    is_foreign
+        Whether somebody else has trained it.
+    terminal
+        Where that is said.
+    """
+    x, y = batch
+    model_checks.refuse_without_gradient(model, x, name)
     for finding in model_checks.inspect(model, x, y, foreign=is_foreign):
         if finding.message:
             terminal.say(f"warning: {finding.message}")

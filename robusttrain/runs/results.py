@@ -3,44 +3,52 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from robusttrain.config.run_config import Config
+import pandas as pd
+
 from robusttrain.config.schema import COMPANIONS, NOTHING
 from robusttrain.evaluation.pipeline import Found
 from robusttrain.report.files import write_arrays, write_csv
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import ADVERSARIAL, AUDIT, CERTIFIED, CURVE, REPORT, SAMPLES
+from robusttrain.threat import Threat
 
 
-def report_results(
-    config: Config, names: Mapping[str, str], results: Found, run_dir: Path, terminal: Terminal
-) -> list[dict[str, Any]]:
-    """Write and show what an evaluation found; returns the rows of `report.csv`."""
-    report = results.ledger.report(config.threat, results.rows)
+def report_of(found: Found, names: Mapping[str, str], threat: Threat, seed: int) -> pd.DataFrame:
+    """The table of `report.csv`; `names` are the options of the groups."""
+    report = found.ledger.report(threat, found.rows)
     shown = {**names, "defense": combined(names)}
     for position, key in enumerate(("dataset", "model", "defense", "noise")):
         report.insert(position, key, shown[key])
-    report.insert(4, "seed", config.seed)
-    checks = [check._asdict() for check in results.audit.checks]
-    if results.certificates:
-        certified = [asdict(image) for image in results.certificates.images]
+    report.insert(4, "seed", seed)
+    return report
+
+
+def write_results(found: Found, report: pd.DataFrame, run_dir: Path) -> None:
+    """Write the tables of an evaluation, and its attacked images where they were kept."""
+    if found.certificates:
+        certified = [asdict(image) for image in found.certificates.images]
         write_csv(run_dir / CERTIFIED, certified)
-    write_csv(run_dir / SAMPLES, results.ledger.samples())
-    if config.evaluation.save_adversarial:
-        write_arrays(run_dir / ADVERSARIAL, results.ledger.arrays())
-    if results.audit.curve:
-        write_csv(run_dir / CURVE, [point.as_dict() for point in results.audit.curve])
-    if checks:
-        write_csv(run_dir / AUDIT, checks)
+    write_csv(run_dir / SAMPLES, found.ledger.samples())
+    if found.ledger.adversarial is not None:
+        write_arrays(run_dir / ADVERSARIAL, found.ledger.arrays())
+    if found.audit.curve:
+        write_csv(run_dir / CURVE, [point.as_dict() for point in found.audit.curve])
+    if found.audit.checks:
+        write_csv(run_dir / AUDIT, [check._asdict() for check in found.audit.checks])
     write_csv(run_dir / REPORT, report)
-    terminal.report(report, f"{shown['defense']}, {names['model']} on {names['dataset']}")
-    if results.certificates:
-        curve = [point.row for point in results.certificates.audit.curve]
-        terminal.certified(curve, results.certificates.theorem.paper)
-    if checks:
-        terminal.audit(checks)
-    return [{str(key): value for key, value in row.items()} for row in report.to_dict("records")]
+
+
+def show_results(
+    found: Found, report: pd.DataFrame, names: Mapping[str, str], terminal: Terminal
+) -> None:
+    """Show the figures of an evaluation to the user."""
+    terminal.report(report, f"{combined(names)}, {names['model']} on {names['dataset']}")
+    if found.certificates:
+        curve = [point.row for point in found.certificates.audit.curve]
+        terminal.certified(curve, found.certificates.theorem.paper)
+    if found.audit.checks:
+        terminal.audit([check._asdict() for check in found.audit.checks])
 
 
 def combined(names: Mapping[str, str]) -> str:

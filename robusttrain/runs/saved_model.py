@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.config.build import build_component
 from robusttrain.data import Info
-from robusttrain.errors import InputError
 from robusttrain.models.network import network
 from robusttrain.runs.trust import TRUSTED, refuse_strangers
 
@@ -36,11 +35,8 @@ def load_model(
     InputError
         If there is no such checkpoint, it is damaged, or it names a class of no trusted package.
     """
-    try:
-        saved = checkpoints.load(run)
-    except InputError as error:
-        # A command line names such a run by a key of this name, too: attack.source.run.
-        raise InputError(str(error).replace("checkpoint=", "run=", 1)) from error
+    # A command line names such a run by a key of this name, too: attack.source.run.
+    saved = checkpoints.load(run, key="run")
     plain = {key: saved.config[key] for key in INHERITED_BY_MODEL}
     refuse_strangers(plain, [*TRUSTED, *trust])
     channels, height, width = saved.image_shape

@@ -5,7 +5,7 @@ import sys
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -21,83 +21,89 @@ from robusttrain.runtime import signals
 from robusttrain.sweeps import launchers
 from robusttrain.sweeps.monitor import COMPLAINT, watched
 from robusttrain.sweeps.records import WAITING, Job
-
-
-class _Start(NamedTuple):
-    """What jobs in other processes have to know of the one that was started by the user."""
-
-    folder: Path
-    arguments: list[str]
-    planned: list[Job]
-    keys: list[str]
+from robusttrain.sweeps.session import SweepState, open_elsewhere, present
 
 
 class Sweeps(Callback):
-    """Tells the process that was started by the user where its sweep lies.
+    """Tells the session of this process where its sweep lies, and which jobs it has.
 
     Hydra's own notice of the end does not come where a job has failed or the user has stopped the
     sweep, which are the times when a summary is wanted most. An instance goes with every job into
-    the process that runs it, where the attributes of the class are not those of here.
+    the process that runs it.
     """
 
-    directory: ClassVar[Path | None] = None
-    planned: ClassVar[list[Job]] = []
-    # Those that were given more than one value, or a range.
-    keys: ClassVar[list[str]] = []
-    # What runs the jobs or chooses them, where Hydra's plain ways do not.
-    engine: ClassVar[str] = ""
-    maximises: ClassVar[bool] = False
-    view: ClassVar[ExitStack] = ExitStack()
-    elsewhere: ClassVar[bool] = False
-
     def __init__(self) -> None:
-        self.start: _Start | None = None
+        self.sweep: SweepState | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once, before any job."""
-        Sweeps.directory = Path(config.hydra.sweep.dir).absolute()
-        Sweeps.planned, Sweeps.keys = planned(config), _keys(config)
-        self.start = _Start(Path.cwd(), sys.argv, Sweeps.planned, Sweeps.keys)
+        session = present()
+        assert session is not None, "the command line opens it"
         try:
-            if launchers.sweeper(config) != launchers.PLAIN:
-                Sweeps.engine = f"hydra/sweeper={launchers.sweeper(config)}"
-                launchers.check_search(config)
-                Sweeps.maximises = launchers.prepare_search(config)
+            self.sweep = session.sweep = _announced(config)
             if launchers.launcher(config) != launchers.PLAIN:
-                Sweeps.engine = f"hydra/launcher={launchers.launcher(config)}"
-                self._prepare(config, Sweeps.directory)
+                _prepare(config, self.sweep, session.view)
         except InputError as error:
             # Hydra makes a warning of anything less.
             sys.exit(f"{COMPLAINT}{error}")
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called in the process of a job, before it."""
-        if self.start is None or Sweeps.directory is not None:
+        session = present()
+        if self.sweep is None or (session is not None and not session.elsewhere):
             return
-        Sweeps.elsewhere = True
-        os.chdir(self.start.folder)
-        _, sys.argv, Sweeps.planned, Sweeps.keys = self.start
-
-    def _prepare(self, config: DictConfig, directory: Path) -> None:
-        """Make ready for jobs in other processes, if there will be any."""
-        if not launchers.prepare_launcher(config, _at_once(config)):
-            return
-        (directory / RECORDS).mkdir(parents=True, exist_ok=True)
-        with read_write(config.hydra):
-            # They make their configurations anew, and may have started in another folder.
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
-        if launchers.launcher(config) == "joblib":
-            # Its processes are killed as soon as this one leaves; they are to leave first.
-            Sweeps.view.enter_context(signals.deferred())
-        Sweeps.view.enter_context(watched(directory, Sweeps.planned, Terminal()))
+        os.chdir(self.sweep.cwd)
+        open_elsewhere(self.sweep)
 
 
-def _at_once(config: DictConfig) -> int:
-    """How many jobs the launcher gets at once, or 0 where that is not known."""
+def _announced(config: DictConfig) -> SweepState:
+    """The sweep of a configuration, in which its sweeper gets what a search needs.
+
+    Raises
+    ------
+    InputError
+        If it is a search that could go by nothing.
+    """
+    engine, maximises = "", False
+    if launchers.sweeper(config) != launchers.PLAIN:
+        engine = f"hydra/sweeper={launchers.sweeper(config)}"
+        launchers.check_search(config)
+        maximises = launchers.prepare_search(config)
+    if launchers.launcher(config) != launchers.PLAIN:
+        engine = f"hydra/launcher={launchers.launcher(config)}"
+    directory = Path(config.hydra.sweep.dir).absolute()
+    jobs, keys = tuple(planned(config)), tuple(_keys(config))
+    return SweepState(Path.cwd(), directory, jobs, keys, engine, maximises)
+
+
+def _prepare(config: DictConfig, sweep: SweepState, view: ExitStack) -> None:
+    """Make ready for jobs in other processes, if there will be any; `view` then shows them.
+
+    The launcher is set up in `config` itself: Hydra goes by what its callbacks leave there.
+
+    Raises
+    ------
+    InputError
+        If no process is asked for.
+    """
+    if not launchers.prepare_launcher(config, _at_once(config, len(sweep.planned))):
+        return
+    (sweep.directory / RECORDS).mkdir(parents=True, exist_ok=True)
+    with read_write(config.hydra):
+        # They make their configurations anew, and may have started in another folder.
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(sweep.directory)}")
+    if launchers.launcher(config) == "joblib":
+        # Its processes are killed as soon as this one leaves; they are to leave first.
+        view.enter_context(signals.deferred())
+    view.enter_context(watched(sweep.directory, sweep.planned, Terminal()))
+
+
+def _at_once(config: DictConfig, jobs: int) -> int:
+    """How many of so many jobs the launcher gets at once, or 0 where that is not known."""
     sweeper = config.hydra.sweeper
     if launchers.sweeper(config) != launchers.PLAIN:
         return int(sweeper.get("n_jobs") or 0)
-    return min(len(Sweeps.planned), sweeper.get("max_batch_size") or len(Sweeps.planned))
+    return min(jobs, sweeper.get("max_batch_size") or jobs)
 
 
 def planned(config: DictConfig) -> list[Job]:

@@ -1,9 +1,10 @@
 """Sweeps: what a job does beside its run, and what is made of all jobs at the end."""
 
+import copy
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,73 +27,102 @@ from robusttrain.run_directory import (
 from robusttrain.runtime import signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
-from robusttrain.sweeps.callback import Sweeps
 from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
 from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, Job
+from robusttrain.sweeps.session import SweepState, opened, present
 from robusttrain.sweeps.summary import write_summary
 
 log = logging.getLogger("robusttrain")
 
 
-def job(
-    chosen: HydraConf, config: DictConfig, run: Callable[[Terminal], float | None]
-) -> float | None:
+Run = Callable[[DictConfig, Terminal], float | None]
+"""(configuration, where it reports) -> the figure that the sweeper gets."""
+
+
+def job(chosen: HydraConf, config: DictConfig, run: Run) -> float | None:
     """`recorded`, in the process of the user or in one of the launcher."""
-    if not Sweeps.elsewhere:
+    session = present()
+    assert session is not None, "the command line or the callback opens it"
+    assert session.sweep is not None, "Hydra announces a sweep before its jobs"
+    if not session.elsewhere:
         terminal = Terminal()
-        return recorded(chosen, config, lambda: run(terminal), terminal)
+        return recorded(session.sweep, chosen, config, lambda c: run(c, terminal), terminal)
     # Several at once would write over each other; the log has what a job says.
     silent = Terminal(Console(quiet=True, force_terminal=False))
-    with _elsewhere(chosen) as terminal:
-        return recorded(chosen, config, lambda: run(silent), terminal)
+    with _elsewhere(chosen, session.sweep.directory) as terminal:
+        return recorded(
+            session.sweep, chosen, config, lambda c: run(c, silent), terminal, elsewhere=True
+        )
 
 
 def recorded(
-    chosen: HydraConf, config: DictConfig, run: Callable[[], float | None], terminal: Terminal
+    sweep: SweepState,
+    chosen: HydraConf,
+    config: DictConfig,
+    run: Callable[[DictConfig], float | None],
+    terminal: Terminal,
+    *,
+    elsewhere: bool = False,
 ) -> float | None:
     """Run one job of a sweep, unless it has finished before, and record what became of it.
 
     Nothing is kept in memory: jobs may run in processes of their own, on other machines too.
+
+    Parameters
+    ----------
+    sweep
+        Which it is a job of.
+    chosen, config
+        Hydra's part of its configuration, and the user's.
+    run
+        Does the work; it is given the configuration, with `resume` set where the job goes on.
+    terminal
+        Where the job says how it stands.
+    elsewhere
+        Whether that is no terminal of the user.
 
     Raises
     ------
     InputError
         If the directory of the job holds results of another configuration.
     """
-    run_dir, sweep_dir = _places(chosen)
-    job = _job(chosen, config, run_dir.relative_to(sweep_dir))
-    before = records.read_job(sweep_dir, job.folder)
-    title = f"job {job.number}"
+    run_dir = Path(chosen.runtime.output_dir)
+    job = _job(chosen, config, run_dir.relative_to(sweep.directory))
+    before = records.read_job(sweep.directory, job.folder)
+    title, words = f"job {job.number}", _words(job, sweep.keys)
     try:
         if before is not None and _is_done(before, job, run_dir):
-            terminal.say(f"{title} has finished before: {_words(job)}")
+            terminal.say(f"{title} has finished before: {words}")
             return before.result
-        _refuse_to_mix(before, job, run_dir)
+        _refuse_to_mix(before, job, run_dir, words)
         goes_on = _goes_on(before, job, run_dir)
-        terminal.say(f"{title}{' goes on' if goes_on else ''}: {_words(job)}")
+        terminal.say(f"{title}{' goes on' if goes_on else ''}: {words}")
         if goes_on:
-            OmegaConf.set_struct(config, False)
-            config.resume = str(run_dir)
-        if not Sweeps.elsewhere:
-            _keep_in_view(job, sweep_dir, terminal)
-        ended = _ended(job, run, sweep_dir)
+            config = _resuming(config, run_dir)
+        if not elsewhere:
+            _keep_in_view(job, sweep, terminal)
+        ended = _ended(job, lambda: run(config), sweep.directory)
     except Exception as error:
         # The sweep goes on with its other jobs; at its end Hydra raises its first failure again.
         complaint = f"{COMPLAINT}{title} failed: {explain(error)}"
-        if Sweeps.elsewhere:
+        if elsewhere:
             terminal.say(complaint)
         else:
             print(complaint, file=sys.stderr)
         raise
-    reported = {row["attack"]: float(row["accuracy"]) for row in records.report(sweep_dir, ended)}
+    _tell_end(ended, run_dir, sweep.directory, terminal)
+    return ended.result
+
+
+def _tell_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) -> None:
+    reported = {row["attack"]: float(row["accuracy"]) for row in records.report(sweep_dir, job)}
     terminal.figures(
-        f"{title} finished",
+        f"job {job.number} finished",
         clean=reported.get("clean"),
         robust=reported.get("worst_case"),
-        seconds=ended.seconds,
+        seconds=job.seconds,
     )
     terminal.say(str(run_dir))
-    return ended.result
 
 
 @contextmanager
@@ -106,19 +136,22 @@ def concluded() -> Iterator[None]:
     Interrupted
         If a signal came that was put off until the jobs had ended.
     """
-    try:
-        yield
-    except FORESEEN:
-        raise
-    except Exception as error:
-        if not Sweeps.engine:
+    with opened() as session:
+        try:
+            yield
+        except FORESEEN:
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise JobError(f"{Sweeps.engine} ended with {type(error).__name__}: {first}") from error
-    finally:
-        Sweeps.view.close()
-        _conclude(Terminal())
-        signals.raise_what_came()
+        except Exception as error:
+            engine = session.sweep.engine if session.sweep else ""
+            if not engine:
+                raise
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise JobError(f"{engine} ended with {type(error).__name__}: {first}") from error
+        finally:
+            session.view.close()
+            if session.sweep is not None:
+                _conclude(session.sweep, Terminal())
+            signals.raise_what_came()
 
 
 def finish(run_dir: Path, result: float | None, seconds: float) -> None:
@@ -133,46 +166,41 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     write_summary(sweep_dir, records.read_jobs(sweep_dir))
 
 
-def _conclude(terminal: Terminal) -> None:
-    """Write what the sweep of this process has come to, if it was one and any job has started."""
-    folder, Sweeps.directory = Sweeps.directory, None
-    ended = records.read_jobs(folder) if folder else []
-    if folder is None or not ended:
+def _conclude(sweep: SweepState, terminal: Terminal) -> None:
+    """Write what a sweep has come to, if any of its jobs has started."""
+    folder = sweep.directory
+    ended = records.read_jobs(folder)
+    if not ended:
         return
     records.write_table(folder)
     overview = write_summary(folder, ended)
     if not overview.empty:
         shown = overview[[name for name in overview.columns if ", over " not in name]]
         terminal.table(shown, "means over seeds, in percent", {"seeds", "clean", "worst case"})
-    if Sweeps.maximises:
-        _tell_best(ended, terminal)
+    if sweep.maximises:
+        _tell_best(ended, sweep.keys, terminal)
     finished = sum(job.status == FINISHED for job in ended)
     terminal.say(f"{finished} of {len(ended)} jobs have finished")
     for name in (SWEEP_TABLE, SUMMARY):
         terminal.say(str(folder / name))
 
 
-def _tell_best(ended: list[Job], terminal: Terminal) -> None:
+def _tell_best(ended: Sequence[Job], keys: Sequence[str], terminal: Terminal) -> None:
     found = [(job.result, job) for job in ended if job.result is not None]
     if found:
         result, job = max(found, key=lambda pair: pair[0])
-        where = f"job {job.number}, {_words(job)}"
+        where = f"job {job.number}, {_words(job, keys)}"
         terminal.figures(f"best on the validation split: {where}", robust=result)
 
 
-def _places(chosen: HydraConf) -> tuple[Path, Path]:
-    """The directories of a job and of its sweep."""
-    return Path(chosen.runtime.output_dir), Path(chosen.sweep.dir).absolute()
-
-
 @contextmanager
-def _elsewhere(chosen: HydraConf) -> Iterator[Terminal]:
+def _elsewhere(chosen: HydraConf, sweep_dir: Path) -> Iterator[Terminal]:
     """A job in a process of the launcher.
 
     What it says goes to a file, for the process of the user to pass on, and of a failure only the
     message goes back: an exception of any kind may not outlive the way.
     """
-    run_dir, sweep_dir = _places(chosen)
+    run_dir = Path(chosen.runtime.output_dir)
     with records.saying(sweep_dir, str(run_dir.relative_to(sweep_dir))).open("a") as file:
         terminal = Terminal(Console(file=file, highlight=False, soft_wrap=True))
         begun = False
@@ -195,18 +223,18 @@ def _elsewhere(chosen: HydraConf) -> Iterator[Terminal]:
             raise JobError(f"{_line(error)} ({where} has the traceback)") from error
 
 
-def _words(job: Job) -> str:
-    """What sets a job apart from the others, as far as that is known."""
-    varying = [f"{key}={job.settings.get(key, '')}" for key in Sweeps.keys]
+def _words(job: Job, keys: Sequence[str]) -> str:
+    """What sets a job apart from the others, whose `keys` vary as far as that is known."""
+    varying = [f"{key}={job.settings.get(key, '')}" for key in keys]
     return " ".join(varying or job.overrides)
 
 
-def _keep_in_view(job: Job, sweep_dir: Path, terminal: Terminal) -> None:
+def _keep_in_view(job: Job, sweep: SweepState, terminal: Terminal) -> None:
     """A table of all jobs above the bars of this one, with those that are still to come."""
-    known = {one.number: one for one in [*Sweeps.planned, *records.read_jobs(sweep_dir)]}
+    known = {one.number: one for one in [*sweep.planned, *records.read_jobs(sweep.directory)]}
     known[job.number] = replace(job, status=RUNNING)
     shown = [known[number] for number in sorted(known)]
-    cells = records.overview(sweep_dir, shown)
+    cells = records.overview(sweep.directory, shown)
     terminal.keep_in_view(cells, FIGURES, shown.index(known[job.number]))
 
 
@@ -230,7 +258,14 @@ def _goes_on(before: Job | None, job: Job, run_dir: Path) -> bool:
     return same and (run_dir / COMMAND).is_file()
 
 
-def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path) -> None:
+def _resuming(config: DictConfig, run_dir: Path) -> DictConfig:
+    """The configuration of a job that goes on in its directory."""
+    resuming = copy.deepcopy(config)
+    resuming.resume = str(run_dir)
+    return resuming
+
+
+def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path, words: str) -> None:
     """Refuse to write among the results of another configuration.
 
     Hydra has replaced its files about the run by then; they are put back.
@@ -245,7 +280,7 @@ def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path) -> None:
         for path, content in before.hydra.items():
             Path(path).write_text(content)
     raise InputError(
-        f"{run_dir} holds results of {owner}, which {_words(job)} would mix with: "
+        f"{run_dir} holds results of {owner}, which {words} would mix with: "
         "give another hydra.sweep.dir, or remove that directory"
     )
 

@@ -344,8 +344,10 @@ def continued(checkpoint: Checkpoint, *overrides: str) -> Config:
     """The run that these overrides describe when `checkpoint` is given with them."""
     config = raw(*overrides)
     OmegaConf.set_struct(config, False)
-    compose_again(config, checkpoint, overrides)
-    return configs.build(configs.with_numbers(config))
+    before = copy.deepcopy(config)
+    composed, _ = compose_again(config, checkpoint, overrides)
+    assert config == before
+    return configs.build(configs.with_numbers(composed))
 
 
 def test_a_saved_run_lends_what_is_not_chosen_again() -> None:
@@ -553,7 +555,7 @@ def test_a_training_has_the_companions_of_its_own_command_line(
     names = {"defense": "trades", "weight_perturbation": "awp", "averaging": "none"}
     plain: Any = OmegaConf.to_container(raw(), resolve=False, enum_to_str=True)
     Checkpoint({}, 3, [1, 8, 8], plain, names, 1, {}).save(tmp_path / "best.pt")
-    told = take_over(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
+    _, told = take_over(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
     assert told["defense"] == "trades"
     assert told.get("weight_perturbation") == found
 

@@ -13,6 +13,7 @@ from robusttrain.config import schema
 from robusttrain.config.schema import CONF
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
+from robusttrain.runs.context import Origin
 
 SMALL = [
     "dataset=synthetic", "dataset.image_shape=[3,32,32]", "dataset.train_size=24",
@@ -31,6 +32,6 @@ def test_a_recipe_for_a_gpu_trains_and_evaluates_here(recipe: str, tmp_path: Pat
     assert config.eps == pytest.approx(8 / 255)
     names = dict.fromkeys(("dataset", "model", "defense", "noise"), recipe)
     terminal = Terminal(Console(file=io.StringIO()))
-    experiment.run(config, experiment.Origin({}, names), tmp_path, terminal)
+    experiment.run(config, Origin({}, names), tmp_path, terminal)
     assert len(pd.read_csv(tmp_path / "train.csv")) == 2
     assert "worst_case" in set(pd.read_csv(tmp_path / "report.csv")["attack"])

@@ -30,6 +30,7 @@ from robusttrain.optim.schedules import Constant
 from robusttrain.optim.weight_perturbation import NoPerturbation
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
+from robusttrain.runs.context import Origin
 from robusttrain.training.settings import Training
 from toys.defenses import (
     SHAPE,
@@ -138,7 +139,7 @@ def run(folder: Path, teacher: Path, stages: list[Stage], given: Path | None = N
     )  # fmt: skip
     names = dict.fromkeys(("dataset", "model", "defense", "noise"), "x")
     terminal = Terminal(Console(file=io.StringIO()))
-    experiment.run(config, experiment.Origin({}, names), folder, terminal)
+    experiment.run(config, Origin({}, names), folder, terminal)
 
 
 def test_a_run_learns_from_the_model_of_another(tmp_path: Path) -> None:

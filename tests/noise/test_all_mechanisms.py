@@ -39,6 +39,7 @@ from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.schedules import Constant
 from robusttrain.optim.weight_perturbation import NoPerturbation
 from robusttrain.runs import experiment
+from robusttrain.runs.context import Origin
 from robusttrain.training.settings import Training
 from toys.noise import (
     CLASSES,
@@ -361,7 +362,7 @@ def run(folder: Path, mechanism: str, given: Path | None = None, lr: float = 0.1
         checkpoint=None if given is None else str(given),
     )  # fmt: skip
     names = dict.fromkeys(("dataset", "model", "defense", "noise"), "x")
-    experiment.run(config, experiment.Origin({}, names), folder, quiet())
+    experiment.run(config, Origin({}, names), folder, quiet())
     return checkpoint.load(folder)
 
 

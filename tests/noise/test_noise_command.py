@@ -1,6 +1,5 @@
 """Noise from the command line: every option, stacks of them, and what a checkpoint brings along."""
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
@@ -52,15 +51,14 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     with pytest.MonkeyPatch.context() as patch:
         # Set by the command line for its own purpose: here it ends with the tests.
         patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setattr(configs, "register", _register)
+        patch.setattr(schema, "register", _register)
 
         def run(*words: str) -> Path:
             folder = place / f"run {next(numbers)}"
             there = [f"hydra.run.dir='{folder}'"]
             quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-            patch.setattr(sys, "argv", ["robusttrain", *words, *there, *quiet])
             GlobalHydra.instance().clear()
-            main.main()
+            main.main("robusttrain", [*words, *there, *quiet])
             return folder
 
         yield run

@@ -33,6 +33,7 @@ from robusttrain.optim.weight_perturbation import NoPerturbation
 from robusttrain.report import terminal
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
+from robusttrain.runs.context import Origin
 from robusttrain.runtime.determinism import WORKSPACE, deterministic, flags
 from robusttrain.training.settings import Training
 from toys.training import DATA, EPS
@@ -69,7 +70,7 @@ def run(
         evaluation=Evaluation({"pgd": PGD(eps=EPS, restarts=2)}, eot=2, votes=5),
         logger=NoLogger(), eps=EPS, device="cpu", stages=list(stages), **keys,
     )  # fmt: skip
-    origin = experiment.Origin({}, dict.fromkeys(("dataset", "model", "defense", "noise"), "x"))
+    origin = Origin({}, dict.fromkeys(("dataset", "model", "defense", "noise"), "x"))
     console = Console(file=io.StringIO(), force_terminal=shown, width=200)
     experiment.run(config, origin, folder, Terminal(console))
     assert not shown or "epoch 2/3" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
 from robusttrain.sweeps import callback, records
 from robusttrain.sweeps import job as sweep
+from robusttrain.sweeps.session import SweepState
 from toys.command_line import Answer, CommandLine
 
 SMOKE = [
@@ -144,14 +145,14 @@ def attempt(tmp_path: Path) -> Callable[..., float | None]:
         chosen = OmegaConf.create(
             {
                 "runtime": {"output_dir": str(run_dir)},
-                "sweep": {"dir": str(tmp_path)},
                 "job": {"num": 0},
                 "overrides": {"task": words},
                 "output_subdir": ".hydra",
             }
         )
         terminal = Terminal(Console(file=StringIO()))
-        return sweep.recorded(chosen, OmegaConf.create(config), work, terminal)
+        state, given = SweepState(cwd=tmp_path, directory=tmp_path), OmegaConf.create(config)
+        return sweep.recorded(state, chosen, given, lambda _: work(), terminal)
 
     return run
 

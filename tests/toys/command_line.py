@@ -1,7 +1,17 @@
 """Command lines as a user types them, without the seconds in which Python imports torch.
 
-This file is a program too. `CommandLine` starts it once; it imports everything and then forks a
-process for each command line that it is asked for.
+A run of the tests takes a moment; importing torch and Hydra for it takes seconds, several hundred
+times. This file is therefore a program too. `CommandLine` starts it once; it imports everything and
+then forks a process for each command line that it is asked for. Signals, exit codes, files and what
+is printed are those of a real process. It differs from one that a user starts in this:
+
+- the schemas are registered before the fork, and `schema.register` does nothing after it;
+- `Hydra.get_mode` finds no mode, for which Hydra would compose every configuration twice:
+  `hydra.mode=MULTIRUN` is not understood, `-m` is. This is the one use of `hydra._internal`;
+- at its end it runs what was asked for by `atexit`, and then leaves by `os._exit`: to take down all
+  that is imported costs Python more than most of these runs.
+
+`tests/cli/test_real_processes.py` has each command once without any of that.
 """
 
 import atexit

@@ -20,6 +20,7 @@ from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
+from robusttrain.runs.context import Origin
 
 CLASSES, SHAPE = 5, (1, 8, 8)
 
@@ -74,7 +75,7 @@ def written(write: Write, model: nn.Module, path: Path) -> Path:
 _register = cache(schema.register)
 
 
-def prepared(*overrides: str) -> tuple[Config, experiment.Origin]:
+def prepared(*overrides: str) -> tuple[Config, Origin]:
     """What the command line makes of these words, where it is not in Hydra's hands."""
     _register()
     with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
@@ -82,7 +83,7 @@ def prepared(*overrides: str) -> tuple[Config, experiment.Origin]:
     names = {key: str(value) for key, value in composed.hydra.runtime.choices.items()}
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
-    return main._prepared(composed, names, list(overrides))
+    return main.prepared(composed, names, list(overrides))
 
 
 class Answer:

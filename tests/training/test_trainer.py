@@ -35,6 +35,7 @@ from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.schedules import Constant, OneCycle
 from robusttrain.optim.weight_perturbation import NoPerturbation
 from robusttrain.runs import experiment
+from robusttrain.runs.context import Origin
 from robusttrain.training.checkpointing import TrainingRun
 from robusttrain.training.curriculum import Curriculum
 from robusttrain.training.precision import Precision
@@ -296,7 +297,7 @@ def run(folder: Path, data: Synthetic, defense: Defense | None = None, **trainin
         device="cpu", stages=[Stage.train],
     )  # fmt: skip
     names = dict.fromkeys(("dataset", "model", "defense", "noise"), "x")
-    origin = experiment.Origin({}, names)
+    origin = Origin({}, names)
     return experiment.run(config, origin, folder, quiet())
 
 

@@ -1,0 +1,76 @@
+"""What the stages of a run share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from omegaconf import OmegaConf
+
+from robusttrain.config.run_config import Config, Stage
+from robusttrain.config.schema import GROUPS
+from robusttrain.data import Info
+from robusttrain.loggers import flat
+from robusttrain.report.terminal import Terminal
+
+
+class Origin(NamedTuple):
+    """Where a run comes from: its configuration as containers, and the option of each group.
+
+    `overrides` is what the user gave of it, as words of a command line; `command` is the command
+    line of the process, with the name of the program.
+    """
+
+    config: dict[str, Any]
+    names: Mapping[str, str]
+    overrides: Sequence[str] = ()
+    command: Sequence[str] = ()
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration with every reference replaced by its value."""
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
+        return cast("dict[str, Any]", resolved)
+
+    def parameters(self) -> dict[str, Any]:
+        """The options by their groups, and all values by their full keys, for a logger."""
+        options = {group: self.names[group] for group in GROUPS if group in self.names}
+        return options | flat(self.resolved())
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run, and where it takes place.
+
+    Parameters
+    ----------
+    config
+        Every component built, as the user has configured it; nobody changes it.
+    origin
+        The same as plain containers, for files.
+    info
+        The images and classes of its data set.
+    device
+        Where it computes.
+    run_dir
+        Where its results go.
+    terminal
+        Where it reports what it does.
+    """
+
+    config: Config
+    origin: Origin
+    info: Info
+    device: torch.device
+    run_dir: Path
+    terminal: Terminal
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run trains its model."""
+        return Stage.train in self.config.stages
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run evaluates its model."""
+        return Stage.evaluate in self.config.stages

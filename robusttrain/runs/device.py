@@ -1,0 +1,50 @@
+"""The device that a run computes on."""
+
+import torch
+
+from robusttrain import ranges
+from robusttrain.errors import InputError
+from robusttrain.runtime import distributed
+
+
+def device_of(name: str) -> torch.device:
+    """The device that `name` stands for; of several processes each has a GPU of its own.
+
+    Parameters
+    ----------
+    name
+        `auto` (CUDA where there is one), or a device of torch: cpu, cuda, cuda:1, mps.
+
+    Raises
+    ------
+    InputError
+        If there is no such device, or fewer of them than processes.
+    """
+    chosen = name
+    if name == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.size() > 1:
+        chosen = _own_device(chosen)
+    try:
+        device = torch.device(chosen)
+        # Many a name is only refused when memory is asked for.
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        allowed = f"auto, cpu, or a device that is present ({_first_line(error)})"
+        raise InputError(f"device={name} is not allowed: it must be {allowed}") from error
+    return device
+
+
+def _own_device(name: str) -> str:
+    many = f"with {distributed.size()} processes"
+    ranges.require(name in ("cpu", "cuda"), "device", name, f"auto, cpu or cuda {many}")
+    if name == "cpu":
+        return name
+    here = torch.cuda.device_count()
+    allowed = f"cpu, or --nproc_per_node at most {here}, as there are {here} of them"
+    ranges.require(distributed.local_rank() < here, "device", name, allowed)
+    return f"cuda:{distributed.local_rank()}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,69 @@
+"""Each command once in a Python of its own, with nothing replaced in Hydra or at the end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.long
+
+TINY = [
+    "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "model=linear",
+    "defense=standard", "epochs=1", "evaluation=quick", "evaluation.attacks.pgd.steps=2",
+    "evaluation.audit=false", "device=cpu",
+]  # fmt: skip
+
+
+def robusttrain(*words: str, cwd: Path) -> str:
+    """What a command says, which ends well and without a word on the standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "robusttrain", *words],
+        cwd=cwd, env=os.environ, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
+def command(run: Path) -> list[str]:
+    """The words of a run's command line, without the program, as its manifest has them."""
+    words: list[str] = json.loads((run / "manifest.json").read_text())["command"]
+    return words[1:]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two jobs, with a mode that Hydra itself has found in the words."""
+    folder = tmp_path_factory.mktemp("real")
+    said = robusttrain(*TINY, "hydra.mode=MULTIRUN", "seed=0,1", "hydra.sweep.dir=s", cwd=folder)
+    assert "2 of 2 jobs have finished" in said
+    assert said.splitlines()[-1] == str(folder / "s" / "sweep.md")
+    return folder / "s"
+
+
+def test_a_sweep_leaves_its_jobs_and_their_table(sweep: Path) -> None:
+    """That of `-m` is the same one, and finds all of them finished."""
+    table = pd.read_csv(sweep / "sweep.csv").groupby("job")
+    assert table["seed"].first().tolist() == [0, 1]
+    assert table["status"].first().tolist() == ["finished"] * 2
+    words = [*TINY, "seed=0,1", "hydra.sweep.dir=s"]
+    again = robusttrain("-m", *words, cwd=sweep.parent)
+    assert [f"job {number} has finished before" in again for number in (0, 1)] == [True] * 2
+
+
+def test_a_run_and_its_repetition(tmp_path: Path) -> None:
+    words = [*TINY, "hydra.run.dir=run"]
+    said = robusttrain(*words, cwd=tmp_path)
+    assert said.splitlines()[-1] == str(tmp_path / "run")
+    assert command(tmp_path / "run") == words
+    assert "the same results as run" in robusttrain("rerun", "run", cwd=tmp_path)
+    place = f'hydra.run.dir="{tmp_path / "run-rerun"}"'
+    assert command(tmp_path / "run-rerun") == ["--config-name=config", *TINY, place]
+
+
+def test_a_comparison(sweep: Path) -> None:
+    said = robusttrain("compare", "0", "1", cwd=sweep)
+    assert "2 runs: worst case in linf, eps 0.1" in said
