@@ -18,10 +18,9 @@ def arguments(given: Sequence[str]) -> list[str]:
     """
     arguments = [word for a in given for word in unstacked(a)]
     if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
-        raise InputError(
-            "-m is not allowed under torchrun, whose processes share one run: start the jobs one "
-            "by one, or without torchrun"
-        )
+        problem = "is not allowed under torchrun, whose processes share one run"
+        allowed = "start the jobs one by one, or without torchrun"
+        raise InputError("-m", allowed=allowed, problem=problem)
     return _overrides_last(resumed(arguments))
 
 

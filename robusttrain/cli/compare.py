@@ -89,7 +89,8 @@ def _write(path: Path, pairs: pd.DataFrame) -> None:
     try:
         write_csv(path, pairs)
     except OSError as error:
-        raise InputError(f"--csv {path} cannot be written: {error.strerror or error}") from error
+        reason = str(error.strerror or error)
+        raise InputError(f"--csv {path}", allowed=reason, problem="cannot be written") from error
 
 
 def _show(

@@ -34,7 +34,7 @@ def build(config: DictConfig) -> Config:
     """
     for group in GROUPS:
         if "_target_" not in config[group]:
-            raise InputError(f"{group} names no class: its YAML lacks a _target_")
+            raise InputError(group, allowed="its YAML lacks a _target_", problem="names no class")
     return cast(Config, build_component(config))
 
 
@@ -43,7 +43,7 @@ def build_component(config: DictConfig) -> Any:
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
-        raise InputError(_refusal(config, error)) from error
+        raise _refusal(config, error) from error
 
 
 def _with_numbers(node: Any, where: str) -> Any:
@@ -69,27 +69,26 @@ def _pixels(key: str, value: Any) -> Any:
         return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         allowed = "a number or a fraction such as 0.03 or 8/255"
-        raise InputError(f"{key}={value} is not allowed: it must be {allowed}") from None
+        raise InputError(key, value, allowed) from None
 
 
-def _refusal(config: DictConfig, error: InstantiationException) -> str:
-    """One line from an exception that Hydra wrapped: the full key, then what the component said."""
+def _refusal(config: DictConfig, error: InstantiationException) -> InputError:
+    """What a component said, under its full key, from an exception that Hydra wrapped."""
     found = re.search(r"full_key: (\S+)", str(error))
     where = found[1] if found else ""
     cause = error.__cause__
     if isinstance(cause, InputError):
-        return _at_its_source(config, where, str(cause))
+        return _at_its_source(config, where, cause)
     # Where a class cannot be imported, Hydra says why in the second line.
     reason = " ".join(str(cause or error).splitlines()[:2])
-    return f"{where or 'config'}: {reason or type(cause).__name__}"
+    problem = "cannot be built"
+    return InputError(where or "config", allowed=reason or type(cause).__name__, problem=problem)
 
 
-def _at_its_source(config: DictConfig, where: str, message: str) -> str:
-    """A message that starts with a key of the node `where`, with the key that its value is from."""
+def _at_its_source(config: DictConfig, where: str, error: InputError) -> InputError:
+    """A mistake in the node `where`, by the key that the value is from."""
     node = OmegaConf.select(config, where) if where else config
-    key = message.partition("=")[0]
-    if key in node and OmegaConf.is_interpolation(node, key):
+    if error.key in node and OmegaConf.is_interpolation(node, error.key):
         plain = cast("dict[str, str]", OmegaConf.to_container(node, resolve=False))
-        source = plain[key].removeprefix("${").removesuffix("}")
-        return source + message.removeprefix(key)
-    return f"{where}.{message}" if where else message
+        return error.of(plain[error.key].removeprefix("${").removesuffix("}"))
+    return error.under(where)

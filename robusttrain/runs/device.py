@@ -31,7 +31,7 @@ def device_of(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         allowed = f"auto, cpu, or a device that is present ({_first_line(error)})"
-        raise InputError(f"device={name} is not allowed: it must be {allowed}") from error
+        raise InputError("device", name, allowed) from error
     return device
 
 

@@ -136,10 +136,8 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
         key for key, value in training.about["config"].items() if saved.config.get(key) != value
     ]
     if other:
-        raise InputError(
-            f"resume={training.folder} was trained under another configuration: "
-            f"{', '.join(other)} differ"
-        )
+        problem = "was trained under another configuration"
+        raise InputError("resume", training.folder, f"{', '.join(other)} differ", problem)
     training.restore(saved)
     position = training.trainer.position
     terminal.say(f"going on behind batch {position.batch} of epoch {position.epoch}")

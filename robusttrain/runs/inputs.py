@@ -73,9 +73,8 @@ def model_of(context: RunContext, given: Given) -> nn.Module:
     config, terminal = context.config, context.terminal
     if isinstance(given, Program):
         if context.trains:
-            raise InputError(
-                f"{given} is a program, which cannot be trained: give stages=[evaluate]"
-            )
+            problem = "is a program, which cannot be trained"
+            raise InputError(str(given), allowed="give stages=[evaluate]", problem=problem)
         model = network(given, config.noise, context.info, config.seed)
         terminal.say(f"{given} is a program of {given.kind}, which takes the place of model=")
         return model
@@ -93,7 +92,9 @@ def other_model(trust: Sequence[str], info: Info, key: str, run: str) -> nn.Modu
         model = load_model(run, trust=trust)
         return build_model(model, info.num_classes, info.image_shape)
     except InputError as error:
-        raise InputError(f"defense.{key}={run}: {error}") from error
+        if error.key == "run":
+            raise error.of(f"defense.{key}") from error
+        raise InputError(f"defense.{key}", run, str(error), "cannot be used") from error
 
 
 def data_of(context: RunContext) -> Data:

@@ -23,7 +23,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(f"hydra.run.dir={folder} is in use: another process runs there") from error
+        reason = "another process runs there"
+        raise InputError("hydra.run.dir", folder, reason, "is in use") from error
     try:
         for half in folder.glob(f".*{HALF_WRITTEN}"):
             half.unlink()

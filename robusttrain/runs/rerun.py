@@ -54,12 +54,15 @@ class Repetition:
         try:
             manifest = json.loads((run / MANIFEST).read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"rerun {run} is no finished run, with {MANIFEST} in it") from error
+            problem = f"is no finished run, with {MANIFEST} in it"
+            raise InputError(f"rerun {run}", problem=problem) from error
         if "overrides" not in manifest:
-            raise InputError(f"rerun {run} was made by a version that kept no overrides")
+            problem = "was made by a version that kept no overrides"
+            raise InputError(f"rerun {run}", problem=problem)
         repetition = cls(run, manifest)
         if repetition.folder.exists():
-            raise InputError(f"rerun {run} was repeated before: {repetition.folder} is there")
+            allowed = f"{repetition.folder} is there"
+            raise InputError(f"rerun {run}", allowed=allowed, problem="was repeated before")
         return repetition
 
     @property

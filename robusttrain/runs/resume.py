@@ -72,13 +72,12 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     if folder is None:
         return others
     if value != "auto" and others:
-        raise InputError(
-            f"{chosen[-1]} takes everything from that run: {' '.join(others)} is not allowed"
-        )
+        allowed = f"{' '.join(others)} is not allowed"
+        raise InputError(chosen[-1], allowed=allowed, problem="takes everything from that run")
     if not (folder / COMMAND).is_file():
-        raise InputError(f"{chosen[-1]} is no directory of a run, with {COMMAND} in it")
+        raise InputError(chosen[-1], problem=f"is no directory of a run, with {COMMAND} in it")
     if (folder / MANIFEST).exists():
-        raise InputError(f"{chosen[-1]} is finished: there is nothing to go on with")
+        raise InputError(chosen[-1], allowed="there is nothing to resume", problem="is finished")
     words = Command.read(folder).words
     return [*words, f"{PLACE}{quoted(folder)}", f"{KEY}{quoted(folder)}"]
 

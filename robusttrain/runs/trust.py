@@ -17,18 +17,19 @@ TRUSTED = ("robusttrain",)
 REFERENCE = re.compile(r"\$\{([\w.]+|oc\.env:[\w.,/ -]+)\}")
 
 
+# What messages call it.
+CONFIGURATION = "the checkpoint's configuration"
+
+
 def refuse_strangers(node: Any, trusted: Sequence[str]) -> None:
     for key, value in _leaves(node):
         if key == "_target_" and not _is_class_of(str(value), trusted):
-            raise InputError(
-                f"the checkpoint's configuration would build {value}, which is no class of "
-                f"robusttrain: if you trust it, name its package in trust=[...]"
-            )
+            problem = f"would build {value}, which is no class of robusttrain"
+            allowed = "if you trust it, name its package in trust=[...]"
+            raise InputError(CONFIGURATION, allowed=allowed, problem=problem)
         if "${" in REFERENCE.sub("", str(value)):
-            raise InputError(
-                f"the checkpoint's configuration would compute {value}: "
-                f"only references to other keys are allowed there"
-            )
+            allowed = "only references to other keys are allowed there"
+            raise InputError(CONFIGURATION, allowed=allowed, problem=f"would compute {value}")
 
 
 def _is_class_of(target: str, packages: Sequence[str]) -> bool:

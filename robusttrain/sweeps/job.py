@@ -279,10 +279,9 @@ def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path, words: str) -> N
         owner = f"another job ({' '.join(before.overrides)})"
         for path, content in before.hydra.items():
             Path(path).write_text(content)
-    raise InputError(
-        f"{run_dir} holds results of {owner}, which {words} would mix with: "
-        "give another hydra.sweep.dir, or remove that directory"
-    )
+    problem = f"holds results of {owner}, which {words} would mix with"
+    allowed = "give another hydra.sweep.dir, or remove that directory"
+    raise InputError(str(run_dir), allowed=allowed, problem=problem)
 
 
 def _ended(job: Job, run: Callable[[], float | None], sweep_dir: Path) -> Job:

@@ -96,7 +96,7 @@ def processes(asked: int, jobs: int) -> int:
         If none are asked for.
     """
     if asked == 0:
-        raise InputError("hydra.launcher.n_jobs=0 is not allowed: it must be 1 or more, or -1")
+        raise InputError("hydra.launcher.n_jobs", 0, "1 or more, or -1")
     # Joblib's count of what is negative.
     count = asked if asked > 0 else max(1, cores() + 1 + asked)
     return min(count, jobs) if jobs else count
@@ -115,13 +115,14 @@ def check_search(config: DictConfig) -> None:
     InputError
         If they have no validation split, attack it with nothing, or do not train.
     """
-    what = f"hydra/sweeper={sweeper(config)} goes by the robust accuracy on the validation split"
+    problem = "goes by the robust accuracy on the validation split"
+    option = "hydra/sweeper", sweeper(config)
     if config.dataset.validation == 0:
-        raise InputError(f"{what}: dataset.validation=0 is not allowed")
+        raise InputError(*option, "dataset.validation=0 is not allowed", problem)
     if config.training.validation_attack is None:
-        raise InputError(f"{what}: training.validation_attack=null is not allowed")
+        raise InputError(*option, "training.validation_attack=null is not allowed", problem)
     if "train" not in [str(getattr(stage, "value", stage)) for stage in config.stages]:
-        raise InputError(f"{what}: stages must contain train")
+        raise InputError(*option, "stages must contain train", problem)
 
 
 def prepare_search(config: DictConfig) -> bool:
