@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks import StepsField, Traits
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import margin
 from robusttrain.attacks.search_state import Best
 from robusttrain.threat import Norm, per_image
@@ -20,7 +22,7 @@ C_FACTOR = 10.0
 
 
 @dataclass
-class CarliniWagner(BallAttack):
+class CarliniWagner(StepsField, BallAttack):
     """argmin_w |delta|_2^2 + c * max(-m(x_adv), -confidence) with x_adv = (tanh(w) + 1) / 2.
 
     m is the lead of the best other class over the label or, for `label=least_likely`, of that class
@@ -47,8 +49,6 @@ class CarliniWagner(BallAttack):
         Lead, in logits, that counts as fooling the model, 0 or more.
     """
 
-    walks_boundary = True
-
     norm: Norm = Norm.l2
     c: float = 1e-2
     binary_steps: int = 9
@@ -63,6 +63,11 @@ class CarliniWagner(BallAttack):
         ranges.above(0, c=self.c, lr=self.lr)
         ranges.at_least(1, binary_steps=self.binary_steps, steps=self.steps)
         ranges.at_least(0, confidence=self.confidence)
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, walks_boundary=True)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, cut to the ball."""

@@ -1,18 +1,20 @@
 """DeepFool, short ways over the nearest decision boundary (Moosavi-Dezfooli et al. 2016)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks import StepsField, Traits
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.model_view import Metered
 from robusttrain.attacks.search_state import Rows, standing
 
 
 @dataclass
-class DeepFool(BallAttack):
+class DeepFool(StepsField, BallAttack):
     """Steps over the nearest plane of the linearised model, until it is fooled (Algorithm 2).
 
     With f_k the lead of class k over the label and w_k its gradient, the plane f_k = 0 is
@@ -35,8 +37,6 @@ class DeepFool(BallAttack):
         How much farther than to the plane a step leads, as a share of the way, 0 or more.
     """
 
-    walks_boundary = True
-
     steps: int = 50
     classes: int = 9
     overshoot: float = 0.02
@@ -45,6 +45,11 @@ class DeepFool(BallAttack):
         super().__post_init__()
         ranges.at_least(1, steps=self.steps, classes=self.classes)
         ranges.at_least(0, overshoot=self.overshoot)
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, walks_boundary=True)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, cut to the ball."""

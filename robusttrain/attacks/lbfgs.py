@@ -9,7 +9,9 @@ from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks import StepsField
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 from robusttrain.threat import per_image
 
 # One round of the search for c multiplies or divides it by this.
@@ -17,7 +19,7 @@ C_FACTOR = 10.0
 
 
 @dataclass
-class LBFGS(BallAttack):
+class LBFGS(StepsField, BallAttack):
     """argmin_r c |r|_2^2 - loss(f(x + r), y) over x + r in the box (Szegedy et al. 2014, sec. 4.1).
 
     The images of a batch are independent terms of one problem that SciPy's L-BFGS-B solves, with

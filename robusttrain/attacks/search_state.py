@@ -11,7 +11,7 @@ from torch import Tensor
 class Rows:
     """Base of a search's state: every field has an entry for each image, and all are cut together.
 
-    Fields are tensors (N, ...) or know `take(rows)`.
+    Fields are tensors (N, ...), know `take(rows)`, or are numbers that hold for every image.
     """
 
     def take(self, rows: Tensor) -> Self:
@@ -19,7 +19,11 @@ class Rows:
         cut = {}
         for member in fields(self):
             value = getattr(self, member.name)
-            cut[member.name] = value[rows] if isinstance(value, Tensor) else value.take(rows)
+            if isinstance(value, Tensor):
+                value = value[rows]
+            elif not isinstance(value, float):
+                value = value.take(rows)
+            cut[member.name] = value
         return type(self)(**cut)
 
 

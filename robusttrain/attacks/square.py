@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks import Traits
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import margin, remaining
 from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Ball, Norm, per_image
@@ -69,6 +71,11 @@ class Square(BallAttack):
         if self.give_up is None:
             self.give_up = self.norm is Norm.linf
         ranges.require(0 < self.p_init <= 1, "p_init", self.p_init, "above 0, and 1 at most")
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, black_box=True)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, or the one of lowest margin."""

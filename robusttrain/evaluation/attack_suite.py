@@ -8,14 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robusttrain.attacks import Attack
+from robusttrain.attacks import Attack, threat_of
 from robusttrain.data import Samples, as_input
 from robusttrain.evaluation.session import Crafted, Seen, Subject
 from robusttrain.evaluation.settings import Evaluation
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, Row
 from robusttrain.runtime.progress import SILENT, Progress
-from robusttrain.threat import Norm, ball
+from robusttrain.threat import Norm, Threat, ball
 
 
 def examine(
@@ -67,8 +67,8 @@ def attack_all(
     An image that is misclassified by itself counts as broken by every attack and costs no attack.
     A model that predicts at random is scored, clean or attacked, on the same draws for the same
     image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
-    several attacks have no more luck than one. `norm` and `eps` are stated for attacks that have
-    none of their own; `progress` advances once an image and attack.
+    several attacks have no more luck than one. `norm` and `eps` are stated for attacks that do not
+    state their own; `progress` advances once an image and attack.
     """
     started = time.perf_counter()
     clean = subject.look(subject.x)
@@ -82,7 +82,8 @@ def attack_all(
     worst = _Worst(subject, clean)
     for name, attack in suite.items():
         progress.show(name)
-        threat = Norm(getattr(attack, "norm", norm)), float(getattr(attack, "eps", eps))
+        stated = threat_of(attack) or Threat(norm, eps)
+        threat = stated.norm, float(stated.eps)
         fallen = ledger.worst_case if survivors_only else ledger.misclassified
         progress.advance(int(fallen.sum()))
         started = time.perf_counter()
