@@ -17,6 +17,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 One that keeps something for each image has `take(rows)`, which gives it for some of the images.
 """
 
+Outputs = Callable[[Tensor, slice], Tensor]
+"""(logits (n, K) of some of the images, which of them these are) -> functions of theirs, (n, M)."""
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of each image, shape (N,)."""
@@ -75,12 +78,38 @@ class Surrogate:
         stays, and does not poison the others. Where the model is metered, its batches bound the
         memory of the backward pass, too.
         """
-        size = self.model.size if isinstance(self.model, Metered) else max(1, len(x_adv))
-        parts = [slice(start, start + size) for start in range(0, max(1, len(x_adv)), size)]
+        parts = self._parts(len(x_adv))
         if len(parts) == 1:
             return self._evaluate(x_adv)
         seen = [self.take(part)._evaluate(x_adv[part]) for part in parts]
         return Evaluation(*map(torch.cat, zip(*seen, strict=True)))
+
+    def jacobian(self, x_adv: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """(M functions of the logits (N, M), their gradients in the input (N, M, ...)).
+
+        One forward pass, and M backward passes that reach the input only; entries and memory as in
+        `evaluate`.
+        """
+        seen = [self._jacobian(x_adv, part, outputs) for part in self._parts(len(x_adv))]
+        if len(seen) == 1:
+            return seen[0]
+        values, slopes = map(torch.cat, zip(*seen, strict=True))
+        return values, slopes
+
+    def _jacobian(self, x_adv: Tensor, part: slice, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        point = x_adv[part].detach().requires_grad_()
+        with torch.enable_grad():
+            values = outputs(self.model(point), part)
+            columns = values.sum(0).unbind()
+            slopes = [
+                torch.autograd.grad(column, point, retain_graph=True)[0] for column in columns
+            ]
+        return values.detach(), torch.stack(slopes, 1).nan_to_num_(0, 0, 0)
+
+    def _parts(self, count: int) -> list[slice]:
+        """The batches of so many images whose graphs fit into memory."""
+        size = self.model.size if isinstance(self.model, Metered) else max(1, count)
+        return [slice(start, start + size) for start in range(0, max(1, count), size)]
 
     def _evaluate(self, x_adv: Tensor) -> Evaluation:
         point = x_adv.detach().requires_grad_()

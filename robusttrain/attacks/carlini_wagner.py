@@ -10,15 +10,12 @@ from robusttrain.attacks import StepsField, Traits
 from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import margin
-from robusttrain.attacks.search_state import Best
+from robusttrain.attacks.search_state import Best, WeightSearch
 from robusttrain.threat import Norm, per_image
 
 # tanh reaches 0 and 1, where many pixels are, only for an infinite w, and has no slope there. This
 # much of its range moves no pixel by more than 5e-7 and leaves w and its slope finite.
 RANGE = 1 - 1e-6
-
-# What c is multiplied or divided by until it is known from both sides.
-C_FACTOR = 10.0
 
 
 @dataclass
@@ -73,12 +70,9 @@ class CarliniWagner(StepsField, BallAttack):
         """The smallest perturbation that fools the model, cut to the ball."""
         surrogate = replace(surrogate, loss=margin)
         best = Best(x)
-        c = torch.full((len(x),), self.c, dtype=x.dtype, device=x.device)
-        fails, fools = torch.zeros_like(c), torch.full_like(c, torch.inf)
+        c = WeightSearch(torch.full((len(x),), self.c, dtype=x.dtype, device=x.device))
         for _ in range(self.binary_steps):
-            fooled = self._descend(surrogate, x, c, best)
-            fails, fools = torch.where(fooled, fails, c), torch.where(fooled, c, fools)
-            c = _next_weights(c, fails, fools)
+            c.go_on(above=self._descend(surrogate, x, c.weight, best))
         return self.ball.project(best.x_adv, x)
 
     def _descend(self, surrogate: Surrogate, x: Tensor, c: Tensor, best: Best) -> Tensor:
@@ -101,9 +95,3 @@ class CarliniWagner(StepsField, BallAttack):
             w.grad = slope * (1 - tanh.square()) / 2
             adam.step()
         return ever
-
-
-def _next_weights(c: Tensor, fails: Tensor, fools: Tensor) -> Tensor:
-    """The c of the next round, from the largest that failed (or 0) and the smallest that fooled."""
-    open_ended = torch.where(fools.isfinite(), c / C_FACTOR, c * C_FACTOR)
-    return torch.where((fails > 0) & fools.isfinite(), (fails * fools).sqrt(), open_ended)

@@ -15,7 +15,7 @@ from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Norm, per_image
 
 # Below this the way to the boundary has no length to compare.
-TINY = 1e-8
+SHORTEST = 1e-8
 
 # Share of the steps after which a search ends, if its smallest success is that much above eps.
 GIVE_UP = ((0.2, 1.3), (0.35, 1.15), (0.6, 1.05))
@@ -127,7 +127,7 @@ class FAB(StepsField, BallAttack):
         lead = (seen.gradient * (x_adv - x)).flatten(1).sum(1)
         way = self.ball.shortest_way(seen.gradient, -seen.value, x_adv)
         way_from_x = self.ball.shortest_way(seen.gradient, lead - seen.value, x)
-        length, length_from_x = (self.ball.size(d).clamp_min(TINY) for d in (way, way_from_x))
+        length, length_from_x = (self.ball.size(d).clamp_min(SHORTEST) for d in (way, way_from_x))
         alpha = per_image((length / (length + length_from_x)).clamp_max(self.alpha_max), x)
         there = (1 - alpha) * (x_adv + self.eta * way) + alpha * (x + self.eta * way_from_x)
         # Without a usable gradient there is no plane: go back half the way to the image.

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks.base import Label, Surrogate, cross_entropy
-
-# Keeps the ratio of the DLR loss finite where all logits are equal.
-TINY = 1e-12
+from robusttrain.threat import TINY
 
 CLASSES_OF_DLR, CLASSES_OF_TARGETED_DLR = 3, 4
 

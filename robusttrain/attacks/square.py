@@ -15,7 +15,7 @@ from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import margin, remaining
 from robusttrain.attacks.search_state import Best, Rows, standing
-from robusttrain.threat import Ball, Norm, per_image
+from robusttrain.threat import TINY, Ball, Norm, per_image
 
 # After how many queries the share of the pixels that a square covers halves again.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -25,9 +25,6 @@ BUMPS_A_SIDE = 5
 
 # Share of the queries after which a search ends, if its relative margin is above the limit.
 GIVE_UP = ((0.2, 0.4), (0.4, 0.25))
-
-# Where a window holds nothing there is nothing to divide.
-TINY = 1e-12
 
 Window = tuple[slice, slice]
 """Rows and columns of a square."""
