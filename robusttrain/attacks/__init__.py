@@ -5,14 +5,38 @@ An attack is called as `attack(model, x, y, loss=..., generator=...)` with image
 and device of x. It keeps no model, leaves modes, parameters, BatchNorm statistics and the global
 random state as they were, and draws only from `generator`. (Crafting in train mode runs the model's
 own dropout, which draws from the global stream.)
+
+Nothing more is needed to train with it and to evaluate by it. What a curriculum, the curves, the
+audit and the defenses want to know besides, an attack says by the protocols below. Each has a
+default for attacks that do not say:
+
+* `Bounded`, the threat model: reports state that of the run, the audit names the attack as one that
+  it could not try at radius 0, `training.curriculum.eps_warmup` and `evaluation.probe` refuse it.
+* `Iterated`, the steps: `training.curriculum.steps` and `evaluation.probe` refuse it.
+* `Restarted`, several searches in one: the audit calls the probe several times.
+* `Frugal`, a cheap form: the audit asks an `Iterated` attack for few steps, others for all they do.
+* `Fitted`, settings that hang on the number of classes: it is used as it is.
+* `Described`, what kind of an attack it is: it is taken for what `Traits()` says.
+* `Attacking`, an attack inside of another, or of a defense: there is none.
+
+A dataclass gets `Bounded` from its fields by the base `ThreatFields`, `Iterated` by `StepsField`,
+and says by `NoThreat` that it has no radius. Defenses say theirs in the same way.
 """
 
-from typing import Protocol
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Loss, cross_entropy
+from robusttrain.attacks.base import Label, Loss, cross_entropy
+from robusttrain.attacks.model_view import Mode
+from robusttrain.threat import Norm, Threat
+
+T = TypeVar("T")
+
+# Steps at radius 0, where there is nothing to be found.
+FEW_STEPS = 3
 
 
 class Attack(Protocol):
@@ -30,4 +54,217 @@ class Attack(Protocol):
         """Adversarial images for `x`."""
 
 
-__all__ = ["Attack", "Loss", "cross_entropy"]
+@runtime_checkable
+class Bounded(Protocol):
+    """An attack or a defense that knows its threat model, and can have another one."""
+
+    @property
+    def threat(self) -> Threat | None:
+        """The norm and the radius of what it searches; None where there is none to be changed."""
+
+    def under(self, threat: Threat) -> Self:
+        """A copy for another threat model."""
+
+
+@runtime_checkable
+class Iterated(Protocol):
+    """An attack that takes steps, as many as it is told."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of a search."""
+
+    @property
+    def step_size(self) -> float | None:
+        """Length of a step, in pixel units; None where it follows from radius and steps."""
+
+    def with_steps(self, steps: int, step_size: float | None = None) -> Self:
+        """A copy with so many steps of such a length."""
+
+
+@runtime_checkable
+class Restarted(Protocol):
+    """An attack that searches several times by itself, and keeps the best point of all searches."""
+
+    def restarted(self, searches: int) -> Attack:
+        """A copy that searches so often, each time from another random start."""
+
+
+@runtime_checkable
+class Frugal(Protocol):
+    """An attack that has a cheap form, for where there is nothing to be found."""
+
+    def frugal(self) -> Attack:
+        """A copy that does all that the attack does, but little of it."""
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """An attack with settings that not every number of classes allows."""
+
+    def fitted(self, num_classes: int) -> Attack:
+        """The attack for a model with so many classes; itself where nothing has to change."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What kind of an attack it is, with what is taken for granted of one that does not say.
+
+    Parameters
+    ----------
+    label
+        The label that it moves away from, or towards.
+    mode
+        Mode of the model's layers while crafting.
+    starts_at_image
+        Whether its first gradient is that at x itself, where a divergence from f(x) has none.
+    walks_boundary
+        Whether it follows the decision boundary, of which a model that draws noise has none to see.
+    black_box
+        Whether it searches by outputs alone, as the audit holds against searches by gradients.
+    pooled
+        Whether it takes many batches at once and keeps to the batch size of the model by itself
+        (`Metered.size`), so that images that are broken leave their room to others.
+    """
+
+    label: Label = Label.given
+    mode: Mode = Mode.eval
+    starts_at_image: bool = False
+    walks_boundary: bool = False
+    black_box: bool = False
+    pooled: bool = False
+
+
+@runtime_checkable
+class Described(Protocol):
+    """An attack that says what kind of an attack it is."""
+
+    @property
+    def traits(self) -> Traits:
+        """What it is."""
+
+
+@runtime_checkable
+class Attacking(Protocol):
+    """A dataclass with an attack in its field `attack`: most defenses, and attacks by others."""
+
+    @property
+    def attack(self) -> Attack:
+        """The attack inside."""
+
+
+@runtime_checkable
+class ProbeAttack(Attack, Bounded, Iterated, Protocol):
+    """What the curves and the audit need of their probe: a threat model, and steps."""
+
+    @property
+    def threat(self) -> Threat:
+        """The norm and the radius of what it searches."""
+
+
+def traits_of(attack: Attack) -> Traits:
+    """What kind of an attack it is."""
+    return attack.traits if isinstance(attack, Described) else Traits()
+
+
+def fitted(attack: Attack, num_classes: int) -> Attack:
+    """The attack for a model with so many classes."""
+    return attack.fitted(num_classes) if isinstance(attack, Fitted) else attack
+
+
+def frugal(attack: Attack) -> Attack:
+    """The attack with a small budget, for where there is nothing to be found."""
+    if isinstance(attack, Frugal):
+        return attack.frugal()
+    if isinstance(attack, Iterated):
+        return attack.with_steps(min(attack.steps, FEW_STEPS), attack.step_size)
+    return attack
+
+
+def parts(component: object) -> list[object]:
+    """An attack or a defense, its attack, and so on inwards."""
+    inside = _inside(component)
+    return [component] if inside is None else [component, *parts(inside)]
+
+
+def states_threat(component: object) -> bool:
+    """Whether it is known what radius the innermost attack has, or that it has none."""
+    return isinstance(parts(component)[-1], Bounded)
+
+
+def threats(component: object) -> list[Threat]:
+    """The threat models of an attack or a defense and of what is in it, from outside inwards."""
+    stated = [part.threat for part in parts(component) if isinstance(part, Bounded)]
+    return [threat for threat in stated if threat is not None]
+
+
+def threat_of(attack: Attack) -> Threat | None:
+    """The threat model of an attack, or of the one that it has inside; None where none is known."""
+    return next(iter(threats(attack)), None)
+
+
+def under(attack: T, threat: Threat) -> T:
+    """A copy for another threat model of an attack that `states_threat`."""
+    if isinstance(attack, Bounded):
+        return attack.under(threat)
+    inside = _inside(attack)
+    assert inside is not None, "its threat model is not known"
+    return with_attack(attack, under(inside, threat))
+
+
+def with_attack(component: T, attack: Attack) -> T:
+    """A copy of an `Attacking` component with another attack inside."""
+    return cast(T, replace(cast(Any, component), attack=attack))
+
+
+def _inside(component: object) -> Attack | None:
+    can_be_replaced = isinstance(component, Attacking) and is_dataclass(component)
+    return cast(Attacking, component).attack if can_be_replaced else None
+
+
+class ThreatFields:
+    """Base of a dataclass whose fields `norm` and `eps` are its threat model: it is `Bounded`."""
+
+    norm: Norm
+    eps: float
+
+    @property
+    def threat(self) -> Threat:
+        """Norm and radius."""
+        return Threat(self.norm, self.eps)
+
+    def under(self, threat: Threat) -> Self:
+        """A copy for another threat model."""
+        return cast(Self, replace(cast(Any, self), norm=threat.norm, eps=threat.eps))
+
+
+class StepsField:
+    """Base of a dataclass with a field `steps` and no other say in their length: `Iterated`."""
+
+    steps: int
+    step_size: float | None = None
+
+    def with_steps(self, steps: int, step_size: float | None = None) -> Self:
+        """A copy with so many steps."""
+        return cast(Self, replace(cast(Any, self), steps=steps))
+
+
+class NoThreat:
+    """Base of an attack or a defense that looks at no images but the given ones."""
+
+    @property
+    def threat(self) -> None:
+        """None."""
+        return
+
+    def under(self, threat: Threat) -> Self:
+        """Itself."""
+        return self
+
+
+__all__ = [
+    "Attack", "Attacking", "Bounded", "Described", "Fitted", "Frugal", "Iterated", "Loss",
+    "NoThreat", "ProbeAttack", "Restarted", "StepsField", "ThreatFields", "Traits",
+    "cross_entropy", "fitted", "frugal", "parts", "states_threat", "threat_of", "threats",
+    "traits_of", "under", "with_attack",
+]  # fmt: skip

@@ -1,16 +1,26 @@
 """Auto-PGD, the parameter-free attack of AutoAttack (Croce and Hein 2020, 2021)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
+from robusttrain.attacks import StepsField
+from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.base import Surrogate
-from robusttrain.attacks.objectives import ObjectiveAttack, remaining
+from robusttrain.attacks.objectives import (
+    Objective,
+    check_targets,
+    checked_objective,
+    climbed,
+    fitted_objective,
+    fitted_targets,
+    remaining,
+)
 from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import Ball, ball, per_image, striped_start
@@ -52,7 +62,7 @@ class Start(StrEnum):
 
 
 @dataclass
-class APGD(ObjectiveAttack):
+class APGD(StepsField, BallAttack):
     """PGD with momentum whose step halves where it stops paying (Croce and Hein 2020, Algorithm 1).
 
     z = project(x_t + s * steepest(g_t)); x_{t+1} = project(x_t + 0.75 (z - x_t) + 0.25
@@ -69,6 +79,11 @@ class APGD(ObjectiveAttack):
 
     Parameters
     ----------
+    targets
+        How many classes to aim at, in the order of their logits at the clean image; where not
+        given, the attack just leads away from the label.
+    objective
+        What to maximise: loss, margin or dlr.
     steps
         Steps a search, 1 or more.
     restarts
@@ -86,6 +101,8 @@ class APGD(ObjectiveAttack):
         Such a margin above which an image is given up after its first search; null for none.
     """
 
+    targets: int | None = None
+    objective: Objective = Objective.loss
     steps: int = 100
     restarts: int | None = None
     rho: float = 0.75
@@ -95,6 +112,8 @@ class APGD(ObjectiveAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_targets(self.targets, self.label)
+        self.objective = checked_objective(self.objective)
         ranges.at_least(1, steps=self.steps)
         if self.restarts is None:
             self.restarts = L1_RESTARTS if self.norm is Norm.l1 and self.targets is None else 1
@@ -107,10 +126,19 @@ class APGD(ObjectiveAttack):
         if self.far is not None:
             ranges.at_least(0, far=self.far)
 
+    def fitted(self, num_classes: int) -> Self:
+        """No more targets than other classes; the margin where there are too few for the DLR."""
+        return replace(
+            self,
+            targets=fitted_targets(self.targets, num_classes),
+            objective=fitted_objective(self.objective, self.targets, num_classes),
+        )
+
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, or the one of highest value."""
         best = Best(x)
-        searches = [aim for aim in self.surrogates(surrogate, x) for _ in range(self.restarts or 1)]
+        aimed_at = climbed(surrogate, x, self.targets, self.objective)
+        searches = [aim for aim in aimed_at for _ in range(self.restarts or 1)]
         margins = torch.full((len(searches), len(x)), torch.nan, dtype=x.dtype, device=x.device)
         given_up = torch.zeros_like(best.fooled)
         for number, aimed in enumerate(searches):

@@ -1,25 +1,24 @@
-"""What attacks share: a model held still, and the surrogate loss with its input gradient."""
+"""What attacks climb: the surrogate loss, with its input gradient."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain import ranges, seeding
-from robusttrain.attacks.model_view import Metered, Mode, held_still, predictions
-from robusttrain.threat import Norm, Threat
-from robusttrain.threat.balls import Ball, ball
+from robusttrain.attacks.model_view import Metered, predictions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) -> the loss of each image, (N,).
 
 One that keeps something for each image has `take(rows)`, which gives it for some of the images.
 """
+
+Outputs = Callable[[Tensor, slice], Tensor]
+"""(logits (n, K) of some of the images, which of them these are) -> functions of theirs, (n, M)."""
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -79,12 +78,38 @@ class Surrogate:
         stays, and does not poison the others. Where the model is metered, its batches bound the
         memory of the backward pass, too.
         """
-        size = self.model.size if isinstance(self.model, Metered) else max(1, len(x_adv))
-        parts = [slice(start, start + size) for start in range(0, max(1, len(x_adv)), size)]
+        parts = self._parts(len(x_adv))
         if len(parts) == 1:
             return self._evaluate(x_adv)
         seen = [self.take(part)._evaluate(x_adv[part]) for part in parts]
         return Evaluation(*map(torch.cat, zip(*seen, strict=True)))
+
+    def jacobian(self, x_adv: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """(M functions of the logits (N, M), their gradients in the input (N, M, ...)).
+
+        One forward pass, and M backward passes that reach the input only; entries and memory as in
+        `evaluate`.
+        """
+        seen = [self._jacobian(x_adv, part, outputs) for part in self._parts(len(x_adv))]
+        if len(seen) == 1:
+            return seen[0]
+        values, slopes = map(torch.cat, zip(*seen, strict=True))
+        return values, slopes
+
+    def _jacobian(self, x_adv: Tensor, part: slice, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        point = x_adv[part].detach().requires_grad_()
+        with torch.enable_grad():
+            values = outputs(self.model(point), part)
+            columns = values.sum(0).unbind()
+            slopes = [
+                torch.autograd.grad(column, point, retain_graph=True)[0] for column in columns
+            ]
+        return values.detach(), torch.stack(slopes, 1).nan_to_num_(0, 0, 0)
+
+    def _parts(self, count: int) -> list[slice]:
+        """The batches of so many images whose graphs fit into memory."""
+        size = self.model.size if isinstance(self.model, Metered) else max(1, count)
+        return [slice(start, start + size) for start in range(0, max(1, count), size)]
 
     def _evaluate(self, x_adv: Tensor) -> Evaluation:
         point = x_adv.detach().requires_grad_()
@@ -122,67 +147,3 @@ def surrogate_for(model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss:
     if label is Label.predicted:
         return Surrogate(model, logits.argmax(1), loss, targeted=False)
     return Surrogate(model, logits.argmin(1), loss, targeted=True)
-
-
-@dataclass
-class BallAttack(ABC):
-    """Base of the attacks that search a ball: holds the model still and builds the surrogate.
-
-    Parameters
-    ----------
-    norm, eps
-        The threat model; `eps` in pixel units of [0, 1], 0 or more.
-    label
-        The label that the attack moves away from, or towards.
-    mode
-        Mode of the model while crafting. Noise keeps its own.
-    """
-
-    # Whether it follows the decision boundary, of which a model that draws noise has none to see.
-    walks_boundary: ClassVar[bool] = False
-
-    norm: Norm = Norm.linf
-    eps: float = 8 / 255
-    label: Label = Label.given
-    mode: Mode = Mode.eval
-
-    def __post_init__(self) -> None:
-        ranges.at_least(0, eps=self.eps)
-        ranges.one_of(list(Norm), norm=self.norm)
-        ranges.one_of(list(Label), label=self.label)
-        ranges.one_of(list(Mode), mode=self.mode)
-        # Plain words are welcome in a notebook, but `is` knows members only.
-        self.norm, self.label, self.mode = Norm(self.norm), Label(self.label), Mode(self.mode)
-
-    def fitted(self, num_classes: int) -> Self:
-        """The attack for a model with so many classes; itself, where it can take any number."""
-        return self
-
-    @property
-    def threat(self) -> Threat:
-        """Where the attack searches."""
-        return Threat(self.norm, self.eps)
-
-    @property
-    def ball(self) -> Ball:
-        """The ball that the attack searches."""
-        return ball(self.norm, self.eps)
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        loss: Loss = cross_entropy,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Adversarial images for `x` (N, C, H, W) with labels `y` (N,)."""
-        generator = generator or seeding.fresh(x.device)
-        with held_still(model, self.mode):
-            surrogate = surrogate_for(model, x, y, label=self.label, loss=loss)
-            return self.search(surrogate, x, generator).detach()
-
-    @abstractmethod
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The worst point that the attack finds in S(x)."""

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks import StepsField, Traits
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import margin
-from robusttrain.attacks.search_state import Best
+from robusttrain.attacks.search_state import Best, WeightSearch
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import per_image
 
@@ -16,12 +18,9 @@ from robusttrain.threat.balls import per_image
 # much of its range moves no pixel by more than 5e-7 and leaves w and its slope finite.
 RANGE = 1 - 1e-6
 
-# What c is multiplied or divided by until it is known from both sides.
-C_FACTOR = 10.0
-
 
 @dataclass
-class CarliniWagner(BallAttack):
+class CarliniWagner(StepsField, BallAttack):
     """argmin_w |delta|_2^2 + c * max(-m(x_adv), -confidence) with x_adv = (tanh(w) + 1) / 2.
 
     m is the lead of the best other class over the label or, for `label=least_likely`, of that class
@@ -48,8 +47,6 @@ class CarliniWagner(BallAttack):
         Lead, in logits, that counts as fooling the model, 0 or more.
     """
 
-    walks_boundary = True
-
     norm: Norm = Norm.l2
     c: float = 1e-2
     binary_steps: int = 9
@@ -65,16 +62,18 @@ class CarliniWagner(BallAttack):
         ranges.at_least(1, binary_steps=self.binary_steps, steps=self.steps)
         ranges.at_least(0, confidence=self.confidence)
 
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, walks_boundary=True)
+
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, cut to the ball."""
         surrogate = replace(surrogate, loss=margin)
         best = Best(x)
-        c = torch.full((len(x),), self.c, dtype=x.dtype, device=x.device)
-        fails, fools = torch.zeros_like(c), torch.full_like(c, torch.inf)
+        c = WeightSearch(torch.full((len(x),), self.c, dtype=x.dtype, device=x.device))
         for _ in range(self.binary_steps):
-            fooled = self._descend(surrogate, x, c, best)
-            fails, fools = torch.where(fooled, fails, c), torch.where(fooled, c, fools)
-            c = _next_weights(c, fails, fools)
+            c.go_on(above=self._descend(surrogate, x, c.weight, best))
         return self.ball.project(best.x_adv, x)
 
     def _descend(self, surrogate: Surrogate, x: Tensor, c: Tensor, best: Best) -> Tensor:
@@ -97,9 +96,3 @@ class CarliniWagner(BallAttack):
             w.grad = slope * (1 - tanh.square()) / 2
             adam.step()
         return ever
-
-
-def _next_weights(c: Tensor, fails: Tensor, fools: Tensor) -> Tensor:
-    """The c of the next round, from the largest that failed (or 0) and the smallest that fooled."""
-    open_ended = torch.where(fools.isfinite(), c / C_FACTOR, c * C_FACTOR)
-    return torch.where((fails > 0) & fools.isfinite(), (fails * fools).sqrt(), open_ended)

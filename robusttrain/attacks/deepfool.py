@@ -1,18 +1,19 @@
 """DeepFool, short ways over the nearest decision boundary (Moosavi-Dezfooli et al. 2016)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
-from robusttrain.attacks.model_view import Metered
+from robusttrain.attacks import StepsField, Traits
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.search_state import Rows, standing
 
 
 @dataclass
-class DeepFool(BallAttack):
+class DeepFool(StepsField, BallAttack):
     """Steps over the nearest plane of the linearised model, until it is fooled (Algorithm 2).
 
     With f_k the lead of class k over the label and w_k its gradient, the plane f_k = 0 is
@@ -35,8 +36,6 @@ class DeepFool(BallAttack):
         How much farther than to the plane a step leads, as a share of the way, 0 or more.
     """
 
-    walks_boundary = True
-
     steps: int = 50
     classes: int = 9
     overshoot: float = 0.02
@@ -45,6 +44,11 @@ class DeepFool(BallAttack):
         super().__post_init__()
         ranges.at_least(1, steps=self.steps, classes=self.classes)
         ranges.at_least(0, overshoot=self.overshoot)
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, walks_boundary=True)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, cut to the ball."""
@@ -64,7 +68,7 @@ class DeepFool(BallAttack):
         return self.ball.project(end, x)
 
     def _step(self, walk: "_Walk") -> Tensor:
-        leads, slopes = _linearised(walk)
+        leads, slopes = walk.surrogate.jacobian(walk.x_adv, walk.leads)
         steepness = self.ball.dual_norm(slopes.flatten(0, 1)).view_as(leads)
         moves = slopes.flatten(2).any(2)
         # A lead that does not move with the input cannot be changed.
@@ -86,23 +90,7 @@ class _Walk(Rows):
     x_adv: Tensor
     rivals: Tensor
 
-
-def _linearised(walk: _Walk) -> tuple[Tensor, Tensor]:
-    """(leads of the rivals over the label (N, M), their gradients in the input (N, M, ...))."""
-    model = walk.surrogate.model
-    # As in `Surrogate.evaluate`: the graph of more images may not fit the memory.
-    size = model.size if isinstance(model, Metered) else len(walk.rows)
-    places = torch.split(torch.arange(len(walk.rows), device=walk.rows.device), size)
-    leads, slopes = zip(*(_linearised_at_once(walk.take(part)) for part in places), strict=True)
-    return torch.cat(leads), torch.cat(slopes)
-
-
-def _linearised_at_once(walk: _Walk) -> tuple[Tensor, Tensor]:
-    point = walk.x_adv.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = walk.surrogate.model(point)
-        leads = logits.gather(1, walk.rivals) - logits.gather(1, walk.surrogate.labels[:, None])
-        columns = leads.sum(0).unbind()
-        slopes = [torch.autograd.grad(column, point, retain_graph=True)[0] for column in columns]
-    # As in `Surrogate.evaluate`, a pixel without a usable slope stays.
-    return leads.detach(), torch.stack(slopes, 1).nan_to_num_(0, 0, 0)
+    def leads(self, logits: Tensor, part: slice) -> Tensor:
+        """The leads of the rivals over the label, (n, M)."""
+        own = logits.gather(1, self.surrogate.labels[part, None])
+        return logits.gather(1, self.rivals[part]) - own

@@ -1,26 +1,29 @@
 """Fast adaptive boundary attack, for minimal perturbations (Croce and Hein 2020)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
+from robusttrain.attacks import StepsField, Traits
+from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.base import Surrogate
-from robusttrain.attacks.objectives import Objective, TargetingAttack, aims
+from robusttrain.attacks.objectives import Objective, aims, check_targets, fitted_targets
 from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import per_image
 
 # Below this the way to the boundary has no length to compare.
-TINY = 1e-8
+SHORTEST = 1e-8
 
 # Share of the steps after which a search ends, if its smallest success is that much above eps.
 GIVE_UP = ((0.2, 1.3), (0.35, 1.15), (0.6, 1.05))
 
 
 @dataclass
-class FAB(TargetingAttack):
+class FAB(StepsField, BallAttack):
     """Steps to the linearised decision boundary, drawn towards the image (Algorithm 1).
 
     With d and d_0 the shortest ways from x_t and from x to the plane where the linearised margin is
@@ -34,6 +37,9 @@ class FAB(TargetingAttack):
 
     Parameters
     ----------
+    targets
+        How many classes to aim at, in the order of their logits at the clean image; where not
+        given, the attack just leads away from the label.
     steps
         Steps a search, 1 or more.
     restarts
@@ -51,8 +57,7 @@ class FAB(TargetingAttack):
         soon as one is within the ball.
     """
 
-    walks_boundary = True
-
+    targets: int | None = None
     steps: int = 100
     restarts: int = 1
     alpha_max: float = 0.1
@@ -63,11 +68,21 @@ class FAB(TargetingAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_targets(self.targets, self.label)
         ranges.at_least(1, steps=self.steps, restarts=self.restarts, eta=self.eta)
         ranges.within(0, 1, alpha_max=self.alpha_max)
         ranges.inside(0, 1, beta=self.beta)
         if self.give_up is None:
             self.give_up = self.norm is Norm.linf
+
+    def fitted(self, num_classes: int) -> Self:
+        """The same attack, with no more targets than there are other classes."""
+        return replace(self, targets=fitted_targets(self.targets, num_classes))
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, walks_boundary=True)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, cut to the ball."""
@@ -113,7 +128,7 @@ class FAB(TargetingAttack):
         lead = (seen.gradient * (x_adv - x)).flatten(1).sum(1)
         way = self.ball.shortest_way(seen.gradient, -seen.value, x_adv)
         way_from_x = self.ball.shortest_way(seen.gradient, lead - seen.value, x)
-        length, length_from_x = (self.ball.size(d).clamp_min(TINY) for d in (way, way_from_x))
+        length, length_from_x = (self.ball.size(d).clamp_min(SHORTEST) for d in (way, way_from_x))
         alpha = per_image((length / (length + length_from_x)).clamp_max(self.alpha_max), x)
         there = (1 - alpha) * (x_adv + self.eta * way) + alpha * (x + self.eta * way_from_x)
         # Without a usable gradient there is no plane: go back half the way to the image.

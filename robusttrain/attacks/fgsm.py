@@ -1,12 +1,22 @@
 """Fast gradient sign method and its random-start variant."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks import Traits
+from robusttrain.attacks.ascent import (
+    AllSteps,
+    LinearMaximum,
+    ProjectedStep,
+    StepRule,
+    Walk,
+    climb,
+)
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 
 # Wong, Rice and Kolter 2020: a longer step than the radius, cut back to it, reaches more corners.
 RANDOM_START_STEP = 1.25
@@ -43,13 +53,24 @@ class FGSM(BallAttack):
             )
             ranges.above(0, step_size=self.step_size)
 
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, starts_at_image=not self.random_start)
+
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The end of the step."""
-        if not self.random_start:
-            return self.ball.linear_maximiser(surrogate.evaluate(x).gradient, x)
+        walk = Walk.at(self._start(x, generator), surrogate, x)
+        return climb(walk, 1, self._step_rule, AllSteps()).x_adv
+
+    def _start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         # Not cut with the box: where images are black or white, a cut start puts half the pixels
         # back on x, and training falls to catastrophic overfitting as with plain FGSM.
-        start = x + self.ball.random_offset(x, generator)
-        gradient = surrogate.evaluate(start).gradient
-        step = RANDOM_START_STEP * self.eps if self.step_size is None else self.step_size
-        return self.ball.project(start + step * self.ball.ascent(gradient, start), x)
+        return x + self.ball.random_offset(x, generator) if self.random_start else x
+
+    @property
+    def _step_rule(self) -> StepRule:
+        if not self.random_start:
+            return LinearMaximum(self.ball)
+        default = RANDOM_START_STEP * self.eps
+        return ProjectedStep(self.ball, default if self.step_size is None else self.step_size)

@@ -1,21 +1,27 @@
 """PGD that goes no further than it takes to fool (friendly adversarial training)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
+from robusttrain.attacks import Traits
+from robusttrain.attacks.ascent import Friendly, Walk, climb
+from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.base import Surrogate
-from robusttrain.attacks.pgd import PGD
-from robusttrain.attacks.search_state import Rows, standing
-
-# What PGD can do beyond one search that returns its last iterate.
-SCORED = {"restarts": 1, "keep_best": False, "stop_early": False, "targets": None}
+from robusttrain.attacks.objectives import (
+    Objective,
+    checked_objective,
+    climbed,
+    fitted_objective,
+)
+from robusttrain.attacks.pgd import STARTS, Start, check_steps, checked_start, projected_step
 
 
 @dataclass
-class FriendlyPGD(PGD):
+class FriendlyPGD(BallAttack):
     """PGD whose search for an image ends `tau` steps after it was first fooled.
 
     Zhang et al. 2020 ("Attacks which do not kill training make adversarial learning stronger",
@@ -26,44 +32,53 @@ class FriendlyPGD(PGD):
 
     Parameters
     ----------
+    objective
+        What to maximise: loss, margin or dlr.
+    steps
+        Gradient steps, 1 or more.
+    step_size
+        Length of a step in the norm, in pixel units; 2.5 * eps / steps where not given.
+    random_start
+        Start from a random point of S(x) instead of x.
+    start
+        How that point is drawn: see `Start` of PGD.
     tau
         Further steps of an image that fools the model, 0 or more; from `steps` on this is PGD.
     """
 
+    objective: Objective = Objective.loss
+    steps: int = 10
+    step_size: float | None = None
+    random_start: bool = True
+    start: Start = Start.uniform
     tau: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.objective = checked_objective(self.objective)
+        self.start = checked_start(self.random_start, self.start)
+        check_steps(self.steps, self.step_size)
         ranges.at_least(0, tau=self.tau)
-        for key, value in SCORED.items():
-            given = getattr(self, key)
-            ranges.require(given == value, key, given, f"{value} where searches are friendly")
+
+    def with_steps(self, steps: int, step_size: float | None = None) -> Self:
+        """A copy with so many steps of such a length."""
+        return replace(self, steps=steps, step_size=step_size)
+
+    def fitted(self, num_classes: int) -> Self:
+        """The margin where there are too few classes for the DLR."""
+        return replace(self, objective=fitted_objective(self.objective, None, num_classes))
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, starts_at_image=not self.random_start)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """Where the search for each image ended."""
-        x_adv = self._start(x, generator).clone()
-        (climbed,) = self.surrogates(surrogate, x)
-        spare = torch.full((len(x),), self.tau, device=x.device)
-        walk = _Walk(torch.arange(len(x), device=x.device), climbed, x, spare)
-        for _ in range(self.steps):
-            here = x_adv[walk.rows]
-            seen = walk.surrogate.evaluate(here)
-            fooled = walk.surrogate.succeeded(seen.logits)
-            on = standing(fooled & (walk.spare == 0))
-            if len(on) == 0:
-                break
-            walk.spare = walk.spare - fooled.long()
-            walk, here = walk.take(on), here[on]
-            step = self._step * self.ball.ascent(seen.gradient[on], here)
-            x_adv[walk.rows] = self.ball.project(here + step, walk.x)
-        return x_adv
-
-
-@dataclass
-class _Walk(Rows):
-    """The images that go on, by their positions `rows`, with their `spare` further steps."""
-
-    rows: Tensor
-    surrogate: Surrogate
-    x: Tensor
-    spare: Tensor
+        start = STARTS[self.start](self.ball, x, generator) if self.random_start else x
+        (aimed,) = climbed(surrogate, x, None, self.objective)
+        rows = torch.arange(len(x), device=x.device)
+        stop = Friendly(torch.empty_like(x), rows, torch.full_like(rows, self.tau))
+        rule = projected_step(self.ball, self.steps, self.step_size)
+        climb(Walk.at(start, aimed, x), self.steps, rule, stop)
+        return stop.ends

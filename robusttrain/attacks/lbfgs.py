@@ -9,15 +9,14 @@ from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
-from robusttrain.threat.balls import per_image
-
-# One round of the search for c multiplies or divides it by this.
-C_FACTOR = 10.0
+from robusttrain.attacks import StepsField
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
+from robusttrain.attacks.search_state import Best, WeightSearch
 
 
 @dataclass
-class LBFGS(BallAttack):
+class LBFGS(StepsField, BallAttack):
     """argmin_r c |r|_2^2 - loss(f(x + r), y) over x + r in the box (Szegedy et al. 2014, sec. 4.1).
 
     The images of a batch are independent terms of one problem that SciPy's L-BFGS-B solves, with
@@ -49,20 +48,17 @@ class LBFGS(BallAttack):
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, or the one of highest loss."""
-        weights = torch.full((len(x),), self.c, dtype=x.dtype, device=x.device)
-        fools, fails = torch.zeros_like(weights), torch.full_like(weights, torch.inf)
-        best, best_rank = x, torch.full_like(weights, -torch.inf)
+        c = WeightSearch(torch.full((len(x),), self.c, dtype=x.dtype, device=x.device))
+        best, rows = Best(x), torch.arange(len(x), device=x.device)
         for _ in range(self.rounds):
-            x_adv = self.ball.project(self._solve(surrogate, x, weights), x)
+            x_adv = self.ball.project(self._solve(surrogate, x, c.weight), x)
             value, logits = surrogate.score(x_adv)
             fooled = surrogate.succeeded(logits)
             rank = _rank(fooled, value, (x_adv - x).flatten(1).norm(dim=1))
-            best = torch.where(per_image(rank > best_rank, x), x_adv, best)
-            best_rank = torch.maximum(rank, best_rank)
-            fools = torch.where(fooled, weights.maximum(fools), fools)
-            fails = torch.where(fooled, fails, weights.minimum(fails))
-            weights = _next_weights(fools, fails)
-        return best
+            best.offer(rows, x_adv, rank, fooled)
+            # The weight is that of the size: too much of it lets nothing fool.
+            c.go_on(above=~fooled)
+        return best.x_adv
 
     def _solve(self, surrogate: Surrogate, x: Tensor, weights: Tensor) -> Tensor:
         def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -87,13 +83,6 @@ class LBFGS(BallAttack):
             options={"maxiter": self.steps},
         )
         return torch.tensor(found.x, dtype=x.dtype, device=x.device).view_as(x)
-
-
-def _next_weights(fools: Tensor, fails: Tensor) -> Tensor:
-    """The c of the next round from the largest that fooled (or 0) and the smallest that did not."""
-    between = (fools * fails).sqrt()
-    open_ended = torch.where(fails.isinf(), fools * C_FACTOR, fails / C_FACTOR)
-    return torch.where((fools > 0) & fails.isfinite(), between, open_ended)
 
 
 def _rank(fooled: Tensor, value: Tensor, size: Tensor) -> Tensor:

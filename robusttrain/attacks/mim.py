@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from robusttrain import ranges
+from robusttrain.attacks.ascent import MomentumStep, StepRule
 from robusttrain.attacks.pgd import PGD
-from robusttrain.threat.balls import per_image
 
 
 @dataclass
@@ -36,9 +33,8 @@ class MIM(PGD):
         ranges.at_least(0, decay=self.decay)
 
     @property
-    def _step(self) -> float:
-        return self.eps / self.steps if self.step_size is None else self.step_size
-
-    def _slope(self, gradient: Tensor, before: Tensor) -> Tensor:
-        length = gradient.flatten(1).abs().sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        return self.decay * before + gradient / per_image(length, gradient)
+    def step_rule(self) -> StepRule:
+        """The step of PGD, along the momentum."""
+        default = self.eps / self.steps
+        length = default if self.step_size is None else self.step_size
+        return MomentumStep(self.ball, length, self.decay)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robusttrain.attacks import NoThreat
 from robusttrain.attacks.base import Loss, cross_entropy
 
 
 @dataclass
-class NoAttack:
+class NoAttack(NoThreat):
     """Returns the images as they are."""
 
     def __call__(

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Label, Surrogate, cross_entropy
-
-# Keeps the ratio of the DLR loss finite where all logits are equal.
-TINY = 1e-12
+from robusttrain.attacks.base import Label, Surrogate, cross_entropy
+from robusttrain.threat.balls import TINY
 
 CLASSES_OF_DLR, CLASSES_OF_TARGETED_DLR = 3, 4
 
@@ -125,69 +123,43 @@ def aims(
     ]
 
 
-@dataclass
-class TargetingAttack(BallAttack):
-    """Base of the attacks that can aim at several classes, one after the other.
+def climbed(
+    surrogate: Surrogate, x: Tensor, targets: int | None, objective: Objective
+) -> list[Surrogate]:
+    """As `aims`, for an attack that climbs the caller's loss where nothing else is set.
 
-    Parameters
-    ----------
-    targets
-        How many classes to aim at, in the order of their logits at the clean image; where not
-        given, the attack just leads away from the label.
+    Raises
+    ------
+    InputError
+        If an objective or targets are set and the caller has a loss of its own.
     """
-
-    targets: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.targets is not None:
-            ranges.at_least(1, targets=self.targets)
-            ranges.require(
-                self.label is not Label.least_likely,
-                "label",
-                self.label,
-                "given or predicted where targets are given",
-            )
-
-    def fitted(self, num_classes: int) -> Self:
-        """The same attack, with no more targets than there are other classes."""
-        if self.targets is None or self.targets < num_classes:
-            return self
-        return replace(self, targets=num_classes - 1)
+    if objective is not Objective.loss or targets is not None:
+        allowed = "loss, and targets null, where the defense brings a loss of its own"
+        ranges.require(surrogate.loss is cross_entropy, "objective", objective, allowed)
+    return aims(surrogate, x, targets, objective)
 
 
-@dataclass
-class ObjectiveAttack(TargetingAttack):
-    """Base of the attacks that can climb one of several objectives.
+def check_targets(targets: int | None, label: Label) -> None:
+    """Raise `InputError` unless there may be so many targets, 1 or more, beside such a label."""
+    if targets is not None:
+        ranges.at_least(1, targets=targets)
+        allowed = "given or predicted where targets are given"
+        ranges.require(label is not Label.least_likely, "label", label, allowed)
 
-    Parameters
-    ----------
-    objective
-        What to maximise: loss, margin or dlr.
-    """
 
-    objective: Objective = Objective.loss
+def checked_objective(objective: str) -> Objective:
+    """The objective that a word, or itself, stands for; `InputError` if there is none."""
+    ranges.one_of(list(Objective), objective=objective)
+    return Objective(objective)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        ranges.one_of(list(Objective), objective=self.objective)
-        self.objective = Objective(self.objective)
 
-    def fitted(self, num_classes: int) -> Self:
-        """The same attack, with the margin where there are too few classes for the DLR loss."""
-        needed = CLASSES_OF_DLR if self.targets is None else CLASSES_OF_TARGETED_DLR
-        fitted = super().fitted(num_classes)
-        if self.objective is Objective.dlr and num_classes < needed:
-            return replace(fitted, objective=Objective.margin)
-        return fitted
+def fitted_targets(targets: int | None, num_classes: int) -> int | None:
+    """No more targets than there are other classes."""
+    return None if targets is None else min(targets, num_classes - 1)
 
-    def surrogates(self, surrogate: Surrogate, x: Tensor) -> list[Surrogate]:
-        """What to climb: one surrogate, or one for each target."""
-        if self.objective is not Objective.loss or self.targets is not None:
-            ranges.require(
-                surrogate.loss is cross_entropy,
-                "objective",
-                self.objective,
-                "loss, and targets null, where the defense brings a loss of its own",
-            )
-        return aims(surrogate, x, self.targets, self.objective)
+
+def fitted_objective(objective: Objective, targets: int | None, num_classes: int) -> Objective:
+    """The margin where there are too few classes for the DLR loss."""
+    needed = CLASSES_OF_DLR if targets is None else CLASSES_OF_TARGETED_DLR
+    too_few = objective is Objective.dlr and num_classes < needed
+    return Objective.margin if too_few else objective

@@ -1,16 +1,27 @@
 """Projected gradient descent on the negative loss (Madry et al. 2018)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges
+from robusttrain.attacks import Traits
+from robusttrain.attacks.ascent import AllSteps, ProjectedStep, Scored, StepRule, Walk, climb
+from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.base import Surrogate
-from robusttrain.attacks.objectives import ObjectiveAttack
-from robusttrain.attacks.search_state import Best, Rows, standing
+from robusttrain.attacks.objectives import (
+    Objective,
+    check_targets,
+    checked_objective,
+    climbed,
+    fitted_objective,
+    fitted_targets,
+)
+from robusttrain.attacks.search_state import Best
 from robusttrain.threat.balls import Ball, per_image, striped_start
 
 # Standard deviation of a start next to the image, in pixel units (Zhang et al. 2019).
@@ -51,8 +62,28 @@ STARTS: dict[Start, Callable[[Ball, Tensor, torch.Generator], Tensor]] = {
 }
 
 
+def projected_step(ball: Ball, steps: int, step_size: float | None) -> ProjectedStep:
+    """The step of PGD, of length 2.5 * eps / steps where none is given."""
+    return ProjectedStep(ball, 2.5 * ball.eps / steps if step_size is None else step_size)
+
+
+def checked_start(random_start: bool, start: str) -> Start:
+    """The start that a word, or itself, stands for; `InputError` if it is not to be had."""
+    ranges.one_of(list(Start), start=start)
+    allowed = "left out when random_start=false"
+    ranges.require(random_start or start == Start.uniform, "start", start, allowed)
+    return Start(start)
+
+
+def check_steps(steps: int, step_size: float | None) -> None:
+    """Raise `InputError` unless there is a step or more, of some length."""
+    ranges.at_least(1, steps=steps)
+    if step_size is not None:
+        ranges.above(0, step_size=step_size)
+
+
 @dataclass
-class PGD(ObjectiveAttack):
+class PGD(BallAttack):
     """x_{t+1} = project(x_t + step_size * steepest(grad_x L(f(x_t), y))), Madry et al. 2018, eq. 2.
 
     With one restart, no targets and without `keep_best` it costs `steps` forward and `steps`
@@ -67,6 +98,11 @@ class PGD(ObjectiveAttack):
 
     Parameters
     ----------
+    targets
+        How many classes to aim at, in the order of their logits at the clean image; where not
+        given, the attack just leads away from the label.
+    objective
+        What to maximise: loss, margin or dlr.
     steps
         Gradient steps a search, 1 or more.
     step_size
@@ -84,6 +120,8 @@ class PGD(ObjectiveAttack):
         for evaluation, where one success is enough, while training wants the worst point.
     """
 
+    targets: int | None = None
+    objective: Objective = Objective.loss
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
@@ -94,101 +132,65 @@ class PGD(ObjectiveAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ranges.at_least(1, steps=self.steps, restarts=self.restarts)
-        ranges.require(
-            self.random_start or self.restarts == 1,
-            "restarts",
-            self.restarts,
-            "1 when random_start=false: all restarts would be the same search",
+        check_targets(self.targets, self.label)
+        self.objective = checked_objective(self.objective)
+        self.start = checked_start(self.random_start, self.start)
+        check_steps(self.steps, self.step_size)
+        ranges.at_least(1, restarts=self.restarts)
+        allowed = "1 when random_start=false: all restarts would be the same search"
+        ranges.require(self.random_start or self.restarts == 1, "restarts", self.restarts, allowed)
+
+    def with_steps(self, steps: int, step_size: float | None = None) -> Self:
+        """A copy with so many steps of such a length."""
+        return replace(self, steps=steps, step_size=step_size)
+
+    def restarted(self, searches: int) -> Self:
+        """A copy that searches so often, from random points."""
+        return replace(self, restarts=searches, random_start=True)
+
+    def fitted(self, num_classes: int) -> Self:
+        """No more targets than other classes; the margin where there are too few for the DLR."""
+        return replace(
+            self,
+            targets=fitted_targets(self.targets, num_classes),
+            objective=fitted_objective(self.objective, self.targets, num_classes),
         )
-        ranges.one_of(list(Start), start=self.start)
-        self.start = Start(self.start)
-        ranges.require(
-            self.random_start or self.start is Start.uniform,
-            "start",
-            self.start,
-            "left out when random_start=false",
-        )
-        if self.step_size is not None:
-            ranges.above(0, step_size=self.step_size)
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, starts_at_image=not self.random_start)
+
+    @property
+    def step_rule(self) -> StepRule:
+        """How a step leads from one point to the next."""
+        return projected_step(self.ball, self.steps, self.step_size)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The last iterate, or the best one of all searches."""
-        surrogates = self.surrogates(surrogate, x)
-        if not self._scores_all:
-            return self._last_iterate(surrogates[0], x, generator)
-        best = Best(x)
-        for aimed in (aimed for aimed in surrogates for _ in range(self.restarts)):
-            # Drawn for all images, so that the draws of one do not hang on who else stands.
-            walk = _Walk.at(self._start(x, generator), aimed, x).take(best.standing)
-            if len(walk.rows):
-                self._climb(walk, best)
-        return best.x_adv
+        surrogates = climbed(surrogate, x, self.targets, self.objective)
+        if self._scores_all:
+            return self._best(surrogates, x, generator)
+        walk = Walk.at(self._start(x, generator), surrogates[0], x)
+        return climb(walk, self.steps, self.step_rule, AllSteps()).x_adv
 
     @property
     def _scores_all(self) -> bool:
         searches_once = self.restarts == 1 and self.targets is None
         return self.keep_best or self.stop_early or not searches_once
 
-    @property
-    def _step(self) -> float:
-        return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-
-    def _slope(self, gradient: Tensor, before: Tensor) -> Tensor:
-        """What a step ascends: the gradient; `before` is what the last step did, 0 at first."""
-        return gradient
+    def _best(
+        self, surrogates: Sequence[Surrogate], x: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        best = Best(x)
+        for aimed in (aimed for aimed in surrogates for _ in range(self.restarts)):
+            # Drawn for all images, so that the draws of one do not hang on who else stands.
+            start, rows = self._start(x, generator), best.standing
+            if len(rows):
+                stop = Scored.start(best, rows, x[rows], stop_early=self.stop_early)
+                walk = Walk.at(start[rows], aimed.take(rows), x[rows])
+                climb(walk, self.steps, self.step_rule, stop)
+        return best.x_adv
 
     def _start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return STARTS[self.start](self.ball, x, generator) if self.random_start else x
-
-    def _last_iterate(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
-        x_adv, slope = self._start(x, generator), torch.zeros_like(x)
-        for _ in range(self.steps):
-            slope = self._slope(surrogate.evaluate(x_adv).gradient, slope)
-            x_adv = self.ball.project(x_adv + self._step * self.ball.ascent(slope, x_adv), x)
-        return x_adv
-
-    def _climb(self, walk: "_Walk", best: Best) -> None:
-        for _ in range(self.steps):
-            seen = walk.surrogate.evaluate(walk.x_adv)
-            fooled = walk.surrogate.succeeded(seen.logits)
-            best.offer(walk.rows, walk.x_adv, seen.value, fooled)
-            walk.stand_at(self._slope(seen.gradient, walk.slope), seen.usable)
-            if self.stop_early:
-                walk = walk.take(standing(fooled))
-            if len(walk.rows) == 0:
-                return
-            step = self._step * walk.share * self.ball.ascent(walk.slope, walk.x_adv)
-            walk.x_adv = self.ball.project(walk.x_adv + step, walk.x)
-        value, logits = walk.surrogate.score(walk.x_adv)
-        best.offer(walk.rows, walk.x_adv, value, walk.surrogate.succeeded(logits))
-
-
-@dataclass
-class _Walk(Rows):
-    """A search under way.
-
-    `x_safe` is the last point that had a usable gradient and `slope` what was ascended from there,
-    `share` (N, 1, ...) is what is left of the step length.
-    """
-
-    rows: Tensor
-    surrogate: Surrogate
-    x: Tensor
-    x_adv: Tensor
-    x_safe: Tensor
-    slope: Tensor
-    share: Tensor
-
-    @classmethod
-    def at(cls, start: Tensor, surrogate: Surrogate, x: Tensor) -> "_Walk":
-        rows = torch.arange(len(x), device=x.device)
-        share = per_image(torch.ones(len(x), dtype=x.dtype, device=x.device), x)
-        return cls(rows, surrogate, x, start, x, torch.zeros_like(x), share)
-
-    def stand_at(self, slope: Tensor, usable: Tensor) -> None:
-        """Go on from here or, with half the step, from the last point with a usable gradient."""
-        here = per_image(usable, slope)
-        self.x_adv = self.x_safe = torch.where(here, self.x_adv, self.x_safe)
-        self.slope = torch.where(here, slope, self.slope)
-        self.share = torch.where(here, self.share, self.share / 2)

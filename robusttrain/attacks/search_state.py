@@ -1,4 +1,4 @@
-"""Images that are still standing: who is searched for on, and the best point found for each."""
+"""What searches keep for each image: who still stands, the best point so far, the best weight."""
 
 from dataclasses import dataclass, fields
 from typing import Self
@@ -11,7 +11,7 @@ from torch import Tensor
 class Rows:
     """Base of a search's state: every field has an entry for each image, and all are cut together.
 
-    Fields are tensors (N, ...) or know `take(rows)`.
+    Fields are tensors (N, ...), know `take(rows)`, or are numbers that hold for every image.
     """
 
     def take(self, rows: Tensor) -> Self:
@@ -19,7 +19,11 @@ class Rows:
         cut = {}
         for member in fields(self):
             value = getattr(self, member.name)
-            cut[member.name] = value[rows] if isinstance(value, Tensor) else value.take(rows)
+            if isinstance(value, Tensor):
+                value = value[rows]
+            elif not isinstance(value, float):
+                value = value.take(rows)
+            cut[member.name] = value
         return type(self)(**cut)
 
 
@@ -47,6 +51,36 @@ class Best:
         self.x_adv[chosen] = x_adv[better]
         self.value[chosen] = value[better].to(self.value.dtype)
         self.fooled[chosen] = fooled[better]
+
+
+# What a weight is multiplied or divided by until its threshold is known from both sides.
+WEIGHT_FACTOR = 10.0
+
+
+class WeightSearch:
+    """For each image, the weight at which the outcome of a search turns.
+
+    Tenfold up or down until the threshold is known from both sides, and by the geometric mean of
+    the two sides from then on.
+
+    Parameters
+    ----------
+    weight
+        Those of the first round, (N,).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self._below, self._above = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
+
+    def go_on(self, above: Tensor) -> None:
+        """Choose the next weights; `above` (N,) says where the present ones are too large."""
+        self._below = torch.where(above, self._below, self.weight)
+        self._above = torch.where(above, self.weight, self._above)
+        bounded = self._above.isfinite()
+        far = torch.where(bounded, self.weight / WEIGHT_FACTOR, self.weight * WEIGHT_FACTOR)
+        between = (self._below * self._above).sqrt()
+        self.weight = torch.where((self._below > 0) & bounded, between, far)
 
 
 def standing(fooled: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 
 
 @dataclass
@@ -21,7 +22,7 @@ class SoftmaxLinearisation(BallAttack):
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The point at distance `eps` on that way, within the box."""
-        outputs, jacobian = _softmax_jacobian(surrogate, x)
+        outputs, jacobian = surrogate.jacobian(x, lambda logits, _: logits.softmax(1))
         rows = torch.arange(len(x), device=x.device)
         own = surrogate.labels
         slopes = jacobian - jacobian[rows, own].unsqueeze(1)
@@ -32,14 +33,3 @@ class SoftmaxLinearisation(BallAttack):
         distance[rows, own] = torch.inf
         nearest = slopes[rows, distance.argmin(1)]
         return self.ball.linear_maximiser(-nearest if surrogate.targeted else nearest, x)
-
-
-def _softmax_jacobian(surrogate: Surrogate, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(softmax outputs (N, K), their gradients in the input (N, K, ...))."""
-    point = x.detach().requires_grad_()
-    with torch.enable_grad():
-        outputs = surrogate.model(point).softmax(1)
-        columns = outputs.sum(0).unbind()
-        rows = [torch.autograd.grad(column, point, retain_graph=True)[0] for column in columns]
-    # As in `Surrogate.evaluate`, a pixel without a usable slope stays.
-    return outputs.detach(), torch.stack(rows, 1).nan_to_num_(0, 0, 0)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks import Traits
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import margin, remaining
 from robusttrain.attacks.search_state import Best, Rows, standing
 from robusttrain.threat import Norm
-from robusttrain.threat.balls import Ball, per_image
+from robusttrain.threat.balls import TINY, Ball, per_image
 
 # After how many queries the share of the pixels that a square covers halves again.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -24,9 +26,6 @@ BUMPS_A_SIDE = 5
 
 # Share of the queries after which a search ends, if its relative margin is above the limit.
 GIVE_UP = ((0.2, 0.4), (0.4, 0.25))
-
-# Where a window holds nothing there is nothing to divide.
-TINY = 1e-12
 
 Window = tuple[slice, slice]
 """Rows and columns of a square."""
@@ -70,6 +69,11 @@ class Square(BallAttack):
         if self.give_up is None:
             self.give_up = self.norm is Norm.linf
         ranges.require(0 < self.p_init <= 1, "p_init", self.p_init, "above 0, and 1 at most")
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, black_box=True)
 
     def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, or the one of lowest margin."""

@@ -1,18 +1,17 @@
 """Transfer: adversarial images of one model, tried on another (Papernot et al. 2016)."""
 
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain import seeding
-from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.base import BallAttack, cross_entropy
+from robusttrain.attacks import Attack, Loss, fitted, frugal
+from robusttrain.attacks.base import cross_entropy
 from robusttrain.attacks.model_view import held_still
 from robusttrain.errors import InputError
 from robusttrain.noise.control import drawing_from
-from robusttrain.threat import Norm
 
 
 @dataclass
@@ -35,15 +34,9 @@ class Transfer:
     source: nn.Module
     attack: Attack
 
-    @property
-    def norm(self) -> Norm:
-        """The norm of the attack, if it has one."""
-        return cast(BallAttack, self.attack).norm
-
-    @property
-    def eps(self) -> float:
-        """The radius of the attack, if it has one."""
-        return cast(BallAttack, self.attack).eps
+    def frugal(self) -> Self:
+        """The same transfer by a cheap form of its attack."""
+        return replace(self, attack=frugal(self.attack))
 
     def __call__(
         self,
@@ -62,14 +55,13 @@ class Transfer:
             If the source takes no such images or does not know all classes.
         """
         generator = generator or seeding.fresh(x.device)
-        source, attack = self.source.to(x.device), self.attack
+        source = self.source.to(x.device)
         # Its noise is no part of the model that is under examination, and is seeded by nobody else.
         with drawing_from(source, generator.initial_seed()):
             classes, last = _classes(source, x), int(y.max())
             if last >= classes:
                 raise InputError(f"source knows {classes} classes: it must know class {last}, too")
-            if isinstance(attack, BallAttack):
-                attack = attack.fitted(classes)
+            attack = fitted(self.attack, classes)
             return attack(source, x, y, loss=loss, generator=generator)
 
 

@@ -8,8 +8,10 @@ A defense is called for each batch and yields the objectives to descend, one opt
         optimizer.step()
 
 The model comes in train mode. Most defenses yield once; one that replays a batch yields each time.
-What a defense keeps from batch to batch, the saved models that it trains with, and which models it
-cannot train, it says by three protocols more, `Stateful`, `WithModels` and `Selective`.
+What a defense keeps from batch to batch, the saved models that it trains with, which models it
+cannot train, and what grows with its radii, it says by four protocols more, `Stateful`,
+`WithModels`, `Selective` and `Growing`. Its threat model it says as attacks do, by `Bounded`; that
+of an attack in its field `attack` goes with it.
 
 An objective that says how it is computed `again` can also be descended at other weights than the
 present ones, as adversarial weight perturbation does; `repeatable` makes one.
@@ -90,6 +92,17 @@ class Selective(Protocol):
 
     def refuse_unfit(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
         """Raise `InputError` if `model` is none of them; asked for before data is loaded."""
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """A defense with more than radii that starts small where `training.curriculum` warms up.
+
+    Radii grow by themselves, its own (`robusttrain.attacks.Bounded`) and those of its attack.
+    """
+
+    def grown(self, share: float) -> Defense:
+        """A copy with `share`, in [0, 1], of everything but the radii that grows."""
 
 
 def each_row(values: Tensor, logits: Tensor) -> Tensor:

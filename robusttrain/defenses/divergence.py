@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks import Attack
+from robusttrain.attacks import Attack, traits_of
 from robusttrain.attacks.base import Label
 from robusttrain.attacks.none import NoAttack
 
@@ -57,7 +57,7 @@ def refuse_labels(attack: Attack) -> None:
 
     A divergence knows no labels; where it is to fall, the images would not be adversarial.
     """
-    label = getattr(attack, "label", Label.given)
+    label = traits_of(attack).label
     allowed = "given: the defense has its attack climb a divergence, which knows no labels"
     ranges.require(label == Label.given, "attack.label", label, allowed)
 
@@ -67,5 +67,5 @@ def refuse_start_at_image(attack: Attack) -> None:
     moves = not isinstance(attack, NoAttack)
     ranges.require(moves, "attack", "none", "one that moves away from the image")
     allowed = "true: the divergence from the outputs at an image has no slope there"
-    random_start = getattr(attack, "random_start", True)
+    random_start = not traits_of(attack).starts_at_image
     ranges.require(random_start, "attack.random_start", random_start, allowed)

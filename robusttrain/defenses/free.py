@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.attacks import Loss
+from robusttrain.attacks import Loss, ThreatFields
 from robusttrain.defenses import Objective, repeatable
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import ball
 
 
 @dataclass
-class Free:
+class Free(ThreatFields):
     """min E[ L(f(x + d), y) ], d one step further with each step of the weights.
 
     Shafahi et al. 2019, Algorithm 1: a batch is replayed `replays` times, and each of them takes

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.attacks import Loss, cross_entropy
+from robusttrain.attacks import Loss, ThreatFields, cross_entropy
 from robusttrain.attacks.base import Label, surrogate_for
 from robusttrain.attacks.model_view import Mode, held_still
 from robusttrain.defenses import Objective, each_row, repeatable
@@ -17,7 +17,7 @@ from robusttrain.threat.balls import ball
 
 
 @dataclass
-class GradAlign:
+class GradAlign(ThreatFields):
     """min E[ L(f(x + d), y) + weight (1 - cos(grad_x L(x), grad_x L(x + n))) ].
 
     Andriushchenko and Flammarion 2020: d is the step of FGSM, n uniform in the ball, and the

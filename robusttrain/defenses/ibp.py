@@ -1,14 +1,14 @@
 """Training on bounds: what no attack can exceed, instead of what one attack finds."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks import Attack, Loss, ThreatFields
 from robusttrain.attacks.none import NoAttack
 from robusttrain.defenses import Objective, each_row, repeatable
 from robusttrain.intervals import Interval, refuse_unbounded
@@ -17,7 +17,7 @@ from robusttrain.threat import Norm
 
 
 @dataclass
-class IBP:
+class IBP(ThreatFields):
     """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018).
 
     Their kappa is 1 - weight, and m(x) are the worst logits that interval bound propagation leaves
@@ -45,9 +45,6 @@ class IBP:
         Of the bounds, from 0 to 1.
     """
 
-    # With the radii, where `training.curriculum` has them grow.
-    grows: ClassVar = ("weight",)
-
     attack: Attack
     norm: Norm = Norm.linf
     eps: float = 0.1
@@ -56,6 +53,10 @@ class IBP:
     def __post_init__(self) -> None:
         ranges.at_least(0, eps=self.eps)
         ranges.within(0, 1, weight=self.weight)
+
+    def grown(self, share: float) -> "IBP":
+        """With `share` of the weight, where `training.curriculum` has the radii grow."""
+        return replace(self, weight=share * self.weight)
 
     def refuse_unfit(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
         """Raise `InputError` in other norms, and if the bounds of `model` are not known.

@@ -7,7 +7,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks import Loss
+from robusttrain.attacks import Loss, ThreatFields
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.defenses import Objective
@@ -23,7 +23,7 @@ class Direction(StrEnum):
 
 
 @dataclass
-class LSA:
+class LSA(ThreatFields):
     """min E[ max_{|r| <= eps} L(f(x + r), y) ], r from a linearisation (Huang et al. 2016, eq. 1).
 
     `direction=loss` takes the maximiser of the linearised loss (section 3.2): eps g/|g|_2 in l2,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.attacks import Loss
+from robusttrain.attacks import Loss, ThreatFields
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode
 from robusttrain.defenses import Objective
@@ -17,7 +17,7 @@ from robusttrain.threat.balls import ball
 
 
 @dataclass
-class NFGSM:
+class NFGSM(ThreatFields):
     """min E[ L(f(x + n + d), y) ], n noise of k times the radius, d the step of FGSM at x + n.
 
     de Jorge et al. 2022, Algorithm 1: n is uniform in the ball of radius k eps, the step is that of

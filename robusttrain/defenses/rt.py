@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.attacks import Loss
+from robusttrain.attacks import Loss, ThreatFields
 from robusttrain.defenses import Objective, repeatable
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import ball
 
 
 @dataclass
-class RT:
+class RT(ThreatFields):
     """min E[ max_{e in S} L(f(x), y) + <grad_x L, e> ] = E[ L + eps |grad_x L|_dual ].
 
     Shaham, Yamada and Negahban 2018, section 4: the inner maximum over the ball is a dual norm,

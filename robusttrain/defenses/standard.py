@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks import Loss
+from robusttrain.attacks import Loss, NoThreat
 from robusttrain.defenses import Objective, repeatable
 
 
 @dataclass
-class Standard:
+class Standard(NoThreat):
     """min E[ L(f(x), y) ]. One forward and one backward pass."""
 
     def __call__(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.model_view import Mode, held_still, outputs_as_in
+from robusttrain.attacks import Attack, Loss, traits_of
+from robusttrain.attacks.model_view import held_still, outputs_as_in
 from robusttrain.defenses import Objective
 from robusttrain.defenses.divergence import (
     DivergenceFrom,
@@ -60,7 +60,7 @@ class TRADES:
 
     def _attacked(self, model: nn.Module, x: Tensor, clean: Tensor) -> Tensor:
         """The outputs at `x` in the mode that the attack has the model in."""
-        mode = getattr(self.attack, "mode", Mode.eval)
+        mode = traits_of(self.attack).mode
         if outputs_as_in(model, mode):
             return clean.detach()
         with held_still(model, mode), torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robusttrain.attacks import Attack
+from robusttrain.attacks import Attack, threat_of
 from robusttrain.data import Samples, as_input
 from robusttrain.evaluation.session import Crafted, Seen, Subject
 from robusttrain.evaluation.settings import Evaluation
@@ -66,8 +66,8 @@ def attack_all(
     An image that is misclassified by itself counts as broken by every attack and costs no attack.
     A model that predicts at random is scored, clean or attacked, on the same draws for the same
     image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
-    several attacks have no more luck than one. `threat` is stated for attacks that have
-    none of their own; `progress` advances once an image and attack.
+    several attacks have no more luck than one. `threat` is stated for attacks that do not state
+    their own; `progress` advances once an image and attack.
     """
     started = time.perf_counter()
     clean = subject.look(subject.x)
@@ -81,14 +81,14 @@ def attack_all(
     worst = _Worst(subject, clean)
     for name, attack in suite.items():
         progress.show(name)
-        own = threat_of(attack, threat)
+        stated = threat_of(attack) or threat
         fallen = ledger.worst_case if survivors_only else ledger.misclassified
         progress.advance(int(fallen.sum()))
         started = time.perf_counter()
         crafted = subject.attacked(attack, np.flatnonzero(~fallen), name, advance=progress.advance)
         seen = subject.look(crafted.x_adv)
         seconds = time.perf_counter() - started
-        ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, own, seconds)
+        ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, stated, seconds)
         worst.offer(crafted.x_adv, seen)
     ledger.adversarial = worst.x_adv.cpu().numpy()
     return ledger
@@ -140,9 +140,3 @@ class _Worst:
         self.x_adv[worse] = x_adv[worse]
         self.margin[worse] = seen.margin[worse]
         self.broken |= broken
-
-
-def threat_of(attack: Attack, threat: Threat) -> Threat:
-    """The threat model of `attack`; `threat` where it has none of its own."""
-    norm, eps = getattr(attack, "norm", threat.norm), getattr(attack, "eps", threat.eps)
-    return Threat(norm, float(eps))

@@ -6,7 +6,7 @@ violated, and passes, warns or fails by thresholds that stand in the table.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robusttrain.attacks import Attack
-from robusttrain.attacks.base import BallAttack, Label, cross_entropy, surrogate_for
+from robusttrain.attacks import (
+    Attack,
+    Restarted,
+    frugal,
+    states_threat,
+    threat_of,
+    traits_of,
+    under,
+)
+from robusttrain.attacks.base import Label, cross_entropy, surrogate_for
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Metered, Mode, held_still, predictions
 from robusttrain.attacks.objectives import Objective
@@ -30,6 +38,7 @@ from robusttrain.noise.control import noise_held, noise_off
 from robusttrain.report.ledger import Ledger, Row
 from robusttrain.runtime.progress import Advance, unreported
 from robusttrain.threat import Norm
+from robusttrain.threat.balls import ball
 
 # At linf 0.5 a grey image is within reach of every image, so that nothing but luck is left.
 UNBOUNDED = 0.5
@@ -37,8 +46,8 @@ UNBOUNDED = 0.5
 # Queries of the black-box control where the evaluation itself has no Square.
 SQUARE_QUERIES = 500
 
-# The budget of the suite at radius 0, where there is nothing to be found.
-CONTROL_BUDGET = {"steps": 3, "queries": 50, "restarts": 1, "targets": 2}
+# How many searches there are beside the one of the probe.
+SEARCHES = 5
 
 
 # Pieces of work that the progress bar counts: points of curves, and the other measurements.
@@ -70,7 +79,7 @@ def audit(
     control = measured.control(suite)
     controls = [control]
     checks = [
-        measured.control_check(control),
+        measured.control_check(control, suite),
         measured.compared("accuracy rises with eps by", _largest_rise(by_eps)),
         measured.compared("accuracy rises with steps by", _largest_rise(by_steps)),
         measured.compared("the last doubling of steps gains", by_steps[-2] - by_steps[-1]),
@@ -110,24 +119,38 @@ class _Measured:
         """The suite at radius 0, with a small budget, scored on draws of its own."""
         broken = self.probe.wrong(draw="control")
         for name, attack in suite.items():
-            # Others have no radius that could be 0.
-            if isinstance(attack, BallAttack):
-                broken |= self.probe.broken(_at_zero(attack), f"control {name}", draw="control")
+            threat = threat_of(attack)
+            if states_threat(attack) and threat is not None:
+                at_zero = frugal(under(attack, threat.at(0)))
+                broken |= self.probe.broken(at_zero, f"control {name}", draw="control")
         self.advance(1)
         return Row.counted("control", self.probe.attack.threat.at(0), broken)
 
-    def control_check(self, control: Row) -> Check:
-        """Whether it is the clean accuracy, up to what fresh noise may do."""
+    def control_check(self, control: Row, suite: Mapping[str, Attack]) -> Check:
+        """Whether it is the clean accuracy, up to what fresh noise may do.
+
+        Attacks whose radius nobody knows cannot be tried at 0, and are named.
+        """
+        unknown = [name for name, attack in suite.items() if not states_threat(attack)]
+        without = f" (without {', '.join(unknown)})" if unknown else ""
         clean = Row.counted("clean", self.probe.attack.threat.at(0), self.probe.wrong())
         gap = 100 * abs(clean.accuracy - control.accuracy)
         below, above = clean.accuracy - clean.ci_low, clean.ci_high - clean.accuracy
         allowed = 100 * max(below, above)
-        return graded("suite at eps 0 differs from clean by", gap, allowed, allowed)
+        says = f"suite at eps 0 differs from clean by{without}"
+        return graded(says, gap, allowed, allowed)
 
     def restarts(self) -> Check:
         """Five searches are never weaker than one."""
-        more = self._standing(replace(self.probe.attack, restarts=5, random_start=True), "restarts")
-        return self.compared("accuracy rises with restarts by", more - self._standing_now)
+        attack = self.probe.attack
+        if isinstance(attack, Restarted):
+            broken = self.probe.broken(attack.restarted(SEARCHES), "restarts")
+        else:
+            searches = range(SEARCHES)
+            each = [self.probe.broken(attack, f"restarts {number}") for number in searches]
+            broken = np.any(each, axis=0)
+        self.advance(1)
+        return self.compared("accuracy rises with restarts by", _left(broken) - self._standing_now)
 
     def one_step(self) -> Check:
         """Many steps beat one."""
@@ -166,9 +189,9 @@ class _Measured:
 
     def gradients(self) -> list[Check]:
         """Shares of images whose input gradient is zero, or not a number, at a random start."""
-        subject, attack = self.probe.subject, self.probe.attack
+        subject, threat = self.probe.subject, self.probe.attack.threat
         generator = torch.Generator(subject.x.device).manual_seed(subject.seed)
-        start = attack.ball.random_start(subject.x, generator)
+        start = ball(threat.norm, threat.eps).random_start(subject.x, generator)
         # At the image too: what masks gradients there may not do so next to it.
         with subject.drawing("gradients"):
             shares = [self._gradient_shares(x) for x in (subject.x, start)]
@@ -218,12 +241,12 @@ class _Measured:
 
     @property
     def _standing_now(self) -> float:
-        return 100 * float((~self.attacked).mean())
+        return _left(self.attacked)
 
     def _standing(self, attack: Attack, name: str) -> float:
         broken = self.probe.broken(attack, name)
         self.advance(1)
-        return 100 * float((~broken).mean())
+        return _left(broken)
 
     def _gradient_shares(self, x: Tensor) -> tuple[float, float]:
         subject = self.probe.subject
@@ -236,17 +259,6 @@ class _Measured:
         return float(zero.sum()) / len(x), float((~seen.usable).sum()) / len(x)
 
 
-def _at_zero(attack: BallAttack) -> BallAttack:
-    """The attack at radius 0, with a budget that does not waste time there."""
-    names = {member.name for member in fields(attack)}
-    smaller = {
-        key: min(getattr(attack, key), most)
-        for key, most in CONTROL_BUDGET.items()
-        if key in names and getattr(attack, key) is not None
-    }
-    return replace(attack, eps=0.0, **smaller)
-
-
 def _black_box(
     probe: Probe, suite: Mapping[str, Attack], ledger: Ledger, advance: Advance
 ) -> Check:
@@ -255,12 +267,14 @@ def _black_box(
     advance(1)
     broke: dict[bool, list[NDArray[np.bool_]]] = {True: [], False: [ledger.misclassified]}
     for name, attack in suite.items():
-        broke[isinstance(attack, Square)].append(ledger.outcomes[name].broke)
+        broke[traits_of(attack).black_box].append(ledger.outcomes[name].broke)
     if broke[True]:
         only = np.any(broke[True], axis=0) & ~np.any(broke[False], axis=0)
         return graded(says, 100 * float(only.mean()), 0.2, 5)
-    square = Square(norm=probe.attack.norm, eps=probe.attack.eps, queries=SQUARE_QUERIES)
-    by_gradients = probe.broken(replace(probe.attack, steps=max(40, probe.attack.steps)), "white")
+    attack, threat = probe.attack, probe.attack.threat
+    square = Square(norm=threat.norm, eps=threat.eps, queries=SQUARE_QUERIES)
+    longer = attack.with_steps(max(40, attack.steps), attack.step_size)
+    by_gradients = probe.broken(longer, "white")
     more = probe.broken(square, "black box") & ~by_gradients
     return graded(says, 100 * float(more.mean()), 0.5, 5)
 
@@ -293,6 +307,11 @@ def _batchnorm_gap(model: nn.Module, x: Tensor, y: Tensor) -> float:
         with held_still(model, mode):
             accuracies.append(float((predictions(model(x)) == y).sum()) / len(x))
     return 100 * (accuracies[0] - accuracies[1])
+
+
+def _left(broken: NDArray[np.bool_]) -> float:
+    """Accuracy in points."""
+    return 100 * float((~broken).mean())
 
 
 def _largest_rise(accuracies: Sequence[float]) -> float:

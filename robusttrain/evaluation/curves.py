@@ -1,14 +1,13 @@
 """Accuracy over the radius, the steps and, for a random model, the draws of an attack."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robusttrain.attacks import Attack
-from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks import Attack, ProbeAttack
 from robusttrain.evaluation.session import Subject
 from robusttrain.report.ledger import Point, Row
 from robusttrain.runtime.progress import Advance
@@ -33,7 +32,7 @@ class Probe:
     """
 
     subject: Subject
-    attack: PGD
+    attack: ProbeAttack
     rows: NDArray[np.int64] | EllipsisType = ...
 
     def broken(
@@ -53,13 +52,14 @@ class Probe:
 
 def over_eps(probe: Probe, advance: Advance) -> list[Point]:
     """Accuracy at 0, 1/4, 1/2, 1, 3/2, 2 and 4 times the radius."""
-    attacks = [replace(probe.attack, eps=m * probe.attack.eps) for m in EPS_MULTIPLES]
+    threat = probe.attack.threat
+    attacks = [probe.attack.under(threat.at(m * threat.eps)) for m in EPS_MULTIPLES]
     return [_point("eps", probe, attack, advance) for attack in attacks]
 
 
 def over_steps(probe: Probe, advance: Advance) -> list[Point]:
     """Accuracy after 1, 2, 5, 10, 20, 40 and 80 steps."""
-    attacks = [replace(probe.attack, steps=steps, step_size=None) for steps in STEPS]
+    attacks = [probe.attack.with_steps(steps) for steps in STEPS]
     return [_point("steps", probe, attack, advance) for attack in attacks]
 
 
@@ -69,10 +69,11 @@ def over_draws(probe: Probe, advance: Advance) -> list[Point]:
 
 
 def _point(
-    curve: str, probe: Probe, attack: PGD, advance: Advance, eot: int | None = None
+    curve: str, probe: Probe, attack: ProbeAttack, advance: Advance, eot: int | None = None
 ) -> Point:
     draws = (eot or probe.subject.eot) if probe.subject.random else 1
-    name = f"curve {attack.eps} {attack.steps} {attack.step_size} {draws}"
-    counted = Row.counted(curve, attack.threat, probe.broken(attack, name, eot=draws))
+    threat = attack.threat
+    name = f"curve {threat.eps} {attack.steps} {attack.step_size} {draws}"
+    counted = Row.counted(curve, threat, probe.broken(attack, name, eot=draws))
     advance(1)
     return Point(curve, attack.steps, draws, counted)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robusttrain import seeding
-from robusttrain.attacks import Attack
-from robusttrain.attacks.base import BallAttack
+from robusttrain.attacks import Attack, traits_of
 from robusttrain.attacks.model_view import Metered, predictions
 from robusttrain.attacks.objectives import margin
 from robusttrain.evaluation.cache import NOTHING_SAVED, Partial
@@ -107,10 +106,10 @@ class Subject:
     ) -> Crafted:
         """All images, those at `rows` attacked; `advance` is told how many more are done.
 
-        An attack of ours gets many batches at a time, and fills the room of images that it has
-        broken with others; one of the user's own gets batch by batch.
+        An attack that is `pooled` gets many batches at a time, and fills the room of images that
+        it has broken with others; another one gets batch by batch.
         """
-        size = self.batch_size * (BATCHES_IN_A_POOL if isinstance(attack, BallAttack) else 1)
+        size = self.batch_size * (BATCHES_IN_A_POOL if traits_of(attack).pooled else 1)
         total = Crafted(self.x.clone(), 0, 0, 0)
         # No rows split into one empty part, which an attack need not be able to take.
         parts = torch.split(torch.from_numpy(rows), size) if len(rows) else ()

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges, seeding
-from robusttrain.attacks import Attack
-from robusttrain.attacks.base import BallAttack
-from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks import Attack, ProbeAttack, fitted, threat_of, traits_of
 
 # Rows that a report has beside those of its attacks.
 RESERVED = (
@@ -79,7 +77,8 @@ class Evaluation:
         over (expectation over transformation, Athalye et al. 2018), and fresh draws whose mean
         softmax is the prediction.
     probe
-        The gradient attack behind the curves and the audit, which need one.
+        The gradient attack behind the curves and the audit, which need one with a threat model and
+        steps: `Bounded` and `Iterated`.
     probe_samples
         How many of the images the probe is tried on; all of them where not given.
     audit
@@ -101,7 +100,7 @@ class Evaluation:
     batch_size: int | None = None
     eot: int = 20
     votes: int = 50
-    probe: PGD | None = None
+    probe: ProbeAttack | None = None
     probe_samples: int | None = 200
     audit: bool = False
     verify: bool = False
@@ -120,6 +119,10 @@ class Evaluation:
             None,
             "an attack (+attack@evaluation.probe=pgd20) where audit=true",
         )
+        if self.probe is not None:
+            fit = isinstance(self.probe, ProbeAttack) and threat_of(self.probe) is not None
+            allowed = "an attack with a threat model and steps (Bounded and Iterated)"
+            ranges.require(fit, "probe", type(self.probe).__name__, allowed)
         allowed = "false with certification, whose votes of noisy draws have no such bounds"
         ranges.require(self.certification is None or not self.verify, "verify", True, allowed)
         for name in self.attacks:
@@ -150,13 +153,13 @@ class Evaluation:
         Attacks that walk along the decision boundary are left out for a random model, which has
         none to be seen.
         """
-        fitted: dict[str, Attack] = {}
+        suite: dict[str, Attack] = {}
         for name, attack in self.attacks.items():
-            if random and getattr(attack, "walks_boundary", False):
+            if random and traits_of(attack).walks_boundary:
                 continue
-            changed = attack.fitted(num_classes) if isinstance(attack, BallAttack) else attack
-            fitted[" ".join([name, *_differences(attack, changed)])] = changed
-        return fitted
+            changed = fitted(attack, num_classes)
+            suite[" ".join([name, *_differences(attack, changed)])] = changed
+        return suite
 
 
 def _differences(attack: Attack, fitted: Attack) -> list[str]:

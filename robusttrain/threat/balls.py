@@ -15,7 +15,7 @@ from torch import Tensor
 from robusttrain import ranges
 from robusttrain.threat import Norm
 
-# Below this a gradient carries no direction; dividing by less would overflow in float32.
+# Below this a gradient, or any other divisor, says nothing; less would overflow in float32.
 TINY = 1e-12
 
 

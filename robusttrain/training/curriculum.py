@@ -1,10 +1,12 @@
 """Growth of the training attack over the epochs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from robusttrain import ranges
+from robusttrain.attacks import Bounded, Iterated, parts, states_threat, threats, with_attack
+from robusttrain.defenses import Growing
 from robusttrain.errors import InputError
 
 T = TypeVar("T")
@@ -20,8 +22,8 @@ class Curriculum:
     ----------
     eps_warmup
         Share of the epochs, from 0 to 1, over which the radii of the defense and of its attack grow
-        linearly to their full values; a defense without any has nothing to grow. What else a
-        defense names in `grows` grows with them.
+        linearly to their full values; a defense that has none has nothing to grow. What else a
+        defense lets grow (`Growing`) grows with them.
     smooth
         Whether they grow with every batch, from 0 on, instead of with every epoch. Training on
         bounds (`defense=ibp`) needs it: those of an untrained network are wide at any radius.
@@ -45,37 +47,55 @@ class Curriculum:
         Raises
         ------
         InputError
-            If the number of steps, or a radius that there is, is no setting of the defense or of
-            its attack.
+            If neither the defense nor its attack has steps, or what radius there is is not known.
         """
-        if self.eps_warmup > 0 and has_radius(defense):
+        if self.eps_warmup > 0:
             growing = max(1.0, self.eps_warmup * epochs)
             share = min(1.0, (epoch - 1 + passed if self.smooth else epoch) / growing)
-            for name in ("eps", *getattr(defense, "grows", ())):
-                defense = _changed(defense, name, lambda value: share * float(value))
+            defense = _grown(defense, share)
         if self.steps:
             number = self.steps[(epoch - 1) * len(self.steps) // epochs]
-            defense = _changed(defense, "steps", lambda _: number)
+            defense = _with_steps(defense, number)
         return defense
 
 
-def has_radius(component: Any) -> bool:
-    return hasattr(component, "eps") or hasattr(getattr(component, "attack", None), "eps")
+def _grown(defense: T, share: float) -> T:
+    """A copy with `share` of all radii, and of what grows with them."""
+    if not states_threat(defense):
+        raise _refusal("eps", defense, "says what its threat model is (attacks.Bounded)")
+    if not threats(defense):
+        return defense
+    grown = defense.grown(share) if isinstance(defense, Growing) else defense
+    return cast(T, _each(grown, lambda part: _smaller(part, share)))
 
 
-def _changed(component: T, name: str, change: Callable[[Any], Any]) -> T:
-    """A copy of a component with `name` changed, in itself and in its attack where they have it."""
-    attack: Any = getattr(component, "attack", None)
-    changed = {name: change(getattr(component, name))} if _has(component, name) else {}
-    if _has(attack, name):
-        changed["attack"] = replace(attack, **{name: change(getattr(attack, name))})
-    if not changed:
-        raise InputError(
-            f"training.curriculum cannot change {name!r}: neither the defense "
-            f"{type(component).__name__} nor its attack has it"
-        )
-    return cast(T, replace(cast(Any, component), **changed))
+def _with_steps(defense: T, steps: int) -> T:
+    """A copy with so many attack steps."""
+    if not any(isinstance(part, Iterated) for part in parts(defense)):
+        raise _refusal("steps", defense, "has any (attacks.Iterated)")
+    return _each(defense, lambda part: _stepped(part, steps))
 
 
-def _has(component: Any, name: str) -> bool:
-    return is_dataclass(component) and name in {f.name for f in fields(component) if f.init}
+def _each(component: T, change: Callable[[Any], Any]) -> T:
+    """A copy of a defense or an attack, and of all that is in it, each part changed."""
+    changed = change(component)
+    if len(parts(changed)) > 1:
+        changed = with_attack(changed, _each(changed.attack, change))
+    return cast(T, changed)
+
+
+def _smaller(part: Any, share: float) -> Any:
+    threat = part.threat if isinstance(part, Bounded) else None
+    return part if threat is None else part.under(threat.at(share * threat.eps))
+
+
+def _stepped(part: Any, steps: int) -> Any:
+    return part.with_steps(steps, part.step_size) if isinstance(part, Iterated) else part
+
+
+def _refusal(key: str, defense: object, missing: str) -> InputError:
+    name = type(defense).__name__
+    return InputError(
+        f"training.curriculum cannot change {key!r}: neither the defense {name} nor its attack "
+        f"{missing}"
+    )

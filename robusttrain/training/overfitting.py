@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from robusttrain.attacks import parts, states_threat, threats
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Samples, Split
-from robusttrain.threat import Norm
-from robusttrain.training.curriculum import has_radius
+from robusttrain.threat import Norm, Threat
 from robusttrain.training.settings import OnOverfit
 
 # More than this below the best epoch so far, a share of images, is catastrophic overfitting.
@@ -85,10 +85,8 @@ class Course:
 
 def covers(defense: Any, norm: Norm, eps: float) -> bool:
     """Whether the adversarial images of `defense` may lie anywhere in the ball that `probe` has."""
-    parts: list[Any] = [defense, getattr(defense, "attack", None)]
-    owners = [part for part in parts if hasattr(part, "eps")]
-    whole = [part.eps >= eps and getattr(part, "norm", norm) == norm for part in owners]
-    return bool(owners) and all(whole)
+    probed, stated = Threat(norm, eps), threats(defense)
+    return bool(stated) and states_threat(defense) and all(own.covers(probed) for own in stated)
 
 
 def probe(norm: Norm, eps: float) -> PGD:
@@ -105,9 +103,15 @@ def watched(train: Samples, defense: Any, eps: float) -> Split:
     nothing is attacked: a training that does not look for adversarial images may fall at will.
     """
     size = min(WATCHED_MOST, max(WATCHED_LEAST, train.size // WATCHED_PART))
-    if eps == 0 or not has_radius(defense):
+    if eps == 0 or not _attacks(defense):
         size = 0
     return train.take(torch.arange(min(size, train.size))).loaded()
+
+
+def _attacks(defense: object) -> bool:
+    """Whether a defense looks for adversarial images, as an attack that does not say may do."""
+    unknown = len(parts(defense)) > 1 and not states_threat(defense)
+    return unknown or bool(threats(defense))
 
 
 def _fell(pgd: float, best: float) -> bool:

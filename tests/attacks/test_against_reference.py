@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.base import BallAttack
+from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.objectives import Objective
 from robusttrain.attacks.square import Square

@@ -56,13 +56,23 @@ def test_with_steps_to_spare_it_is_pgd(norm: Norm, eps: float) -> None:
     assert (losses[0] < losses[1]).any()
 
 
+@pytest.mark.parametrize("key", ["restarts", "keep_best", "stop_early", "targets"])
+def test_what_is_for_evaluations_is_no_setting_of_it(key: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{key}'"):
+        FriendlyPGD(**{key: 1})
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("restarts", 2), ("keep_best", True), ("stop_early", True), ("targets", 1), ("tau", -1)],
+    ("key", "value"), [("tau", -1), ("steps", 0), ("step_size", 0.0), ("objective", "loose")]
 )
-def test_what_is_for_evaluations_is_refused(key: str, value: Any) -> None:
+def test_impossible_settings_are_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^{key}={value} is not allowed"):
         FriendlyPGD(**{key: value})
+
+
+def test_every_kind_of_start_but_the_default_wants_a_random_one() -> None:
+    with pytest.raises(InputError, match=r"^start=stripes is not allowed.*random_start=false"):
+        FriendlyPGD(random_start=False, start="stripes")
 
 
 # The divergence that defenses have it climb.

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from robusttrain.attacks import threat_of, under
 from robusttrain.attacks.base import cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Metered
@@ -25,7 +26,7 @@ from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP
 from robusttrain.noise.control import drawing_from
 from robusttrain.noise.gaussian import Gaussian
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from toys.attacks import Affine, everywhere, generator, tanh_network
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -64,10 +65,9 @@ def test_the_loss_of_the_caller_is_the_one_that_is_climbed() -> None:
 
 def test_it_states_the_threat_of_its_attack_and_none_where_that_has_none() -> None:
     transfer = Transfer(nn.Identity(), FGSM(norm=Norm.l1, eps=0.7))
-    assert (transfer.norm, transfer.eps) == (Norm.l1, 0.7)
-    assert getattr(Transfer(nn.Identity(), NoAttack()), "eps", "that of the run") == (
-        "that of the run"
-    )
+    assert threat_of(transfer) == Threat(Norm.l1, 0.7)
+    assert threat_of(Transfer(nn.Identity(), NoAttack())) is None
+    assert under(transfer, Threat(Norm.l2, 0.1)).attack == FGSM(norm=Norm.l2, eps=0.1)
 
 
 def test_the_attack_takes_as_many_targets_as_the_source_has() -> None:
@@ -148,7 +148,7 @@ def test_the_model_of_a_run_is_the_source(run: Path) -> None:
     assert torch.equal(transfer.source.state_dict()["1.weight"], weights["1.weight"])
     assert type(transfer.attack) is PGD
     assert (transfer.attack.steps, transfer.attack.restarts) == (50, 10)
-    assert (transfer.norm, transfer.eps) == (Norm.linf, 0.2)
+    assert threat_of(transfer) == Threat(Norm.linf, 0.2)
     assert transfer(nn.Identity(), x.float(), y).shape == x.shape
 
 
@@ -160,7 +160,8 @@ def test_another_attack_is_chosen_with_settings_of_its_own(run: Path) -> None:
         "evaluation.attacks.transfer.attack.decay=0.5",
     )
     assert type(transfer.attack).__name__ == "MIM"
-    assert (transfer.eps, transfer.attack.decay) == (3 / 255, 0.5)
+    assert threat_of(transfer) == Threat(Norm.linf, 3 / 255)
+    assert transfer.attack.decay == 0.5
 
 
 def test_a_run_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:

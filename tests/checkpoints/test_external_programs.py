@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
-from robusttrain.attacks.base import BallAttack, Label, cross_entropy
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Label, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode, held_still
 from robusttrain.attacks.pgd import PGD

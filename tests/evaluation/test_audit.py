@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.base import BallAttack, Surrogate
+from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
