@@ -32,9 +32,11 @@ from robusttrain.runs.results import report_results
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
+from robusttrain.threat import Threat
 from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint
 from robusttrain.training.diagnostics import summary
 from robusttrain.training.metrics import Epoch
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
 
 
@@ -143,12 +145,13 @@ def _train(
         placed(part, device, name, terminal)
         for part, name in zip(parts, ("training", "validation"), strict=True)
     )
-    trainer = Trainer(
-        model, config.defense, config.optimizer, config.schedule, config.training,
-        train=train, validation=validation, dataset=config.dataset,
-        norm=config.norm, eps=config.eps, seed=config.seed, terminal=terminal,
-        weight_perturbation=config.weight_perturbation, averaging=config.averaging,
+    recipe = Recipe(
+        config.defense, config.optimizer, config.schedule, config.training,
+        config.weight_perturbation, config.averaging,
     )  # fmt: skip
+    data = TrainingData(train, validation, config.dataset)
+    threat = Threat(config.norm, config.eps)
+    trainer = Trainer(model, recipe, data, threat, seed=config.seed, terminal=terminal)
     about = {
         "num_classes": info.num_classes,
         "image_shape": list(info.image_shape),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 from robusttrain import ranges
+from robusttrain.defenses import Growing
 from robusttrain.errors import InputError
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Curriculum:
         if self.eps_warmup > 0 and has_radius(defense):
             growing = max(1.0, self.eps_warmup * epochs)
             share = min(1.0, (epoch - 1 + passed if self.smooth else epoch) / growing)
-            for name in ("eps", *getattr(defense, "grows", ())):
+            for name in ("eps", *(defense.grows if isinstance(defense, Growing) else ())):
                 defense = _changed(defense, name, lambda value: share * float(value))
         if self.steps:
             number = self.steps[(epoch - 1) * len(self.steps) // epochs]

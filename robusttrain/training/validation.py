@@ -12,7 +12,7 @@ from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
-from robusttrain.threat import Norm
+from robusttrain.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,12 @@ class Look:
     ----------
     model
         In any mode.
-    norm, eps, seed
+    threat, seed
         Of the run.
     """
 
     model: nn.Module
-    norm: Norm
-    eps: float
+    threat: Threat
     seed: int
     terminal: Terminal
 
@@ -55,8 +54,8 @@ class Look:
                     self.model,
                     portion,
                     settings,
-                    norm=self.norm,
-                    eps=self.eps,
+                    norm=self.threat.norm,
+                    eps=self.threat.eps,
                     seed=seed,
                     progress=bar,
                 )
