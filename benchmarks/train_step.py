@@ -39,6 +39,9 @@ from robusttrain.models import build_model
 from robusttrain.models.first_conv import FirstConv2d
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime.malloc import keep_freed_memory
+from robusttrain.threat import Threat
+from robusttrain.training.engine import Batch
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
 
 # Image shape, batch size, and warm-up batches that are not counted.
@@ -85,16 +88,15 @@ def ours(network: str, defense: str) -> Iterator[None]:
     """Training steps of robusttrain."""
     built, split = composed(network, defense), random_split(network)
     model = build_model(built.model, 10, NETWORKS[network][0])
-    trainer = Trainer(
-        model, built.defense, built.optimizer, built.schedule, built.training,
-        train=split, validation=split, dataset=built.dataset,
-        norm=built.norm, eps=EPS, seed=0, terminal=Terminal(),
-    )  # fmt: skip
+    recipe = Recipe(built.defense, built.optimizer, built.schedule, built.training)
+    data = TrainingData(split, split, built.dataset)
+    trainer = Trainer(model, recipe, data, Threat(built.norm, EPS), seed=0, terminal=Terminal())
     model.train()
     # As the command line does.
     keep_freed_memory()
     for x, y in endless(split, NETWORKS[network][1]):
-        yield from (None for _ in trainer.steps.take(built.defense, x, y, trainer.course))
+        trainer.engine.train_batch_within_memory(built.defense, Batch(x, y), trainer.course)
+        yield
 
 
 class _OneByOne(Dataset[tuple[Tensor, int]]):

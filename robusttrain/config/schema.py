@@ -30,7 +30,7 @@ GROUPS = {
     "attack": Group("robusttrain.attacks", "__call__"),
     "averaging": Group("robusttrain.optim.averaging", "share"),
     "dataset": Group("robusttrain.data", "load"),
-    "defense": Group("robusttrain.defenses", "__call__"),
+    "defense": Group("robusttrain.defenses", "outer"),
     "evaluation": Group("robusttrain.evaluation.settings", None),
     "logger": Group("robusttrain.loggers", "record"),
     "model": Group("robusttrain.models", "build"),

@@ -1,23 +1,25 @@
 """Defenses: the outer objective, that is, which loss is descended at which points.
 
-A defense is called for each batch and yields the objectives to descend, one optimiser step each:
+A defense says where to look, `inner`, and what to descend there, `outer`. A step of training is
 
-    for objective in defense(model, x, y, loss=loss, generator=generator):
-        optimizer.zero_grad()
-        objective.loss.backward()
-        optimizer.step()
+    found = defense.inner(model, x, y, generator=generator)
+    objective = defense.outer(model, x, found, y, loss=loss)
+    optimizer.zero_grad()
+    objective.loss.backward()
+    optimizer.step()
 
-The model comes in train mode. Most defenses yield once; one that replays a batch yields each time.
-What a defense keeps from batch to batch, the saved models that it trains with, which models it
-cannot train, and what grows with its radii, it says by four protocols more, `Stateful`,
-`WithModels`, `Selective` and `Growing`. Its threat model it says as attacks do, by `Bounded`; that
-of an attack in its field `attack` goes with it.
+The model comes in train mode. Adversarial weight perturbation asks for `outer` a second time, at
+other weights and with what `inner` has found. A class that derives from `Defense` need not write an
+`inner` of its own.
 
-An objective that says how it is computed `again` can also be descended at other weights than the
-present ones, as adversarial weight perturbation does; `repeatable` makes one.
+What only some defenses have to say, they say by protocols of their own: `Replayed` to descend a
+batch several times, `Stateful` to keep something from batch to batch, `Growing` to be scheduled by
+the curriculum, `WithModels` to train with other models, `Selective` to refuse models. Their threat
+model they say as attacks do, by `Bounded`; that of an attack in their field `attack` goes with it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -37,28 +39,64 @@ class Objective(NamedTuple):
     clean, adversarial
         Logits (N, K) at the clean and at the adversarial images, where they were computed; the
         progress display and `train.csv` take their accuracies from them.
-    again
-        Computes the objective anew, for the same images, at the weights that the model then has.
     """
 
     loss: Tensor
     clean: Tensor | None = None
     adversarial: Tensor | None = None
-    again: "Callable[[], Objective] | None" = None
 
 
-def repeatable(compute: Callable[[], Objective]) -> Objective:
-    """What `compute` gives now, with `compute` itself to have it `again`."""
-    return compute()._replace(again=compute)
-
-
+@runtime_checkable
 class Defense(Protocol):
-    """What every defense can be called as."""
+    """What every defense has: the inner maximiser and the outer objective.
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
-        """The objectives for images `x` (N, C, H, W) in [0, 1] and labels `y` (N,)."""
+    Images `x` (N, C, H, W) are in [0, 1], labels `y` (N,) are classes.
+    """
+
+    def inner(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Any:
+        """Where `outer` looks: adversarial images, or whatever it needs; the clean images here.
+
+        All random numbers are drawn from `generator`.
+        """
+        return x
+
+    @abstractmethod
+    def outer(self, model: nn.Module, x: Tensor, found: Any, y: Tensor, *, loss: Loss) -> Objective:
+        """What is descended at the weights that `model` has now, with what `inner` has found."""
+
+
+class WithCleanPass(NamedTuple):
+    """What `inner` has found, with the clean pass that it made on the way.
+
+    Parameters
+    ----------
+    x_adv
+        Adversarial images (N, C, H, W).
+    clean
+        The logits at the clean images with their graph, which serves one `outer`. None for a
+        further one, which has to compute them itself.
+    """
+
+    x_adv: Tensor
+    clean: Tensor | None
+
+
+def reusable(found: Any) -> Any:
+    """What `inner` has found, without the pass that one `outer` has used up."""
+    return found._replace(clean=None) if isinstance(found, WithCleanPass) else found
+
+
+@runtime_checkable
+class Replayed(Protocol):
+    """A defense that descends each batch several times, with a step of the optimiser for each.
+
+    `inner` is asked once a batch, `outer` in each of the `replays`, and `advance` behind each step.
+    """
+
+    replays: int
+
+    def advance(self, x: Tensor, found: Any) -> Any:
+        """What the next replay takes for `found`, whose tensors may have gradients by now."""
 
 
 @runtime_checkable

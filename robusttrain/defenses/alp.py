@@ -1,6 +1,5 @@
 """Logit pairing, which hides gradients more than it defends: a control for evaluations."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.defenses import Objective, repeatable
+from robusttrain.defenses import Objective
 
 
 class Pairing(StrEnum):
@@ -52,15 +51,21 @@ class ALP:
         ranges.one_of(list(Pairing), pairing=self.pairing)
         self.pairing = Pairing(self.pairing)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """Adversarial images, where their logits are paired."""
+        if self.pairing is Pairing.clean:
+            return x
+        return self.attack(model, x, y, generator=generator)
+
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
         """The loss, and the weighted distance of paired logits."""
         if self.pairing is Pairing.clean:
-            yield repeatable(lambda: self._clean(model, x, y, loss))
-        else:
-            x_adv = self.attack(model, x, y, generator=generator)
-            yield repeatable(lambda: self._adversarial(model, x, x_adv, y, loss))
+            return self._clean(model, x, y, loss)
+        return self._adversarial(model, x, x_adv, y, loss)
 
     def _clean(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Objective:
         clean = model(x)

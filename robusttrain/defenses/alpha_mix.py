@@ -1,6 +1,5 @@
 """Adversarial training on a mixture of clean and adversarial images."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.defenses import Objective, repeatable
+from robusttrain.defenses import Objective
 
 
 @dataclass
@@ -34,15 +33,16 @@ class AlphaMix:
     def __post_init__(self) -> None:
         ranges.inside(0, 1, alpha=self.alpha)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """Adversarial images."""
+        return self.attack(model, x, y, generator=generator)
+
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
         """The mixed loss."""
-        x_adv = self.attack(model, x, y, generator=generator)
-
-        def objective() -> Objective:
-            clean, adversarial = model(x), model(x_adv)
-            mixture = self.alpha * loss(clean, y) + (1 - self.alpha) * loss(adversarial, y)
-            return Objective(mixture.mean(), clean=clean, adversarial=adversarial)
-
-        yield repeatable(objective)
+        clean, adversarial = model(x), model(x_adv)
+        mixture = self.alpha * loss(clean, y) + (1 - self.alpha) * loss(adversarial, y)
+        return Objective(mixture.mean(), clean=clean, adversarial=adversarial)

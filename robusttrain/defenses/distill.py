@@ -1,7 +1,8 @@
 """Adversarial distillation: a student learns the outputs of a robust teacher."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
 from robusttrain.attacks.model_view import held_still
-from robusttrain.defenses import Objective, each_row, repeatable
+from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.divergence import (
     DivergenceFrom,
     divergence,
@@ -18,6 +19,21 @@ from robusttrain.defenses.divergence import (
 )
 from robusttrain.noise.control import drawing_from
 from robusttrain.noise.layer import noise_layers
+
+
+class Taught(NamedTuple):
+    """Adversarial images, and what the teacher makes of the clean ones.
+
+    Parameters
+    ----------
+    x_adv
+        Images (N, C, H, W).
+    target
+        Log-probabilities (N, K).
+    """
+
+    x_adv: Tensor
+    target: Tensor
 
 
 @dataclass
@@ -54,23 +70,25 @@ class Distill:
             return self
         return replace(self, teacher=load("teacher", self.teacher))
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
-        """The divergences from the teacher; neither the labels nor `loss` have a part in them."""
-        target = self._taught(x, generator)
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Taught:
+        """Images whose outputs are far from those of the teacher."""
+        target = self._outputs_of_teacher(x, generator)
         x_adv = self.attack(model, x, y, loss=DivergenceFrom(target), generator=generator)
+        return Taught(x_adv, target)
 
-        def objective() -> Objective:
-            clean, adversarial = model(x), model(x_adv)
-            rows = each_row(target, clean)
-            robust, natural = (divergence(rows, logits) for logits in (adversarial, clean))
-            mixture = self.alpha * robust + (1 - self.alpha) * natural
-            return Objective(mixture.mean(), clean=clean, adversarial=adversarial)
+    def outer(
+        self, model: nn.Module, x: Tensor, found: Taught, y: Tensor, *, loss: Loss
+    ) -> Objective:
+        """The divergences from the teacher; neither the labels nor `loss` have a part in them."""
+        clean, adversarial = model(x), model(found.x_adv)
+        rows = each_row(found.target, clean)
+        robust, natural = (divergence(rows, logits) for logits in (adversarial, clean))
+        mixture = self.alpha * robust + (1 - self.alpha) * natural
+        return Objective(mixture.mean(), clean=clean, adversarial=adversarial)
 
-        yield repeatable(objective)
-
-    def _taught(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _outputs_of_teacher(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log-probabilities (N, K) of the teacher."""
         assert isinstance(self.teacher, nn.Module), "with_models loads it"
         teacher, seed = self.teacher.to(x.device), 0

@@ -1,8 +1,7 @@
 """Free adversarial training: one backward pass for the weights and the perturbation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss, ThreatFields
-from robusttrain.defenses import Objective, repeatable
+from robusttrain.defenses import Objective
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import ball
 
@@ -60,32 +59,36 @@ class Free(ThreatFields):
         """Go on from `state`."""
         self._delta = state["delta"]
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
-        """The loss of each replay; its backward pass has to be over when the next is asked for."""
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """x + d where the batch before has left d, a leaf that requires gradients."""
+        self._delta = self._long_enough(x)
+        x_adv = ball(self.norm, self.eps).project(x + self._delta[: len(x)], x)
+        return x_adv.detach().requires_grad_()
+
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
+        """The loss at x + d, whose gradient will be that of this computation alone."""
+        x_adv.grad = None
+        logits = model(x_adv)
+        return Objective(loss(logits, y).mean(), adversarial=logits)
+
+    def advance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """x + d a step further along the gradient that the backward pass has left at `x_adv`."""
+        assert self._delta is not None, "advance comes after inner"
+        assert x_adv.grad is not None, "advance comes after a backward pass"
         threat, step = ball(self.norm, self.eps), self.eps
         if self.step_size is not None:
             step = self.step_size
-        kept = self._delta = self._long_enough(x)
-        x_adv = threat.project(x + kept[: len(x)], x)
-        for _ in range(self.replays):
-            point = x_adv.detach().requires_grad_()
-            yield repeatable(partial(_loss_at, point, model, y, loss))
-            assert point.grad is not None, "an objective was not descended"
-            slope = point.grad.nan_to_num(0, 0, 0)
-            x_adv = threat.project(x_adv + step * threat.ascent(slope, x_adv), x)
-            kept[: len(x)] = x_adv - x
+        slope, start = x_adv.grad.nan_to_num(0, 0, 0), x_adv.detach()
+        x_adv = threat.project(start + step * threat.ascent(slope, start), x)
+        self._delta[: len(x)] = x_adv - x
+        return x_adv.detach().requires_grad_()
 
     def _long_enough(self, x: Tensor) -> Tensor:
         """What is kept, with zeros for images beyond the longest batch so far."""
         kept = torch.zeros_like(x[:0]) if self._delta is None else self._delta.to(x.device)
         missing = max(0, len(x) - len(kept))
         return torch.cat([kept, torch.zeros_like(x[:missing])])
-
-
-def _loss_at(point: Tensor, model: nn.Module, y: Tensor, loss: Loss) -> Objective:
-    """The loss at `point`, whose gradient will be that of this computation alone."""
-    point.grad = None
-    logits = model(point)
-    return Objective(loss(logits, y).mean(), adversarial=logits)

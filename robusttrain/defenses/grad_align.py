@@ -1,7 +1,7 @@
 """GradAlign: FGSM training of a network that is held to be locally linear."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,9 +11,27 @@ from robusttrain import ranges
 from robusttrain.attacks import Loss, ThreatFields, cross_entropy
 from robusttrain.attacks.base import Label, surrogate_for
 from robusttrain.attacks.model_view import Mode, held_still
-from robusttrain.defenses import Objective, each_row, repeatable
+from robusttrain.defenses import Objective, each_row
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import ball
+
+
+class Points(NamedTuple):
+    """The step of FGSM, and the points between which gradients are compared; (N, C, H, W) each.
+
+    Parameters
+    ----------
+    x_adv
+        Images at the end of the step.
+    gradient
+        That of the loss at the images themselves.
+    noisy
+        Images with noise; a leaf that requires gradients.
+    """
+
+    x_adv: Tensor
+    gradient: Tensor
+    noisy: Tensor
 
 
 @dataclass
@@ -42,26 +60,27 @@ class GradAlign(ThreatFields):
     def __post_init__(self) -> None:
         ranges.at_least(0, eps=self.eps, weight=self.weight)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
-        """The loss at the end of the step, and the weighted regulariser."""
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Points:
+        """The step of FGSM, its gradient, and noisy images."""
         threat = ball(self.norm, self.eps)
         with held_still(model, Mode.train):
             surrogate = surrogate_for(model, x, y, label=Label.given, loss=cross_entropy)
             gradient = surrogate.evaluate(x).gradient
         noisy = (x + threat.random_offset(x, generator)).requires_grad_()
-        x_adv = threat.linear_maximiser(gradient, x)
+        return Points(threat.linear_maximiser(gradient, x), gradient, noisy)
 
-        def objective() -> Objective:
-            logits = model(noisy)
-            losses = cross_entropy(logits, each_row(y, logits))
-            (nearby,) = torch.autograd.grad(losses.sum(), noisy, create_graph=True)
-            adversarial = model(x_adv)
-            bent = self.weight * misalignment(gradient, nearby)
-            return Objective(loss(adversarial, y).mean() + bent, adversarial=adversarial)
-
-        yield repeatable(objective)
+    def outer(
+        self, model: nn.Module, x: Tensor, found: Points, y: Tensor, *, loss: Loss
+    ) -> Objective:
+        """The loss at the end of the step, and the weighted regulariser."""
+        logits = model(found.noisy)
+        losses = cross_entropy(logits, each_row(y, logits))
+        (nearby,) = torch.autograd.grad(losses.sum(), found.noisy, create_graph=True)
+        adversarial = model(found.x_adv)
+        bent = self.weight * misalignment(found.gradient, nearby)
+        return Objective(loss(adversarial, y).mean() + bent, adversarial=adversarial)
 
 
 def misalignment(first: Tensor, second: Tensor) -> Tensor:

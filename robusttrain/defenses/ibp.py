@@ -1,6 +1,5 @@
 """Training on bounds: what no attack can exceed, instead of what one attack finds."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, ThreatFields
 from robusttrain.attacks.none import NoAttack
-from robusttrain.defenses import Objective, each_row, repeatable
+from robusttrain.defenses import Objective, each_row
 from robusttrain.intervals import Interval, refuse_unbounded
 from robusttrain.models.modes import modes_restored
 from robusttrain.threat import Norm
@@ -65,19 +64,20 @@ class IBP(ThreatFields):
         """
         refuse_unbounded(model, image_shape, self.norm, "defense=ibp or mtl_ibp")
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """The images of the first loss."""
+        return self.attack(model, x, y, generator=generator)
+
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
         """The mixed loss."""
-        x_adv = self.attack(model, x, y, generator=generator)
-
-        def objective() -> Objective:
-            logits, worst = model(x_adv), self._worst(model, x, y)
-            mixture = (1 - self.weight) * loss(logits, y) + self.weight * loss(worst, y)
-            seen = "clean" if isinstance(self.attack, NoAttack) else "adversarial"
-            return Objective(mixture.mean(), **{seen: logits})
-
-        yield repeatable(objective)
+        logits, worst = model(x_adv), self._worst(model, x, y)
+        mixture = (1 - self.weight) * loss(logits, y) + self.weight * loss(worst, y)
+        seen = "clean" if isinstance(self.attack, NoAttack) else "adversarial"
+        return Objective(mixture.mean(), **{seen: logits})
 
     def _worst(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with modes_restored(model):

@@ -1,6 +1,5 @@
 """Learning with a Strong Adversary (Huang et al. 2016)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -38,10 +37,16 @@ class LSA(ThreatFields):
 
     def __post_init__(self) -> None:
         attacks = {Direction.loss: FGSM, Direction.alpha: SoftmaxLinearisation}
-        self._objective = WorstCase(attacks[self.direction](norm=self.norm, eps=self.eps))
+        self._worst_case = WorstCase(attacks[self.direction](norm=self.norm, eps=self.eps))
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """The images at the end of the perturbation."""
+        return self._worst_case.inner(model, x, y, generator=generator)
+
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
         """The loss at the perturbed images alone."""
-        return self._objective(model, x, y, loss=loss, generator=generator)
+        return self._worst_case.outer(model, x, x_adv, y, loss=loss)

@@ -1,6 +1,5 @@
 """MART: adversarial training that looks hardest at images which are misclassified anyway."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.defenses import Objective, each_row, repeatable
+from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.divergence import divergence, log_probabilities
 
 # 1 and a little: the logarithm stays finite where another class has all the probability.
@@ -38,14 +37,17 @@ class MART:
     def __post_init__(self) -> None:
         ranges.at_least(0, beta=self.beta)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
-        """The boosted cross-entropy, and the divergence of those that are not learnt yet."""
-        x_adv = self.attack(model, x, y, generator=generator)
-        yield repeatable(lambda: self._objective(model(x), model(x_adv), y, loss))
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """Adversarial images."""
+        return self.attack(model, x, y, generator=generator)
 
-    def _objective(self, clean: Tensor, adversarial: Tensor, y: Tensor, loss: Loss) -> Objective:
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
+        """The boosted cross-entropy, and the divergence of those that are not learnt yet."""
+        clean, adversarial = model(x), model(x_adv)
         own = each_row(y, clean)[:, None]
         rival = log_probabilities(adversarial).exp().scatter(1, own, 0).amax(1)
         boosted = loss(adversarial, y).mean() - (ONE - rival).log().mean()

@@ -1,6 +1,5 @@
 """N-FGSM: one step from a noisy image, never cut back to the radius."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +41,17 @@ class NFGSM(ThreatFields):
 
     def __post_init__(self) -> None:
         ranges.at_least(0, k=self.k)
-        self._objective = WorstCase(FGSM(norm=self.norm, eps=self.eps, mode=self.mode))
+        self._worst_case = WorstCase(FGSM(norm=self.norm, eps=self.eps, mode=self.mode))
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
-        """The loss behind the step alone."""
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """A step from noisy images."""
         noisy = ball(self.norm, self.k * self.eps).random_start(x, generator)
-        return self._objective(model, noisy, y, loss=loss, generator=generator)
+        return self._worst_case.inner(model, noisy, y, generator=generator)
+
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
+        """The loss at the end of the step alone."""
+        return self._worst_case.outer(model, x, x_adv, y, loss=loss)

@@ -1,6 +1,5 @@
 """Robust Training as the formula of its linearised worst case."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +7,13 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss, ThreatFields
-from robusttrain.defenses import Objective, repeatable
+from robusttrain.defenses import Defense, Objective
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import ball
 
 
 @dataclass
-class RT(ThreatFields):
+class RT(ThreatFields, Defense):
     """min E[ max_{e in S} L(f(x), y) + <grad_x L, e> ] = E[ L + eps |grad_x L|_dual ].
 
     Shaham, Yamada and Negahban 2018, section 4: the inner maximum over the ball is a dual norm,
@@ -32,17 +31,13 @@ class RT(ThreatFields):
     def __post_init__(self) -> None:
         ranges.at_least(0, eps=self.eps)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
         """The linearised worst-case loss."""
         point = x.detach().requires_grad_()
-
-        def objective() -> Objective:
-            logits = model(point)
-            losses = loss(logits, y)
-            (gradient,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
-            worst = losses + self.eps * ball(self.norm, self.eps).dual_norm(gradient)
-            return Objective(worst.mean(), clean=logits)
-
-        yield repeatable(objective)
+        logits = model(point)
+        losses = loss(logits, y)
+        (gradient,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
+        worst = losses + self.eps * ball(self.norm, self.eps).dual_norm(gradient)
+        return Objective(worst.mean(), clean=logits)

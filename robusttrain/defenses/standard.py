@@ -1,26 +1,20 @@
 """Training without a defense, the baseline."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Loss, NoThreat
-from robusttrain.defenses import Objective, repeatable
+from robusttrain.defenses import Defense, Objective
 
 
 @dataclass
-class Standard(NoThreat):
+class Standard(NoThreat, Defense):
     """min E[ L(f(x), y) ]. One forward and one backward pass."""
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
         """The loss at the clean images."""
-
-        def objective() -> Objective:
-            logits = model(x)
-            return Objective(loss(logits, y).mean(), clean=logits)
-
-        yield repeatable(objective)
+        logits = model(x)
+        return Objective(loss(logits, y).mean(), clean=logits)

@@ -1,6 +1,5 @@
 """TRADES: accuracy on clean images against the divergence of outputs nearby."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, traits_of
 from robusttrain.attacks.model_view import held_still, outputs_as_in
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Objective, WithCleanPass
 from robusttrain.defenses.divergence import (
     DivergenceFrom,
     divergence,
@@ -47,16 +46,24 @@ class TRADES:
         refuse_labels(self.attack)
         refuse_start_at_image(self.attack)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
-        """The clean loss and the weighted divergence."""
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> WithCleanPass:
+        """Images whose outputs are far from those at `x`, which the objective needs as well."""
         clean = model(x)
         away = DivergenceFrom(mean_log_probabilities(self._attacked(model, x, clean), len(x)))
         x_adv = self.attack(model, x, y, loss=away, generator=generator)
-        objective = self._objective(clean, model(x_adv), y, loss)
-        # The clean pass that the attack moved away from is that of the first objective too.
-        yield objective._replace(again=lambda: self._objective(model(x), model(x_adv), y, loss))
+        return WithCleanPass(x_adv, clean)
+
+    def outer(
+        self, model: nn.Module, x: Tensor, found: WithCleanPass, y: Tensor, *, loss: Loss
+    ) -> Objective:
+        """The clean loss and the weighted divergence."""
+        clean = model(x) if found.clean is None else found.clean
+        adversarial = model(found.x_adv)
+        robust = divergence(log_probabilities(clean), adversarial)
+        objective = loss(clean, y).mean() + self.beta * robust.mean()
+        return Objective(objective, clean=clean, adversarial=adversarial)
 
     def _attacked(self, model: nn.Module, x: Tensor, clean: Tensor) -> Tensor:
         """The outputs at `x` in the mode that the attack has the model in."""
@@ -65,8 +72,3 @@ class TRADES:
             return clean.detach()
         with held_still(model, mode), torch.no_grad():
             return cast(Tensor, model(x))
-
-    def _objective(self, clean: Tensor, adversarial: Tensor, y: Tensor, loss: Loss) -> Objective:
-        robust = divergence(log_probabilities(clean), adversarial)
-        objective = loss(clean, y).mean() + self.beta * robust.mean()
-        return Objective(objective, clean=clean, adversarial=adversarial)

@@ -1,13 +1,12 @@
 """The min-max formulation, of which most defenses are special cases by their attack."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack, Loss
-from robusttrain.defenses import Objective, repeatable
+from robusttrain.defenses import Objective
 
 
 @dataclass
@@ -23,14 +22,15 @@ class WorstCase:
 
     attack: Attack
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss, generator: torch.Generator
-    ) -> Iterator[Objective]:
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """Adversarial images."""
+        return self.attack(model, x, y, generator=generator)
+
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
         """The loss at the adversarial images alone."""
-        x_adv = self.attack(model, x, y, generator=generator)
-
-        def objective() -> Objective:
-            logits = model(x_adv)
-            return Objective(loss(logits, y).mean(), adversarial=logits)
-
-        yield repeatable(objective)
+        logits = model(x_adv)
+        return Objective(loss(logits, y).mean(), adversarial=logits)

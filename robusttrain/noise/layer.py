@@ -140,12 +140,12 @@ class NoiseLayer(nn.Module):
         """Let the streams begin anew, from `seed`."""
         self.seed, self._generators = seed, {}
 
-    def random_states(self) -> dict[str, Tensor]:
+    def rng_state_dict(self) -> dict[str, Tensor]:
         """The state of each stream in use, by device."""
         return {key: generator.get_state() for key, generator in self._generators.items()}
 
-    def restore_random_states(self, states: Mapping[str, Tensor]) -> None:
-        """Let the streams go on from `states`, which `random_states` has given."""
+    def load_rng_state_dict(self, states: Mapping[str, Tensor]) -> None:
+        """Let the streams go on from `states`, which `rng_state_dict` has given."""
         # Those that are in no state had not begun yet.
         self._generators = {}
         for device, state in states.items():

@@ -29,6 +29,7 @@ from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
 from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint
 from robusttrain.training.diagnostics import summary
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
 
 
@@ -98,12 +99,14 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
         placed(part, context.device, name, terminal)
         for part, name in zip(parts, ("training", "validation"), strict=True)
     )
-    trainer = Trainer(
-        inputs.model, inputs.defense, config.optimizer, config.schedule, config.training,
-        train=train, validation=validation, dataset=config.dataset,
-        norm=config.norm, eps=config.eps, seed=config.seed, terminal=terminal,
-        weight_perturbation=config.weight_perturbation, averaging=config.averaging,
+    recipe = Recipe(
+        inputs.defense, config.optimizer, config.schedule, config.training,
+        config.weight_perturbation, config.averaging,
     )  # fmt: skip
+    data = TrainingData(train, validation, config.dataset)
+    trainer = Trainer(
+        inputs.model, recipe, data, config.threat, seed=config.seed, terminal=terminal
+    )
     about = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),

@@ -14,13 +14,9 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import BEST, LATEST, PREVIOUS, TRAIN
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.signals import Interrupted
-from robusttrain.training import ddp
 from robusttrain.training.diagnostics import remarks
 from robusttrain.training.metrics import Epoch
 from robusttrain.training.trainer import Trainer
-
-# What training has of its own in each process that takes part.
-OWN = ("random_states", "tally", "defense", "start")
 
 
 class TrainingRun:
@@ -69,8 +65,7 @@ class TrainingRun:
             )
         saved.load_into(self.trainer.model, self.folder / LATEST)
         own = states[distributed.rank()]
-        self.trainer.model.load_state_dict(own.get("statistics", {}), strict=False)
-        self.trainer.restore({**saved.training, **own})
+        self.trainer.load_state_dict({**saved.training, **own})
         self.epochs = [Epoch(**row) for row in saved.training["epochs"]]
 
     def finish(self) -> Epoch | None:
@@ -160,11 +155,8 @@ class TrainingRun:
 
     def _save_as(self, path: Path) -> None:
         """Have the first process write a checkpoint, with what the others have of their own."""
-        state = self.trainer.state()
-        own = {key: state[key] for key in OWN}
-        running = ddp.statistics(self.trainer.model)
-        own["statistics"] = {name: value.cpu() for name, value in running.items()}
-        processes = distributed.gathered(own)
+        state = self.trainer.state_dict()
+        processes = distributed.gathered(self.trainer.per_process_state(state))
         if processes is None:
             return
         others = {"others": processes[1:]} if len(processes) > 1 else {}

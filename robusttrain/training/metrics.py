@@ -62,20 +62,17 @@ class Tally:
         self.hits: dict[str, Tensor] = {}
         self.rates: list[float] = []
 
-    @classmethod
-    def of(cls, state: Mapping[str, Any], device: torch.device) -> "Tally":
-        """The tally whose `state` this was."""
-        tally = cls()
-        vars(tally).update(state)
-        tally.losses = list(state["losses"].to(device))
-        tally.hits = {name: hits.to(device) for name, hits in state["hits"].items()}
-        return tally
-
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Tensors, on the CPU, and plain values."""
         losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
         hits = {name: hits.cpu() for name, hits in self.hits.items()}
         return {**vars(self), "losses": losses, "hits": hits}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from `state`, counting on `device`."""
+        vars(self).update(state)
+        self.losses = list(state["losses"].to(device))
+        self.hits = {name: hits.to(device) for name, hits in state["hits"].items()}
 
     def add(self, batch: int, rate: float, objective: Objective, y: Tensor) -> None:
         """Count one objective of a batch."""

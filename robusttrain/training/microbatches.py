@@ -1,9 +1,39 @@
 """Batches that do not fit into memory: computed in parts, whose gradients are summed."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robusttrain.defenses import Objective, Stateful
 from robusttrain.errors import InputError
+from robusttrain.runtime import distributed
+
+
+@dataclass
+class Microbatch:
+    """A part of a batch, of which the gradients are summed with those of the others.
+
+    Parameters
+    ----------
+    model
+        As the defense gets it for these images.
+    x, y
+        Images (N, C, H, W) and labels (N,).
+    share
+        Of the images of the whole batch.
+    found
+        What the defense's `inner` has found, once it has been asked.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    share: float
+    found: Any = None
 
 
 def parted(x: Tensor, y: Tensor, most: int | None, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -44,6 +74,50 @@ def notice(most: int, model: nn.Module) -> str:
         f"{text}; BatchNorm normalises each part by itself, which is another training than that "
         f"of whole batches"
     )
+
+
+def without_graph(objective: Objective, share: float) -> Objective:
+    """Its values alone, with the loss by its share."""
+    clean, adversarial = (
+        None if rows is None else rows.detach() for rows in (objective.clean, objective.adversarial)
+    )
+    return Objective(share * objective.loss.detach(), clean, adversarial)
+
+
+def together(parts: Sequence[Objective]) -> Objective:
+    """The objective of a batch from those of its parts, whose losses are weighted."""
+    return Objective(
+        torch.stack([part.loss for part in parts]).sum(),
+        _rows([part.clean for part in parts]),
+        _rows([part.adversarial for part in parts]),
+    )
+
+
+def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
+
+
+def refuse_parts(images: int, defense: object) -> None:
+    """Refuse to cut a batch of `images` where its parts cannot be computed one by one.
+
+    Raises
+    ------
+    InputError
+        If several processes train, or if the defense keeps something from batch to batch.
+    """
+    reason = None
+    if distributed.size() > 1:
+        # The others would wait for the gradients of a whole batch.
+        reason = "several processes do"
+    elif isinstance(defense, Stateful):
+        # What it keeps for the places of a batch would be that of one part for all of them.
+        reason = "a defense that keeps something from batch to batch does"
+    if reason is not None:
+        raise InputError(
+            f"batch_size={images} does not fit into memory, and {reason} not compute "
+            f"it in parts: try batch_size={max(1, images // 2)}"
+        )
 
 
 def _least(model: nn.Module) -> int:

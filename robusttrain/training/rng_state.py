@@ -38,17 +38,17 @@ class Randomness:
             "same draws": stream(own, "same draws"),
         }
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The state of all of them."""
         on_cuda = self.device.type == "cuda"
         return {
             "torch": torch.get_rng_state(),
             "device": torch.cuda.get_rng_state(self.device) if on_cuda else None,
             "streams": {name: own.get_state() for name, own in self.streams.items()},
-            "noise": [layer.random_states() for layer in noise_layers(self.model)],
+            "noise": [layer.rng_state_dict() for layer in noise_layers(self.model)],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
@@ -56,4 +56,4 @@ class Randomness:
         for name, generator in self.streams.items():
             generator.set_state(state["streams"][name])
         for layer, of_layer in zip(noise_layers(self.model), state["noise"], strict=True):
-            layer.restore_random_states(of_layer)
+            layer.load_rng_state_dict(of_layer)

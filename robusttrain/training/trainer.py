@@ -9,20 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robusttrain.data import Dataset, Samples, batches, bounds
+from robusttrain.data import Samples, batches, bounds
 from robusttrain.defenses import Defense, Stateful
 from robusttrain.errors import InputError, NonFiniteLossError
-from robusttrain.optim.averaging import Averaging, NoAveraging, recompute_statistics
-from robusttrain.optim.optimizers import Optimizer
-from robusttrain.optim.schedules import Schedule
-from robusttrain.optim.weight_perturbation import NoPerturbation, WeightPerturbation
+from robusttrain.optim.averaging import recompute_statistics
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.runtime import distributed
 from robusttrain.seeding import stream
-from robusttrain.threat import Norm
+from robusttrain.threat import Threat
 from robusttrain.training import ddp
-from robusttrain.training.engine import Steps
+from robusttrain.training.engine import Batch, Engine
 from robusttrain.training.metrics import Epoch, Tally
+from robusttrain.training.model_setup import prepare
 from robusttrain.training.optimizer_step import is_finite
 from robusttrain.training.overfitting import (
     MOST_ROLLBACKS,
@@ -32,11 +30,15 @@ from robusttrain.training.overfitting import (
     probe,
     watched,
 )
-from robusttrain.training.settings import OnNonFinite, Training
+from robusttrain.training.recipe import Recipe, TrainingData
+from robusttrain.training.settings import OnNonFinite
 from robusttrain.training.validation import Look
 
 # Looking at a loss waits for the device, and looking late wastes what comes after a NaN.
 BATCHES_BETWEEN_CHECKS = 50
+
+# Keys of the state of a training that differ between the processes that take part in it.
+PER_PROCESS = ("random_states", "tally", "defense", "start")
 
 
 @dataclass
@@ -71,46 +73,33 @@ class Trainer:
     ----------
     model
         On its device; it is trained in place.
-    train, validation
-        For use on the same device. The validation split may be empty.
-    dataset
-        For its augmentation.
-    norm, eps, seed
+    recipe
+        What the training consists of.
+    data
+        On the same device.
+    threat, seed
         Of the run.
-    weight_perturbation, averaging
-        None of either where not given.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        defense: Defense,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        settings: Training,
+        recipe: Recipe,
+        data: TrainingData,
+        threat: Threat,
         *,
-        train: Samples,
-        validation: Samples,
-        dataset: Dataset,
-        norm: Norm,
-        eps: float,
         seed: int,
         terminal: Terminal,
-        weight_perturbation: WeightPerturbation | None = None,
-        averaging: Averaging | None = None,
     ) -> None:
-        self.model, self.defense, self.settings = model, defense, settings
+        self.model, self.defense, self.settings = model, recipe.defense, recipe.settings
         # As the curriculum has it in the epoch under way, with what it keeps from batch to batch.
-        self.present = defense
-        self.train, self.validation = train, validation
-        self.norm, self.eps, self.seed, self.terminal = norm, eps, seed, terminal
-        _refuse_too_few(train)
-        self.steps = Steps(
-            model, optimizer, schedule, weight_perturbation or NoPerturbation(),
-            averaging or NoAveraging(), settings,
-            train=train, dataset=dataset, seed=seed, say=terminal.say,
-        )  # fmt: skip
-        self.batches_per_epoch = self.steps.per_epoch
+        self.present = recipe.defense
+        self.train, self.validation = data.train, data.validation
+        self.threat, self.seed, self.terminal = threat, seed, terminal
+        _refuse_too_few(data.train)
+        ready = prepare(model, recipe.settings, data.train, seed)
+        self.engine = Engine(ready, recipe, data, seed, terminal.say)
+        self.batches_per_epoch = self.engine.per_epoch
         # What is known of the model where a defense computes no clean or no adversarial logits.
         self.accuracies: dict[str, float | None] = {}
         self.position = _Position()
@@ -118,8 +107,8 @@ class Trainer:
         self.course = Course()
         # Where the present epoch began, for those who want to go back there.
         self.start: Mapping[str, Any] | None = None
-        self.watched = watched(train, defense, eps)
-        self.look = Look(model, norm, eps, seed, terminal)
+        self.watched = watched(data.train, recipe.defense, threat.eps)
+        self.look = Look(model, threat, seed, terminal)
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, yielding after every epoch.
@@ -134,7 +123,7 @@ class Trainer:
     def batches(self) -> Iterator[Epoch | None]:
         """Train on from where it is, yielding after every batch: the epoch, where it was its last.
 
-        Whenever this yields, `state` is what training goes on from.
+        Whenever this yields, `state_dict` is what training goes on from.
 
         Raises
         ------
@@ -164,50 +153,65 @@ class Trainer:
         here = (skips or self.tally.sound) and is_finite(self.model)
         return all(distributed.everyones(here))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything beside the weights that the next batches depend on."""
         course, start = asdict(self.course), self.start if self.position.batch else None
         return {**self._moment(), "course": course, "start": start}
 
+    def per_process_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What of `state`, which `state_dict` has given, this process has for itself.
+
+        With it are BatchNorm's running statistics, which are in the saved weights of the first
+        process only.
+        """
+        running = ddp.statistics(self.model)
+        statistics = {name: value.cpu() for name, value in running.items()}
+        return {**{key: state[key] for key in PER_PROCESS}, "statistics": statistics}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; the weights are the model's.
+
+        It may have the `per_process_state` of this process in it.
+        """
+        self.model.load_state_dict(state.get("statistics", {}), strict=False)
+        self._go_to(state)
+        self.course, self.start = Course(**state["course"]), state["start"]
+
     def _moment(self) -> dict[str, Any]:
         """What a rollback undoes, beside the weights."""
         return {
-            **self.steps.state(),
+            **self.engine.state_dict(),
             "position": asdict(self.position),
-            "tally": self.tally.state(),
+            "tally": self.tally.state_dict(),
             "accuracies": self.accuracies,
             "defense": self.present.state_dict() if isinstance(self.present, Stateful) else {},
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; the weights are the model's."""
-        self._go_to(state)
-        self.course, self.start = Course(**state["course"]), state["start"]
-
     def _go_to(self, state: Mapping[str, Any]) -> None:
         self.position = _Position(**state["position"])
-        self.tally = Tally.of(state["tally"], self.train.device)
+        self.tally = Tally()
+        self.tally.load_state_dict(state["tally"], self.train.device)
         self.accuracies = dict(state["accuracies"])
         if isinstance(self.present, Stateful):
             self.present.load_state_dict(state["defense"])
-        self.steps.restore(state)
+        self.engine.load_state_dict(state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Let the model have its averaged weights in this block, where weights are averaged."""
-        with self.steps.average.installed(self._recompute_statistics):
+        with self.engine.average.installed(self._recompute_statistics):
             yield
 
     def _recompute_statistics(self) -> None:
         """Let BatchNorm's running statistics be those of the clean training images."""
-        before = self.steps.randomness.state()
+        before = self.engine.randomness.state_dict()
         order = batches(
             self.train, self.course.most or self.settings.batch_size,
             stream(self.seed, "statistics"), part=distributed.rank(), parts=distributed.size(),
         )  # fmt: skip
         recompute_statistics(self.model, (x for x, _ in order))
         ddp.average_statistics(self.model)
-        self.steps.randomness.restore(before)
+        self.engine.randomness.load_state_dict(before)
 
     def _epoch(self, bar: Bar) -> Iterator[Epoch | None]:
         settings, position = self.settings, self.position
@@ -218,18 +222,16 @@ class Trainer:
         self._draw_order()
         started = time.perf_counter() - position.seconds
         order = batches(
-            self.train, settings.batch_size, self.steps.streams["batches"],
+            self.train, settings.batch_size, self.engine.streams["batches"],
             first=position.batch, part=distributed.rank(), parts=distributed.size(),
         )  # fmt: skip
         self.model.train()
         for x, y in order:
             if settings.curriculum.smooth:
                 defense = self._defense_in(number)
-            rate = self.steps.lr * self.course.rate_share
-            weight = self._weight(len(y))
-            for objective in self.steps.take(
-                defense, x, y, self.course, epoch=number, weight=weight
-            ):
+            rate = self.engine.lr * self.course.rate_share
+            batch = Batch(x, y, number, self._weight(len(y)))
+            for objective in self.engine.train_batch_within_memory(defense, batch, self.course):
                 self.tally.add(position.batch + 1, rate, objective, y)
             position.batch += 1
             position.seconds = time.perf_counter() - started
@@ -257,9 +259,9 @@ class Trainer:
     def _draw_order(self) -> None:
         """Have the order of an epoch drawn, anew or as it was when the epoch began."""
         if self.position.order is None:
-            self.position.order = self.steps.streams["batches"].get_state()
-            self.position.lr = self.steps.lr * self.course.rate_share
-        self.steps.streams["batches"].set_state(self.position.order)
+            self.position.order = self.engine.streams["batches"].get_state()
+            self.position.lr = self.engine.lr * self.course.rate_share
+        self.engine.streams["batches"].set_state(self.position.order)
 
     def _ended(self) -> Epoch:
         """What the epoch came to; the next one is next."""
@@ -272,9 +274,10 @@ class Trainer:
         size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
         with self.averaged():
             clean, robust = self.look("validation", self.validation, attack, size)
-        _, pgd = self.look("overfitting", self.watched, probe(self.norm, self.eps), size)
+        norm, eps = self.threat.norm, self.threat.eps
+        _, pgd = self.look("overfitting", self.watched, probe(norm, eps), size)
         own = figures["train_robust_accuracy"]
-        full = covers(self.present, self.norm, self.eps)
+        full = covers(self.present, norm, eps)
         course = self.course.judged(pgd, self.settings.on_overfit, own if full else None)
         epoch = Epoch(
             position.epoch, position.seconds, position.lr, **figures,

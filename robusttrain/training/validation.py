@@ -12,7 +12,7 @@ from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
-from robusttrain.threat import Norm, Threat
+from robusttrain.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,12 @@ class Look:
     ----------
     model
         In any mode.
-    norm, eps, seed
+    threat, seed
         Of the run.
     """
 
     model: nn.Module
-    norm: Norm
-    eps: float
+    threat: Threat
     seed: int
     terminal: Terminal
 
@@ -55,7 +54,7 @@ class Look:
                     self.model,
                     portion,
                     settings,
-                    threat=Threat(self.norm, self.eps),
+                    threat=self.threat,
                     seed=seed,
                     progress=bar,
                 )

@@ -62,10 +62,10 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "conf" / "defense" / "mine.yaml").write_text("_target_: mypackage.Mine\n")
     (folder / "mypackage.py").write_text(
         "from dataclasses import dataclass\n"
-        "from robusttrain.defenses import Objective\n\n\n"
-        "@dataclass\nclass Mine:\n"
-        "    def __call__(self, model, x, y, *, loss, generator):\n"
-        "        yield Objective(loss(model(x), y).mean())\n"
+        "from robusttrain.defenses import Defense, Objective\n\n\n"
+        "@dataclass\nclass Mine(Defense):\n"
+        "    def outer(self, model, x, x_adv, y, *, loss):\n"
+        "        return Objective(loss(model(x), y).mean())\n"
     )
     return folder
 

@@ -448,8 +448,11 @@ class Defense:
     attack: object
     weight: float = 1.0
 
-    def __call__(self, model, x, y, *, loss, generator):
-        yield Objective(self.weight * loss(model(self.attack(model, x, y)), y).mean())
+    def inner(self, model, x, y, *, generator):
+        return self.attack(model, x, y)
+
+    def outer(self, model, x, x_adv, y, *, loss):
+        return Objective(self.weight * loss(model(x_adv), y).mean())
 
 
 @dataclass

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from robusttrain.attacks import cross_entropy
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses.alp import ALP
 from robusttrain.errors import InputError
 from toys.defenses import (
     Array,
     Fixed,
+    asked,
     batch,
-    generator,
     gradients_are_right,
     logits,
     network,
@@ -48,7 +47,7 @@ def test_clean_pairs(count: int) -> None:
     expected = mean_loss(values, y.numpy()) + 0.7 * (np.mean(apart) if apart else 0)
     attack = Fixed(torch.empty(0))
     defense = ALP(attack, 0.7, "clean")
-    (objective,) = defense(network(), x, y, loss=cross_entropy, generator=generator())
+    objective = asked(defense, network(), x, y)
     assert objective.loss.item() == pytest.approx(expected, rel=1e-12)
 
 

@@ -17,6 +17,7 @@ from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
+from toys.defenses import asked
 
 ATTACKS: dict[str, Callable[[], Attack]] = {
     "fgsm": lambda: FGSM(eps=0.2),
@@ -40,7 +41,7 @@ def generator() -> torch.Generator:
 
 def loss_and_gradient(defense: Defense) -> tuple[float, Tensor]:
     model, x, y = problem()
-    (objective,) = defense(model, x, y, loss=cross_entropy, generator=generator())
+    objective = asked(defense, model, x, y, draws=generator())
     return objective.loss.item(), gradient(model, objective.loss)
 
 
@@ -90,7 +91,7 @@ def test_the_adversarial_images_are_constants_of_the_gradient(attack: Attack) ->
 def test_the_logits_are_those_of_the_two_points(attack: Attack) -> None:
     model, x, y = problem()
     defense = AlphaMix(attack, 0.5)
-    (objective,) = defense(model, x, y, loss=cross_entropy, generator=generator())
+    objective = asked(defense, model, x, y, draws=generator())
     x_adv = attack(model, x, y, generator=generator())
     torch.testing.assert_close(objective.clean, model(x))
     torch.testing.assert_close(objective.adversarial, model(x_adv))

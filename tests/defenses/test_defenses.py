@@ -33,6 +33,7 @@ from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.noise.draws import SameDraws
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
+from toys.defenses import asked
 
 CLASSES = 4
 
@@ -48,9 +49,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def objective_of(defense: Defense, model: nn.Module, loss: Any = cross_entropy) -> Objective:
-    generator = torch.Generator().manual_seed(2)
-    (objective,) = defense(model, *batch(), loss=loss, generator=generator)
-    return objective
+    return asked(defense, model, *batch(), loss=loss)
 
 
 class _Passes(torch.autograd.Function):

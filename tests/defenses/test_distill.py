@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from robusttrain.attacks import cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
 from robusttrain.checkpoints import checkpoint
@@ -35,6 +34,7 @@ from robusttrain.training.settings import Training
 from toys.defenses import (
     SHAPE,
     Fixed,
+    asked,
     batch,
     generator,
     gradients_are_right,
@@ -98,7 +98,7 @@ def test_the_noise_of_a_teacher_is_drawn_by_the_generator_of_the_training() -> N
     defense, draws = Distill(PGD(steps=1), teacher), generator()
     losses = []
     for stream in (draws, draws, generator()):
-        (found,) = defense(network(), *batch(), loss=cross_entropy, generator=stream)
+        found = asked(defense, network(), *batch(), draws=stream)
         losses.append(found.loss.item())
     assert losses[0] == losses[2] != losses[1]
 

@@ -18,10 +18,11 @@ from robusttrain.errors import InputError
 from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.schedules import Constant
 from robusttrain.report.terminal import Terminal
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from robusttrain.training.curriculum import Curriculum
 from robusttrain.training.precision import Precision
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 from toys.defenses import generator
@@ -47,10 +48,13 @@ def batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:
 
 def descended(defense: Free, model: nn.Module, x: Tensor, y: Tensor) -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    for objective in defense(model, x, y, loss=cross_entropy, generator=generator()):
+    x_adv = defense.inner(model, x, y, generator=generator())
+    for _ in range(defense.replays):
         optimizer.zero_grad()
+        objective = defense.outer(model, x, x_adv, y, loss=cross_entropy)
         objective.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        x_adv = defense.advance(x, x_adv)
 
 
 @pytest.mark.parametrize("step", [None, 0.03])
@@ -156,10 +160,10 @@ def trainer(curriculum: Curriculum) -> Trainer:
     settings = Training(
         epochs=3, batch_size=32, precision=Precision.fp32, curriculum=curriculum
     )  # fmt: skip
+    recipe = Recipe(Free(eps=EPS, replays=2), SGD(0.1), Constant(), settings)
     return Trainer(
-        network().float(), Free(eps=EPS, replays=2), SGD(0.1), Constant(), settings,
-        train=split, validation=validation, dataset=DATA, norm=Norm.linf, eps=EPS, seed=0,
-        terminal=Terminal(Console(file=io.StringIO())),
+        network().float(), recipe, TrainingData(split, validation, DATA), Threat(Norm.linf, EPS),
+        seed=0, terminal=Terminal(Console(file=io.StringIO())),
     )  # fmt: skip
 
 
@@ -180,7 +184,7 @@ def test_a_training_that_goes_on_ends_the_same(
     stopped = trainer(curriculum)
     for _, _ in zip(range(done), stopped.batches(), strict=False):
         pass
-    torch.save([stopped.model.state_dict(), stopped.state()], tmp_path / "state.pt")
+    torch.save([stopped.model.state_dict(), stopped.state_dict()], tmp_path / "state.pt")
     ended = []
     for forgetful in (False, True):
         model, state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -189,7 +193,7 @@ def test_a_training_that_goes_on_ends_the_same(
             state["defense"] = {"delta": None}
         again = trainer(curriculum)
         again.model.load_state_dict(model)
-        again.restore(state)
+        again.load_state_dict(state)
         list(again.batches())
         ended.append(weights(again))
     assert torch.equal(ended[0], weights(whole))
@@ -200,7 +204,7 @@ def test_a_growing_radius_keeps_the_perturbation() -> None:
     made = trainer(Curriculum(eps_warmup=1.0))
     largest = []
     for epoch in made.batches():
-        delta = made.state()["defense"]["delta"]
+        delta = made.state_dict()["defense"]["delta"]
         if epoch is not None or made.position.batch == 1:
             largest.append(float(delta.abs().max()))
     radii = [EPS * epoch / 3 for epoch in (1, 2, 3)]

@@ -10,6 +10,7 @@ from robusttrain.defenses.grad_align import GradAlign, misalignment
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import ball
+from toys.defenses import asked
 
 PIXELS, EPS = 6, 0.2
 
@@ -42,8 +43,7 @@ def offset(norm: Norm) -> Tensor:
 def objective(model: nn.Module, norm: Norm, weight: float) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     defense = GradAlign(norm, EPS, weight)
-    (found,) = defense(model, *batch(), loss=cross_entropy, generator=generator)
-    return found.loss
+    return asked(defense, model, *batch(), draws=generator).loss
 
 
 def one_minus_cosine(first: Tensor, matrix: Tensor, norm: Norm) -> Tensor:

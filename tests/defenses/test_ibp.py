@@ -22,6 +22,7 @@ from toys.defenses import (
     SHAPE,
     Array,
     Fixed,
+    asked,
     batch,
     generator,
     gradients_are_right,
@@ -151,9 +152,7 @@ def test_it_proves_more_with_training() -> None:
 
     before = int(proven().sum())
     for _ in range(400):
-        (objective,) = IBP(NoAttack(), eps=0.02)(
-            model, x, y, loss=nn.CrossEntropyLoss(reduction="none"), generator=generator()
-        )
+        objective = asked(IBP(NoAttack(), eps=0.02), model, x, y)
         optimizer.zero_grad()
         objective.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

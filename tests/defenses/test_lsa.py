@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robusttrain.attacks import cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.defenses import Defense
@@ -16,6 +15,7 @@ from robusttrain.defenses.lsa import LSA, Direction
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm
+from toys.defenses import asked
 
 Array = NDArray[np.float64]
 CLASSES, PIXELS, COUNT, EPS = 3, 8, 24, 0.1
@@ -86,7 +86,7 @@ def worst_loss(direction: Callable[[Array, int, Array, Norm], Array], norm: Norm
 
 def loss_and_gradient(defense: Defense) -> tuple[Tensor, Tensor]:
     model, x, y = problem()
-    (objective,) = defense(model, x, y, loss=cross_entropy, generator=torch.Generator())
+    objective = asked(defense, model, x, y)
     slopes = torch.autograd.grad(objective.loss, list(model.parameters()))
     return objective.loss.detach(), torch.cat([slope.flatten() for slope in slopes])
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks import cross_entropy
 from robusttrain.defenses.n_fgsm import NFGSM
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import ball
+from toys.defenses import asked
 
 
 def problem(low: float = 0.3, high: float = 0.7) -> tuple[nn.Sequential, Tensor, Tensor]:
@@ -24,7 +24,7 @@ def trained_on(defense: NFGSM, model: nn.Sequential, x: Tensor, y: Tensor) -> Te
     """The images of the pass that is descended."""
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    (_,) = defense(model, x, y, loss=cross_entropy, generator=torch.Generator().manual_seed(5))
+    asked(defense, model, x, y, draws=torch.Generator().manual_seed(5))
     return seen[-1]
 
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from robusttrain.attacks import cross_entropy
 from robusttrain.defenses.rt import RT
 from robusttrain.threat import Norm
+from toys.defenses import asked
 
 CLASSES, SHAPE, EPS = 3, (1, 2, 3), 0.3
 PIXELS = 6
@@ -46,9 +47,7 @@ def smooth() -> nn.Module:
 
 
 def rt_loss(model: nn.Module, norm: Norm, x: Tensor, y: Tensor) -> Tensor:
-    generator = torch.Generator()
-    (objective,) = RT(norm, EPS)(model, x, y, loss=cross_entropy, generator=generator)
-    return objective.loss
+    return asked(RT(norm, EPS), model, x, y).loss
 
 
 def by_hand(weight: Array, bias: Array, norm: Norm) -> float:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks import cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode
 from robusttrain.attacks.none import NoAttack
@@ -19,6 +18,7 @@ from robusttrain.threat.balls import ball
 from toys.defenses import (
     CLASSES,
     Fixed,
+    asked,
     batch,
     generator,
     gradients_are_right,
@@ -63,7 +63,7 @@ def test_the_attack_climbs_the_divergence_from_the_clean_output(norm: Norm) -> N
     attack = PGD(norm, 0.2, steps=4, step_size=0.1, start=Start.gaussian)
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    (_,) = TRADES(attack)(model, x, y, loss=cross_entropy, generator=generator())
+    asked(TRADES(attack), model, x, y)
     p = softmax(x.flatten(1).numpy() @ weight.T + bias)
     threat = ball(norm, 0.2)
     nearby = torch.empty_like(x).normal_(0, 0.001, generator=generator())
@@ -93,7 +93,7 @@ def test_the_attack_moves_away_from_the_output_in_its_own_mode(mode: Mode) -> No
     modes: list[bool] = []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     attack = Fixed(NEARBY, mode)
-    (objective,) = TRADES(attack)(model, x, y, loss=cross_entropy, generator=generator())
+    objective = asked(TRADES(attack), model, x, y)
     assert objective.clean is not None
     expected = in_eval if mode is Mode.eval else objective.clean
     torch.testing.assert_close(attack.loss.target, expected.log_softmax(1))

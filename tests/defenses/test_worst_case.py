@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain.attacks import cross_entropy
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.threat import Norm
+from toys.defenses import asked
 
 EPS = 0.1
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: float("inf")}
@@ -36,7 +36,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_worst_point(norm: Norm) -> N
     model, x, y = problem()
     defense = WorstCase(PGD(norm=norm, eps=EPS, steps=20, step_size=2 * EPS))
     generator = torch.Generator().manual_seed(1)
-    (objective,) = defense(model, x, y, loss=cross_entropy, generator=generator)
+    objective = asked(defense, model, x, y, draws=generator)
     found = torch.autograd.grad(objective.loss, list(model.parameters()))
     layer = model[1]
     assert isinstance(layer, nn.Linear)

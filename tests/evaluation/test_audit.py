@@ -44,6 +44,7 @@ from robusttrain.report.ledger import Ledger, Outcome, Point, Row
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime.progress import Advance, unreported
 from robusttrain.threat import Norm, Threat
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 
@@ -74,10 +75,10 @@ def trained(defense: Defense, epochs: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = SmallCNN().build(10, (1, 8, 8))
+    recipe = Recipe(defense, Adam(5e-3), OneCycle(), Training(epochs=epochs, batch_size=64))
     trainer = Trainer(
-        model, defense, Adam(5e-3), OneCycle(), Training(epochs=epochs, batch_size=64),
-        train=train, validation=hold_out(train, 0, 0)[1], dataset=data,
-        norm=Norm.linf, eps=EPS, seed=0, terminal=Terminal(Console(file=io.StringIO())),
+        model, recipe, TrainingData(train, hold_out(train, 0, 0)[1], data),
+        Threat(Norm.linf, EPS), seed=0, terminal=Terminal(Console(file=io.StringIO())),
     )  # fmt: skip
     list(trainer.epochs())
     return model.eval()

@@ -326,13 +326,13 @@ def test_looking_leaves_no_trace() -> None:
     layer, stuck = model.noise_0, Stuck(dropping(0.5).train())
     modes = [module.training for module in model.modules()]
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    noise, stream = layer.random_states(), torch.get_rng_state()
+    noise, stream = layer.rng_state_dict(), torch.get_rng_state()
     model_checks.refuse_without_gradient(model, x, "mine")
     model_checks.inspect(model, x, y, foreign=True)
     model_checks.inspect(stuck, x, y, foreign=True)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert torch.equal(layer.random_states()["cpu"], noise["cpu"])
+    assert torch.equal(layer.rng_state_dict()["cpu"], noise["cpu"])
     assert torch.equal(torch.get_rng_state(), stream)
     assert all(parameter.requires_grad for parameter in model.parameters())
 

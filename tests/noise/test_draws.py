@@ -1,7 +1,8 @@
 """SmoothAdv: attack and descent on the same draws, against the formulas of the smoothed loss."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import held_still
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import as_input
-from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses import Defense
 from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.lsa import LSA, Direction
 from robusttrain.defenses.rt import RT
@@ -28,6 +29,7 @@ from robusttrain.noise.pni import PNIWeights
 from robusttrain.noise.stack import Stack
 from robusttrain.optim.optimizers import SGD
 from robusttrain.threat import Norm
+from robusttrain.training.engine import Batch
 from toys.noise import CLASSES, DATA, SHAPE, Seen, images, network, ready, seeded, trainer
 
 DRAWS, SIGMA = 4, 0.3
@@ -172,14 +174,15 @@ def test_a_step_in_l2_goes_along_that_slope() -> None:
 # Training
 
 
-def noting(defense: Defense, seen_labels: list[Tensor]) -> Defense:
-    """`defense`, keeping the labels of each batch."""
+@dataclass
+class Noting(Standard):
+    """Standard training that keeps the labels of each batch."""
 
-    def defend(model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
-        seen_labels.append(y)
-        yield from defense(model, x, y, **keys)
+    labels: list[Tensor]
 
-    return defend
+    def inner(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+        self.labels.append(y)
+        return x
 
 
 def mean_loss(model: nn.Sequential, drawn: Tensor, y: Tensor) -> float:
@@ -193,7 +196,7 @@ def test_the_descended_loss_is_the_mean_over_the_same_draws() -> None:
     made = trainer(model, WorstCase(PGD(eps=0.1, steps=3)))
     x, y = images(8), torch.arange(8) % CLASSES
     made.model.train()
-    (objective,) = made.steps.take(made.defense, x, y, made.course)
+    (objective,) = made.engine.train_batch(made.defense, Batch(x, y), made.course)
     drawn = seen(model)
     assert len(drawn) == 4
     # The weights of the reference are those before the step.
@@ -206,7 +209,7 @@ def test_a_batch_keeps_its_draws_and_the_next_one_gets_others() -> None:
     made = trainer(model, WorstCase(PGD(eps=0.0, steps=3)))
     x, y = images(8), torch.arange(8) % CLASSES
     for _ in range(2):
-        list(made.steps.take(made.defense, x, y, made.course))
+        made.engine.train_batch(made.defense, Batch(x, y), made.course)
     drawn = seen(model)
     assert len(drawn) == 8
     for batch in (drawn[:4], drawn[4:]):
@@ -217,7 +220,7 @@ def test_a_batch_keeps_its_draws_and_the_next_one_gets_others() -> None:
 
 def test_accuracies_of_an_epoch_are_shares_over_draws() -> None:
     model, labels = linear(), []
-    made = trainer(model, noting(Standard(), labels), optimizer=SGD(1e-12), batch_size=40)
+    made = trainer(model, Noting(labels), optimizer=SGD(1e-12), batch_size=40)
     (epoch,) = made.epochs()
     right = [
         probabilities(model, drawn).argmax(2) == y.numpy()[:, None]
@@ -235,7 +238,7 @@ def test_label_smoothing_is_that_of_each_draw() -> None:
     made = trainer(model, Standard(), label_smoothing=0.3)
     x, y = images(8), torch.arange(8) % CLASSES
     weight, bias = (p.detach().clone() for p in model[2].parameters())
-    (objective,) = made.steps.take(made.defense, x, y, made.course)
+    (objective,) = made.engine.train_batch(made.defense, Batch(x, y), made.course)
     logits = seen(model)[0].flatten(1) @ weight.T + bias
     expected = F.cross_entropy(logits, y.repeat_interleave(DRAWS), label_smoothing=0.3)
     assert objective.loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -275,7 +278,7 @@ def test_every_defense_trains_on_draws(
     made = trainer(model, defense)
     made.model.train()
     images_, labels = DATA.load()[0].take(torch.arange(8))
-    (objective,) = made.steps.take(defense, as_input(images_), labels, made.course)
+    (objective,) = made.engine.train_batch(defense, Batch(as_input(images_), labels), made.course)
     assert objective.loss.isfinite()
     assert passes == Counter({8 * 2: expected})
     for p, old in zip(model.parameters(), before, strict=True):

@@ -24,6 +24,8 @@ from robusttrain.data.digits import Digits
 from robusttrain.models.network import network
 from robusttrain.noise.additive import AdditiveLayer
 from robusttrain.noise.layer import noise_layers, predicts_randomly
+from robusttrain.threat import Threat
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
 from toys.noise import quiet
 
@@ -120,11 +122,10 @@ def test_every_option_trains_the_default_model_against_attacks(option: str, digi
     model = network(config.model, config.noise, config.dataset.info(), 0)
     assert bool(noise_layers(model)) is (option != "none")
     before = [p.detach().clone() for p in model.parameters()]
-    trainer = Trainer(
-        model, config.defense, config.optimizer, config.schedule, config.training,
-        train=digits, validation=digits.take(torch.arange(0)), dataset=config.dataset,
-        norm=config.norm, eps=config.eps, seed=0, terminal=quiet(),
-    )  # fmt: skip
+    recipe = Recipe(config.defense, config.optimizer, config.schedule, config.training)
+    data = TrainingData(digits, digits.take(torch.arange(0)), config.dataset)
+    threat = Threat(config.norm, config.eps)
+    trainer = Trainer(model, recipe, data, threat, seed=0, terminal=quiet())
     (epoch,) = trainer.epochs()
     assert np.isfinite(epoch.loss)
     assert not any(map(torch.equal, model.parameters(), before))

@@ -1,17 +1,16 @@
 """What training does for noise: other draws every pass, penalties, no decay of what is learnt."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robusttrain.attacks import Attack
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.noise import Noise
@@ -21,6 +20,7 @@ from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.layer import Progress, noise_layers, penalty
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.optim.optimizers import SGD, Adam, AdamW, Optimizer
+from robusttrain.training.engine import Batch
 from toys.noise import LEARNT, MECHANISMS, Seen, images, network, noisy, ready, trainer, weights_of
 
 
@@ -29,9 +29,11 @@ def learnt(model: nn.Module) -> list[nn.Parameter]:
     return [p for layer in noise_layers(model) for p in layer.parameters()]
 
 
-def indifferent(model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
+class Indifferent(Defense):
     """A defense whose loss is 0 whatever the parameters are."""
-    yield Objective(0 * torch.stack([p.sum() for p in model.parameters()]).sum())
+
+    def outer(self, model: nn.Module, *arguments: Any, **keys: Any) -> Objective:
+        return Objective(0 * torch.stack([p.sum() for p in model.parameters()]).sum())
 
 
 # Draws
@@ -44,7 +46,7 @@ def test_every_pass_of_adversarial_training_sees_another_draw(attack: Attack) ->
     model = nn.Sequential(witness, *network()).train()
     Gaussian(0.2).install(model, 7)
     made = trainer(model, WorstCase(attack))
-    list(made.steps.take(made.defense, x, torch.zeros(5).long(), made.course))
+    made.engine.train_batch(made.defense, Batch(x, torch.zeros(5).long()), made.course)
     assert len(witness.inputs) > 1
     for one, other in pairwise([x, *witness.inputs]):
         assert 0.1 < (one - other).std() < 0.4
@@ -73,7 +75,7 @@ def test_weight_decay_leaves_the_noise_alone(mechanism: str, optimizer: type[SGD
     mine = {id(p) for p in learnt(model)}
     others = [p for p in model.parameters() if id(p) not in mine and p.dim() > 1]
     before = [p.detach().clone() for p in others]
-    made = trainer(model, indifferent, optimizer=optimizer(lr=0.05, weight_decay=1.0))
+    made = trainer(model, Indifferent(), optimizer=optimizer(lr=0.05, weight_decay=1.0))
     list(made.epochs())
     assert noise_before
     assert all(map(torch.equal, learnt(model), noise_before))
@@ -85,7 +87,7 @@ def test_weight_decay_leaves_the_noise_alone(mechanism: str, optimizer: type[SGD
 def test_every_parameter_is_trained_once(mechanism: str) -> None:
     model = noisy(mechanism)
     made = trainer(model, Standard(), optimizer=SGD(0.1, weight_decay=0.3))
-    groups = made.steps.optimizer.param_groups
+    groups = made.engine.optimizer.param_groups
     trained = [id(p) for group in groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for p in model.parameters())
     undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
@@ -95,9 +97,9 @@ def test_every_parameter_is_trained_once(mechanism: str) -> None:
 @pytest.mark.parametrize("mechanism", LEARNT)
 def test_all_rates_follow_the_schedule(mechanism: str) -> None:
     made = trainer(noisy(mechanism), Standard(), optimizer=SGD(0.1))
-    made.steps.scheduler.base_lrs = [0.05] * len(made.steps.scheduler.base_lrs)
+    made.engine.scheduler.base_lrs = [0.05] * len(made.engine.scheduler.base_lrs)
     list(made.epochs())
-    assert {group["lr"] for group in made.steps.optimizer.param_groups} == {0.05}
+    assert {group["lr"] for group in made.engine.optimizer.param_groups} == {0.05}
 
 
 @pytest.mark.parametrize("mechanism", LEARNT)
@@ -119,7 +121,7 @@ def test_the_noise_is_learnt_from_the_loss(mechanism: str, optimizer: Optimizer)
 def test_the_penalty_of_learn2perturb_is_descended_with_tau_of_its_epoch() -> None:
     """With no other loss a step is log sigma += lr gamma / (2 tau) sqrt(sigma)."""
     model = ready(network(), Learn2Perturb(initial=0.2, gamma=0.3))
-    made = trainer(model, indifferent, optimizer=SGD(0.5, 0.0, 0.0), epochs=3)
+    made = trainer(model, Indifferent(), optimizer=SGD(0.5, 0.0, 0.0), epochs=3)
     list(made.epochs())
     log_sigma = torch.tensor(0.2, dtype=torch.float64).log()
     for tau in (1, 1, 3 / 2, 3 / 2, 11 / 6, 11 / 6):
@@ -134,7 +136,7 @@ def test_the_divergence_is_descended_by_its_share_of_each_image() -> None:
     Bayes(kl=0.4, prior=0.5).install(model, 0)
     names = [f"{place}.parametrizations.weight.original" for place in (0, 3, 5)]
     before = [model.get_parameter(name).detach().clone() for name in names]
-    list(trainer(model, indifferent, optimizer=SGD(0.5, 0.0, 0.0), epochs=2).epochs())
+    list(trainer(model, Indifferent(), optimizer=SGD(0.5, 0.0, 0.0), epochs=2).epochs())
     for name, old in zip(names, before, strict=True):
         # Two epochs of two batches.
         expected = old.double() * (1 - 0.5 * 0.4 / (0.25 * 64)) ** 4
@@ -144,7 +146,7 @@ def test_the_divergence_is_descended_by_its_share_of_each_image() -> None:
 def test_the_loss_of_the_report_is_that_of_the_images() -> None:
     model = network()
     Bayes(kl=1e6).install(model, 0)
-    (epoch,) = trainer(model, indifferent, optimizer=SGD(1e-12)).epochs()
+    (epoch,) = trainer(model, Indifferent(), optimizer=SGD(1e-12)).epochs()
     assert epoch.loss == 0
 
 

@@ -163,7 +163,7 @@ def test_averaged_weights_are_validated_and_kept(averaging: Averaging, tmp_path:
     with made.averaged():
         pass
     assert not torch.equal(parameters(model), parameters(made.model))
-    assert last.training["average"]["taken"] == made.steps.average.taken
+    assert last.training["average"]["taken"] == made.engine.average.taken
 
 
 @pytest.mark.parametrize("averaging", AVERAGES)
@@ -176,11 +176,11 @@ def test_an_average_goes_on_where_it_was(
     stopped = trainer(averaging=averaging, epochs=2)
     for _, _ in zip(range(batches), stopped.batches(), strict=False):
         pass
-    torch.save({"model": stopped.model.state_dict(), **stopped.state()}, tmp_path / "state.pt")
+    torch.save({"model": stopped.model.state_dict(), **stopped.state_dict()}, tmp_path / "state.pt")
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
     again = trainer(averaging=averaging, epochs=2)
     again.model.load_state_dict(saved.pop("model"))
-    again.restore(saved)
+    again.load_state_dict(saved)
     list(again.batches())
     found = []
     for made in (whole, again):
@@ -233,5 +233,5 @@ def test_a_schedule_of_a_users_own_need_not_count() -> None:
     )
     for made in (own, known):
         list(made.epochs())
-    assert own.steps.average.taken == known.steps.average.taken == 1
-    assert torch.equal(own.steps.average.weights[0], known.steps.average.weights[0])
+    assert own.engine.average.taken == known.engine.average.taken == 1
+    assert torch.equal(own.engine.average.weights[0], known.engine.average.weights[0])

@@ -27,6 +27,7 @@ from robusttrain.noise.layer import NoiseLayer, Progress, Switches, attach
 from robusttrain.noise.learn2perturb import Learn2Perturb
 from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.weight_perturbation import AWP, WeightPerturbation, perturbed
+from robusttrain.training.engine import Batch
 from robusttrain.training.precision import Precision
 from toys.training import DATA, EPS, network, state_of, trainer
 
@@ -135,7 +136,7 @@ def test_the_step_is_that_of_the_paper() -> None:
     made = trainer(
         Standard(), model=model, optimizer=SGD(0.3, 0.0, 0.0), weight_perturbation=AWP(0.1)
     )
-    (objective,) = made.steps.take(Standard(), x, y, made.course)
+    (objective,) = made.engine.train_batch(Standard(), Batch(x, y), made.course)
     assert float(objective.loss) == pytest.approx(loss, rel=1e-6)
     for value, w, slope in zip(model.parameters(), weights, slopes, strict=True):
         np.testing.assert_allclose(value.detach().numpy(), w - 0.3 * slope, rtol=1e-4, atol=1e-6)
@@ -174,7 +175,7 @@ def test_without_size_the_second_gradient_is_the_first(precision: Precision, wei
         attach(model, Pull(model[1].weight))
         made = trainer(model=model, weight_perturbation=perturbation, precision=precision)
         x, y = as_input(made.train.images[:40]), made.train.labels[:40]
-        list(made.steps.take(made.defense, x, y, made.course, weight=weight))
+        made.engine.train_batch(made.defense, Batch(x, y, weight=weight), made.course)
         ends.append(state_of(model))
     assert torch.equal(*ends)
 
@@ -234,8 +235,8 @@ def test_it_costs_a_second_objective_and_no_second_attack(
     made = trainer(DEFENSES[name], model=model, weight_perturbation=AWP())
     images = DATA.load()[0]
     model.train()
-    list(
-        made.steps.take(made.defense, as_input(images.images[:10]), images.labels[:10], made.course)
+    made.engine.train_batch(
+        made.defense, Batch(as_input(images.images[:10]), images.labels[:10]), made.course
     )
     assert model.seen == passes
 
@@ -256,19 +257,30 @@ def test_the_warm_up_goes_without() -> None:
     assert not torch.equal(state_of(late.model), state_of(plain.model))
 
 
-class Single:
-    """A defense of a user's, which does not say how its objective is computed again."""
+class Mine:
+    """A defense of a user's, which knows of nothing but the two methods."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Any:
-        yield Objective(nn.functional.cross_entropy(model(x), y))
+    def inner(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> dict[str, Tensor]:
+        return {"images": x}
+
+    def outer(
+        self, model: nn.Module, x: Tensor, found: dict[str, Tensor], y: Tensor, **keys: Any
+    ) -> Objective:
+        return Objective(nn.functional.cross_entropy(model(found["images"]), y))
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.9])
-def test_a_defense_that_cannot_be_computed_again_is_refused_at_once(warmup: float) -> None:
-    list(trainer(Single(), epochs=1).epochs())
-    made = trainer(Single(), weight_perturbation=AWP(warmup=warmup))
-    with pytest.raises(InputError, match=r"^weight_perturbation is not possible .*repeatable"):
-        next(made.batches())
+def test_a_defense_of_the_users_own_is_perturbed_like_any_other() -> None:
+    mine, standard = (
+        trainer(defense, weight_perturbation=AWP(0.1)) for defense in (Mine(), Standard())
+    )
+    for made in (mine, standard):
+        list(made.epochs())
+    torch.testing.assert_close(state_of(mine.model), state_of(standard.model), rtol=0, atol=1e-6)
+
+
+def test_what_is_no_defense_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^defense=function is not allowed: .* inner and outer"):
+        trainer(lambda model, x, y: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -296,5 +308,5 @@ def test_where_it_leads_to_no_number_the_step_can_be_left_out() -> None:
     made = trainer(Standard(), weight_perturbation=nowhere, epochs=1, on_nonfinite="skip")
     before = state_of(made.model)
     first = DATA.load()[0].take(torch.arange(10))
-    list(made.steps.take(made.defense, as_input(first.images), first.labels, made.course))
+    made.engine.train_batch(made.defense, Batch(as_input(first.images), first.labels), made.course)
     assert torch.equal(state_of(made.model), before)

@@ -27,6 +27,7 @@ from robusttrain.optim.optimizers import Adam
 from robusttrain.optim.schedules import OneCycle
 from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm, Threat
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 
@@ -48,11 +49,10 @@ def accuracies(defense: Defense, noise: Noise) -> dict[str, float]:
     model = SmallCNN().build(10, (1, 8, 8))
     noise.install(model, SEED)
     terminal = Terminal(Console(file=io.StringIO()))
-    trainer = Trainer(
-        model, defense, Adam(5e-3), OneCycle(), Training(epochs=EPOCHS, batch_size=64),
-        train=train, validation=hold_out(train, 0, SEED)[1], dataset=data,
-        norm=Norm.linf, eps=EPS, seed=SEED, terminal=terminal,
-    )  # fmt: skip
+    recipe = Recipe(defense, Adam(5e-3), OneCycle(), Training(epochs=EPOCHS, batch_size=64))
+    seen = TrainingData(train, hold_out(train, 0, SEED)[1], data)
+    threat = Threat(Norm.linf, EPS)
+    trainer = Trainer(model, recipe, seen, threat, seed=SEED, terminal=terminal)
     list(trainer.epochs())
     attacks = {"fgsm": FGSM(eps=EPS), "pgd": PGD(eps=EPS, steps=20, restarts=3)}
     ledger = evaluate(model, test, Evaluation(attacks), threat=Threat(Norm.linf, EPS), seed=SEED)

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,14 +81,14 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @dataclass
-class Noting:
+class Noting(Standard):
     """Standard training that notes what the switches are."""
 
     seen: list[dict[str, Any]]
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
+    def outer(self, *arguments: Any, **keys: Any) -> Objective:
         self.seen.append(flags())
-        yield from Standard()(model, x, y, **keys)
+        return super().outer(*arguments, **keys)
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [(False, DEFAULT), (True, CHANGED)])
@@ -120,12 +119,11 @@ def test_what_the_user_has_set_is_put_back(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @dataclass
-class Unordered:
+class Unordered(Standard):
     """Writes to the same place twice: which value stays is anybody's guess."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
-        x = x.put_(torch.zeros(2).long(), torch.rand(2))
-        yield from Standard()(model, x, y, **keys)
+    def inner(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+        return x.put_(torch.zeros(2).long(), torch.rand(2))
 
 
 def test_an_operation_without_a_deterministic_form_is_named(tmp_path: Path) -> None:

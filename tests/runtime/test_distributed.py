@@ -20,7 +20,7 @@ from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split, as_input, hold_out
 from robusttrain.data.synthetic import Synthetic
-from robusttrain.defenses import Defense
+from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
@@ -32,10 +32,10 @@ from robusttrain.evaluation.pipeline import examined
 from robusttrain.evaluation.settings import Certification
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.layer import NoiseLayer, Progress, Switches, attach
-from robusttrain.optim.averaging import SWA, Averaging
+from robusttrain.optim.averaging import SWA, Averaging, NoAveraging
 from robusttrain.optim.optimizers import SGD
 from robusttrain.optim.schedules import OneCycle
-from robusttrain.optim.weight_perturbation import AWP, WeightPerturbation
+from robusttrain.optim.weight_perturbation import AWP, NoPerturbation, WeightPerturbation
 from robusttrain.report.ledger import Ledger
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
@@ -43,6 +43,7 @@ from robusttrain.threat import Norm, Threat
 from robusttrain.training import ddp
 from robusttrain.training.metrics import Epoch
 from robusttrain.training.precision import Precision
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 
@@ -137,11 +138,14 @@ def trainer(
 ) -> Trainer:
     train, validation = hold_out(DATA.load()[0], DATA.validation, 0)
     settings = {"epochs": 2, "batch_size": batch_size, "precision": Precision.fp32, **keys}
-    return Trainer(
-        network() if model is None else model, defense, SGD(0.2), OneCycle(0.5),
+    recipe = Recipe(
+        defense, SGD(0.2), OneCycle(0.5),
         Training(validation_attack=FGSM(eps=EPS), clip_gradient=1.0, **settings),
-        train=train, validation=validation, dataset=DATA, norm=Norm.linf, eps=EPS, seed=0,
-        terminal=quiet(), weight_perturbation=weight_perturbation, averaging=averaging,
+        weight_perturbation or NoPerturbation(), averaging or NoAveraging(),
+    )  # fmt: skip
+    return Trainer(
+        network() if model is None else model, recipe, TrainingData(train, validation, DATA),
+        Threat(Norm.linf, EPS), seed=0, terminal=quiet(),
     )  # fmt: skip
 
 
@@ -218,7 +222,7 @@ def overheard(defense: Defense, sync: bool) -> str:
     TRAFFIC.clear()
     made = trainer(defense, 6, network(norm=True), epochs=1, sync_batchnorm=sync)
     made.settings.validation_attack = None
-    assert isinstance(made.steps.forward, ddp.Replicas)
+    assert isinstance(made.engine.forward, ddp.Replicas)
 
     def reduce(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         TRAFFIC.append("r")
@@ -227,8 +231,8 @@ def overheard(defense: Defense, sync: bool) -> str:
         ).get_future()
         return future.then(lambda done: done.value()[0] / 2)
 
-    made.steps.forward.together.register_comm_hook(None, reduce)
-    made.steps.forward.together.register_forward_pre_hook(lambda *_: TRAFFIC.append("f"))
+    made.engine.forward.together.register_comm_hook(None, reduce)
+    made.engine.forward.together.register_forward_pre_hook(lambda *_: TRAFFIC.append("f"))
     with pytest.MonkeyPatch.context() as patched:
         for name in ("all_reduce", "broadcast", "all_gather_object", "gather_object"):
             patched.setattr(dist, name, noted(getattr(dist, name)))
@@ -256,7 +260,7 @@ def test_crafting_speaks_to_nobody_and_a_step_once(mode: str, tmp_path: Path) ->
 
 
 @dataclass
-class Poisoned:
+class Poisoned(Standard):
     """Standard training, with a loss in one process that is not finite the first `times`."""
 
     value: float
@@ -264,12 +268,12 @@ class Poisoned:
     rank: int = 1
     seen: int = 0
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Any:
+    def outer(self, *arguments: Any, **keys: Any) -> Objective:
         """The loss, or the loss with something on top that has no gradient."""
-        for objective in Standard()(model, x, y, **keys):
-            self.seen += 1
-            bad = distributed.rank() == self.rank and 2 < self.seen <= 2 + self.times
-            yield objective._replace(loss=objective.loss + (self.value if bad else 0.0))
+        objective = super().outer(*arguments, **keys)
+        self.seen += 1
+        bad = distributed.rank() == self.rank and 2 < self.seen <= 2 + self.times
+        return objective._replace(loss=objective.loss + (self.value if bad else 0.0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -310,7 +314,7 @@ def test_each_process_draws_for_itself_and_the_first_as_if_alone(tmp_path: Path)
         made = trainer(Standard(), BATCH, model)
         seeds = [layer.seed for layer in ddp.noise_layers(model)]
         return [
-            {name: stream.initial_seed() for name, stream in made.steps.streams.items()},
+            {name: stream.initial_seed() for name, stream in made.engine.streams.items()},
             seeds,
             torch.initial_seed(),
         ]
@@ -392,11 +396,9 @@ def test_what_cannot_be_trained_together_is_refused(tmp_path: Path) -> None:
 
     def replicas_of(images: int) -> Trainer:
         made = trainer(Standard(), BATCH)
-        return Trainer(
-            network(), Standard(), SGD(0.2), OneCycle(0.5), made.settings,
-            train=made.train.take(torch.arange(images)), validation=made.validation, dataset=DATA,
-            norm=Norm.linf, eps=EPS, seed=0, terminal=quiet(),
-        )  # fmt: skip
+        recipe = Recipe(Standard(), SGD(0.2), OneCycle(0.5), made.settings)
+        few = TrainingData(made.train.take(torch.arange(images)), made.validation, DATA)
+        return Trainer(network(), recipe, few, made.threat, seed=0, terminal=quiet())
 
     for *idle, few in together(work, tmp_path):
         for refused in idle:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robusttrain.attacks import cross_entropy
+from robusttrain.attacks import Loss, cross_entropy
 from robusttrain.attacks.model_view import Mode
 from robusttrain.defenses import Defense, Objective
 
@@ -47,13 +47,23 @@ class Fixed:
         return self.x_adv
 
 
+def asked(
+    defense: Defense,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: Loss = cross_entropy,
+    draws: torch.Generator | None = None,
+) -> Objective:
+    """What the defense descends for some images."""
+    found = defense.inner(model, x, y, generator=draws or generator())
+    return defense.outer(model, x, found, y, loss=loss)
+
+
 def objective_of(defense: Defense, model: nn.Module | None = None) -> Objective:
-    """What the defense yields for the problem."""
-    objectives = defense(
-        network() if model is None else model, *batch(), loss=cross_entropy, generator=generator()
-    )
-    (objective,) = objectives
-    return objective
+    """What the defense descends for the problem."""
+    return asked(defense, network() if model is None else model, *batch())
 
 
 def logits(x: Tensor, seed: int = 0) -> Array:

@@ -29,8 +29,9 @@ from robusttrain.noise.weibull import Weibull
 from robusttrain.optim.optimizers import SGD, Optimizer
 from robusttrain.optim.schedules import Constant
 from robusttrain.report.terminal import Terminal
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.training.precision import Precision
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 
@@ -112,7 +113,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def continued(layer: NoiseLayer) -> torch.Generator:
     """A stream that goes on where that of `layer` is."""
-    return torch.Generator().set_state(layer.random_states()["cpu"])
+    return torch.Generator().set_state(layer.rng_state_dict()["cpu"])
 
 
 class Seen(nn.Module):
@@ -139,9 +140,9 @@ def trainer(
 ) -> Trainer:
     """Training of `model` on 64 images in batches of 32, unless told otherwise."""
     split, _ = DATA.load()
-    return Trainer(
-        model, defense, optimizer or SGD(0.1), Constant(),
+    recipe = Recipe(
+        defense, optimizer or SGD(0.1), Constant(),
         Training(**{"epochs": 1, "batch_size": 32, "precision": Precision.fp32, **settings}),
-        train=split, validation=split.take(torch.arange(0)), dataset=DATA,
-        norm=Norm.linf, eps=0.1, seed=0, terminal=quiet(),
     )  # fmt: skip
+    data = TrainingData(split, split.take(torch.arange(0)), DATA)
+    return Trainer(model, recipe, data, Threat(Norm.linf, 0.1), seed=0, terminal=quiet())

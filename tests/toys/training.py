@@ -1,7 +1,6 @@
 """Small trainings: data, networks, trainers, and defenses that misbehave."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +8,19 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from robusttrain.attacks import Loss
 from robusttrain.data import Split, hold_out
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.standard import Standard
-from robusttrain.optim.averaging import Averaging
+from robusttrain.optim.averaging import Averaging, NoAveraging
 from robusttrain.optim.optimizers import SGD, Optimizer
 from robusttrain.optim.schedules import Constant, Schedule
-from robusttrain.optim.weight_perturbation import WeightPerturbation
+from robusttrain.optim.weight_perturbation import NoPerturbation, WeightPerturbation
 from robusttrain.report.terminal import Terminal
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.training.precision import Precision
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 
@@ -55,13 +56,14 @@ def trainer(
     **settings: Any,
 ) -> Trainer:
     split, validation = hold_out(data.load()[0], data.validation, seed)
-    return Trainer(
-        model or network(), defense or Standard(), optimizer or SGD(0.1), schedule or Constant(),
+    recipe = Recipe(
+        defense or Standard(), optimizer or SGD(0.1), schedule or Constant(),
         Training(**{"epochs": 2, "batch_size": 32, "precision": Precision.fp32, **settings}),
-        train=train or split, validation=validation, dataset=data,
-        norm=Norm.linf, eps=eps, seed=seed, terminal=quiet(),
-        weight_perturbation=weight_perturbation, averaging=averaging,
+        weight_perturbation or NoPerturbation(), averaging or NoAveraging(),
     )  # fmt: skip
+    seen = TrainingData(train or split, validation, data)
+    threat = Threat(Norm.linf, eps)
+    return Trainer(model or network(), recipe, seen, threat, seed=seed, terminal=quiet())
 
 
 def trained(*arguments: Any, **keys: Any) -> Tensor:
@@ -76,24 +78,27 @@ def state_of(model: nn.Module) -> Tensor:
 
 
 @dataclass
-class Twice:
-    """Yields two objectives for every batch."""
+class Twice(Standard):
+    """Standard training with two steps on every batch."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
-        for _ in range(2):
-            yield from Standard()(model, x, y, **keys)
+    replays: int = 2
+
+    def advance(self, x: Tensor, found: Tensor) -> Tensor:
+        return found
 
 
 @dataclass
-class Diverging:
+class Diverging(Standard):
     """Standard training whose loss is multiplied by `factor` at one step."""
 
     at: int
     factor: float
     step: int = 0
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
         self.step += 1
-        for objective in Standard()(model, x, y, **keys):
-            factor = self.factor if self.step == self.at else 1.0
-            yield objective._replace(loss=objective.loss * factor)
+        objective = super().outer(model, x, x_adv, y, loss=loss)
+        factor = self.factor if self.step == self.at else 1.0
+        return objective._replace(loss=objective.loss * factor)

@@ -51,7 +51,7 @@ def test_the_last_epoch_has_the_whole_radius(epochs: int) -> None:
 def test_the_defense_s_own_radius_grows_and_is_used() -> None:
     half = Curriculum(eps_warmup=1.0).at(LSA(eps=0.4), 1, 2)
     assert half == LSA(eps=0.2)
-    assert half._objective.attack.eps == 0.2
+    assert half._worst_case.attack.eps == 0.2
     mixed = Curriculum(eps_warmup=1.0).at(AlphaMix(FGSM(eps=0.4), 0.3), 1, 2)
     assert mixed == AlphaMix(FGSM(eps=0.2), 0.3)
 

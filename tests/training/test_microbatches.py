@@ -1,7 +1,6 @@
 """Batches that do not fit into memory, against the same batches where it is large enough."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
+from robusttrain.attacks import Loss
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.alpha_mix import AlphaMix
@@ -60,7 +60,7 @@ def short(model: nn.Module, hook: Short, defense: Defense | None = None, **keys:
     model.register_forward_pre_hook(hook)
     made = trainer(defense, model=model, **keys)
     made.terminal = Terminal(Console(file=io.StringIO(), width=300))
-    made.steps.say = made.terminal.say
+    made.engine.say = made.terminal.say
     return made
 
 
@@ -78,7 +78,7 @@ def test_a_batch_in_parts_is_descended_as_a_whole_one(
     data = replace(DATA, train_size=127)
     whole = trainer(defense, model=plain(), data=data)
     made = short(plain(), Short(room, error=error), defense, data=data, clip_gradient=0.3)
-    whole.steps.descent.clip = 0.3
+    whole.engine.clip_gradient = 0.3
     pairs = list(zip(whole.epochs(), made.epochs(), strict=True))
     assert made.course.most == size
     torch.testing.assert_close(state_of(made.model), state_of(whole.model), rtol=0, atol=2e-6)
@@ -145,24 +145,26 @@ def test_a_training_in_parts_goes_on_in_parts(tmp_path: Path) -> None:
     batches = made.batches()
     for _ in range(3):
         next(batches)
-    torch.save({"model": made.model.state_dict(), **made.state()}, tmp_path / "state.pt")
+    torch.save({"model": made.model.state_dict(), **made.state_dict()}, tmp_path / "state.pt")
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
     roomy = trainer(WorstCase(FIXED), model=plain())
     roomy.model.load_state_dict(saved.pop("model"))
-    roomy.restore(saved)
+    roomy.load_state_dict(saved)
     list(roomy.epochs())
     assert torch.equal(state_of(roomy.model), state_of(whole.model))
 
 
 @dataclass
-class BreaksBehind:
+class BreaksBehind(Standard):
     """Memory runs out in a backward pass, where the weights have gradients of other parts."""
 
     room: int
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
-        for objective in Standard()(model, x, y, **keys):
-            yield objective._replace(loss=_Breaking.apply(objective.loss, len(x) > self.room))
+    def outer(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
+    ) -> Objective:
+        objective = super().outer(model, x, x_adv, y, loss=loss)
+        return objective._replace(loss=_Breaking.apply(objective.loss, len(x) > self.room))
 
 
 class _Breaking(torch.autograd.Function):
@@ -197,10 +199,9 @@ def test_what_does_not_fit_in_the_smallest_parts_ends_with_a_message(
 
 def test_other_errors_are_not_taken_for_it() -> None:
     @dataclass
-    class Broken:
-        def __call__(self, *arguments: Any, **keys: Any) -> Iterator[Objective]:
+    class Broken(Standard):
+        def inner(self, *arguments: Any, **keys: Any) -> Tensor:
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-            yield
 
     with pytest.raises(RuntimeError, match="mat1"):
         list(trainer(Broken()).epochs())

@@ -1,8 +1,7 @@
 """Steps whose loss or gradient is not finite: stopped at, left out, or done again."""
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.pgd import PGD
 from robusttrain.checkpoints import checkpoint
-from robusttrain.defenses import Objective
+from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError, NonFiniteLossError
@@ -24,8 +23,8 @@ from robusttrain.optim.schedules import OneCycle
 from robusttrain.report.terminal import Terminal
 from robusttrain.training import trainer as training
 from robusttrain.training.checkpointing import TrainingRun
+from robusttrain.training.engine import Batch
 from robusttrain.training.metrics import Epoch
-from robusttrain.training.optimizer_step import Descent
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 from toys.training import DATA, EPS, Diverging, network, state_of, trainer
@@ -55,14 +54,27 @@ def edge(weights: Tensor, slope: Tensor) -> Tensor:
     return (weights - weights.detach()).abs().sqrt().sum()
 
 
-def descended(descent: Descent, loss: Tensor, rate_share: float = 1.0) -> Tensor:
-    parts = [(1.0, iter([Objective(loss)]))]
-    (objective,) = descent.descend(
-        parts, autocast=nullcontext, penalty=lambda: None, rate_share=rate_share
-    )
+class Given(Defense):
+    """A defense whose loss is a function of the weights, whatever the images."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    slope: Tensor
+
+    def outer(self, model: nn.Module, *arguments: Any, **keys: Any) -> Objective:
+        (weights,) = model.parameters()
+        return Objective(self.function(weights, self.slope))
+
+
+def descended(made: Trainer, function: Callable[[Tensor, Tensor], Tensor], slope: Tensor) -> Tensor:
+    """The loss of a step along the gradient of `function`."""
+    assert isinstance(made.defense, Given)
+    made.defense.function, made.defense.slope = function, slope
+    batch = Batch(torch.zeros(1, 1, 4, 4), torch.zeros(1).long())
+    (objective,) = made.engine.train_batch(made.defense, batch, made.course)
     return objective.loss
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize(
@@ -76,13 +88,15 @@ def test_a_step_that_is_skipped_has_not_been(
     weights, losses = [], []
     for places in ((), (0,), (1, 2)):
         model = nn.ParameterList([nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))])
-        descent = Descent(model, optimizer.build(model.parameters()), clip, skips=True)
+        made = trainer(
+            Given(), model=model, optimizer=optimizer, clip_gradient=clip, on_nonfinite="skip"
+        )
         for number, slope in enumerate(slopes):
             steps = [(linear, slope)]
             if number in places:
                 steps.insert(0, (bad[0], torch.full((3,), bad[1])))
             for function, at in steps:
-                losses.append(descended(descent, function(model[0], at)))
+                losses.append(descended(made, function, at))
         weights.append(model[0].detach())
     assert all(torch.equal(weights[0], other) for other in weights[1:])
     # Not everything is a NaN, nor is the gradient always looked at through the loss.
@@ -92,29 +106,42 @@ def test_a_step_that_is_skipped_has_not_been(
 
 def test_the_share_of_a_step_is_that_of_its_rate() -> None:
     model = nn.ParameterList([nn.Parameter(torch.zeros(1))])
-    descent = Descent(model, SGD(0.1, 0.0, 0.0).build(model.parameters()), None, skips=False)
-    descended(descent, (2 * model[0]).sum(), 0.25)
+    made = trainer(Given(), model=model, optimizer=SGD(0.1, 0.0, 0.0))
+    made.course.rate_share = 0.25
+    descended(made, linear, torch.tensor([2.0]))
     assert model[0].item() == pytest.approx(-0.05)
-    assert descent.optimizer.param_groups[0]["lr"] == 0.1
+    assert made.engine.optimizer.param_groups[0]["lr"] == 0.1
 
 
 # Training
 
 
 @dataclass
-class Poisoned:
-    """Standard training; at the steps in `at`, of images that are `value`, or of none at all."""
+class Poisoned(Standard):
+    """Standard training; at the steps in `at`, of images that are `value`."""
 
     at: tuple[int, ...]
-    value: float | None = NAN
+    value: float = NAN
     step: int = 0
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
+    def outer(self, model: nn.Module, x: Tensor, *arguments: Any, **keys: Any) -> Objective:
         self.step += 1
-        if self.step not in self.at:
-            yield from Standard()(model, x, y, **keys)
-        elif self.value is not None:
-            yield from Standard()(model, torch.full_like(x, self.value), y, **keys)
+        images = torch.full_like(x, self.value) if self.step in self.at else x
+        return super().outer(model, images, *arguments, **keys)
+
+
+def leave_out(made: Trainer, at: tuple[int, ...]) -> None:
+    """Have the steps in `at` not taken at all, as if there were no such batches."""
+    engine, train_batch = made.engine, made.engine.train_batch
+
+    def train_unless_left_out(*arguments: Any) -> list[Objective]:
+        if engine.batches + 1 not in at:
+            return train_batch(*arguments)
+        engine.scheduler.step()
+        engine.batches += 1
+        return []
+
+    engine.train_batch = train_unless_left_out  # type: ignore[method-assign]
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
@@ -124,10 +151,13 @@ def test_skipping_harms_neither_weights_nor_statistics_nor_schedule(
     at: tuple[int, ...], value: float
 ) -> None:
     kept, epochs = [], []
-    for poison in (value, None):
-        made = trainer(Poisoned(at, poison), epochs=2, schedule=OneCycle(), on_nonfinite="skip")
+    for poisoned in (True, False):
+        defense = Poisoned(at, value) if poisoned else Standard()
+        made = trainer(defense, epochs=2, schedule=OneCycle(), on_nonfinite="skip")
+        if not poisoned:
+            leave_out(made, at)
         epochs.append(list(made.epochs()))
-        steps_taken = torch.tensor([made.steps.scheduler.last_epoch])
+        steps_taken = torch.tensor([made.engine.scheduler.last_epoch])
         kept.append(torch.cat([state_of(made.model), steps_taken]))
     assert torch.equal(*kept)
     # Four batches an epoch.
@@ -162,16 +192,16 @@ def test_weights_that_overflow_behind_the_last_loss_stop_the_training() -> None:
 
 
 @dataclass
-class Fragile:
+class Fragile(WorstCase):
     """Adversarial training that breaks down wherever weights have grown longer than `most`."""
 
-    most: float
+    most: float = INF
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Iterator[Objective]:
+    def outer(self, model: nn.Module, *arguments: Any, **keys: Any) -> Objective:
         length = nn.utils.parameters_to_vector(model.parameters()).norm()
-        for objective in WorstCase(PGD(eps=EPS, steps=1))(model, x, y, **keys):
-            broken = torch.where(length > self.most, torch.nan, 1.0)
-            yield objective._replace(loss=objective.loss * broken)
+        objective = super().outer(model, *arguments, **keys)
+        broken = torch.where(length > self.most, torch.nan, 1.0)
+        return objective._replace(loss=objective.loss * broken)
 
 
 def fragile(most: float = 4.6, **settings: Any) -> Trainer:
@@ -182,7 +212,8 @@ def fragile(most: float = 4.6, **settings: Any) -> Trainer:
     torch.manual_seed(3)
     data = replace(DATA, crop=1, flip=True)
     keys = {"optimizer": SGD(0.5), "epochs": 4, "on_nonfinite": "rollback", **settings}
-    return trainer(Fragile(most), model=model, data=data, **keys)
+    defense = Fragile(PGD(eps=EPS, steps=1), most)
+    return trainer(defense, model=model, data=data, **keys)
 
 
 def figures(epochs: list[Epoch]) -> list[dict[str, Any]]:
@@ -238,13 +269,13 @@ def test_a_training_that_rolls_back_goes_on_from_any_batch(tmp_path: Path) -> No
             continue
         taken += 1
         path = tmp_path / "state.pt"
-        torch.save({"model": made.model.state_dict(), **made.state()}, path)
+        torch.save({"model": made.model.state_dict(), **made.state_dict()}, path)
         saved = torch.load(path, weights_only=True)
         # Both draw from torch's own stream.
         with torch.random.fork_rng():
             other = fragile()
             other.model.load_state_dict(saved.pop("model"))
-            other.restore(saved)
+            other.load_state_dict(saved)
             assert figures(done + list(other.epochs())) == expected
         assert torch.equal(state_of(other.model), state_of(whole.model))
     assert taken > 16, "the batches of the broken attempts come on top"

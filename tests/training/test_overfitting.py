@@ -99,7 +99,7 @@ def test_training_can_stop_there(tmp_path: Path) -> None:
     assert run.best is run.epochs[1]
     # Who was killed behind it has nothing left to train.
     again = overfitting(on_overfit="stop")
-    again.restore(checkpoint.load(tmp_path / "checkpoint.pt").training)
+    again.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt").training)
     assert list(again.epochs()) == []
 
 

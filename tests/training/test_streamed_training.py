@@ -26,6 +26,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import free_memory
 from robusttrain.threat import Norm, Threat
 from robusttrain.training.precision import Precision
+from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import Training
 from robusttrain.training.trainer import Trainer
 
@@ -62,12 +63,11 @@ def trainer(data: Folder) -> Trainer:
     parts = hold_out(data.load()[0], data.validation, 0)
     train, validation = (part.to("cpu") for part in parts)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": Precision.fp32}
-    return Trainer(
-        network(), WorstCase(ATTACK), SGD(0.1), Constant(),
-        Training(**settings, validation_attack=ATTACK),
-        train=train, validation=validation, dataset=data,
-        norm=Norm.linf, eps=EPS, seed=0, terminal=quiet(),
-    )  # fmt: skip
+    recipe = Recipe(
+        WorstCase(ATTACK), SGD(0.1), Constant(), Training(**settings, validation_attack=ATTACK)
+    )
+    seen = TrainingData(train, validation, data)
+    return Trainer(network(), recipe, seen, Threat(Norm.linf, EPS), seed=0, terminal=quiet())
 
 
 def outcome(made: Trainer) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -93,7 +93,7 @@ def test_training_goes_on_in_the_middle_of_an_epoch(pictures: Path) -> None:
     under_way.close()
     again = trainer(folder(pictures, stream=True, workers=1))
     again.model.load_state_dict(stopped.model.state_dict())
-    again.restore(stopped.state())
+    again.load_state_dict(stopped.state_dict())
     assert torch.equal(outcome(again)[0], weights)
 
 

@@ -82,17 +82,17 @@ def test_the_rate_of_an_epoch_is_that_of_its_first_step() -> None:
 def test_validation_is_in_eval_mode_and_training_goes_on_in_train_mode() -> None:
     modes: list[tuple[str, bool]] = []
 
-    class Watching:
+    class Attack:
         def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
             modes.append(("validation", model.training))
             return x
 
-        def defend(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Any:
+    class Watching(Standard):
+        def inner(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
             modes.append(("training", model.training))
-            return Standard()(model, x, y, **keys)
+            return x
 
-    watching = Watching()
-    list(trainer(watching.defend, validation_attack=watching, batch_size=100).epochs())
+    list(trainer(Watching(), validation_attack=Attack(), batch_size=100).epochs())
     assert modes == [("training", True), ("validation", False)] * 2
 
 
@@ -186,10 +186,10 @@ def test_label_smoothing_is_descended() -> None:
 def test_every_objective_is_a_step_and_every_batch_a_step_of_the_schedule() -> None:
     made = trainer(Twice(), epochs=1, batch_size=25)
     list(made.epochs())
-    assert made.steps.scheduler.last_epoch == 4
+    assert made.engine.scheduler.last_epoch == 4
     by_hand = network()
     expected = trainer(model=by_hand, epochs=1, batch_size=25)
-    optimizer = expected.steps.optimizer
+    optimizer = expected.engine.optimizer
     for x, y in list(_batches(expected)):
         for _ in range(2):
             optimizer.zero_grad()
@@ -201,7 +201,7 @@ def test_every_objective_is_a_step_and_every_batch_a_step_of_the_schedule() -> N
 def _batches(made: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
     from robusttrain.data import batches
 
-    return batches(made.train, made.settings.batch_size, made.steps.streams["batches"])
+    return batches(made.train, made.settings.batch_size, made.engine.streams["batches"])
 
 
 def test_the_curriculum_reaches_the_attack() -> None:
@@ -362,7 +362,7 @@ def test_bf16_is_left_where_gradients_would_come_from_unwritten_memory(
     )  # fmt: skip
     pixels.train()
     made = trainer(model=pixels, precision=Precision.auto)
-    assert made.steps.precision is (Precision.fp32 if side == 1 else Precision.auto)
+    assert made.engine.ready.precision is (Precision.fp32 if side == 1 else Precision.auto)
     assert pixels.training
     if side == 1:
         with pytest.raises(InputError, match=r"training\.precision=bf16"):
