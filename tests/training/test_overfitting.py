@@ -178,7 +178,9 @@ def test_training_that_holds_its_own_attack_alone_is_noticed_without_a_fall(
         (WorstCase(FGSM(eps=0.1)), Norm.linf, 0.1, True),
         (WorstCase(FGSM(eps=0.12)), Norm.linf, 0.1, True),
         (WorstCase(FGSM(eps=0.1)), Norm.linf, 0.12, False),
-        (WorstCase(FGSM(eps=0.1)), Norm.l2, 0.1, False),
+        # The l2 ball lies in the linf ball of the same radius.
+        (WorstCase(FGSM(eps=0.1)), Norm.l2, 0.1, True),
+        (WorstCase(FGSM(Norm.l2, 0.1)), Norm.linf, 0.1, False),
         (LSA(norm=Norm.l2, eps=0.1), Norm.l2, 0.1, True),
         (Standard(), Norm.linf, 0.1, False),
         # The images are those of the attack, whatever the bounds are of.
