@@ -172,7 +172,7 @@ def test_directories_may_have_any_name(command_line: CommandLine, tmp_path: Path
 
 LATE = """
 import os, signal
-from robusttrain.training_run import TrainingRun
+from robusttrain.training.checkpointing import TrainingRun
 keep = TrainingRun._keep
 def kept(self, epoch):
     keep(self, epoch)
