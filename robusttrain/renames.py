@@ -1,6 +1,5 @@
 """What had another name in an earlier version: saved runs are read with the names of today."""
 
-import re
 from typing import Any
 
 # Modules, by the names that configurations of saved runs may hold.
@@ -17,6 +16,14 @@ MODULES = {
 }
 
 
+# Fields that classes no longer have, by the names of today. They had one value that was allowed.
+DROPPED = {
+    "robusttrain.attacks.friendly.FriendlyPGD": {
+        "targets", "restarts", "keep_best", "stop_early",
+    },
+}  # fmt: skip
+
+
 def target(name: str) -> str:
     """The dotted name that the class `name` has today."""
     module, _, own = name.rpartition(".")
@@ -26,13 +33,20 @@ def target(name: str) -> str:
 def config(node: Any) -> Any:
     """A stored configuration, of plain containers, with the names of today."""
     if isinstance(node, dict):
+        own = target(str(node.get("_target_", "")))
         return {
-            key: target(value) if key == "_target_" else config(value)
+            key: own if key == "_target_" else config(value)
             for key, value in node.items()
+            if key not in DROPPED.get(own, ())
         }
     return [config(value) for value in node] if isinstance(node, list) else node
 
 
 def yaml(text: str) -> str:
     """A stored configuration, as YAML, with the names of today."""
-    return re.sub(r"(?<=_target_: )\S+", lambda found: target(found[0]), text)
+    # Takes a while to import, which a comparison of runs need not wait for.
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    today = config(node)
+    return text if today == node else OmegaConf.to_yaml(OmegaConf.create(today))

@@ -1,5 +1,6 @@
 """Names of earlier versions."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -42,3 +43,13 @@ def test_classes_are_renamed_wherever_they_stand(before: str) -> None:
     assert {**renamed, "parts": []} == {**node, "parts": []}
     text = OmegaConf.to_yaml(OmegaConf.create(node))
     assert renames.yaml(text) == OmegaConf.to_yaml(OmegaConf.create(renamed))
+
+
+@pytest.mark.parametrize("owner", renames.DROPPED)
+def test_fields_that_are_gone_are_left_out(owner: str) -> None:
+    module, _, name = owner.rpartition(".")
+    component = getattr(importlib.import_module(module), name)
+    fields = {field.name for field in dataclasses.fields(component)}
+    assert not fields & renames.DROPPED[owner]
+    node = {"_target_": owner, "eps": 0.1, **dict.fromkeys(renames.DROPPED[owner], None)}
+    assert renames.config({"attack": node}) == {"attack": {"_target_": owner, "eps": 0.1}}

@@ -60,7 +60,8 @@ class Transfer:
         with drawing_from(source, generator.initial_seed()):
             classes, last = _classes(source, x), int(y.max())
             if last >= classes:
-                raise InputError(f"source knows {classes} classes: it must know class {last}, too")
+                allowed = f"it must know class {last}, too"
+                raise InputError("source", allowed=allowed, problem=f"knows {classes} classes")
             attack = fitted(self.attack, classes)
             return attack(source, x, y, loss=loss, generator=generator)
 
@@ -73,4 +74,5 @@ def _classes(source: nn.Module, x: Tensor) -> int:
     except (RuntimeError, ValueError) as error:
         shape = tuple(x.shape[1:])
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"source cannot take images of shape {shape}: {reason}") from error
+        problem = f"cannot take images of shape {shape}"
+        raise InputError("source", allowed=reason, problem=problem) from error

@@ -64,8 +64,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         If there are fewer than two, one is given twice, or one does not hold a finished evaluation.
     """
     if len(folders) < 2:
-        given = "".join(f": {folder}" for folder in folders)
-        raise InputError(f"two runs or more are needed, {len(folders)} given{given}")
+        given = " and ".join(map(str, folders)) or "no run"
+        raise InputError(given, allowed="give two runs or more", problem="cannot be compared")
     for first, second in combinations(folders, 2):
         if first.resolve() == second.resolve():
             raise InputError(

@@ -59,10 +59,9 @@ class TrainingRun:
         """
         states = [saved.training, *saved.training.get("others", [])]
         if len(states) != distributed.size():
-            raise InputError(
-                f"resume={self.folder} was trained by {len(states)} processes, not by "
-                f"{distributed.size()}: give torchrun --nproc_per_node={len(states)}"
-            )
+            problem = f"was trained by {len(states)} processes, not by {distributed.size()}"
+            allowed = f"give torchrun --nproc_per_node={len(states)}"
+            raise InputError("resume", self.folder, allowed, problem)
         saved.load_into(self.trainer.model, self.folder / LATEST)
         own = states[distributed.rank()]
         self.trainer.load_state_dict({**saved.training, **own})

@@ -95,7 +95,5 @@ def _stepped(part: Any, steps: int) -> Any:
 
 def _refusal(key: str, defense: object, missing: str) -> InputError:
     name = type(defense).__name__
-    return InputError(
-        f"training.curriculum cannot change {key!r}: neither the defense {name} nor its attack "
-        f"{missing}"
-    )
+    reason = f"neither the defense {name} nor its attack {missing}"
+    return InputError("training.curriculum", allowed=reason, problem=f"cannot change {key!r}")

@@ -70,10 +70,8 @@ def refuse_unused(model: nn.Module) -> None:
     named = model.model.named_parameters()
     left_out = [name for name, p in named if p.requires_grad and p.grad is None]
     if left_out:
-        raise InputError(
-            f"several processes cannot train a model whose loss leaves out parameters: "
-            f"{', '.join(left_out)}"
-        )
+        problem = "cannot train a model whose loss leaves out parameters"
+        raise InputError("several processes", allowed=", ".join(left_out), problem=problem)
 
 
 def part_ways(model: nn.Module, seed: int) -> None:

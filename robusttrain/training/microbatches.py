@@ -55,10 +55,9 @@ def halved(images: int, most: int | None, model: nn.Module) -> int:
     """
     size = images if most is None else min(images, most)
     if size <= _least(model):
-        raise InputError(
-            f"batch_size={images} does not fit into memory, nor does a part of {size}: "
-            f"take a smaller model, or a device with more memory"
-        )
+        problem = f"does not fit into memory, nor does a part of {size}"
+        allowed = "take a smaller model, or a device with more memory"
+        raise InputError("batch_size", images, allowed, problem)
     return (size + 1) // 2
 
 
@@ -114,10 +113,9 @@ def refuse_parts(images: int, defense: object) -> None:
         # What it keeps for the places of a batch would be that of one part for all of them.
         reason = "a defense that keeps something from batch to batch does"
     if reason is not None:
-        raise InputError(
-            f"batch_size={images} does not fit into memory, and {reason} not compute "
-            f"it in parts: try batch_size={max(1, images // 2)}"
-        )
+        problem = f"does not fit into memory, and {reason} not compute it in parts"
+        allowed = f"try batch_size={max(1, images // 2)}"
+        raise InputError("batch_size", images, allowed, problem)
 
 
 def _least(model: nn.Module) -> int:

@@ -313,6 +313,5 @@ class Trainer:
 
 def _refuse_too_few(train: Samples) -> None:
     if train.size < distributed.size():
-        raise InputError(
-            f"{train.size} training images cannot be divided over {distributed.size()} processes"
-        )
+        problem = f"cannot be divided over {distributed.size()} processes"
+        raise InputError(f"{train.size} training images", problem=problem)
