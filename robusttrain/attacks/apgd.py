@@ -22,7 +22,7 @@ from robusttrain.attacks.objectives import (
     remaining,
 )
 from robusttrain.attacks.search_state import Best, Rows, standing
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import Ball, ball, per_image, striped_start
 
 # Croce and Hein 2020: share of the old move in a step, and when the step is reviewed.
@@ -180,7 +180,7 @@ class APGD(StepsField, BallAttack):
         subject = _Subject(torch.arange(len(x), device=x.device), surrogate, x)
         *before, (_, last_steps) = self._stages(start)
         for radius, steps in before:
-            larger = ball(self.norm, radius)
+            larger = ball(Threat(self.norm, radius))
             points = self._climb(larger, steps, subject, larger.project(points, x)).best_x
         self._climb(self.ball, last_steps, subject, self.ball.project(points, x), found)
         return found
@@ -190,7 +190,7 @@ class APGD(StepsField, BallAttack):
         if start is Start.stripes:
             return striped_start(self.ball, x, generator)
         radius, _ = self._stages(start)[0]
-        return RULES[self.norm].start(ball(self.norm, radius), x, generator)
+        return RULES[self.norm].start(ball(Threat(self.norm, radius)), x, generator)
 
     def _climb(
         self, ball: Ball, steps: int, subject: "_Subject", start: Tensor, best: Best | None = None

@@ -63,7 +63,7 @@ class BallAttack(ThreatFields, ABC):
     @property
     def ball(self) -> Ball:
         """The ball that the attack searches."""
-        return ball(self.norm, self.eps)
+        return ball(self.threat)
 
     def __call__(
         self,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,6 +19,17 @@ One that keeps something for each image has `take(rows)`, which gives it for som
 
 Outputs = Callable[[Tensor, slice], Tensor]
 """(logits (n, K) of some of the images, which of them these are) -> functions of theirs, (n, M)."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A loss that keeps something for each image of a batch, and can be had for some of them."""
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss of each image, (N,)."""
+
+    def take(self, rows: Tensor | slice) -> Loss:
+        """The same loss for some of the images."""
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -63,7 +74,7 @@ class Surrogate:
 
     def take(self, rows: Tensor | slice) -> Self:
         """The same function for some of the images."""
-        loss = self.loss.take(rows) if hasattr(self.loss, "take") else self.loss
+        loss = self.loss.take(rows) if isinstance(self.loss, Divisible) else self.loss
         return replace(self, labels=self.labels[rows], loss=loss)
 
     def value(self, logits: Tensor) -> Tensor:

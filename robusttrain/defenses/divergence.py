@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from robusttrain import ranges
@@ -28,7 +29,8 @@ def mean_log_probabilities(logits: Tensor, count: int) -> Tensor:
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:
     """KL(p || softmax(logits)) of each row, (N,), with log p = `target` (N, K)."""
-    return (target.exp() * (target - log_probabilities(logits))).sum(1)
+    rows = F.kl_div(log_probabilities(logits), target, reduction="none", log_target=True)
+    return rows.sum(1)
 
 
 class DivergenceFrom:

@@ -64,7 +64,7 @@ class Free(ThreatFields):
     ) -> Tensor:
         """x + d where the batch before has left d, a leaf that requires gradients."""
         self._delta = self._long_enough(x)
-        x_adv = ball(self.norm, self.eps).project(x + self._delta[: len(x)], x)
+        x_adv = ball(self.threat).project(x + self._delta[: len(x)], x)
         return x_adv.detach().requires_grad_()
 
     def outer(
@@ -79,7 +79,7 @@ class Free(ThreatFields):
         """x + d a step further along the gradient that the backward pass has left at `x_adv`."""
         assert self._delta is not None, "advance comes after inner"
         assert x_adv.grad is not None, "advance comes after a backward pass"
-        threat, step = ball(self.norm, self.eps), self.eps
+        threat, step = ball(self.threat), self.eps
         if self.step_size is not None:
             step = self.step_size
         slope, start = x_adv.grad.nan_to_num(0, 0, 0), x_adv.detach()

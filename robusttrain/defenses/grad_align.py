@@ -64,7 +64,7 @@ class GradAlign(ThreatFields):
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> Points:
         """The step of FGSM, its gradient, and noisy images."""
-        threat = ball(self.norm, self.eps)
+        threat = ball(self.threat)
         with held_still(model, Mode.train):
             surrogate = surrogate_for(model, x, y, label=Label.given, loss=cross_entropy)
             gradient = surrogate.evaluate(x).gradient

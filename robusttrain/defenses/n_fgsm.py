@@ -11,7 +11,7 @@ from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode
 from robusttrain.defenses import Objective
 from robusttrain.defenses.worst_case import WorstCase
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 
 
@@ -47,7 +47,7 @@ class NFGSM(ThreatFields):
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> Tensor:
         """A step from noisy images."""
-        noisy = ball(self.norm, self.k * self.eps).random_start(x, generator)
+        noisy = ball(Threat(self.norm, self.k * self.eps)).random_start(x, generator)
         return self._worst_case.inner(model, noisy, y, generator=generator)
 
     def outer(

@@ -39,5 +39,5 @@ class RT(ThreatFields, Defense):
         logits = model(point)
         losses = loss(logits, y)
         (gradient,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
-        worst = losses + self.eps * ball(self.norm, self.eps).dual_norm(gradient)
+        worst = losses + self.eps * ball(self.threat).dual_norm(gradient)
         return Objective(worst.mean(), clean=logits)

@@ -116,7 +116,7 @@ def _outcome(
         threat=threat,
         broken=np.not_equal(seen.prediction, subject.y.cpu().numpy()) | fallen,
         margin=seen.margin,
-        size=ball(threat.norm, 0).size(crafted.x_adv - subject.x).cpu().numpy(),
+        size=ball(Threat(threat.norm, 0)).size(crafted.x_adv - subject.x).cpu().numpy(),
         seconds=seconds,
         attacked=~fallen,
         forward_passes=crafted.forward_passes,

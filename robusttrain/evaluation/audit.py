@@ -191,7 +191,7 @@ class _Measured:
         """Shares of images whose input gradient is zero, or not a number, at a random start."""
         subject, threat = self.probe.subject, self.probe.attack.threat
         generator = torch.Generator(subject.x.device).manual_seed(subject.seed)
-        start = ball(threat.norm, threat.eps).random_start(subject.x, generator)
+        start = ball(threat).random_start(subject.x, generator)
         # At the image too: what masks gradients there may not do so next to it.
         with subject.drawing("gradients"):
             shares = [self._gradient_shares(x) for x in (subject.x, start)]

@@ -184,8 +184,9 @@ def _attacked(
     broken = np.zeros(len(images), dtype=bool)
     for number, rows in list(enumerate(groups))[distributed.share(GROUPS)]:
         if len(rows):
-            eps = float(radii[rows].min()) * INSIDE
-            broken[rows] = _broken(subject, images, rows, settings, theorem, number, eps)
+            part = _as_predicted(subject, images, rows)
+            threat = Threat(theorem.norm, float(radii[rows].min()) * INSIDE)
+            broken[rows] = _broken(part, settings, threat, number)
         advance(1)
     broken = np.any(distributed.everyones(broken), axis=0)
     count = int(broken.sum())
@@ -199,26 +200,26 @@ def _attacked(
     return [Row.counted("in_certificate", smallest, broken[held])], check
 
 
-def _broken(
-    subject: Subject,
-    images: Sequence[Certified],
-    rows: NDArray[np.int64],
-    settings: Certification,
-    theorem: Certificate,
-    number: int,
-    eps: float,
-) -> NDArray[np.bool_]:
-    """Whether the smoothed classifier leaves its certified class under an attack of radius eps."""
+def _as_predicted(
+    subject: Subject, images: Sequence[Certified], rows: NDArray[np.int64]
+) -> Subject:
+    """The images at `rows`, with their certified classes for labels."""
     predicted = torch.tensor([images[row].predicted for row in rows], device=subject.y.device)
-    part = replace(subject, x=subject.x[rows], y=predicted)
+    return replace(subject, x=subject.x[rows], y=predicted)
+
+
+def _broken(
+    part: Subject, settings: Certification, threat: Threat, number: int
+) -> NDArray[np.bool_]:
+    """Whether the smoothed classifier leaves the classes of a group under attack."""
     attack = PGD(
-        norm=theorem.norm, eps=eps, steps=settings.attack_steps, objective=Objective.margin
+        norm=threat.norm, eps=threat.eps, steps=settings.attack_steps, objective=Objective.margin
     )
-    x_adv = part.attacked(attack, np.arange(len(rows)), f"inside certificates {number}").x_adv
-    draws = max(subject.votes, settings.n0, VOTES)
-    vote = MajorityVote(subject.model, draws, settings.alpha)
-    with torch.no_grad(), subject.drawing(f"vote inside certificates {number}"):
-        shares = torch.cat([vote(batch) for batch in torch.split(x_adv, subject.batch_size)])
+    x_adv = part.attacked(attack, np.arange(len(part.y)), f"inside certificates {number}").x_adv
+    draws = max(part.votes, settings.n0, VOTES)
+    vote = MajorityVote(part.model, draws, settings.alpha)
+    with torch.no_grad(), part.drawing(f"vote inside certificates {number}"):
+        shares = torch.cat([vote(batch) for batch in torch.split(x_adv, part.batch_size)])
     now = predictions(shares)
     # Abstaining is no other class.
-    return np.asarray(((now != predicted) & (now >= 0)).cpu().numpy())
+    return np.asarray(((now != part.y) & (now >= 0)).cpu().numpy())

@@ -30,6 +30,30 @@ from robusttrain.runtime import distributed
 from robusttrain.threat import Threat
 
 
+class Plan(NamedTuple):
+    """How a model is evaluated: the settings, the threat model, and the seed of all draws."""
+
+    settings: Evaluation
+    threat: Threat
+    seed: int
+
+
+class Workplace(NamedTuple):
+    """Where an evaluation keeps its finished pieces, so that a killed one goes on from them.
+
+    Parameters
+    ----------
+    folder
+        Of several processes each needs one of its own.
+    origin
+        What else the model is, which its weights do not show: pieces of another `repr` of it are
+        not used.
+    """
+
+    folder: Path
+    origin: object
+
+
 class Found(NamedTuple):
     """What an evaluation found; `rows` are those of `report.csv` beside its attacks."""
 
@@ -50,34 +74,24 @@ class Examined(NamedTuple):
 
 
 def examined(
-    model: nn.Module,
-    samples: Samples,
-    settings: Evaluation,
-    *,
-    threat: Threat,
-    seed: int,
-    folder: Path,
-    origin: object,
-    terminal: Terminal,
+    model: nn.Module, samples: Samples, plan: Plan, workplace: Workplace, terminal: Terminal
 ) -> Examined:
     """Attack `model` on the chosen images, certify them if asked, and audit the figures.
 
-    Finished pieces of work are kept in `folder`, so that a killed evaluation goes on when it is
-    started again on the same images, weights and settings, and with an `origin` of the same repr:
-    what else the model is, which its weights do not show.
-
-    Several processes divide attacks and certificates by images; each needs a `folder` of its own.
+    A killed evaluation goes on from its finished pieces when it is started again on the same
+    images, weights, plan and origin. Several processes divide attacks and certificates by images.
     """
+    settings, threat, seed = plan
     with modes_restored(model), _predicting(model, settings):
         model.eval()
         index, subject = examine(model, samples, settings, seed)
         # How the images are cut into batches, and by what they are computed, shows in rounding.
-        how = origin, settings, threat, seed, subject.batch_size, subject.x.device
+        how = workplace.origin, *plan, subject.batch_size, subject.x.device
         processes = distributed.rank(), distributed.size()
         work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
-        subject.saved = pieces = Folder(folder, work)
+        subject.saved = pieces = Folder(workplace.folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
-        ledger = _attacked(subject, index, suite, settings, threat, terminal)
+        ledger = _attacked(subject, index, suite, plan, terminal)
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:
             return Examined(None, pieces)
@@ -100,8 +114,7 @@ def _attacked(
     subject: Subject,
     index: NDArray[np.int64],
     suite: Mapping[str, Attack],
-    settings: Evaluation,
-    threat: Threat,
+    plan: Plan,
     terminal: Terminal,
 ) -> Ledger | None:
     """What the attacks did to all images, of which each process has a share."""
@@ -112,10 +125,9 @@ def _attacked(
     ledger = None
     with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
         if len(mine):
-            ledger = attack_all(
-                part, mine, suite, settings.survivors_only, threat=threat, progress=bar
-            )
-            if not settings.save_adversarial:
+            survivors_only = plan.settings.survivors_only
+            ledger = attack_all(part, mine, suite, survivors_only, threat=plan.threat, progress=bar)
+            if not plan.settings.save_adversarial:
                 ledger.adversarial = None
     ledgers = distributed.gathered(ledger)
     if ledgers is None:

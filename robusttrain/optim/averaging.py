@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,18 @@ class Moment(NamedTuple):
 class Averaging(Protocol):
     """Settings of an average.
 
-    BatchNorm keeps the running statistics of the model, unless there is an attribute
-    `recompute_statistics` that is true: then they are computed anew for the averaged weights.
+    BatchNorm keeps the running statistics of the model, unless an average is `Recomputing`.
     """
 
     def share(self, moment: Moment) -> float:
         """What the weights of `moment` count in the average from there on, from 0 to 1."""
+
+
+@runtime_checkable
+class Recomputing(Protocol):
+    """An average that may have BatchNorm's running statistics computed anew for its weights."""
+
+    recompute_statistics: bool
 
 
 @dataclass
@@ -145,7 +151,7 @@ class Average:
         own = [value.clone() for value in present]
         _write(self.weights, present[: len(self.weights)])
         try:
-            if getattr(self.settings, "recompute_statistics", False):
+            if isinstance(self.settings, Recomputing) and self.settings.recompute_statistics:
                 recompute()
             yield
         finally:

@@ -12,7 +12,7 @@ from robusttrain.config.run_config import Config
 from robusttrain.data import Samples, hold_out
 from robusttrain.errors import InputError
 from robusttrain.evaluation import model_checks
-from robusttrain.evaluation.pipeline import Examined, Found, examined
+from robusttrain.evaluation.pipeline import Examined, Found, Plan, Workplace, examined
 from robusttrain.loggers import Figures, Record, of_epoch, of_report
 from robusttrain.loggers.none import NoLogger
 from robusttrain.report.files import write_json
@@ -166,12 +166,10 @@ def _evaluate(
 def _examined(context: RunContext, model: nn.Module, test: Samples) -> Examined:
     config = context.config
     with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
-        return examined(
-            model, test, config.evaluation,
-            threat=config.threat, seed=config.seed,
-            folder=context.run_dir / f"{PIECES}{distributed.suffix()}",
-            origin=(config.checkpoint, config.model, config.noise), terminal=context.terminal,
-        )  # fmt: skip
+        plan = Plan(config.evaluation, config.threat, config.seed)
+        folder = context.run_dir / f"{PIECES}{distributed.suffix()}"
+        workplace = Workplace(folder, (config.checkpoint, config.model, config.noise))
+        return examined(model, test, plan, workplace, context.terminal)
 
 
 def _report(context: RunContext, found: Found) -> Figures:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 
 # Below this a gradient, or any other divisor, says nothing; less would overflow in float32.
 TINY = 1e-12
@@ -245,19 +245,14 @@ class L1Ball(_Radius):
         return torch.zeros_like(flat).scatter_(1, chosen, signs / share)
 
 
-def ball(norm: Norm, eps: float) -> Ball:
-    """The ball of radius `eps` (pixel units, 0 or more) in `norm`.
-
-    Raises
-    ------
-    InputError
-        If `eps` is negative or not finite.
+def ball(threat: Threat) -> Ball:
+    """What is computed with a threat model.
 
     Examples
     --------
     >>> import torch
     >>> x = torch.tensor([[0.5, 0.95]])
-    >>> ball(Norm.linf, 0.1).linear_maximiser(torch.tensor([[-1.0, 2.0]]), x)
+    >>> ball(Threat(Norm.linf, 0.1)).linear_maximiser(torch.tensor([[-1.0, 2.0]]), x)
     tensor([[0.4000, 1.0000]])
     """
     balls: dict[Norm, Callable[[float], Ball]] = {
@@ -265,7 +260,7 @@ def ball(norm: Norm, eps: float) -> Ball:
         Norm.l2: L2Ball,
         Norm.l1: L1Ball,
     }
-    return balls[Norm(norm)](eps)
+    return balls[threat.norm](threat.eps)
 
 
 def striped_start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:

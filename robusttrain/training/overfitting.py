@@ -8,7 +8,7 @@ import torch
 from robusttrain.attacks import parts, states_threat, threats
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Samples, Split
-from robusttrain.threat import Norm, Threat
+from robusttrain.threat import Threat
 from robusttrain.training.settings import OnOverfit
 
 # More than this below the best epoch so far, a share of images, is catastrophic overfitting.
@@ -83,15 +83,15 @@ class Course:
         return columns
 
 
-def covers(defense: Any, norm: Norm, eps: float) -> bool:
+def covers(defense: Any, threat: Threat) -> bool:
     """Whether the adversarial images of `defense` may lie anywhere in the ball that `probe` has."""
-    probed, stated = Threat(norm, eps), threats(defense)
-    return bool(stated) and states_threat(defense) and all(own.covers(probed) for own in stated)
+    stated = threats(defense)
+    return bool(stated) and states_threat(defense) and all(own.covers(threat) for own in stated)
 
 
-def probe(norm: Norm, eps: float) -> PGD:
+def probe(threat: Threat) -> PGD:
     """The attack that tells catastrophic overfitting from training that goes well."""
-    return PGD(norm=norm, eps=eps, steps=10)
+    return PGD(norm=threat.norm, eps=threat.eps, steps=10)
 
 
 def watched(train: Samples, defense: Any, eps: float) -> Split:

@@ -274,10 +274,9 @@ class Trainer:
         size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
         with self.averaged():
             clean, robust = self.look("validation", self.validation, attack, size)
-        norm, eps = self.threat.norm, self.threat.eps
-        _, pgd = self.look("overfitting", self.watched, probe(norm, eps), size)
+        _, pgd = self.look("overfitting", self.watched, probe(self.threat), size)
         own = figures["train_robust_accuracy"]
-        full = covers(self.present, norm, eps)
+        full = covers(self.present, self.threat)
         course = self.course.judged(pgd, self.settings.on_overfit, own if full else None)
         epoch = Epoch(
             position.epoch, position.seconds, position.lr, **figures,

@@ -22,7 +22,7 @@ from robusttrain.attacks.objectives import (
     targeted_margin,
 )
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.attacks import (
     Affine,
@@ -101,7 +101,7 @@ def test_iterates_are_those_of_the_plain_reference(norm: Norm, eps: float, steps
     network, x = tanh_network(48, 3), everywhere(24, 3, 4, 4)
     y = network(x).argmax(1)
     x_adv = APGD(norm=norm, eps=eps, steps=steps)(network, x, y, generator=generator(3))
-    start = ball(norm, eps).random_start(x, generator(3))
+    start = ball(Threat(norm, eps)).random_start(x, generator(3))
     outcomes = []
     for i in range(len(x)):
         flat = (x[i].flatten().numpy(), start[i].flatten().numpy())
@@ -117,7 +117,7 @@ def test_reviews_are_those_of_the_paper() -> None:
     """Croce and Hein 2020, section 3.1: more and more often."""
     expected = [22, 41, 57, 70, 80, 87, 93, 99]
     assert checkpoints(100)[1:] == expected
-    reviews = RULES[Norm.linf](ball(Norm.linf, 0.1), 100, 0.75).reviews()
+    reviews = RULES[Norm.linf](ball(Threat(Norm.linf, 0.1)), 100, 0.75).reviews()
     assert list(reviews) == expected
     assert list(reviews.values()) == [after - before for before, after in pairwise([0, *expected])]
 
@@ -155,7 +155,7 @@ def test_the_worst_case_of_a_linear_model_is_reached(norm: Norm, keys: dict[str,
 def test_the_worst_case_with_an_active_box_is_reached(norm: Norm, eps: float) -> None:
     (model, y), x = sure_of_class_0(), everywhere(8, 3, 4, 4)
     slope = (model.weight[1] - model.weight[0]).view_as(x[:1]).expand_as(x)
-    worst = leads(model(ball(norm, eps).linear_maximiser(slope, x)))
+    worst = leads(model(ball(Threat(norm, eps)).linear_maximiser(slope, x)))
     attack = APGD(norm=norm, eps=eps, objective=Objective.margin)
     reached = leads(model(attack(model, x, y, generator=generator())))
     # The l1 step never gets shorter than a tenth of the radius, so that it ends close by.
@@ -373,7 +373,9 @@ def test_searches_start_from_stripes_at_the_edge_in_turn() -> None:
             shared = torch.allclose(delta, delta[..., :1, :].expand_as(delta), atol=1e-7)
             assert shared is (number % 2 == 1)
         striped = starts[1]
-        assert torch.allclose(ball(norm, 0).size(striped), torch.tensor(0.1).to(x), atol=1e-6)
+        assert torch.allclose(
+            ball(Threat(norm, 0)).size(striped), torch.tensor(0.1).to(x), atol=1e-6
+        )
         assert torch.allclose(striped.abs(), striped.abs().amax((1, 2, 3), keepdim=True))
         # One sign a column and channel, drawn for every image and search anew.
         assert not torch.equal(striped.sign(), starts[3].sign())
@@ -386,7 +388,7 @@ def test_a_search_from_outside_goes_through_halved_balls(norm: Norm) -> None:
     attack = APGD(norm=norm, eps=0.01, steps=10, starts=[Start.outside])
     model = Watched()
     attack(model, x, torch.zeros(8, dtype=torch.int64))
-    sizes = [float(ball(norm, 0).size(points - x).max()) for points in model.points]
+    sizes = [float(ball(Threat(norm, 0)).size(points - x).max()) for points in model.points]
     # Two steps in each larger ball, four in the last one, and a look at where each begins.
     stages = [max(sizes[first:last]) for first, last in pairwise((0, 3, 6, 9, 14))]
     assert len(sizes) == 14

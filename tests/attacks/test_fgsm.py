@@ -5,7 +5,7 @@ import torch
 
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, generator, interior
 
@@ -30,7 +30,7 @@ def test_random_start_steps_by_a_quarter_more_than_the_radius_and_is_cut_back(
     y = torch.tensor([0, 1, 0, 1])
     attack = FGSM(eps=eps, random_start=True, step_size=step_size)
     x_adv = attack(model, x, y, generator=generator(7))
-    start = x + ball(Norm.linf, eps).random_offset(x, generator(7))
+    start = x + ball(Threat(Norm.linf, eps)).random_offset(x, generator(7))
     sign = (model.weight[1 - y] - model.weight[y]).sign().view_as(x)
     free = start + (0.125 if step_size is None else step_size) * sign
     expected = torch.minimum(torch.maximum(free, x - eps), x + eps).clamp(0, 1)
@@ -65,7 +65,7 @@ def test_the_gradient_is_taken_at_the_random_start() -> None:
     x, y = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
     assert torch.equal(FGSM(eps=0.1)(Computed(bowl), x, y), x)
     x_adv = FGSM(eps=0.1, random_start=True)(Computed(bowl), x, y, generator=generator())
-    start = ball(Norm.linf, 0.1).random_start(x, generator())
+    start = ball(Threat(Norm.linf, 0.1)).random_start(x, generator())
     assert torch.allclose(x_adv, x + 0.1 * (start - x).sign())
 
 

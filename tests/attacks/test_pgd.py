@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.pgd import PGD
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.attacks import (
     OnFirstPixel,
@@ -37,7 +37,7 @@ def test_iterates_are_those_of_the_plain_reference(
     step = eps / 3 if given_step else None
     attack = PGD(norm=norm, eps=eps, steps=steps, step_size=step, random_start=random_start)
     x_adv = attack(network, x, y, generator=generator(3))
-    start = ball(norm, eps).random_start(x, generator(3)) if random_start else x
+    start = ball(Threat(norm, eps)).random_start(x, generator(3)) if random_start else x
     length = eps / 3 if given_step else 2.5 * eps / 7
     for i in range(len(x)):
         centre, z = x[i].flatten().numpy(), start[i].flatten().numpy()
@@ -144,7 +144,7 @@ def test_a_gaussian_start_is_right_next_to_the_image(norm: Norm, eps: float) -> 
     model, x, y = tanh_network(100, 4), everywhere(4, 1, 10, 10), torch.arange(4)
     attack = PGD(norm=norm, eps=eps, steps=1, step_size=1e-12, start="gaussian")
     nearby = torch.empty_like(x).normal_(0, 0.001, generator=generator(3))
-    expected = ball(norm, eps).project(x + nearby, x)
+    expected = ball(Threat(norm, eps)).project(x + nearby, x)
     x_adv = attack(model, x, y, generator=generator(3))
     assert torch.allclose(x_adv, expected, rtol=0, atol=1e-9)
     assert 0.0003 < (x_adv - x).std() < 0.0015

@@ -4,7 +4,7 @@ import torch
 
 from robusttrain.attacks.base import Label
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, interior
 
@@ -32,7 +32,7 @@ def test_heads_for_the_class_that_the_linearised_softmax_reaches_first(norm: Nor
         nearest = min(distances, key=lambda j: distances[j])
         chosen.add(nearest)
         way = torch.from_numpy(jacobian[nearest] - jacobian[own]).view(1, 1, 3, 4)
-        expected = ball(norm, eps).linear_maximiser(way, x[i : i + 1])
+        expected = ball(Threat(norm, eps)).linear_maximiser(way, x[i : i + 1])
         assert torch.allclose(x_adv[i : i + 1], expected, rtol=0, atol=1e-9)
     assert len(chosen) > 1
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.base import Label
 from robusttrain.attacks.square import Square
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, generator, interior
 
@@ -50,7 +50,7 @@ def test_the_worst_corner_of_a_linear_model_is_found(eps: float) -> None:
     y = torch.zeros(8, dtype=torch.int64)
     x_adv = Square(eps=eps, queries=1500)(model, x, y, generator=generator())
     slope = (model.weight[1] - model.weight[0]).view_as(x[:1]).expand_as(x)
-    worst = lead(model(ball(Norm.linf, eps).linear_maximiser(slope, x)), y)
+    worst = lead(model(ball(Threat(Norm.linf, eps)).linear_maximiser(slope, x)), y)
     assert torch.allclose(lead(model(x_adv), y), worst, rtol=0, atol=1e-9)
 
 
@@ -59,7 +59,7 @@ def test_exactly_the_images_that_can_be_fooled_are_fooled() -> None:
     eps = 0.04
     x_adv = Square(eps=eps, queries=1000)(model, x, y, generator=generator())
     slope = (model.weight[1 - y] - model.weight[y]).view_as(x)
-    can_be = lead(model(ball(Norm.linf, eps).linear_maximiser(slope, x)), y) > 0
+    can_be = lead(model(ball(Threat(Norm.linf, eps)).linear_maximiser(slope, x)), y) > 0
     assert 10 < can_be.sum() < 54
     assert torch.equal(model(x_adv).argmax(1) != y, can_be)
 
@@ -148,7 +148,7 @@ def test_bumps_spend_the_whole_radius(norm: Norm) -> None:
     model = Affine(2, 768)
     model.bias.data[0] += 1000
     for points in asked(Square(norm=norm, eps=0.4, queries=40, give_up=False), model, x):
-        assert torch.allclose(ball(norm, 1.0).size(points - x), torch.tensor(0.4).double())
+        assert torch.allclose(ball(Threat(norm, 1.0)).size(points - x), torch.tensor(0.4).double())
 
 
 @every_norm
@@ -179,7 +179,7 @@ def test_images_of_any_size_have_room_for_a_square(norm: Norm, shape: tuple[int,
     model = Affine(2, x[0].numel())
     x_adv = Square(norm=norm, eps=0.2, queries=20)(model, x, torch.zeros(3).long())
     assert x_adv.isfinite().all()
-    assert (ball(norm, 1.0).size(x_adv - x) <= 0.2 + 1e-9).all()
+    assert (ball(Threat(norm, 1.0)).size(x_adv - x) <= 0.2 + 1e-9).all()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import torch
 
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.uniform import Uniform
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, generator
 
@@ -14,7 +14,7 @@ def test_draws_a_random_start_and_asks_the_model_nothing(norm: Norm) -> None:
     model, x = Affine(2, 12), everywhere(5, 1, 3, 4)
     model.register_forward_hook(lambda *_: calls.append(1))
     x_adv = Uniform(norm=norm, eps=0.3)(model, x, torch.zeros(5).long(), generator=generator(4))
-    assert torch.equal(x_adv, ball(norm, 0.3).random_start(x, generator(4)))
+    assert torch.equal(x_adv, ball(Threat(norm, 0.3)).random_start(x, generator(4)))
     assert not calls
 
 

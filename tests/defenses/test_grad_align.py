@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robusttrain.attacks import cross_entropy
 from robusttrain.defenses.grad_align import GradAlign, misalignment
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.defenses import asked
 
@@ -37,7 +37,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def offset(norm: Norm) -> Tensor:
-    return ball(norm, EPS).random_offset(batch()[0], torch.Generator().manual_seed(3))
+    return ball(Threat(norm, EPS)).random_offset(batch()[0], torch.Generator().manual_seed(3))
 
 
 def objective(model: nn.Module, norm: Norm, weight: float) -> Tensor:
@@ -81,7 +81,7 @@ def test_without_the_regulariser_it_trains_on_the_step_of_fgsm(norm: Norm) -> No
     model, (x, y) = Quadratic(), batch()
     sign = torch.where(y == 0, -1.0, 1.0).double()[:, None]
     slope = (sign * (x.flatten(1) @ model.matrix.detach())).view_as(x)
-    x_adv = ball(norm, EPS).linear_maximiser(slope, x)
+    x_adv = ball(Threat(norm, EPS)).linear_maximiser(slope, x)
     expected = cross_entropy(model(x_adv), y).mean()
     torch.testing.assert_close(objective(model, norm, 0.0), expected, rtol=1e-12, atol=0)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain.defenses.n_fgsm import NFGSM
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.defenses import asked
 
@@ -29,7 +29,7 @@ def trained_on(defense: NFGSM, model: nn.Sequential, x: Tensor, y: Tensor) -> Te
 
 
 def noise(norm: Norm, radius: float, x: Tensor) -> Tensor:
-    return ball(norm, radius).random_offset(x, torch.Generator().manual_seed(5))
+    return ball(Threat(norm, radius)).random_offset(x, torch.Generator().manual_seed(5))
 
 
 STEP: dict[Norm, Callable[[Tensor], Tensor]] = {
@@ -47,7 +47,7 @@ def test_the_perturbation_is_noise_and_a_whole_step(norm: Norm) -> None:
     expected = x + noise(norm, 0.15, x) + 0.05 * STEP[norm](towards).view_as(x)
     x_adv = trained_on(NFGSM(norm, 0.05, k=3.0), model, x, y)
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12)
-    assert (ball(norm, 0.05).size(x_adv - x) > 0.05).any()
+    assert (ball(Threat(norm, 0.05)).size(x_adv - x) > 0.05).any()
 
 
 def test_noise_and_step_are_cut_with_the_box_each() -> None:

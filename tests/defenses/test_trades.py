@@ -13,7 +13,7 @@ from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.defenses.trades import TRADES
 from robusttrain.errors import InputError
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from toys.defenses import (
     CLASSES,
@@ -65,7 +65,7 @@ def test_the_attack_climbs_the_divergence_from_the_clean_output(norm: Norm) -> N
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     asked(TRADES(attack), model, x, y)
     p = softmax(x.flatten(1).numpy() @ weight.T + bias)
-    threat = ball(norm, 0.2)
+    threat = ball(Threat(norm, 0.2))
     nearby = torch.empty_like(x).normal_(0, 0.001, generator=generator())
     z = threat.project(x + nearby, x)
     for _ in range(4):

@@ -33,7 +33,7 @@ from robusttrain.evaluation.certification import (
     certify,
     lower_bound,
 )
-from robusttrain.evaluation.pipeline import Found, examined
+from robusttrain.evaluation.pipeline import Found, Plan, Workplace, examined
 from robusttrain.evaluation.session import Subject
 from robusttrain.evaluation.settings import Certification
 from robusttrain.evaluation.voting import MajorityVote
@@ -494,7 +494,7 @@ def test_each_group_is_attacked_inside_of_its_smallest_radius(
         smallest = min(image.radius for image in group)
         assert norm == found.theorem.norm
         assert 0.99 * smallest < eps < smallest
-        assert ball(norm, 0).size(x_adv - start).max() < smallest
+        assert ball(Threat(norm, 0)).size(x_adv - start).max() < smallest
         assert labels.tolist() == [image.predicted for image in group]
         attacked.append(sorted(image.radius for image in group))
     assert sum(map(len, attacked)) == sum(not image.abstained for image in found.images) < len(x)
@@ -672,10 +672,9 @@ SPLIT = Split(torch.full((6, 1, 4, 4), 179, dtype=torch.uint8), torch.ones(6, dt
 
 def evaluated(model: nn.Module, folder: Path, settings: Certification | None) -> Found:
     evaluation = Evaluation({}, votes=101, eot=2, certification=settings)
-    found = examined(
-        model, SPLIT, evaluation, threat=Threat(Norm.l2, 0.1), seed=0, folder=folder, origin=None,
-        terminal=Terminal(Console(file=io.StringIO())),
-    ).found  # fmt: skip
+    plan, workplace = Plan(evaluation, Threat(Norm.l2, 0.1), seed=0), Workplace(folder, None)
+    terminal = Terminal(Console(file=io.StringIO()))
+    found = examined(model, SPLIT, plan, workplace, terminal).found
     assert found is not None
     return found
 

@@ -28,7 +28,7 @@ from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.pipeline import examined
+from robusttrain.evaluation.pipeline import Plan, Workplace, examined
 from robusttrain.evaluation.settings import Certification
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.layer import NoiseLayer, Progress, Switches, attach
@@ -426,11 +426,9 @@ def test_an_evaluation_is_divided_by_images(images: int, tmp_path: Path) -> None
     model[0] = nn.Identity()  # type: ignore[operator]
 
     def work() -> Any:
-        folder = tmp_path / f"partial{distributed.suffix()}"
-        done = examined(
-            model, DATA.load()[1], settings, threat=Threat(Norm.linf, EPS), seed=0, folder=folder,
-            origin=None, terminal=quiet(),
-        )  # fmt: skip
+        workplace = Workplace(tmp_path / f"partial{distributed.suffix()}", None)
+        plan = Plan(settings, Threat(Norm.linf, EPS), seed=0)
+        done = examined(model, DATA.load()[1], plan, workplace, quiet())
         kept = done.pieces.path.is_dir()
         distributed.together()
         done.pieces.remove()
@@ -461,10 +459,9 @@ def test_certificates_are_those_of_one_process(tmp_path: Path) -> None:
     )
 
     def work() -> Any:
-        return examined(
-            model, split, settings, threat=Threat(Norm.l2, 0.1), seed=0,
-            folder=tmp_path / f"partial{distributed.suffix()}", origin=None, terminal=quiet(),
-        ).found  # fmt: skip
+        workplace = Workplace(tmp_path / f"partial{distributed.suffix()}", None)
+        plan = Plan(settings, Threat(Norm.l2, 0.1), seed=0)
+        return examined(model, split, plan, workplace, quiet()).found
 
     alone, (first, _) = work(), together(work, tmp_path)
     timeless = ([{**vars(i), "seconds": 0} for i in f.certificates.images] for f in (alone, first))

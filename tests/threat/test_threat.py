@@ -73,7 +73,7 @@ class TestProjection:
     def test_is_feasible_idempotent_and_leaves_feasible_points(
         self, norm: Norm, seed: int, eps: float
     ) -> None:
-        threat, x = ball(norm, eps), images(seed)
+        threat, x = ball(Threat(norm, eps)), images(seed)
         z = threat.project(x + directions(seed + 1, x), x)
         assert feasible(threat, z, x)
         assert torch.allclose(threat.project(z, x), z, rtol=0, atol=1e-12)
@@ -85,7 +85,7 @@ class TestProjection:
 
         A linear programme finds the w of largest <p - z, w - x>.
         """
-        threat, x = ball(norm, eps), images(seed, count=1)
+        threat, x = ball(Threat(norm, eps)), images(seed, count=1)
         p = x + 2 * directions(seed + 1, x)
         z = threat.project(p, x)
         outward, moved = (p - z).flatten().numpy(), (z - x).flatten().numpy()
@@ -96,7 +96,7 @@ class TestProjection:
     def test_l1_is_exact_in_float32_from_far_away(self, eps: float) -> None:
         """Sums over thousands of pixels are rounded by more than a small radius forgives."""
         x, p = (torch.rand(8, 3, 32, 32, generator=generator(seed)) for seed in (0, 1))
-        moved = (ball(Norm.l1, eps).project(p, x).double() - x.double()).flatten(1)
+        moved = (ball(Threat(Norm.l1, eps)).project(p, x).double() - x.double()).flatten(1)
         # What is left is the rounding of each pixel's own value.
         assert (moved.abs().sum(1) <= eps * (1 + 1e-6)).all()
 
@@ -104,7 +104,7 @@ class TestProjection:
         """One that is a rounding error away from its face would look as if it could move."""
         x, p = (torch.rand(8, 1, 8, 8, generator=generator(seed)).double() for seed in (0, 1))
         p = x + 3 * (p - x)
-        z = ball(Norm.l1, 12.0).project(p, x)
+        z = ball(Threat(Norm.l1, 12.0)).project(p, x)
         near = torch.minimum(z, 1 - z)
         assert (near == 0).any()
         assert not ((near > 0) & (near < 1e-9)).any()
@@ -115,13 +115,13 @@ class TestProjection:
         delta = directions(seed, x)
         length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         expected = x + delta * (eps / length).clamp_max(1)
-        assert torch.allclose(ball(Norm.l2, eps).project(x + delta, x), expected)
+        assert torch.allclose(ball(Threat(Norm.l2, eps)).project(x + delta, x), expected)
 
     @pytest.mark.parametrize("pixels", [784, 3072])
     @every_norm
     def test_is_feasible_for_many_pixels_in_float32(self, norm: Norm, pixels: int) -> None:
         eps = {Norm.linf: 8 / 255, Norm.l2: 0.5, Norm.l1: 12.0}[norm]
-        threat, x = ball(norm, eps), torch.rand(8, 1, 1, pixels, generator=generator(0))
+        threat, x = ball(Threat(norm, eps)), torch.rand(8, 1, 1, pixels, generator=generator(0))
         noise = torch.randn(x.shape, generator=generator(1))
         # As far out as a step of an attack gets.
         p = x + noise * (2 * eps / threat.size(noise)).view(-1, 1, 1, 1)
@@ -132,7 +132,7 @@ class TestLinearForms:
     @every_norm
     @given(seed=seeds)
     def test_the_steepest_direction_attains_the_dual_norm(self, norm: Norm, seed: int) -> None:
-        threat, g = ball(norm, 1.0), directions(seed, images(seed))
+        threat, g = ball(Threat(norm, 1.0)), directions(seed, images(seed))
         steepest = threat.steepest(g)
         assert (threat.size(steepest) <= 1 + 1e-12).all()
         assert torch.allclose(inner(g, steepest), threat.dual_norm(g), rtol=1e-12, atol=1e-11)
@@ -143,20 +143,22 @@ class TestLinearForms:
         g = directions(seed, images(seed, count=1))
         flat = g.flatten().numpy()
         expected = reach(norm, 1.0, np.zeros_like(flat), flat, boxed=False)
-        assert ball(norm, 1.0).dual_norm(g).item() == pytest.approx(expected, abs=1e-11)
+        assert ball(Threat(norm, 1.0)).dual_norm(g).item() == pytest.approx(expected, abs=1e-11)
 
     @given(seed=seeds)
     def test_the_dual_norm_of_l2_is_l2(self, seed: int) -> None:
         g = directions(seed, images(seed))
         expected = [math.hypot(*row) for row in g.flatten(1).tolist()]
-        assert ball(Norm.l2, 1.0).dual_norm(g).tolist() == pytest.approx(expected, abs=1e-11)
+        assert ball(Threat(Norm.l2, 1.0)).dual_norm(g).tolist() == pytest.approx(
+            expected, abs=1e-11
+        )
 
     @every_norm
     @given(seed=seeds)
     def test_the_slope_of_the_dual_norm_is_the_steepest_direction(
         self, norm: Norm, seed: int
     ) -> None:
-        threat = ball(norm, 1.0)
+        threat = ball(Threat(norm, 1.0))
         g = torch.randn(3, 1, 2, 3, generator=generator(seed), dtype=torch.float64).requires_grad_()
         (slope,) = torch.autograd.grad(threat.dual_norm(g).sum(), g)
         assert torch.allclose(slope, threat.steepest(g.detach()), atol=1e-12)
@@ -165,7 +167,7 @@ class TestLinearForms:
     def test_the_dual_norm_has_finite_derivatives_at_zero(self, norm: Norm) -> None:
         g = torch.zeros(2, 1, 2, 2, requires_grad=True)
         (first,) = torch.autograd.grad(
-            ball(norm, 1.0).dual_norm(g).square().sum(), g, create_graph=True
+            ball(Threat(norm, 1.0)).dual_norm(g).square().sum(), g, create_graph=True
         )
         (second,) = torch.autograd.grad(first.sum(), g)
         assert first.isfinite().all()
@@ -176,7 +178,7 @@ class TestLinearForms:
     def test_the_linear_maximiser_solves_the_linear_programme(
         self, norm: Norm, seed: int, eps: float
     ) -> None:
-        threat, x = ball(norm, eps), images(seed, count=1)
+        threat, x = ball(Threat(norm, eps)), images(seed, count=1)
         g = directions(seed + 1, x)
         z = threat.linear_maximiser(g, x)
         assert feasible(threat, z, x)
@@ -187,7 +189,7 @@ class TestLinearForms:
     def test_the_l2_linear_maximiser_attains_the_dual_norm_inside_the_box(
         self, seed: int, eps: float
     ) -> None:
-        threat, x = ball(Norm.l2, eps), 0.5 * torch.ones(3, 1, 2, 2, dtype=torch.float64)
+        threat, x = ball(Threat(Norm.l2, eps)), 0.5 * torch.ones(3, 1, 2, 2, dtype=torch.float64)
         g = directions(seed, x)
         gain = inner(g, threat.linear_maximiser(g, x) - x)
         assert torch.allclose(gain, eps * threat.dual_norm(g), atol=1e-10)
@@ -197,11 +199,13 @@ class TestLinearForms:
     def test_a_faint_gradient_still_has_a_direction(self, norm: Norm, scale: float) -> None:
         """A logit gap of 45 leaves gradients of 1e-20: squared, they are 0 in float32."""
         g = torch.tensor([[[[3.0, -2.0, 1.0]]]])
-        assert torch.allclose(ball(norm, 1).steepest(scale * g), ball(norm, 1).steepest(g))
+        assert torch.allclose(
+            ball(Threat(norm, 1)).steepest(scale * g), ball(Threat(norm, 1)).steepest(g)
+        )
 
     @every_norm
     def test_no_gradient_no_direction(self, norm: Norm) -> None:
-        threat, x = ball(norm, 0.3), images(0)
+        threat, x = ball(Threat(norm, 0.3)), images(0)
         zero = torch.zeros_like(x)
         assert not threat.steepest(zero).any()
         assert not threat.ascent(zero, x).any()
@@ -245,7 +249,7 @@ class TestShortestWay:
         self, norm: Norm, seed: int, share: float, sign: float
     ) -> None:
         """Some pixels are at their faces, some weights zero."""
-        threat, x = ball(norm, 0.1), images(seed, count=1)
+        threat, x = ball(Threat(norm, 0.1)), images(seed, count=1)
         w = directions(seed + 1, x)
         gain = share * most_gain(w, x, sign)
         assume(gain.item() != 0)
@@ -264,7 +268,7 @@ class TestShortestWay:
         x = images(seed)
         w = directions(seed + 1, x)
         most = most_gain(w, x, sign)
-        d = ball(norm, 0.1).shortest_way(w, excess * most, x)
+        d = ball(Threat(norm, 0.1)).shortest_way(w, excess * most, x)
         assert torch.allclose(inner(w, d), most, rtol=1e-6)
         assert (x + d).min() >= -1e-12
         assert (x + d).max() <= 1 + 1e-12
@@ -273,7 +277,7 @@ class TestShortestWay:
     @pytest.mark.parametrize("scale", [1e-20, 1e-30, 1e-36])
     def test_faint_weights_lead_the_same_way(self, norm: Norm, scale: float) -> None:
         """As steepest directions: the weights are gradients, and the gain is as small as they."""
-        threat, x = ball(norm, 0.1), images(0).float()
+        threat, x = ball(Threat(norm, 0.1)), images(0).float()
         w = directions(1, x)
         gain = 0.3 * most_gain(w, x, 1)
         faint = threat.shortest_way(scale * w, scale * gain, x)
@@ -288,7 +292,7 @@ class TestShortestWay:
         x = images(0).to(dtype)
         w = torch.zeros_like(x)
         w[..., :2] = torch.tensor([1, -0.5]) * scale
-        d = ball(norm, 0.1).shortest_way(w, torch.tensor([5.0, -5, 0], dtype=dtype), x)
+        d = ball(Threat(norm, 0.1)).shortest_way(w, torch.tensor([5.0, -5, 0], dtype=dtype), x)
         assert d.isfinite().all()
         assert not d[..., 2:].any()
         assert (x + d).min() >= 0
@@ -296,7 +300,7 @@ class TestShortestWay:
 
     @every_norm
     def test_has_the_same_gain_for_many_pixels_in_float32(self, norm: Norm) -> None:
-        threat, x = ball(norm, 0.1), torch.rand(4, 3, 32, 32, generator=generator(0))
+        threat, x = ball(Threat(norm, 0.1)), torch.rand(4, 3, 32, 32, generator=generator(0))
         w = torch.randn(x.shape, generator=generator(1))
         gain = torch.tensor([1e-2, 1.0, -30.0, 500.0])
         d = threat.shortest_way(w, gain, x)
@@ -309,7 +313,7 @@ class TestAscent:
     @every_norm
     @given(seed=seeds)
     def test_never_descends_and_has_norm_one_at_most(self, norm: Norm, seed: int) -> None:
-        threat, x = ball(norm, 1.0), images(seed)
+        threat, x = ball(Threat(norm, 1.0)), images(seed)
         g = directions(seed + 1, x)
         step = threat.ascent(g, x)
         assert (threat.size(step) <= 1 + 1e-12).all()
@@ -319,7 +323,7 @@ class TestAscent:
     def test_l1_never_proposes_a_pixel_that_the_box_blocks(self, seed: int, pixels: int) -> None:
         x = images(seed, pixels=pixels)
         g = directions(seed + 1, x)
-        step = ball(Norm.l1, 1.0).ascent(g, x)
+        step = ball(Threat(Norm.l1, 1.0)).ascent(g, x)
         assert not ((step > 0) & (x == 1)).any()
         assert not ((step < 0) & (x == 0)).any()
         movable = ((g > 0) & (x < 1)) | ((g < 0) & (x > 0))
@@ -337,12 +341,12 @@ class TestAscent:
         """One at least, and no pixel that the box blocks."""
         x = images(seed, pixels=50)
         g = directions(seed + 1, x)
-        step = ball(Norm.l1, 1.0).sparse_ascent(g, x, torch.tensor(counts, dtype=x.dtype))
+        step = ball(Threat(Norm.l1, 1.0)).sparse_ascent(g, x, torch.tensor(counts, dtype=x.dtype))
         movable = ((g > 0) & (x < 1)) | ((g < 0) & (x > 0))
         free = movable.flatten(1).sum(1)
         moved = (step != 0).flatten(1).sum(1)
         assert torch.equal(moved, torch.minimum(free, torch.tensor(counts).clamp_min(1)))
-        assert torch.allclose(ball(Norm.l1, 1.0).size(step), torch.ones(3).double())
+        assert torch.allclose(ball(Threat(Norm.l1, 1.0)).size(step), torch.ones(3).double())
         assert (g * step >= 0).all()
         weakest_chosen = torch.where(step != 0, g.abs(), torch.inf).flatten(1).amin(1)
         strongest_left = torch.where(movable & (step == 0), g.abs(), 0).flatten(1).amax(1)
@@ -350,7 +354,7 @@ class TestAscent:
 
     @pytest.mark.parametrize("norm", [Norm.linf, Norm.l2])
     def test_other_norms_have_no_sparse_steps(self, norm: Norm) -> None:
-        x, threat = images(0), ball(norm, 1.0)
+        x, threat = images(0), ball(Threat(norm, 1.0))
         g = directions(1, x)
         assert torch.equal(threat.sparse_ascent(g, x, torch.ones(3)), threat.ascent(g, x))
 
@@ -360,14 +364,16 @@ class TestRandomStart:
 
     def draw(self, norm: Norm, eps: float, pixels: int) -> NDArray[np.float64]:
         x = torch.full((self.COUNT, 1, 1, pixels), 0.5, dtype=torch.float64)
-        delta = ball(norm, eps).random_start(x, generator(0)) - x
+        delta = ball(Threat(norm, eps)).random_start(x, generator(0)) - x
         return (delta.flatten(1) / eps).numpy()
 
     @every_norm
     @given(seed=seeds, eps=radii)
     def test_is_feasible(self, norm: Norm, seed: int, eps: float) -> None:
         x = images(seed)
-        assert feasible(ball(norm, eps), ball(norm, eps).random_start(x, generator(seed)), x)
+        assert feasible(
+            ball(Threat(norm, eps)), ball(Threat(norm, eps)).random_start(x, generator(seed)), x
+        )
 
     @every_norm
     @pytest.mark.parametrize("pixels", [1, 2, 9])
@@ -397,7 +403,7 @@ class TestRandomStart:
 
     @every_norm
     def test_depends_on_the_generator_alone(self, norm: Norm) -> None:
-        x, threat = images(0), ball(norm, 0.3)
+        x, threat = images(0), ball(Threat(norm, 0.3))
         first = threat.random_start(x, generator(5))
         torch.rand(3)
         assert torch.equal(first, threat.random_start(x, generator(5)))
@@ -409,7 +415,7 @@ class TestRandomStart:
 def test_a_striped_start_is_feasible_and_drawn_from_the_generator_alone(
     norm: Norm, seed: int, eps: float
 ) -> None:
-    x, threat = images(seed), ball(norm, eps)
+    x, threat = images(seed), ball(Threat(norm, eps))
     start = striped_start(threat, x, generator(seed))
     assert feasible(threat, start, x)
     assert torch.equal(start, striped_start(threat, x, generator(seed)))
@@ -419,7 +425,7 @@ def test_a_striped_start_is_feasible_and_drawn_from_the_generator_alone(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(seed=seeds)
 def test_eps_zero_gives_back_the_images(norm: Norm, dtype: torch.dtype, seed: int) -> None:
-    threat, x = ball(norm, 0), images(seed).to(dtype)
+    threat, x = ball(Threat(norm, 0)), images(seed).to(dtype)
     g = directions(seed + 1, x)
     assert torch.allclose(threat.project(x + g, x), x, rtol=0, atol=1e-6)
     assert torch.equal(threat.linear_maximiser(g, x), x)
@@ -430,13 +436,13 @@ def test_eps_zero_gives_back_the_images(norm: Norm, dtype: torch.dtype, seed: in
 @pytest.mark.parametrize("eps", [-1e-9, -1.0, math.nan, math.inf, -math.inf])
 def test_an_impossible_radius_is_refused_by_name(norm: Norm, eps: float) -> None:
     with pytest.raises(InputError, match=f"^eps={eps} .*0 or more$"):
-        ball(norm, eps)
+        ball(Threat(norm, eps))
 
 
 @every_norm
 @given(seed=seeds, eps=st.floats(1e-3, 2))
 def test_each_image_has_a_ball_of_its_own(norm: Norm, seed: int, eps: float) -> None:
-    threat, x = ball(norm, eps), images(seed)
+    threat, x = ball(Threat(norm, eps)), images(seed)
     g = directions(seed + 1, x)
     whole = (threat.project(x + g, x), threat.linear_maximiser(g, x), threat.ascent(g, x))
     for i in range(len(x)):
@@ -452,9 +458,9 @@ def test_each_image_has_a_ball_of_its_own(norm: Norm, seed: int, eps: float) -> 
 
 def test_sizes_are_the_norms() -> None:
     delta = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.5]]]])
-    assert ball(Norm.linf, 1).size(delta).tolist() == [4, 0.5]
-    assert ball(Norm.l2, 1).size(delta).tolist() == [5, 0.5]
-    assert ball(Norm.l1, 1).size(delta).tolist() == [7, 0.5]
+    assert ball(Threat(Norm.linf, 1)).size(delta).tolist() == [4, 0.5]
+    assert ball(Threat(Norm.l2, 1)).size(delta).tolist() == [5, 0.5]
+    assert ball(Threat(Norm.l1, 1)).size(delta).tolist() == [7, 0.5]
 
 
 # --- a threat as a value -------------------------------------------------------------------------
@@ -475,8 +481,8 @@ def test_a_threat_covers_what_lies_in_its_ball(norm: Norm, other: Norm, eps: flo
     """The points of a ball that reach the farthest out of another: one pixel, or all of them."""
     corner = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     rays = torch.cat([corner, torch.ones(1, 4, dtype=torch.float64)])
-    rays = rays * 0.3 / ball(norm, 1.0).size(rays)[:, None]
-    lies_inside = bool((ball(other, 1.0).size(rays) <= eps + 1e-12).all())
+    rays = rays * 0.3 / ball(Threat(norm, 1.0)).size(rays)[:, None]
+    lies_inside = bool((ball(Threat(other, 1.0)).size(rays) <= eps + 1e-12).all())
     assert Threat(other, eps).covers(Threat(norm, 0.3)) is lies_inside
 
 

@@ -189,7 +189,7 @@ def test_training_that_holds_its_own_attack_alone_is_noticed_without_a_fall(
     ],
 )
 def test_balls_are_compared(defense: Defense, norm: Norm, eps: float, covered: bool) -> None:
-    assert covers(defense, norm, eps) == covered
+    assert covers(defense, Threat(norm, eps)) == covered
 
 
 # Looking
