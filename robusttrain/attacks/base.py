@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -14,8 +14,17 @@ from robusttrain.attacks.model_view import Metered, predictions
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) -> the loss of each image, (N,).
 
-One that keeps something for each image has `take(rows)`, which gives it for some of the images.
+One that keeps something for each image is `PerImage`.
 """
+
+
+@runtime_checkable
+class PerImage(Protocol):
+    """A loss that keeps something for each image of the batch."""
+
+    def take(self, rows: Tensor | slice) -> Loss:
+        """The same loss for some of the images."""
+
 
 Outputs = Callable[[Tensor, slice], Tensor]
 """(logits (n, K) of some of the images, which of them these are) -> functions of theirs, (n, M)."""
@@ -63,7 +72,7 @@ class Surrogate:
 
     def take(self, rows: Tensor | slice) -> Self:
         """The same function for some of the images."""
-        loss = self.loss.take(rows) if hasattr(self.loss, "take") else self.loss
+        loss = self.loss.take(rows) if isinstance(self.loss, PerImage) else self.loss
         return replace(self, labels=self.labels[rows], loss=loss)
 
     def value(self, logits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robusttrain.attacks import cross_entropy
+from robusttrain.attacks import Traits, cross_entropy
 from robusttrain.attacks.model_view import Mode
 from robusttrain.defenses import Defense, Objective
 
@@ -39,7 +39,7 @@ class Fixed:
     """An attack whose images are known; it keeps the loss that it was told to climb."""
 
     def __init__(self, x_adv: Tensor, mode: Mode = Mode.eval) -> None:
-        self.x_adv, self.mode = x_adv, mode
+        self.x_adv, self.traits = x_adv, Traits(mode=mode)
         self.loss: Any = None
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
