@@ -14,22 +14,20 @@ from robusttrain.attacks.model_view import Metered, predictions
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) -> the loss of each image, (N,).
 
-One that keeps something for each image has `take(rows)`, which gives it for some of the images.
+One that keeps something for each image is `PerImage`.
 """
-
-Outputs = Callable[[Tensor, slice], Tensor]
-"""(logits (n, K) of some of the images, which of them these are) -> functions of theirs, (n, M)."""
 
 
 @runtime_checkable
-class Divisible(Protocol):
-    """A loss that keeps something for each image of a batch, and can be had for some of them."""
-
-    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss of each image, (N,)."""
+class PerImage(Protocol):
+    """A loss that keeps something for each image of the batch."""
 
     def take(self, rows: Tensor | slice) -> Loss:
         """The same loss for some of the images."""
+
+
+Outputs = Callable[[Tensor, slice], Tensor]
+"""(logits (n, K) of some of the images, which of them these are) -> functions of theirs, (n, M)."""
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -74,7 +72,7 @@ class Surrogate:
 
     def take(self, rows: Tensor | slice) -> Self:
         """The same function for some of the images."""
-        loss = self.loss.take(rows) if isinstance(self.loss, Divisible) else self.loss
+        loss = self.loss.take(rows) if isinstance(self.loss, PerImage) else self.loss
         return replace(self, labels=self.labels[rows], loss=loss)
 
     def value(self, logits: Tensor) -> Tensor:

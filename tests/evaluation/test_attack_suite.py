@@ -158,8 +158,6 @@ def test_a_model_that_is_always_wrong_is_never_attacked() -> None:
 class Shift:
     """Moves every pixel by a fixed amount."""
 
-    eps = 0.3
-
     def __init__(self, amount: float) -> None:
         self.amount = amount
 

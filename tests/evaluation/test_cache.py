@@ -89,8 +89,6 @@ class Pluggable(PGD):
 class BatchByBatch:
     """An attack of a user's own, which gets a batch at a time."""
 
-    eps = EPS
-
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
 
