@@ -115,8 +115,11 @@ class Silenced:
 
     radius: float = 0.1
 
-    def __call__(self, *images: Any, **keys: Any) -> Any:
-        yield from ()
+    def inner(self, *images: Any, **keys: Any) -> Any:
+        return images[1]
+
+    def outer(self, *images: Any, **keys: Any) -> Any:
+        raise NotImplementedError
 
 
 def test_the_toys_are_what_they_are_for() -> None:
@@ -218,11 +221,11 @@ def test_a_training_with_it_is_watched_for_catastrophic_overfitting() -> None:
     }
     assert watches == {Radial: 32, Silent: 32}
     assert watched(split, Standard(), 0.1).size == 0
-    assert covers(WorstCase(Radial(0.1)), Norm.linf, 0.1)
-    assert not covers(WorstCase(Radial(0.1)), Norm.linf, 0.2)
-    assert not covers(WorstCase(Radial(0.1)), Norm.l2, 0.1)
-    assert not covers(WorstCase(Silent()), Norm.linf, 0.1)
-    assert not covers(IBP(Silent(), eps=0.1), Norm.linf, 0.1)
+    assert covers(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.1))
+    assert not covers(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.2))
+    assert not covers(WorstCase(Radial(0.1)), Threat(Norm.l2, 0.2))
+    assert not covers(WorstCase(Silent()), Threat(Norm.linf, 0.1))
+    assert not covers(IBP(Silent(), eps=0.1), Threat(Norm.linf, 0.1))
 
 
 # Evaluation.
@@ -250,7 +253,7 @@ def evaluated(attacks: dict[str, Attack], probe: Any) -> tuple[Probe, Ledger]:
     settings = Evaluation(attacks, probe=probe, batch_size=20)
     index, subject = examine(Threshold().eval(), data(), settings, 0)
     suite = settings.suite(subject.num_classes, subject.random)
-    ledger = attack_all(subject, index, suite, False, norm=Norm.linf, eps=0.25)
+    ledger = attack_all(subject, index, suite, False, threat=Threat(Norm.linf, 0.25))
     return Probe(subject, probe), ledger
 
 
@@ -264,7 +267,7 @@ def test_its_row_states_its_own_radius() -> None:
         "own": Radial(0.05), "silent": Silent(), "transfer": Transfer(Threshold(), Radial(0.07)),
     }  # fmt: skip
     _, ledger = evaluated(attacks, Radial())
-    stated = {name: outcome.eps for name, outcome in ledger.outcomes.items()}
+    stated = {name: outcome.threat.eps for name, outcome in ledger.outcomes.items()}
     # One that says nothing is one of the threat model that the run asks for.
     assert stated == {"own": 0.05, "silent": 0.25, "transfer": 0.07}
     broken = {name: outcome.broken.mean() for name, outcome in ledger.outcomes.items()}
@@ -276,7 +279,7 @@ def test_curves_over_its_radius_and_its_steps_are_exact() -> None:
     probe, _ = evaluated({}, Radial())
     points = over_eps(probe, unreported)
     radii = [m * RADIUS for m in (0, 1 / 4, 1 / 2, 1, 3 / 2, 2, 4)]
-    assert [point.row.eps for point in points] == pytest.approx(radii)
+    assert [point.row.threat.eps for point in points] == pytest.approx(radii)
     assert [point.row.accuracy for point in points] == pytest.approx([robust(r) for r in radii])
     assert len({point.row.accuracy for point in points}) == 7
     assert {point.steps for point in points} == {4}
