@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import nn
 
 from robusttrain import load_model
-from robusttrain.attacks.model_view import Metered
+from robusttrain.attacks.model_view import QueryCounter
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.config import build as configs
 from robusttrain.config import schema
@@ -88,7 +88,7 @@ def reference(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
     for module in model.modules():
         if isinstance(module, FirstConv2d):
             module.__class__ = nn.Conv2d
-    counted = Metered(model, len(x)) if arguments.count else model
+    counted = QueryCounter(model, len(x)) if arguments.count else model
     attack = AutoAttack(
         counted, norm=NORMS[arguments.norm], eps=arguments.eps, device="cpu", seed=0
     )
@@ -98,7 +98,7 @@ def reference(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
     with torch.no_grad():
         accuracy = (model(x_adv).argmax(1) == y).double().mean().item()
     passes = 0.0
-    if isinstance(counted, Metered):
+    if isinstance(counted, QueryCounter):
         passes = (counted.forward_passes + counted.backward_passes) / len(x)
     return {"accuracy": accuracy, "seconds": seconds, "passes": passes}
 

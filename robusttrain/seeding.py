@@ -9,7 +9,7 @@ import hashlib
 import torch
 
 
-def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on `device` whose state depends on `seed` and `name` alone."""
     return torch.Generator(device).manual_seed(derived_seed(seed, name))
 

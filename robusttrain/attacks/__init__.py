@@ -29,7 +29,7 @@ from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label, Loss, cross_entropy
+from robusttrain.attacks.attack_loss import Label, Loss, cross_entropy
 from robusttrain.attacks.model_view import Mode
 from robusttrain.threat import Norm, Threat
 

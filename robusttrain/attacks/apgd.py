@@ -10,10 +10,10 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks import StepsField
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import (
-    Objective,
+    AttackObjective,
     check_targets,
     checked_objective,
     climbed,
@@ -21,7 +21,7 @@ from robusttrain.attacks.objectives import (
     fitted_targets,
     remaining,
 )
-from robusttrain.attacks.search_state import Best, Rows, standing
+from robusttrain.attacks.search_state import BestPoints, PerImageState, remaining_indices
 from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import Ball, ball, per_image, striped_start
 
@@ -47,7 +47,7 @@ HOPELESS, LEAST_SEARCHES = 3.0, 3
 FIRST_STEP = {Norm.linf: 2.0, Norm.l2: 2.0, Norm.l1: 1.0}
 
 
-class Start(StrEnum):
+class SearchStart(StrEnum):
     """Where a search starts.
 
     `random` is a random point of the ball. `stripes` is where the Square Attack starts, vertical
@@ -102,11 +102,11 @@ class APGD(StepsField, BallAttack):
     """
 
     targets: int | None = None
-    objective: Objective = Objective.loss
+    objective: AttackObjective = AttackObjective.loss
     steps: int = 100
     restarts: int | None = None
     rho: float = 0.75
-    starts: list[Start] = field(default_factory=lambda: [Start.random])
+    starts: list[SearchStart] = field(default_factory=lambda: [SearchStart.random])
     give_up: bool = False
     far: float | None = None
 
@@ -121,8 +121,8 @@ class APGD(StepsField, BallAttack):
         ranges.inside(0, 1, rho=self.rho)
         ranges.require(len(self.starts) > 0, "starts", self.starts, "one start or more")
         for start in self.starts:
-            ranges.one_of(list(Start), starts=start)
-        self.starts = [Start(start) for start in self.starts]
+            ranges.one_of(list(SearchStart), starts=start)
+        self.starts = [SearchStart(start) for start in self.starts]
         if self.far is not None:
             ranges.at_least(0, far=self.far)
 
@@ -134,9 +134,9 @@ class APGD(StepsField, BallAttack):
             objective=fitted_objective(self.objective, self.targets, num_classes),
         )
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, or the one of highest value."""
-        best = Best(x)
+        best = BestPoints(x)
         aimed_at = climbed(surrogate, x, self.targets, self.objective)
         searches = [aim for aim in aimed_at for _ in range(self.restarts or 1)]
         margins = torch.full((len(searches), len(x)), torch.nan, dtype=x.dtype, device=x.device)
@@ -145,7 +145,7 @@ class APGD(StepsField, BallAttack):
             start = self.starts[number % len(self.starts)]
             # For all images: where one starts must not hang on who else is still standing.
             points = self._points(start, x, generator)
-            rows = standing(best.fooled | given_up)
+            rows = remaining_indices(best.fooled | given_up)
             if len(rows) == 0:
                 break
             found = self._run(aimed.take(rows), x[rows], start, points[rows])
@@ -165,18 +165,20 @@ class APGD(StepsField, BallAttack):
             hopeless |= nearest > HOPELESS * margins.std(0)
         return hopeless
 
-    def _stages(self, start: Start) -> list[tuple[float, int]]:
+    def _stages(self, start: SearchStart) -> list[tuple[float, int]]:
         """(radius, steps) of the balls that a search goes through."""
         sizes = L1_BALLS if self.norm is Norm.l1 else OUTER_BALLS
-        if self.norm is not Norm.l1 and start is not Start.outside:
+        if self.norm is not Norm.l1 and start is not SearchStart.outside:
             return [(self.eps, self.steps)]
         each = math.ceil((1 - LAST_SHARE) / (len(sizes) - 1) * self.steps)
         before = [(size * self.eps, each) for size in sizes[:-1]]
         return [*before, (self.eps, max(1, self.steps - each * len(before)))]
 
-    def _run(self, surrogate: Surrogate, x: Tensor, start: Start, points: Tensor) -> Best:
+    def _run(
+        self, surrogate: AttackLoss, x: Tensor, start: SearchStart, points: Tensor
+    ) -> BestPoints:
         """The best points of one search from `points`."""
-        found = Best(x)
+        found = BestPoints(x)
         subject = _Subject(torch.arange(len(x), device=x.device), surrogate, x)
         *before, (_, last_steps) = self._stages(start)
         for radius, steps in before:
@@ -185,15 +187,20 @@ class APGD(StepsField, BallAttack):
         self._climb(self.ball, last_steps, subject, self.ball.project(points, x), found)
         return found
 
-    def _points(self, start: Start, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _points(self, start: SearchStart, x: Tensor, generator: torch.Generator) -> Tensor:
         """Where a search starts, an image each."""
-        if start is Start.stripes:
+        if start is SearchStart.stripes:
             return striped_start(self.ball, x, generator)
         radius, _ = self._stages(start)[0]
         return RULES[self.norm].start(ball(Threat(self.norm, radius)), x, generator)
 
     def _climb(
-        self, ball: Ball, steps: int, subject: "_Subject", start: Tensor, best: Best | None = None
+        self,
+        ball: Ball,
+        steps: int,
+        subject: "_Subject",
+        start: Tensor,
+        best: BestPoints | None = None,
     ) -> "_State":
         """Climb within `ball`; with `best`, report every point there and let go who is fooled."""
         rule: _Rule = RULES[self.norm](ball, steps, self.rho)
@@ -215,16 +222,16 @@ class _Subject:
     """Whom a search is about: positions among all images, what to climb, and the images."""
 
     rows: Tensor
-    surrogate: Surrogate
+    surrogate: AttackLoss
     x: Tensor
 
 
 @dataclass
-class _State(Rows):
+class _State(PerImageState):
     """A search under way: the last two points, the best one, and what the next review needs."""
 
     rows: Tensor
-    surrogate: Surrogate
+    surrogate: AttackLoss
     x: Tensor
     x_adv: Tensor
     previous: Tensor
@@ -282,12 +289,12 @@ class _State(Rows):
         self.x_adv[rows] = self.best_x[rows]
         self.gradient[rows] = self.best_gradient[rows]
 
-    def scored(self, best: Best | None) -> "_State":
+    def scored(self, best: BestPoints | None) -> "_State":
         """Report the points to `best`; returns the state of those that are not fooled."""
         if best is None:
             return self
         best.offer(self.rows, self.x_adv, self.value, self.fooled)
-        return self.take(standing(self.fooled)) if bool(self.fooled.any()) else self
+        return self.take(remaining_indices(self.fooled)) if bool(self.fooled.any()) else self
 
 
 class _Rule(Protocol):

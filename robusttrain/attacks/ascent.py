@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robusttrain.attacks.base import Evaluation, Surrogate
-from robusttrain.attacks.search_state import Best, Rows, standing
+from robusttrain.attacks.attack_loss import AttackLoss, Gradients
+from robusttrain.attacks.search_state import BestPoints, PerImageState, remaining_indices
 from robusttrain.threat.balls import Ball, per_image
 
 
 @dataclass
-class Walk(Rows):
+class Walk(PerImageState):
     """The images that go on, and where they are.
 
     Parameters
@@ -31,14 +31,14 @@ class Walk(Rows):
         What is left of the step length: all, or (N, 1, ...) of it.
     """
 
-    surrogate: Surrogate
+    surrogate: AttackLoss
     x: Tensor
     x_adv: Tensor
     slope: Tensor
     share: Tensor | float = 1.0
 
     @classmethod
-    def at(cls, start: Tensor, surrogate: Surrogate, x: Tensor) -> "Walk":
+    def at(cls, start: Tensor, surrogate: AttackLoss, x: Tensor) -> "Walk":
         """A walk that begins at `start`."""
         return cls(
             surrogate, x, start, torch.zeros((), dtype=x.dtype, device=x.device).expand_as(x)
@@ -58,7 +58,7 @@ class StepRule(Protocol):
 class StoppingRule(Protocol):
     """Who goes on."""
 
-    def go_on(self, walk: Walk, seen: Evaluation, slope: Tensor) -> Walk:
+    def go_on(self, walk: Walk, seen: Gradients, slope: Tensor) -> Walk:
         """Those of a walk that take one more step, along `slope`, by what is seen where they are.
 
         `seen` has the gradient there, and the logits.
@@ -139,7 +139,7 @@ class LinearMaximum:
 class AllSteps:
     """Everybody takes all steps: the last iterate is what training wants."""
 
-    def go_on(self, walk: Walk, seen: Evaluation, slope: Tensor) -> Walk:
+    def go_on(self, walk: Walk, seen: Gradients, slope: Tensor) -> Walk:
         """All of them."""
         walk.slope = slope
         return walk
@@ -169,19 +169,19 @@ class Scored:
         Whether who is fooled stops.
     """
 
-    best: Best
+    best: BestPoints
     rows: Tensor
     x_safe: Tensor
     share: Tensor
     stop_early: bool
 
     @classmethod
-    def start(cls, best: Best, rows: Tensor, x: Tensor, *, stop_early: bool) -> "Scored":
+    def start(cls, best: BestPoints, rows: Tensor, x: Tensor, *, stop_early: bool) -> "Scored":
         """The rule for images `x`, which are those at `rows`."""
         share = per_image(torch.ones(len(x), dtype=x.dtype, device=x.device), x)
         return cls(best, rows, x, share, stop_early)
 
-    def go_on(self, walk: Walk, seen: Evaluation, slope: Tensor) -> Walk:
+    def go_on(self, walk: Walk, seen: Gradients, slope: Tensor) -> Walk:
         """All of them, or those who are not fooled."""
         fooled = walk.surrogate.succeeded(seen.logits)
         self.best.offer(self.rows, walk.x_adv, seen.value, fooled)
@@ -190,7 +190,7 @@ class Scored:
         walk.slope = torch.where(here, slope, walk.slope)
         self.share = torch.where(here, self.share, self.share / 2)
         if self.stop_early:
-            walk = self._among(walk, standing(fooled))
+            walk = self._among(walk, remaining_indices(fooled))
         walk.share = self.share
         return walk
 
@@ -223,11 +223,11 @@ class Friendly:
     rows: Tensor
     spare: Tensor
 
-    def go_on(self, walk: Walk, seen: Evaluation, slope: Tensor) -> Walk:
+    def go_on(self, walk: Walk, seen: Gradients, slope: Tensor) -> Walk:
         """Those who are not fooled, or have steps to spare."""
         fooled = walk.surrogate.succeeded(seen.logits)
         self.end(walk)
-        on = standing(fooled & (self.spare == 0))
+        on = remaining_indices(fooled & (self.spare == 0))
         self.rows, self.spare = self.rows[on], (self.spare - fooled.long())[on]
         walk.slope = slope
         return walk.take(on)

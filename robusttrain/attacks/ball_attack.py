@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from robusttrain import ranges, seeding
 from robusttrain.attacks import ThreatFields, Traits
-from robusttrain.attacks.base import Label, Loss, Surrogate, cross_entropy, surrogate_for
-from robusttrain.attacks.model_view import Mode, held_still
+from robusttrain.attacks.attack_loss import AttackLoss, Label, Loss, attack_loss, cross_entropy
+from robusttrain.attacks.model_view import Mode, frozen
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import Ball, ball
 
@@ -76,10 +76,10 @@ class BallAttack(ThreatFields, ABC):
     ) -> Tensor:
         """Adversarial images for `x` (N, C, H, W) with labels `y` (N,)."""
         generator = generator or seeding.fresh(x.device)
-        with held_still(model, self.mode):
-            surrogate = surrogate_for(model, x, y, label=self.label, loss=loss)
+        with frozen(model, self.mode):
+            surrogate = attack_loss(model, x, y, label=self.label, loss=loss)
             return self.search(surrogate, x, generator).detach()
 
     @abstractmethod
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The worst point that the attack finds in S(x)."""

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks import StepsField, Traits
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import margin
-from robusttrain.attacks.search_state import Best, WeightSearch
+from robusttrain.attacks.search_state import BestPoints, WeightSearch
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import per_image
 
@@ -67,16 +67,16 @@ class CarliniWagner(StepsField, BallAttack):
         """What kind of an attack it is."""
         return replace(super().traits, walks_boundary=True)
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, cut to the ball."""
         surrogate = replace(surrogate, loss=margin)
-        best = Best(x)
+        best = BestPoints(x)
         c = WeightSearch(torch.full((len(x),), self.c, dtype=x.dtype, device=x.device))
         for _ in range(self.binary_steps):
             c.go_on(above=self._descend(surrogate, x, c.weight, best))
         return self.ball.project(best.x_adv, x)
 
-    def _descend(self, surrogate: Surrogate, x: Tensor, c: Tensor, best: Best) -> Tensor:
+    def _descend(self, surrogate: AttackLoss, x: Tensor, c: Tensor, best: BestPoints) -> Tensor:
         """One round, which offers all its points to `best`; returns who was fooled by one, (N,)."""
         w = torch.atanh((2 * x - 1) * RANGE)
         adam = torch.optim.Adam([w], lr=self.lr)
@@ -88,7 +88,7 @@ class CarliniWagner(StepsField, BallAttack):
             # Outputs that are no numbers fool the model, whatever their lead.
             below = seen.value < self.confidence
             fooled = surrogate.succeeded(seen.logits) & ~below
-            rank = torch.where(fooled, -self.ball.size(delta), seen.value)
+            rank = torch.where(fooled, -self.ball.norm(delta), seen.value)
             best.offer(rows, x_adv, rank, fooled)
             ever |= fooled
             # By hand: the chain ends at w, and the model's own gradient at x is all it needs.

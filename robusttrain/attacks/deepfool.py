@@ -7,9 +7,9 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks import StepsField, Traits
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
-from robusttrain.attacks.search_state import Rows, standing
+from robusttrain.attacks.search_state import PerImageState, remaining_indices
 
 
 @dataclass
@@ -50,12 +50,12 @@ class DeepFool(StepsField, BallAttack):
         """What kind of an attack it is."""
         return replace(super().traits, walks_boundary=True)
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, cut to the ball."""
         _, logits = surrogate.score(x)
         count = min(self.classes, logits.shape[1] - 1)
         rivals = logits.scatter(1, surrogate.labels[:, None], -torch.inf).topk(count, dim=1).indices
-        rows = standing(surrogate.succeeded(logits))
+        rows = remaining_indices(surrogate.succeeded(logits))
         walk = _Walk(rows, surrogate.take(rows), x[rows], rivals[rows])
         end = x.clone()
         for _ in range(self.steps):
@@ -64,7 +64,7 @@ class DeepFool(StepsField, BallAttack):
             walk.x_adv = self._step(walk)
             end[walk.rows] = walk.x_adv
             _, logits = walk.surrogate.score(walk.x_adv)
-            walk = walk.take(standing(walk.surrogate.succeeded(logits)))
+            walk = walk.take(remaining_indices(walk.surrogate.succeeded(logits)))
         return self.ball.project(end, x)
 
     def _step(self, walk: "_Walk") -> Tensor:
@@ -82,11 +82,11 @@ class DeepFool(StepsField, BallAttack):
 
 
 @dataclass
-class _Walk(Rows):
+class _Walk(PerImageState):
     """A search under way; `rivals` (N, M) are the other classes."""
 
     rows: Tensor
-    surrogate: Surrogate
+    surrogate: AttackLoss
     x_adv: Tensor
     rivals: Tensor
 

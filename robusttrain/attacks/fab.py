@@ -8,10 +8,15 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks import StepsField, Traits
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
-from robusttrain.attacks.objectives import Objective, aims, check_targets, fitted_targets
-from robusttrain.attacks.search_state import Best, Rows, standing
+from robusttrain.attacks.objectives import (
+    AttackObjective,
+    check_targets,
+    fitted_targets,
+    targeted_losses,
+)
+from robusttrain.attacks.search_state import BestPoints, PerImageState, remaining_indices
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import per_image
 
@@ -84,25 +89,25 @@ class FAB(StepsField, BallAttack):
         """What kind of an attack it is."""
         return replace(super().traits, walks_boundary=True)
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, cut to the ball."""
-        best = Best(x)
-        for aimed in aims(surrogate, x, self.targets, Objective.margin):
+        best = BestPoints(x)
+        for aimed in targeted_losses(surrogate, x, self.targets, AttackObjective.margin):
             for restart in range(self.restarts):
                 start = self.ball.random_start(x, generator) if restart else x
-                rows = torch.arange(len(x), device=x.device) if self.minimal else best.standing
+                rows = torch.arange(len(x), device=x.device) if self.minimal else best.remaining
                 if len(rows):
                     unknown = torch.full_like(x[rows].flatten(1)[:, 0], torch.inf)
                     search = _Search(rows, aimed.take(rows), x[rows], start[rows], unknown)
                     self._run(search, best)
         return self.ball.project(best.x_adv, x)
 
-    def _run(self, search: "_Search", best: Best) -> None:
+    def _run(self, search: "_Search", best: BestPoints) -> None:
         limits = self._limits
         for step in range(1, self.steps + 1):
             search.x_adv = self._step(search)
             fooled = search.surrogate.succeeded(search.surrogate.score(search.x_adv)[1])
-            size = self.ball.size(search.x_adv - search.x)
+            size = self.ball.norm(search.x_adv - search.x)
             within = fooled & (size <= self.eps)
             # Outside of the ball the smallest perturbation is kept as well, and cut in the end.
             best.offer(search.rows, search.x_adv, torch.where(fooled, -size, -torch.inf), within)
@@ -111,7 +116,7 @@ class FAB(StepsField, BallAttack):
             search.smallest = torch.where(fooled, search.smallest.minimum(size), search.smallest)
             if not self.minimal:
                 over = within | (search.smallest > limits.get(step, torch.inf))
-                search = search.take(standing(over)) if bool(over.any()) else search
+                search = search.take(remaining_indices(over)) if bool(over.any()) else search
             if len(search.rows) == 0:
                 return
 
@@ -128,7 +133,7 @@ class FAB(StepsField, BallAttack):
         lead = (seen.gradient * (x_adv - x)).flatten(1).sum(1)
         way = self.ball.shortest_way(seen.gradient, -seen.value, x_adv)
         way_from_x = self.ball.shortest_way(seen.gradient, lead - seen.value, x)
-        length, length_from_x = (self.ball.size(d).clamp_min(SHORTEST) for d in (way, way_from_x))
+        length, length_from_x = (self.ball.norm(d).clamp_min(SHORTEST) for d in (way, way_from_x))
         alpha = per_image((length / (length + length_from_x)).clamp_max(self.alpha_max), x)
         there = (1 - alpha) * (x_adv + self.eta * way) + alpha * (x + self.eta * way_from_x)
         # Without a usable gradient there is no plane: go back half the way to the image.
@@ -137,9 +142,9 @@ class FAB(StepsField, BallAttack):
 
 
 @dataclass
-class _Search(Rows):
+class _Search(PerImageState):
     rows: Tensor
-    surrogate: Surrogate
+    surrogate: AttackLoss
     x: Tensor
     x_adv: Tensor
     smallest: Tensor

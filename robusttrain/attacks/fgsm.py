@@ -15,8 +15,8 @@ from robusttrain.attacks.ascent import (
     Walk,
     climb,
 )
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
 
 # Wong, Rice and Kolter 2020: a longer step than the radius, cut back to it, reaches more corners.
 RANDOM_START_STEP = 1.25
@@ -58,7 +58,7 @@ class FGSM(BallAttack):
         """What kind of an attack it is."""
         return replace(super().traits, starts_at_image=not self.random_start)
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The end of the step."""
         walk = Walk.at(self._start(x, generator), surrogate, x)
         return climb(walk, 1, self._step_rule, AllSteps()).x_adv

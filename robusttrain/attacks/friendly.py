@@ -9,10 +9,10 @@ from torch import Tensor
 from robusttrain import ranges
 from robusttrain.attacks import Traits
 from robusttrain.attacks.ascent import Friendly, Walk, climb
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import (
-    Objective,
+    AttackObjective,
     checked_objective,
     climbed,
     fitted_objective,
@@ -46,7 +46,7 @@ class FriendlyPGD(BallAttack):
         Further steps of an image that fools the model, 0 or more; from `steps` on this is PGD.
     """
 
-    objective: Objective = Objective.loss
+    objective: AttackObjective = AttackObjective.loss
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
@@ -73,7 +73,7 @@ class FriendlyPGD(BallAttack):
         """What kind of an attack it is."""
         return replace(super().traits, starts_at_image=not self.random_start)
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """Where the search for each image ended."""
         start = STARTS[self.start](self.ball, x, generator) if self.random_start else x
         (aimed,) = climbed(surrogate, x, None, self.objective)

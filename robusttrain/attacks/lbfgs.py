@@ -10,9 +10,9 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks import StepsField
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
-from robusttrain.attacks.search_state import Best, WeightSearch
+from robusttrain.attacks.search_state import BestPoints, WeightSearch
 
 
 @dataclass
@@ -46,10 +46,10 @@ class LBFGS(StepsField, BallAttack):
         ranges.at_least(0, c=self.c)
         ranges.at_least(1, steps=self.steps, rounds=self.rounds)
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, or the one of highest loss."""
         c = WeightSearch(torch.full((len(x),), self.c, dtype=x.dtype, device=x.device))
-        best, rows = Best(x), torch.arange(len(x), device=x.device)
+        best, rows = BestPoints(x), torch.arange(len(x), device=x.device)
         for _ in range(self.rounds):
             x_adv = self.ball.project(self._solve(surrogate, x, c.weight), x)
             value, logits = surrogate.score(x_adv)
@@ -60,7 +60,7 @@ class LBFGS(StepsField, BallAttack):
             c.go_on(above=~fooled)
         return best.x_adv
 
-    def _solve(self, surrogate: Surrogate, x: Tensor, weights: Tensor) -> Tensor:
+    def _solve(self, surrogate: AttackLoss, x: Tensor, weights: Tensor) -> Tensor:
         def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             point = torch.tensor(flat, dtype=x.dtype, device=x.device).view_as(x)
             seen = surrogate.evaluate(point)

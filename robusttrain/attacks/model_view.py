@@ -21,7 +21,7 @@ class Mode(StrEnum):
 
 
 @contextmanager
-def held_still(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
+def frozen(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
     """Put `model` in `mode` without parameter gradients, and put everything back afterwards.
 
     Noise layers keep the mode they are in. In train mode BatchNorm normalises with the statistics
@@ -65,7 +65,7 @@ def predictions(logits: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
-class Metered(nn.Module):
+class QueryCounter(nn.Module):
     """The view of a model that evaluation gives to attacks: passes are counted, batches are cut.
 
     Parameters

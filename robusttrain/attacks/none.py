@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import NoThreat
-from robusttrain.attacks.base import Loss, cross_entropy
+from robusttrain.attacks.attack_loss import Loss, cross_entropy
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks.base import Label, Surrogate, cross_entropy
+from robusttrain.attacks.attack_loss import AttackLoss, Label, cross_entropy
 from robusttrain.threat.balls import TINY
 
 CLASSES_OF_DLR, CLASSES_OF_TARGETED_DLR = 3, 4
@@ -18,7 +18,7 @@ TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,), targets (N,)) -> the loss of each image, (N,)."""
 
 
-class Objective(StrEnum):
+class AttackObjective(StrEnum):
     """What an attack maximises.
 
     `loss` is what the caller asks for, cross-entropy in evaluation; `margin` is the lead of the
@@ -58,7 +58,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return targeted_margin(logits, y, target) / (spread + TINY)
 
 
-def remaining(surrogate: Surrogate, x_adv: Tensor) -> Tensor:
+def remaining(surrogate: AttackLoss, x_adv: Tensor) -> Tensor:
     """The margin of the label that is left at `x_adv`, relative as in the DLR loss, (N,).
 
     One forward pass. With fewer than 3 classes, and for an attack that leads to its label, there is
@@ -75,7 +75,7 @@ def _entry(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass
-class Aimed(Surrogate):
+class TowardsTarget(AttackLoss):
     """A surrogate that leads from the label towards a target class; any other class is success.
 
     Parameters
@@ -98,45 +98,51 @@ class Aimed(Surrogate):
         return self.targeted_loss(logits, self.labels, self.targets)
 
 
-def aims(
-    surrogate: Surrogate, x: Tensor, targets: int | None, objective: Objective
-) -> list[Surrogate]:
+def targeted_losses(
+    surrogate: AttackLoss, x: Tensor, targets: int | None, objective: AttackObjective
+) -> list[AttackLoss]:
     """`surrogate` with another objective, or a surrogate for each of the best-ranked targets.
 
     Targets are the classes with the largest logits at `x` but for the label, and cost one forward
     pass; the given loss of a target is what the caller's loss says of it, with the sign turned.
     """
     if targets is None:
-        untargeted = {Objective.loss: surrogate.loss, Objective.margin: margin, Objective.dlr: dlr}
+        untargeted = {
+            AttackObjective.loss: surrogate.loss,
+            AttackObjective.margin: margin,
+            AttackObjective.dlr: dlr,
+        }
         return [replace(surrogate, loss=untargeted[objective])]
-    losses: dict[Objective, TargetedLoss] = {
-        Objective.loss: lambda logits, y, target: -surrogate.loss(logits, target),
-        Objective.margin: targeted_margin,
-        Objective.dlr: targeted_dlr,
+    losses: dict[AttackObjective, TargetedLoss] = {
+        AttackObjective.loss: lambda logits, y, target: -surrogate.loss(logits, target),
+        AttackObjective.margin: targeted_margin,
+        AttackObjective.dlr: targeted_dlr,
     }
     _, logits = surrogate.score(x)
     others = logits.scatter(1, surrogate.labels[:, None], -torch.inf)
     ranked = others.topk(targets, dim=1).indices
     return [
-        Aimed(surrogate.model, surrogate.labels, surrogate.loss, False, target, losses[objective])
+        TowardsTarget(
+            surrogate.model, surrogate.labels, surrogate.loss, False, target, losses[objective]
+        )
         for target in ranked.unbind(1)
     ]
 
 
 def climbed(
-    surrogate: Surrogate, x: Tensor, targets: int | None, objective: Objective
-) -> list[Surrogate]:
-    """As `aims`, for an attack that climbs the caller's loss where nothing else is set.
+    surrogate: AttackLoss, x: Tensor, targets: int | None, objective: AttackObjective
+) -> list[AttackLoss]:
+    """As `targeted_losses`, for an attack that climbs the caller's loss where nothing else is set.
 
     Raises
     ------
     InputError
         If an objective or targets are set and the caller has a loss of its own.
     """
-    if objective is not Objective.loss or targets is not None:
+    if objective is not AttackObjective.loss or targets is not None:
         allowed = "loss, and targets null, where the defense brings a loss of its own"
         ranges.require(surrogate.loss is cross_entropy, "objective", objective, allowed)
-    return aims(surrogate, x, targets, objective)
+    return targeted_losses(surrogate, x, targets, objective)
 
 
 def check_targets(targets: int | None, label: Label) -> None:
@@ -147,10 +153,10 @@ def check_targets(targets: int | None, label: Label) -> None:
         ranges.require(label is not Label.least_likely, "label", label, allowed)
 
 
-def checked_objective(objective: str) -> Objective:
+def checked_objective(objective: str) -> AttackObjective:
     """The objective that a word, or itself, stands for; `InputError` if there is none."""
-    ranges.one_of(list(Objective), objective=objective)
-    return Objective(objective)
+    ranges.one_of(list(AttackObjective), objective=objective)
+    return AttackObjective(objective)
 
 
 def fitted_targets(targets: int | None, num_classes: int) -> int | None:
@@ -158,8 +164,10 @@ def fitted_targets(targets: int | None, num_classes: int) -> int | None:
     return None if targets is None else min(targets, num_classes - 1)
 
 
-def fitted_objective(objective: Objective, targets: int | None, num_classes: int) -> Objective:
+def fitted_objective(
+    objective: AttackObjective, targets: int | None, num_classes: int
+) -> AttackObjective:
     """The margin where there are too few classes for the DLR loss."""
     needed = CLASSES_OF_DLR if targets is None else CLASSES_OF_TARGETED_DLR
-    too_few = objective is Objective.dlr and num_classes < needed
-    return Objective.margin if too_few else objective
+    too_few = objective is AttackObjective.dlr and num_classes < needed
+    return AttackObjective.margin if too_few else objective

@@ -11,17 +11,17 @@ from torch import Tensor
 from robusttrain import ranges
 from robusttrain.attacks import Traits
 from robusttrain.attacks.ascent import AllSteps, ProjectedStep, Scored, StepRule, Walk, climb
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import (
-    Objective,
+    AttackObjective,
     check_targets,
     checked_objective,
     climbed,
     fitted_objective,
     fitted_targets,
 )
-from robusttrain.attacks.search_state import Best
+from robusttrain.attacks.search_state import BestPoints
 from robusttrain.threat.balls import Ball, per_image, striped_start
 
 # Standard deviation of a start next to the image, in pixel units (Zhang et al. 2019).
@@ -121,7 +121,7 @@ class PGD(BallAttack):
     """
 
     targets: int | None = None
-    objective: Objective = Objective.loss
+    objective: AttackObjective = AttackObjective.loss
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
@@ -166,7 +166,7 @@ class PGD(BallAttack):
         """How a step leads from one point to the next."""
         return projected_step(self.ball, self.steps, self.step_size)
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The last iterate, or the best one of all searches."""
         surrogates = climbed(surrogate, x, self.targets, self.objective)
         if self._scores_all:
@@ -180,12 +180,12 @@ class PGD(BallAttack):
         return self.keep_best or self.stop_early or not searches_once
 
     def _best(
-        self, surrogates: Sequence[Surrogate], x: Tensor, generator: torch.Generator
+        self, surrogates: Sequence[AttackLoss], x: Tensor, generator: torch.Generator
     ) -> Tensor:
-        best = Best(x)
+        best = BestPoints(x)
         for aimed in (aimed for aimed in surrogates for _ in range(self.restarts)):
             # Drawn for all images, so that the draws of one do not hang on who else stands.
-            start, rows = self._start(x, generator), best.standing
+            start, rows = self._start(x, generator), best.remaining
             if len(rows):
                 stop = Scored.start(best, rows, x[rows], stop_early=self.stop_early)
                 walk = Walk.at(start[rows], aimed.take(rows), x[rows])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass
-class Rows:
+class PerImageState:
     """Base of a search's state: every field has an entry for each image, and all are cut together.
 
     Fields are tensors (N, ...), know `take(rows)`, or are numbers that hold for every image.
@@ -27,7 +27,7 @@ class Rows:
         return type(self)(**cut)
 
 
-class Best:
+class BestPoints:
     """The best point of each image: the one of highest value that fools, or else of them all."""
 
     def __init__(self, x: Tensor) -> None:
@@ -37,9 +37,9 @@ class Best:
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     @property
-    def standing(self) -> Tensor:
+    def remaining(self) -> Tensor:
         """Positions of the images that no point has fooled yet."""
-        return standing(self.fooled)
+        return remaining_indices(self.fooled)
 
     def offer(self, rows: Tensor, x_adv: Tensor, value: Tensor, fooled: Tensor) -> None:
         """Take up points for the images at `rows`, where they are better."""
@@ -83,6 +83,6 @@ class WeightSearch:
         self.weight = torch.where((self._below > 0) & bounded, between, far)
 
 
-def standing(fooled: Tensor) -> Tensor:
+def remaining_indices(fooled: Tensor) -> Tensor:
     """Positions where `fooled` (N,) does not hold."""
     return (~fooled).nonzero().squeeze(1)

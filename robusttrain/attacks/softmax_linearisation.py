@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
 
 
 @dataclass
@@ -20,7 +20,7 @@ class SoftmaxLinearisation(BallAttack):
     direction of its own, and `loss` is not asked.
     """
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The point at distance `eps` on that way, within the box."""
         outputs, jacobian = surrogate.jacobian(x, lambda logits, _: logits.softmax(1))
         rows = torch.arange(len(x), device=x.device)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks import Traits
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.objectives import margin, remaining
-from robusttrain.attacks.search_state import Best, Rows, standing
+from robusttrain.attacks.search_state import BestPoints, PerImageState, remaining_indices
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import TINY, Ball, per_image
 
@@ -28,7 +28,7 @@ BUMPS_A_SIDE = 5
 GIVE_UP = ((0.2, 0.4), (0.4, 0.25))
 
 Window = tuple[slice, slice]
-"""Rows and columns of a square."""
+"""PerImageState and columns of a square."""
 
 
 @dataclass
@@ -75,19 +75,19 @@ class Square(BallAttack):
         """What kind of an attack it is."""
         return replace(super().traits, black_box=True)
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, or the one of lowest margin."""
         if not surrogate.targeted:
             surrogate = replace(surrogate, loss=margin)
         moves = MOVES[self.norm](self.ball, len(x), generator)
-        best = Best(x)
+        best = BestPoints(x)
         for _ in range(self.restarts):
-            rows = best.standing
+            rows = best.remaining
             if len(rows):
                 self._run(_Search.of(rows, surrogate.take(rows), x[rows]), moves, best)
         return best.x_adv
 
-    def _run(self, search: "_Search", moves: "_Moves", best: Best) -> None:
+    def _run(self, search: "_Search", moves: "_Moves", best: BestPoints) -> None:
         height, width = search.x.shape[-2:]
         # All at once: a draw that Python has to see makes it wait for the device.
         places = moves.uniform(self.queries, 5).tolist()
@@ -96,7 +96,7 @@ class Square(BallAttack):
         for query, (top, left, *rest) in enumerate(places[1:]):
             if self.give_up and query in limits:
                 far = remaining(search.surrogate, search.x_adv) > limits[query]
-                search = search.take(standing(far))
+                search = search.take(remaining_indices(far))
             if len(search.rows) == 0:
                 return
             side = moves.fitting(self._side(query, height, width), min(height, width))
@@ -111,21 +111,21 @@ class Square(BallAttack):
 
 
 @dataclass
-class _Search(Rows):
+class _Search(PerImageState):
     """A search under way: its images and the best point of each."""
 
     rows: Tensor
-    surrogate: Surrogate
+    surrogate: AttackLoss
     x: Tensor
     x_adv: Tensor
     value: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, surrogate: Surrogate, x: Tensor) -> "_Search":
+    def of(cls, rows: Tensor, surrogate: AttackLoss, x: Tensor) -> "_Search":
         value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         return cls(rows, surrogate, x, x.clone(), value)
 
-    def tried(self, x_new: Tensor, best: Best) -> "_Search":
+    def tried(self, x_new: Tensor, best: BestPoints) -> "_Search":
         """Keep `x_new` where it is better; returns the search for those that are not fooled."""
         value, logits = self.surrogate.score(x_new)
         fooled = self.surrogate.succeeded(logits)
@@ -133,7 +133,7 @@ class _Search(Rows):
         changed = better.nonzero().squeeze(1)
         self.x_adv[changed], self.value[changed] = x_new[changed], value[changed]
         best.offer(self.rows[changed], x_new[changed], value[changed], fooled[changed])
-        return self.take(standing(fooled)) if bool(fooled.any()) else self
+        return self.take(remaining_indices(fooled)) if bool(fooled.any()) else self
 
 
 class _Moves(Protocol):
@@ -228,7 +228,7 @@ class _Bumps(_Draws):
         return delta / self._mass(delta).pow(1 / self.power).clamp_min(TINY)
 
     def _spend_all(self, search: _Search, delta: Tensor) -> Tensor:
-        scale = self.ball.eps / self.ball.size(delta).clamp_min(TINY)
+        scale = self.ball.eps / self.ball.norm(delta).clamp_min(TINY)
         return self.ball.project(search.x + delta * per_image(scale, delta), search.x)
 
     def _bump(self, side: int, upright: bool) -> Tensor:

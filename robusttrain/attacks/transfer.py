@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from robusttrain import seeding
 from robusttrain.attacks import Attack, Loss, fitted, frugal
-from robusttrain.attacks.base import cross_entropy
-from robusttrain.attacks.model_view import held_still
+from robusttrain.attacks.attack_loss import cross_entropy
+from robusttrain.attacks.model_view import frozen
 from robusttrain.errors import InputError
 from robusttrain.noise.control import drawing_from
 
@@ -69,7 +69,7 @@ class Transfer:
 def _classes(source: nn.Module, x: Tensor) -> int:
     """How many logits `source` returns for such images."""
     try:
-        with torch.no_grad(), held_still(source):
+        with torch.no_grad(), frozen(source):
             return int(source(x[:1]).shape[1])
     except (RuntimeError, ValueError) as error:
         shape = tuple(x.shape[1:])

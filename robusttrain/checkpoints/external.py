@@ -73,7 +73,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Program:
+class ExportedProgram:
     """A network with its code, which takes the place of an architecture and is used as it is."""
 
     path: Path
@@ -110,10 +110,10 @@ class Program:
             raise InputError(str(self), allowed=reason, problem=problem) from error
 
 
-Foreign = Weights | Program
+ExternalModel = Weights | ExportedProgram
 
 
-def load(path: Path | str) -> Checkpoint | Foreign:
+def load(path: Path | str) -> Checkpoint | ExternalModel:
     """What a file is that somebody names as `checkpoint`; a program is recognised, but not loaded.
 
     Raises
@@ -124,7 +124,7 @@ def load(path: Path | str) -> Checkpoint | Foreign:
     path = checkpoints.located(path)
     kind = _kind(path)
     if kind is not None:
-        return Program(path, kind)
+        return ExportedProgram(path, kind)
     content = checkpoints.read(path)
     if checkpoints.is_ours(content):
         return checkpoints.parse(content, path)

@@ -25,7 +25,7 @@ from robusttrain import seeding
 from robusttrain.cli.arguments import arguments
 from robusttrain.config import build as configs
 from robusttrain.config import schema
-from robusttrain.config.error_messages import FORESEEN, explain
+from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.config.run_config import Config
 from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError, ProcessLostError
@@ -33,7 +33,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import MANIFEST, PREAMBLE
 from robusttrain.runs import experiment
 from robusttrain.runs.context import Origin
-from robusttrain.runs.inherit import take_over
+from robusttrain.runs.inherit import inherit_config
 from robusttrain.runs.lock import alone_in
 from robusttrain.runs.preflight import check_settings
 from robusttrain.runs.rerun import Repetition
@@ -77,7 +77,7 @@ class Task:
         terminal, started = Terminal(), time.perf_counter()
         try:
             result = self._run(config, terminal)
-        except FORESEEN as error:
+        except EXPECTED_ERRORS as error:
             _leave(error)
         if config.resume is not None and distributed.is_main():
             seconds = time.perf_counter() - started
@@ -88,14 +88,14 @@ class Task:
 
     def _run(self, config: DictConfig, terminal: Terminal) -> float | None:
         chosen = HydraConfig.get()
-        run_dir = distributed.from_main(lambda: Path(chosen.runtime.output_dir))
+        run_dir = distributed.broadcast(lambda: Path(chosen.runtime.output_dir))
         again = f"{distributed.command()} {shlex.quote(f'resume={run_dir}')} goes on"
         try:
             return _run_in(run_dir, config, chosen, self.command, terminal)
         except Interrupted as interrupted:
             terminal.say(f"stopped by {interrupted}: {again}")
             raise
-        except FORESEEN as error:
+        except EXPECTED_ERRORS as error:
             log.error(explain(error))
             # Where the directory is gone or closed, that is what the error says.
             with suppress(OSError):
@@ -103,7 +103,7 @@ class Task:
                     _remove_if_untouched(run_dir)
             raise
         except RuntimeError as error:
-            if not distributed.is_loss(error):
+            if not distributed.is_lost_peer(error):
                 raise
             log.error(LOST)
             raise ProcessLostError(f"{LOST}: {again}") from error
@@ -143,8 +143,8 @@ def main(program: str, given: Sequence[str]) -> None:
     launchers.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with distributed.joined(), _one_voice(), _leaving(), signals.caught():
-        words = distributed.from_main(lambda: arguments(given))
+    with distributed.joined(), _one_voice(), _leaving(), signals.handle_signals():
+        words = distributed.broadcast(lambda: arguments(given))
         if not distributed.is_main():
             words = [*words, *WITHOUT_FILES]
         with sweep.concluded():
@@ -167,7 +167,7 @@ def _leaving() -> Iterator[None]:
     """Exit as `main` says where something foreseen happens in the block."""
     try:
         yield
-    except FORESEEN as error:
+    except EXPECTED_ERRORS as error:
         _leave(error)
     except ValueError as error:
         # So logging says that it cannot write to its file, the first that a run writes to.
@@ -175,12 +175,12 @@ def _leaving() -> Iterator[None]:
             raise
         _leave(error.__cause__)
     except Interrupted as interrupted:
-        if distributed.is_loss(interrupted):
+        if distributed.is_lost_peer(interrupted):
             # torchrun ends all processes when one has gone.
             _leave(ProcessLostError(LOST))
         sys.exit(128 + interrupted.signum)
     except RuntimeError as error:
-        if not distributed.is_loss(error):
+        if not distributed.is_lost_peer(error):
             raise
         _leave(ProcessLostError(LOST))
 
@@ -222,7 +222,7 @@ def _leave(error: Exception) -> NoReturn:
     """Exit with the message of a foreseen error, or with its traceback where that is wanted."""
     if WANTS_TRACEBACK:
         raise error
-    sys.exit(distributed.last_words(f"robusttrain: {explain(error)}"))
+    sys.exit(distributed.exit_message(f"robusttrain: {explain(error)}"))
 
 
 def prepared(
@@ -247,7 +247,7 @@ def prepared(
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
     if config.checkpoint is not None:
-        config, others = take_over(config, overrides)
+        config, others = inherit_config(config, overrides)
         names = {**names, **others}
     config = configs.with_numbers(config)
     # A model that is a network already is initialised as soon as it is built.

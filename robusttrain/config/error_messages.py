@@ -17,7 +17,7 @@ from yaml import YAMLError
 from robusttrain.errors import InputError, JobError, NonFiniteLossError, ProcessLostError
 
 # What is no defect of ours: it ends with a message instead of a traceback.
-FORESEEN = (
+EXPECTED_ERRORS = (
     InputError,
     JobError,
     NonFiniteLossError,

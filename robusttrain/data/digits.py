@@ -6,7 +6,7 @@ import torch
 
 from robusttrain.data._base import _Base
 from robusttrain.data.split import Info, Split
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 
 TEST_SIZE = 360
 
@@ -31,5 +31,5 @@ class Digits(_Base):
         # The pixels count inked dots of a 4x4 block, 0 to 16.
         images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)
         digits = Split(images.unsqueeze(1), torch.from_numpy(bunch.target).long())
-        order = torch.randperm(digits.size, generator=stream(0, "digits test split"))
+        order = torch.randperm(digits.size, generator=generator_for(0, "digits test split"))
         return digits.take(order[TEST_SIZE:]), digits.take(order[:TEST_SIZE])

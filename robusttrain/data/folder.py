@@ -15,7 +15,7 @@ from robusttrain.data.decoding import Decoder, opened
 from robusttrain.data.split import Info
 from robusttrain.data.streamed import Paths, Streamed, default_workers
 from robusttrain.errors import InputError
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 
 # Those of torchvision's ImageFolder, written out so that listing a folder imports no torchvision.
 IMAGE_EXTENSIONS = (
@@ -114,7 +114,7 @@ class Folder(_Base):
                 raise InputError("dataset.path", self.path, allowed, problem)
             count = min(max(1, round(self.test_share * len(files))), len(files) - 1)
             # A stream per class: a new class leaves the test images of the others as they were.
-            generator = stream(self.seed, f"folder test split {name}")
+            generator = generator_for(self.seed, f"folder test split {name}")
             order = torch.randperm(len(files), generator=generator).tolist()
             test[name] = _Class(folder, [files[index] for index in sorted(order[:count])])
             train[name] = _Class(folder, [files[index] for index in sorted(order[count:])])

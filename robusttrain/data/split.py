@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.runtime.progress import Advance, unreported
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 
 
 class Info(NamedTuple):
@@ -132,5 +132,5 @@ def hold_out(train: Samples, validation: float, seed: int) -> tuple[Samples, Sam
     count = round(validation * train.size) if validation < 1 else int(validation)
     allowed = f"small enough to leave some of the {train.size} training images to train on"
     ranges.require(count < train.size, "validation", validation, allowed)
-    order = torch.randperm(train.size, generator=stream(seed, "validation split"))
+    order = torch.randperm(train.size, generator=generator_for(seed, "validation split"))
     return train.take(order[count:].sort().values), train.take(order[:count].sort().values)

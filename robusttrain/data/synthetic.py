@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from robusttrain import ranges
 from robusttrain.data._base import _Base
 from robusttrain.data.split import Info, Split
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 
 
 @dataclass
@@ -56,12 +56,12 @@ class Synthetic(_Base):
         """Uniform noise of a third of the resolution, enlarged: (num_classes, C, H, W)."""
         channels, height, width = self.image_shape
         coarse = (self.num_classes, channels, math.ceil(height / 3), math.ceil(width / 3))
-        values = torch.rand(coarse, generator=stream(self.seed, "synthetic templates"))
+        values = torch.rand(coarse, generator=generator_for(self.seed, "synthetic templates"))
         return interpolate(values, size=(height, width), mode="bilinear", align_corners=False)
 
     def _draw(self, templates: Tensor, size: int, name: str) -> Split:
         labels = torch.arange(size) % self.num_classes
         images = templates[labels]
-        noise = torch.randn(images.shape, generator=stream(self.seed, name))
+        noise = torch.randn(images.shape, generator=generator_for(self.seed, name))
         seen = (images + self.noise * noise).clamp_(0, 1)
         return Split((seen * 255).round().to(torch.uint8), labels)

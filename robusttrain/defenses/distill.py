@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
-from robusttrain.attacks.model_view import held_still
+from robusttrain.attacks.model_view import frozen
 from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.divergence import (
     DivergenceFrom,
@@ -97,5 +97,5 @@ class Distill:
             high = torch.iinfo(torch.int64).max
             draw = torch.randint(high, (1,), generator=generator, device=generator.device)
             seed = int(draw)
-        with held_still(teacher), drawing_from(teacher, seed), torch.no_grad():
+        with frozen(teacher), drawing_from(teacher, seed), torch.no_grad():
             return log_probabilities(teacher(x))

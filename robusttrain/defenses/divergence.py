@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, traits_of
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.none import NoAttack
 
 

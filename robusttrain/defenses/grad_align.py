@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Loss, ThreatFields, cross_entropy
-from robusttrain.attacks.base import Label, surrogate_for
-from robusttrain.attacks.model_view import Mode, held_still
+from robusttrain.attacks.attack_loss import Label, attack_loss
+from robusttrain.attacks.model_view import Mode, frozen
 from robusttrain.defenses import Objective, each_row
 from robusttrain.threat import Norm
 from robusttrain.threat.balls import ball
@@ -65,8 +65,8 @@ class GradAlign(ThreatFields):
     ) -> Points:
         """The step of FGSM, its gradient, and noisy images."""
         threat = ball(self.threat)
-        with held_still(model, Mode.train):
-            surrogate = surrogate_for(model, x, y, label=Label.given, loss=cross_entropy)
+        with frozen(model, Mode.train):
+            surrogate = attack_loss(model, x, y, label=Label.given, loss=cross_entropy)
             gradient = surrogate.evaluate(x).gradient
         noisy = (x + threat.random_offset(x, generator)).requires_grad_()
         return Points(threat.linear_maximiser(gradient, x), gradient, noisy)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, traits_of
-from robusttrain.attacks.model_view import held_still, outputs_as_in
+from robusttrain.attacks.model_view import frozen, outputs_as_in
 from robusttrain.defenses import Objective, WithCleanPass
 from robusttrain.defenses.divergence import (
     DivergenceFrom,
@@ -70,5 +70,5 @@ class TRADES:
         mode = traits_of(self.attack).mode
         if outputs_as_in(model, mode):
             return clean.detach()
-        with held_still(model, mode), torch.no_grad():
+        with frozen(model, mode), torch.no_grad():
             return cast(Tensor, model(x))

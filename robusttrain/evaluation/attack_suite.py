@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Attack, threat_of
 from robusttrain.data import Samples, as_input
-from robusttrain.evaluation.session import Crafted, Seen, Subject
+from robusttrain.evaluation.session import AttackResult, EvaluationSession, Predictions
 from robusttrain.evaluation.settings import Evaluation
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, Row
@@ -19,14 +19,14 @@ from robusttrain.threat import Threat
 from robusttrain.threat.balls import ball
 
 
-def examine(
+def open_session(
     model: nn.Module, samples: Samples, settings: Evaluation, seed: int
-) -> tuple[NDArray[np.int64], Subject]:
+) -> tuple[NDArray[np.int64], EvaluationSession]:
     """The positions of the images to evaluate, and the subject of the evaluation."""
     rows = settings.choose(samples.size)
     images, y = samples.take(rows).loaded()
     how = settings.at_once(images.device), settings.eot, settings.votes
-    return rows.numpy(), Subject(model, as_input(images), y, *how, seed)
+    return rows.numpy(), EvaluationSession(model, as_input(images), y, *how, seed)
 
 
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
     """
     with modes_restored(model):
         model.eval()
-        index, subject = examine(model, samples, settings, seed)
+        index, subject = open_session(model, samples, settings, seed)
         suite = settings.suite(subject.num_classes, subject.random)
         return attack_all(
             subject, index, suite, settings.survivors_only, threat=threat, progress=progress
@@ -52,7 +52,7 @@ def evaluate(
 
 
 def attack_all(
-    subject: Subject,
+    subject: EvaluationSession,
     index: NDArray[np.int64],
     suite: Mapping[str, Attack],
     survivors_only: bool,
@@ -70,7 +70,7 @@ def attack_all(
     their own; `progress` advances once an image and attack.
     """
     started = time.perf_counter()
-    clean = subject.look(subject.x)
+    clean = subject.predict(subject.x)
     ledger = Ledger(
         index=index,
         label=subject.y.cpu().numpy(),
@@ -85,8 +85,8 @@ def attack_all(
         fallen = ledger.worst_case if survivors_only else ledger.misclassified
         progress.advance(int(fallen.sum()))
         started = time.perf_counter()
-        crafted = subject.attacked(attack, np.flatnonzero(~fallen), name, advance=progress.advance)
-        seen = subject.look(crafted.x_adv)
+        crafted = subject.attack(attack, np.flatnonzero(~fallen), name, advance=progress.advance)
+        seen = subject.predict(crafted.x_adv)
         seconds = time.perf_counter() - started
         ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, stated, seconds)
         worst.offer(crafted.x_adv, seen)
@@ -94,20 +94,20 @@ def attack_all(
     return ledger
 
 
-def rounded(subject: Subject, ledger: Ledger, threat: Threat) -> list[Row]:
+def rounded(subject: EvaluationSession, ledger: Ledger, threat: Threat) -> list[Row]:
     """The row `uint8`: accuracy on the attacked images when they are rounded to bytes."""
     if ledger.adversarial is None:
         return []
     images = torch.from_numpy(ledger.adversarial).to(subject.x)
-    seen = subject.look((images * 255).round() / 255)
+    seen = subject.predict((images * 255).round() / 255)
     broken = np.not_equal(seen.prediction, ledger.label)
     return [Row.counted("uint8", threat.at(ledger.largest_eps), np.asarray(broken))]
 
 
 def _outcome(
-    subject: Subject,
-    crafted: Crafted,
-    seen: Seen,
+    subject: EvaluationSession,
+    crafted: AttackResult,
+    seen: Predictions,
     fallen: NDArray[np.bool_],
     threat: Threat,
     seconds: float,
@@ -116,7 +116,7 @@ def _outcome(
         threat=threat,
         broken=np.not_equal(seen.prediction, subject.y.cpu().numpy()) | fallen,
         margin=seen.margin,
-        size=ball(Threat(threat.norm, 0)).size(crafted.x_adv - subject.x).cpu().numpy(),
+        size=ball(Threat(threat.norm, 0)).norm(crafted.x_adv - subject.x).cpu().numpy(),
         seconds=seconds,
         attacked=~fallen,
         forward_passes=crafted.forward_passes,
@@ -128,12 +128,12 @@ def _outcome(
 class _Worst:
     """For each image the first point that broke it, or else the one of smallest margin."""
 
-    def __init__(self, subject: Subject, clean: Seen) -> None:
+    def __init__(self, subject: EvaluationSession, clean: Predictions) -> None:
         self.x_adv, self.margin = subject.x.clone(), clean.margin.copy()
         self.label = subject.y.cpu().numpy()
         self.broken = np.not_equal(clean.prediction, self.label)
 
-    def offer(self, x_adv: Tensor, seen: Seen) -> None:
+    def offer(self, x_adv: Tensor, seen: Predictions) -> None:
         """Take up the points of one more attack."""
         broken = np.not_equal(seen.prediction, self.label)
         worse = ~self.broken & (broken | (seen.margin < self.margin))

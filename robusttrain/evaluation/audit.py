@@ -24,10 +24,10 @@ from robusttrain.attacks import (
     traits_of,
     under,
 )
-from robusttrain.attacks.base import Label, cross_entropy, surrogate_for
+from robusttrain.attacks.attack_loss import Label, attack_loss, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.model_view import Metered, Mode, held_still, predictions
-from robusttrain.attacks.objectives import Objective
+from robusttrain.attacks.model_view import Mode, QueryCounter, frozen, predictions
+from robusttrain.attacks.objectives import AttackObjective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
@@ -167,7 +167,7 @@ class _Measured:
     def unbounded(self) -> Check:
         """A grey image can be reached from all others, so no accuracy above chance is possible."""
         attack = PGD(
-            norm=Norm.linf, eps=UNBOUNDED, steps=40, objective=Objective.margin, restarts=2,
+            norm=Norm.linf, eps=UNBOUNDED, steps=40, objective=AttackObjective.margin, restarts=2,
             stop_early=True,
         )  # fmt: skip
         left = self._standing(attack, "unbounded")
@@ -250,11 +250,11 @@ class _Measured:
 
     def _gradient_shares(self, x: Tensor) -> tuple[float, float]:
         subject = self.probe.subject
-        with held_still(subject.model):
-            model = Metered(subject.model, subject.batch_size)
-            seen = surrogate_for(
-                model, x, subject.y, label=Label.given, loss=cross_entropy
-            ).evaluate(x)
+        with frozen(subject.model):
+            model = QueryCounter(subject.model, subject.batch_size)
+            seen = attack_loss(model, x, subject.y, label=Label.given, loss=cross_entropy).evaluate(
+                x
+            )
         zero = (seen.gradient == 0).flatten(1).all(1) & seen.usable
         return float(zero.sum()) / len(x), float((~seen.usable).sum()) / len(x)
 
@@ -304,7 +304,7 @@ def _batchnorm_gap(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return 0.0
     accuracies = []
     for mode in (Mode.train, Mode.eval):
-        with held_still(model, mode):
+        with frozen(model, mode):
             accuracies.append(float((predictions(model(x)) == y).sum()) / len(x))
     return 100 * (accuracies[0] - accuracies[1])
 

@@ -13,7 +13,7 @@ from robusttrain.checkpoints import tensor_files
 from robusttrain.report.files import whole
 
 
-class Partial(Protocol):
+class Cache(Protocol):
     """A store of finished pieces of work by name."""
 
     def get(self, key: str) -> Mapping[str, Any] | None:
@@ -31,10 +31,10 @@ class _Nothing:
         pass
 
 
-NOTHING_SAVED: Partial = _Nothing()
+NO_CACHE: Cache = _Nothing()
 
 
-class Folder:
+class FolderCache:
     """Pieces as files of a folder, which belong to one piece of work as a whole.
 
     Parameters

@@ -17,11 +17,11 @@ from scipy.stats import binom, binomtest
 from torch import Tensor, nn
 
 from robusttrain.attacks.model_view import predictions
-from robusttrain.attacks.objectives import Objective
+from robusttrain.attacks.objectives import AttackObjective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.errors import InputError
 from robusttrain.evaluation.findings import Audit, Check, graded
-from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Certification
 from robusttrain.evaluation.voting import MajorityVote
 from robusttrain.noise.additive import AdditiveLayer, AdditiveNoise, Certificate
@@ -95,7 +95,7 @@ def certifiable(model: nn.Module) -> AdditiveNoise:
 
 
 def certify(
-    subject: Subject,
+    subject: EvaluationSession,
     index: NDArray[np.int64],
     settings: Certification,
     advance: Advance = unreported,
@@ -113,7 +113,7 @@ def certify(
     for position, place in list(enumerate(index.tolist()))[distributed.share(len(index))]:
         own.append((position, _certified(subject, position, place, settings, noise)))
         advance(1)
-    images = list(dict(sorted(chain.from_iterable(distributed.everyones(own)))).values())
+    images = list(dict(sorted(chain.from_iterable(distributed.all_gather(own)))).values())
     curve = [_point(images, theorem, radius) for radius in settings.radii]
     within, check = _attacked(subject, images, settings, theorem, advance)
     return Certificates(images, theorem, Audit(within, curve, [check]))
@@ -126,7 +126,11 @@ def lower_bound(count: int, n: int, alpha: float) -> float:
 
 
 def _certified(
-    subject: Subject, position: int, index: int, settings: Certification, noise: AdditiveNoise
+    subject: EvaluationSession,
+    position: int,
+    index: int,
+    settings: Certification,
+    noise: AdditiveNoise,
 ) -> Certified:
     key = f"certificate {index}"
     known = subject.saved.get(key)
@@ -148,7 +152,7 @@ def _certified(
 
 
 @torch.no_grad()
-def _votes(subject: Subject, x: Tensor, draws: int) -> Tensor:
+def _votes(subject: EvaluationSession, x: Tensor, draws: int) -> Tensor:
     """How many of the draws each class wins, (K,)."""
     votes = torch.zeros(subject.num_classes + 1, dtype=torch.int64, device=x.device)
     for size in _batches(draws, subject.batch_size):
@@ -171,7 +175,7 @@ def _point(images: Sequence[Certified], theorem: Certificate, radius: float) -> 
 
 
 def _attacked(
-    subject: Subject,
+    subject: EvaluationSession,
     images: Sequence[Certified],
     settings: Certification,
     theorem: Certificate,
@@ -188,7 +192,7 @@ def _attacked(
             threat = Threat(theorem.norm, float(radii[rows].min()) * INSIDE)
             broken[rows] = _broken(part, settings, threat, number)
         advance(1)
-    broken = np.any(distributed.everyones(broken), axis=0)
+    broken = np.any(distributed.all_gather(broken), axis=0)
     count = int(broken.sum())
     # Both a certificate and the vote at the attacked image may be wrong.
     wrong = min(1.0, 2 * settings.alpha)
@@ -201,21 +205,24 @@ def _attacked(
 
 
 def _as_predicted(
-    subject: Subject, images: Sequence[Certified], rows: NDArray[np.int64]
-) -> Subject:
+    subject: EvaluationSession, images: Sequence[Certified], rows: NDArray[np.int64]
+) -> EvaluationSession:
     """The images at `rows`, with their certified classes for labels."""
     predicted = torch.tensor([images[row].predicted for row in rows], device=subject.y.device)
     return replace(subject, x=subject.x[rows], y=predicted)
 
 
 def _broken(
-    part: Subject, settings: Certification, threat: Threat, number: int
+    part: EvaluationSession, settings: Certification, threat: Threat, number: int
 ) -> NDArray[np.bool_]:
     """Whether the smoothed classifier leaves the classes of a group under attack."""
     attack = PGD(
-        norm=threat.norm, eps=threat.eps, steps=settings.attack_steps, objective=Objective.margin
+        norm=threat.norm,
+        eps=threat.eps,
+        steps=settings.attack_steps,
+        objective=AttackObjective.margin,
     )
-    x_adv = part.attacked(attack, np.arange(len(part.y)), f"inside certificates {number}").x_adv
+    x_adv = part.attack(attack, np.arange(len(part.y)), f"inside certificates {number}").x_adv
     draws = max(part.votes, settings.n0, VOTES)
     vote = MajorityVote(part.model, draws, settings.alpha)
     with torch.no_grad(), part.drawing(f"vote inside certificates {number}"):

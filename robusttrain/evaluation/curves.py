@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robusttrain.attacks import Attack, ProbeAttack
-from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.report.ledger import Point, Row
 from robusttrain.runtime.progress import Advance
 
@@ -31,7 +31,7 @@ class Probe:
         Where its images stand among the evaluated ones; all of them, in order, where not given.
     """
 
-    subject: Subject
+    subject: EvaluationSession
     attack: ProbeAttack
     rows: NDArray[np.int64] | EllipsisType = ...
 
@@ -41,12 +41,12 @@ class Probe:
         """Whether each image is misclassified, by itself or under `attack`."""
         clean = self.wrong(draw=draw)
         rows = np.flatnonzero(~clean)
-        x_adv = self.subject.attacked(attack, rows, f"audit {name}", eot=eot).x_adv
+        x_adv = self.subject.attack(attack, rows, f"audit {name}", eot=eot).x_adv
         return clean | self.wrong(x_adv, draw)
 
     def wrong(self, x: Tensor | None = None, draw: str = "votes") -> NDArray[np.bool_]:
         """Whether each of the images, or of `x` in their place, is misclassified."""
-        seen = self.subject.look(self.subject.x if x is None else x, draw=draw)
+        seen = self.subject.predict(self.subject.x if x is None else x, draw=draw)
         return np.asarray(np.not_equal(seen.prediction, self.subject.y.cpu().numpy()))
 
 

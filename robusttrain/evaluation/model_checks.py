@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robusttrain import seeding
-from robusttrain.attacks.model_view import held_still, predictions
+from robusttrain.attacks.model_view import frozen, predictions
 from robusttrain.data import Samples, Split, Streamed, as_input
 from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
@@ -100,7 +100,7 @@ def refuse_too_many(samples: Samples, rows: Tensor, device: torch.device) -> Non
 
 def refuse_without_gradient(model: nn.Module, x: Tensor, name: str) -> None:
     """Raise `InputError`, naming the model, if its outputs have no gradient at the images."""
-    with _looking(model), held_still(model), torch.enable_grad():
+    with _looking(model), frozen(model), torch.enable_grad():
         logits = _outputs(model, x[:1].clone().requires_grad_())
     if not logits.requires_grad:
         problem = "passes no gradient to its images (torch.no_grad, detach or integers inside)"
@@ -109,7 +109,7 @@ def refuse_without_gradient(model: nn.Module, x: Tensor, name: str) -> None:
 
 def sample(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Up to `IMAGES` images of those at `rows` of `samples`, and their labels."""
-    order = torch.randperm(len(rows), generator=seeding.stream(0, "inspected images"))
+    order = torch.randperm(len(rows), generator=seeding.generator_for(0, "inspected images"))
     images, labels = samples.take(rows[order[:IMAGES]]).loaded()
     return as_input(images), labels
 

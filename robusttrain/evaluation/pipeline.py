@@ -13,13 +13,13 @@ from torch import nn
 
 from robusttrain.attacks import Attack
 from robusttrain.data import Samples
-from robusttrain.evaluation.attack_suite import attack_all, examine, rounded
+from robusttrain.evaluation.attack_suite import attack_all, open_session, rounded
 from robusttrain.evaluation.audit import PIECES, PIECES_OF_NOISE, audit
-from robusttrain.evaluation.cache import Folder, description
+from robusttrain.evaluation.cache import FolderCache, description
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.findings import NO_AUDIT, Audit
-from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Evaluation
 from robusttrain.evaluation.verification import proven, verified
 from robusttrain.models.modes import modes_restored
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     seed: int
 
 
-class Workplace(NamedTuple):
+class EvaluationCache(NamedTuple):
     """Where an evaluation keeps its finished pieces, so that a killed one goes on from them.
 
     Parameters
@@ -54,7 +54,7 @@ class Workplace(NamedTuple):
     origin: object
 
 
-class Found(NamedTuple):
+class EvaluationResult(NamedTuple):
     """What an evaluation found; `rows` are those of `report.csv` beside its attacks."""
 
     ledger: Ledger
@@ -63,19 +63,19 @@ class Found(NamedTuple):
     rows: list[Row]
 
 
-class Examined(NamedTuple):
+class FinishedEvaluation(NamedTuple):
     """An evaluation that is done: what it found, which of several processes the first one knows.
 
     `pieces` holds the finished work until the report is written.
     """
 
-    found: Found | None
-    pieces: Folder
+    found: EvaluationResult | None
+    pieces: FolderCache
 
 
-def examined(
-    model: nn.Module, samples: Samples, plan: Plan, workplace: Workplace, terminal: Terminal
-) -> Examined:
+def run_evaluation(
+    model: nn.Module, samples: Samples, plan: Plan, workplace: EvaluationCache, terminal: Terminal
+) -> FinishedEvaluation:
     """Attack `model` on the chosen images, certify them if asked, and audit the figures.
 
     A killed evaluation goes on from its finished pieces when it is started again on the same
@@ -84,17 +84,17 @@ def examined(
     settings, threat, seed = plan
     with modes_restored(model), _predicting(model, settings):
         model.eval()
-        index, subject = examine(model, samples, settings, seed)
+        index, subject = open_session(model, samples, settings, seed)
         # How the images are cut into batches, and by what they are computed, shows in rounding.
         how = workplace.origin, *plan, subject.batch_size, subject.x.device
         processes = distributed.rank(), distributed.size()
         work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
-        subject.saved = pieces = Folder(workplace.folder, work)
+        subject.saved = pieces = FolderCache(workplace.folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
         ledger = _attacked(subject, index, suite, plan, terminal)
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:
-            return Examined(None, pieces)
+            return FinishedEvaluation(None, pieces)
         closer = _audited(subject, settings, suite, ledger, terminal)
         if settings.verify:
             ledger.proven = proven(subject, threat.eps)
@@ -102,8 +102,8 @@ def examined(
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger, threat) if settings.save_adversarial else []
-    found = Found(ledger, closer, certificates, [*closer.controls, *kept])
-    return Examined(found, pieces)
+    found = EvaluationResult(ledger, closer, certificates, [*closer.controls, *kept])
+    return FinishedEvaluation(found, pieces)
 
 
 def _predicting(model: nn.Module, settings: Evaluation) -> AbstractContextManager[None]:
@@ -111,7 +111,7 @@ def _predicting(model: nn.Module, settings: Evaluation) -> AbstractContextManage
 
 
 def _attacked(
-    subject: Subject,
+    subject: EvaluationSession,
     index: NDArray[np.int64],
     suite: Mapping[str, Attack],
     plan: Plan,
@@ -129,14 +129,14 @@ def _attacked(
             ledger = attack_all(part, mine, suite, survivors_only, threat=plan.threat, progress=bar)
             if not plan.settings.save_adversarial:
                 ledger.adversarial = None
-    ledgers = distributed.gathered(ledger)
+    ledgers = distributed.gather(ledger)
     if ledgers is None:
         return None
     return joined([each for each in ledgers if each is not None])
 
 
 def _certified(
-    subject: Subject, index: NDArray[np.int64], settings: Evaluation, terminal: Terminal
+    subject: EvaluationSession, index: NDArray[np.int64], settings: Evaluation, terminal: Terminal
 ) -> Certificates | None:
     if settings.certification is None:
         return None
@@ -145,7 +145,7 @@ def _certified(
 
 
 def _audited(
-    subject: Subject,
+    subject: EvaluationSession,
     settings: Evaluation,
     suite: Mapping[str, Attack],
     ledger: Ledger,

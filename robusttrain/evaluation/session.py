@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from robusttrain import seeding
 from robusttrain.attacks import Attack, traits_of
-from robusttrain.attacks.model_view import Metered, predictions
+from robusttrain.attacks.model_view import QueryCounter, predictions
 from robusttrain.attacks.objectives import margin
-from robusttrain.evaluation.cache import NOTHING_SAVED, Partial
+from robusttrain.evaluation.cache import NO_CACHE, Cache
 from robusttrain.evaluation.voting import (
     MeanPrediction,
     classes_and_randomness,
@@ -28,14 +28,14 @@ from robusttrain.runtime.progress import Advance, unreported
 BATCHES_IN_A_POOL = 16
 
 
-class Seen(NamedTuple):
+class Predictions(NamedTuple):
     """What the model says of each image: its class, or -1 for none, and by how much it leads."""
 
     prediction: NDArray[np.int64]
     margin: NDArray[np.float32]
 
 
-class Crafted(NamedTuple):
+class AttackResult(NamedTuple):
     """Attacked images, and what they cost: images that went through the model, each way."""
 
     x_adv: Tensor
@@ -45,7 +45,7 @@ class Crafted(NamedTuple):
 
 
 @dataclass
-class Subject:
+class EvaluationSession:
     """A model under examination, in eval mode, and images of known labels on its device.
 
     What is drawn depends on `seed` and on the name that a caller gives to its work, on nothing
@@ -74,7 +74,7 @@ class Subject:
     eot: int
     votes: int
     seed: int
-    saved: Partial = NOTHING_SAVED
+    saved: Cache = NO_CACHE
 
     @property
     def num_classes(self) -> int:
@@ -95,7 +95,7 @@ class Subject:
         """The same model with some of the images."""
         return replace(self, x=self.x[rows], y=self.y[rows])
 
-    def attacked(
+    def attack(
         self,
         attack: Attack,
         rows: NDArray[np.int64],
@@ -103,14 +103,14 @@ class Subject:
         *,
         eot: int | None = None,
         advance: Advance = unreported,
-    ) -> Crafted:
+    ) -> AttackResult:
         """All images, those at `rows` attacked; `advance` is told how many more are done.
 
         An attack that is `pooled` gets many batches at a time, and fills the room of images that
         it has broken with others; another one gets batch by batch.
         """
         size = self.batch_size * (BATCHES_IN_A_POOL if traits_of(attack).pooled else 1)
-        total = Crafted(self.x.clone(), 0, 0, 0)
+        total = AttackResult(self.x.clone(), 0, 0, 0)
         # No rows split into one empty part, which an attack need not be able to take.
         parts = torch.split(torch.from_numpy(rows), size) if len(rows) else ()
         for number, part in enumerate(parts):
@@ -118,12 +118,12 @@ class Subject:
             pool = self._pool(attack, here, f"{name}/{number}", eot or self.eot)
             total.x_adv[here] = pool.x_adv.to(self.x.device)
             counts = (a + b for a, b in zip(total[1:], pool[1:], strict=True))
-            total = Crafted(total.x_adv, *counts)
+            total = AttackResult(total.x_adv, *counts)
             advance(len(part))
         return total
 
     @torch.no_grad()
-    def look(self, x: Tensor, *, draw: str = "votes") -> Seen:
+    def predict(self, x: Tensor, *, draw: str = "votes") -> Predictions:
         """Classify images `x`, as many as there are; noise is the same for each, look after look.
 
         Another `draw` gives other noise.
@@ -132,20 +132,20 @@ class Subject:
         with self.drawing(draw):
             logits = torch.cat([scored(part) for part in torch.split(x, self.batch_size)])
         margins = -margin(logits, self.y).float()
-        return Seen(predictions(logits).cpu().numpy(), margins.cpu().numpy())
+        return Predictions(predictions(logits).cpu().numpy(), margins.cpu().numpy())
 
-    def _pool(self, attack: Attack, rows: Tensor, key: str, eot: int) -> Crafted:
+    def _pool(self, attack: Attack, rows: Tensor, key: str, eot: int) -> AttackResult:
         known = self.saved.get(key)
         if known is not None:
-            return Crafted(**known)
+            return AttackResult(**known)
         averaged = MeanPrediction(self.model, eot) if self.random else self.model
         draws = eot if self.random else 1
-        metered = Metered(averaged, self.batch_size, draws, random=self.random)
-        generator = seeding.stream(self.seed, f"evaluation/{key}", self.x.device)
+        metered = QueryCounter(averaged, self.batch_size, draws, random=self.random)
+        generator = seeding.generator_for(self.seed, f"evaluation/{key}", self.x.device)
         with self.drawing(f"noise/{key}"):
             x_adv = attack(metered, self.x[rows], self.y[rows], generator=generator)
         passes = metered.forward_passes, metered.backward_passes
-        crafted = Crafted(x_adv, *passes, int(metered.non_finite))
+        crafted = AttackResult(x_adv, *passes, int(metered.non_finite))
         self.saved.put(key, crafted._asdict())
         return crafted
 

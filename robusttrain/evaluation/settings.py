@@ -135,7 +135,7 @@ class Evaluation:
         """Positions of the images to evaluate in a split of `size`, in increasing order."""
         if self.samples is None or self.samples >= size:
             return torch.arange(size)
-        order = torch.randperm(size, generator=seeding.stream(0, "evaluated samples"))
+        order = torch.randperm(size, generator=seeding.generator_for(0, "evaluated samples"))
         return order[: self.samples].sort().values
 
     def at_once(self, device: torch.device) -> int:

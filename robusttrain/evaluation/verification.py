@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robusttrain.evaluation.findings import Audit, graded
-from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.intervals import Interval
 from robusttrain.report.ledger import Ledger, Row
 from robusttrain.threat import Threat
 
 
 @torch.no_grad()
-def proven(subject: Subject, eps: float) -> NDArray[np.bool_]:
+def proven(subject: EvaluationSession, eps: float) -> NDArray[np.bool_]:
     """Which images keep their label in the whole ball of linf radius `eps` (pixel units), (N,).
 
     An image that is not among them need not be vulnerable: the bounds may be too wide. They hold up

@@ -7,12 +7,18 @@ from pathlib import Path
 
 from torch import nn
 
-from robusttrain.checkpoints.external import Foreign
+from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.run_config import Config
 from robusttrain.data import Samples, hold_out
 from robusttrain.errors import InputError
 from robusttrain.evaluation import model_checks
-from robusttrain.evaluation.pipeline import Examined, Found, Plan, Workplace, examined
+from robusttrain.evaluation.pipeline import (
+    EvaluationCache,
+    EvaluationResult,
+    FinishedEvaluation,
+    Plan,
+    run_evaluation,
+)
 from robusttrain.loggers import Figures, Record, of_epoch, of_report
 from robusttrain.loggers.none import NoLogger
 from robusttrain.report.files import write_json
@@ -131,7 +137,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     InputError
         If that was another training.
     """
-    saved = distributed.from_main(lambda: newest_checkpoint(training.folder, terminal))
+    saved = distributed.broadcast(lambda: newest_checkpoint(training.folder, terminal))
     if saved is None:
         terminal.say("no checkpoint was written yet: training begins anew")
         return
@@ -153,26 +159,26 @@ def _evaluate(
     config, names = context.config, context.origin.names
     test = samples.to(context.device)
     batch = model_checks.sample(test, config.evaluation.choose(test.size))
-    is_foreign = isinstance(inputs.given, Foreign)
+    is_foreign = isinstance(inputs.given, ExternalModel)
     inspect_model(inputs.model, names["model"], batch, is_foreign, context.terminal)
     results = _examined(context, inputs.model, test)
     if results.found is not None:
         record(_report(context, results.found), epoch)
-    distributed.together()
+    distributed.barrier()
     # Not before all is written that they would be needed for.
     results.pieces.remove()
 
 
-def _examined(context: RunContext, model: nn.Module, test: Samples) -> Examined:
+def _examined(context: RunContext, model: nn.Module, test: Samples) -> FinishedEvaluation:
     config = context.config
     with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
         plan = Plan(config.evaluation, config.threat, config.seed)
         folder = context.run_dir / f"{PIECES}{distributed.suffix()}"
-        workplace = Workplace(folder, (config.checkpoint, config.model, config.noise))
-        return examined(model, test, plan, workplace, context.terminal)
+        workplace = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
+        return run_evaluation(model, test, plan, workplace, context.terminal)
 
 
-def _report(context: RunContext, found: Found) -> Figures:
+def _report(context: RunContext, found: EvaluationResult) -> Figures:
     """Write and show what was found; returns the figures for a logger."""
     names = context.origin.names
     report = report_of(found, names, context.config.threat, context.config.seed)

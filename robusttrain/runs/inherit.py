@@ -27,7 +27,7 @@ class Inherited(NamedTuple):
     names: dict[str, str]
 
 
-def take_over(config: DictConfig, overrides: Sequence[str]) -> Inherited:
+def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
     """`config` with what its `checkpoint` brings along and the command line did not choose.
 
     A model of somebody else's brings no configuration: that of the command line holds, but nobody
@@ -41,7 +41,7 @@ def take_over(config: DictConfig, overrides: Sequence[str]) -> Inherited:
     given = external.load(config.checkpoint)
     trains = Stage.train in config.stages
     if isinstance(given, checkpoints.Checkpoint):
-        composed, inherited = compose_again(config, given, overrides)
+        composed, inherited = with_saved_config(config, given, overrides)
         # A training has the companions of its own command line.
         companions = COMPANIONS if "defense" in inherited and not trains else ()
         told = [*inherited, *companions]
@@ -50,12 +50,12 @@ def take_over(config: DictConfig, overrides: Sequence[str]) -> Inherited:
     names = {}
     if not trains and "defense" not in chosen:
         names["defense"] = "foreign"
-    if isinstance(given, external.Program):
+    if isinstance(given, external.ExportedProgram):
         names["model"] = given.name
     return Inherited(config, names)
 
 
-def compose_again(
+def with_saved_config(
     config: DictConfig, saved: checkpoints.Checkpoint, overridden: Sequence[str]
 ) -> tuple[DictConfig, list[str]]:
     """`config` with what the command line did not choose from a saved run, and the keys of that.

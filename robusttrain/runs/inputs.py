@@ -9,7 +9,7 @@ from torch import nn
 
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint
-from robusttrain.checkpoints.external import Foreign, Program, Weights
+from robusttrain.checkpoints.external import ExportedProgram, ExternalModel, Weights
 from robusttrain.data import Dataset, Info, Samples, Streamed
 from robusttrain.defenses import Defense, WithModels
 from robusttrain.errors import InputError
@@ -21,7 +21,7 @@ from robusttrain.runs.context import RunContext
 from robusttrain.runs.saved_model import load_model
 from robusttrain.runtime import distributed
 
-Given = Checkpoint | Foreign | None
+Given = Checkpoint | ExternalModel | None
 """What `checkpoint` names, if it is given."""
 
 
@@ -61,7 +61,7 @@ def inputs_of(context: RunContext) -> Inputs:
     """
     config = context.config
     given = None if config.checkpoint is None else external.load(config.checkpoint)
-    distributed.settle_on(context.device)
+    distributed.set_device(context.device)
     defense = config.defense
     if context.trains and isinstance(defense, WithModels):
         defense = defense.with_models(partial(other_model, config.trust, context.info))
@@ -71,7 +71,7 @@ def inputs_of(context: RunContext) -> Inputs:
 def model_of(context: RunContext, given: Given) -> nn.Module:
     """The model on the CPU, with its noise, and with what `checkpoint` has given for it."""
     config, terminal = context.config, context.terminal
-    if isinstance(given, Program):
+    if isinstance(given, ExportedProgram):
         if context.trains:
             problem = "is a program, which cannot be trained"
             raise InputError(str(given), allowed="give stages=[evaluate]", problem=problem)

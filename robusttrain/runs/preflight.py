@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.checkpoints.external import Foreign
+from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.run_config import Config
 from robusttrain.defenses import Selective
 from robusttrain.evaluation import Evaluation, model_checks
@@ -87,7 +87,7 @@ def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> N
 
 def _noise_of_training(trains: bool, model: nn.Module, given: Given) -> str:
     """The size of the noise at the input that the model has learnt from, or will, in words."""
-    if isinstance(given, Foreign):
+    if isinstance(given, ExternalModel):
         return "noise that nobody has told"
     if trains:
         seen = noise_layers(model)[0].on_train

@@ -7,14 +7,16 @@ from pathlib import Path
 import pandas as pd
 
 from robusttrain.config.schema import COMPANIONS, NOTHING
-from robusttrain.evaluation.pipeline import Found
+from robusttrain.evaluation.pipeline import EvaluationResult
 from robusttrain.report.files import write_arrays, write_csv
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import ADVERSARIAL, AUDIT, CERTIFIED, CURVE, REPORT, SAMPLES
 from robusttrain.threat import Threat
 
 
-def report_of(found: Found, names: Mapping[str, str], threat: Threat, seed: int) -> pd.DataFrame:
+def report_of(
+    found: EvaluationResult, names: Mapping[str, str], threat: Threat, seed: int
+) -> pd.DataFrame:
     """The table of `report.csv`; `names` are the options of the groups."""
     report = found.ledger.report(threat, found.rows)
     shown = {**names, "defense": combined(names)}
@@ -24,7 +26,7 @@ def report_of(found: Found, names: Mapping[str, str], threat: Threat, seed: int)
     return report
 
 
-def write_results(found: Found, report: pd.DataFrame, run_dir: Path) -> None:
+def write_results(found: EvaluationResult, report: pd.DataFrame, run_dir: Path) -> None:
     """Write the tables of an evaluation, and its attacked images where they were kept."""
     if found.certificates:
         certified = [asdict(image) for image in found.certificates.images]
@@ -40,7 +42,7 @@ def write_results(found: Found, report: pd.DataFrame, run_dir: Path) -> None:
 
 
 def show_results(
-    found: Found, report: pd.DataFrame, names: Mapping[str, str], terminal: Terminal
+    found: EvaluationResult, report: pd.DataFrame, names: Mapping[str, str], terminal: Terminal
 ) -> None:
     """Show the figures of an evaluation to the user."""
     terminal.report(report, f"{combined(names)}, {names['model']} on {names['dataset']}")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 STEP, ANYTHING = timedelta(minutes=10), timedelta(days=7)
 
 # What torchrun tells the processes that it starts.
-TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,19 @@ _job: _Job | None = None
 @contextmanager
 def joined() -> Iterator[None]:
     """Belong to the processes that torchrun has started beside this one, for the block."""
-    if not all(name in os.environ for name in TOLD) or os.environ["WORLD_SIZE"] == "1":
+    if (
+        not all(name in os.environ for name in TORCHRUN_VARIABLES)
+        or os.environ["WORLD_SIZE"] == "1"
+    ):
         yield
         return
     store, rank, size = next(rendezvous("env://", timeout=STEP))
-    with member(store, rank, size, int(os.environ.get("LOCAL_RANK", rank))):
+    with join_group(store, rank, size, int(os.environ.get("LOCAL_RANK", rank))):
         yield
 
 
 @contextmanager
-def member(store: Any, rank: int, size: int, local_rank: int = 0) -> Iterator[None]:
+def join_group(store: Any, rank: int, size: int, local_rank: int = 0) -> Iterator[None]:
     """Be number `rank` of `size` processes that meet at `store`, for the block."""
     global _job
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -108,7 +111,7 @@ def share(count: int) -> slice:
     return slice(rank(), None, size())
 
 
-def from_main(action: Callable[[], T]) -> T:
+def broadcast(action: Callable[[], T]) -> T:
     """What `action` gives in the first process, which alone does it, for all."""
     if _job is None:
         return action()
@@ -117,7 +120,7 @@ def from_main(action: Callable[[], T]) -> T:
     return cast(T, given[0])
 
 
-def gathered(value: T) -> list[T] | None:
+def gather(value: T) -> list[T] | None:
     """In the first process the values of all, in their order; None in the others."""
     if _job is None:
         return [value]
@@ -126,7 +129,7 @@ def gathered(value: T) -> list[T] | None:
     return values
 
 
-def everyones(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The values of all processes, in their order."""
     if _job is None:
         return [value]
@@ -137,7 +140,7 @@ def everyones(value: T) -> list[T]:
 
 def summed(values: Mapping[str, float]) -> dict[str, float]:
     """The sum over all processes of what each has under the same name."""
-    everyone = everyones(dict(values))
+    everyone = all_gather(dict(values))
     return {name: sum(each[name] for each in everyone) for name in values}
 
 
@@ -153,23 +156,23 @@ def in_turns(action: Callable[[], T]) -> T:
     for present in range(3):
         if present == turn:
             done.append(action())
-        together()
+        barrier()
     return done[0]
 
 
-def together() -> None:
+def barrier() -> None:
     """Wait until all processes have come here."""
     if _job is not None:
         dist.barrier(group=_job.patient)
 
 
-def add_up(values: Tensor) -> None:
-    """Replace `values` by their sum over all processes, which train together."""
+def all_reduce_sum(values: Tensor) -> None:
+    """Replace `values` by their sum over all processes, which train barrier."""
     dist.all_reduce(values)
 
 
-def everywhere(flag: Tensor) -> Tensor:
-    """Whether `flag`, a scalar on the device, holds in all processes, which train together."""
+def all_true(flag: Tensor) -> Tensor:
+    """Whether `flag`, a scalar on the device, holds in all processes, which train barrier."""
     if _job is None:
         return flag
     held = flag.float()
@@ -177,7 +180,7 @@ def everywhere(flag: Tensor) -> Tensor:
     return held.bool()
 
 
-class Vote:
+class DelayedMax:
     """What all processes come to agree on between one batch and the next.
 
     Waiting for each other there would cost time at every batch; a vote is counted at the next one,
@@ -210,7 +213,7 @@ class Vote:
         return [int(value) for value in ballot]
 
 
-def settle_on(device: torch.device) -> None:
+def set_device(device: torch.device) -> None:
     """Let this process compute on `device` where it is one of several."""
     if _job is not None and device.type == "cuda":
         torch.cuda.set_device(device)
@@ -225,15 +228,17 @@ def command() -> str:
     return f"torchrun {machines}--nproc_per_node={here} -m robusttrain"
 
 
-def is_loss(error: BaseException) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
     """Whether `error`, or what it came from, is that another process has gone or is silent."""
     text = str(error).lower()
     named = isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
     behind = error.__context__
-    return isinstance(error, dist.DistError) or named or (behind is not None and is_loss(behind))
+    return (
+        isinstance(error, dist.DistError) or named or (behind is not None and is_lost_peer(behind))
+    )
 
 
-def last_words(message: str) -> str | int:
+def exit_message(message: str) -> str | int:
     """What to leave with, in the sense of `sys.exit`, because of `message`.
 
     Of several processes the first to fail says so, with its number: the others fail after it, as

@@ -44,7 +44,7 @@ _signals = _Signals()
 
 
 @contextmanager
-def caught() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Raise `Interrupted` where a signal comes, for the length of the block."""
     # Only the main thread may say how signals are handled, and only it gets them.
     if threading.current_thread() is not threading.main_thread():
@@ -60,8 +60,8 @@ def caught() -> Iterator[None]:
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """`caught`, for a job in a process that was started for it, and may get another one after it.
+def handle_in_worker() -> Iterator[None]:
+    """`handle_signals`, in a process that was started for a job and may get another one later.
 
     Ctrl+C is left to the process that the user has started. Whoever was told to stop stays so: the
     next job raises `Interrupted` at once. Where a cluster listens to a notice, it gets it when the
@@ -99,12 +99,12 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         _signals.deferred = before
 
 
-def is_put_off() -> bool:
+def pending() -> bool:
     """Whether a signal has asked for an end and somebody looks at it by himself."""
     return _signals.came is not None and _signals.deferred
 
 
-def raise_what_came() -> None:
+def raise_pending() -> None:
     """Raise `Interrupted` for a signal that was put off."""
     if _signals.came is not None:
         raise Interrupted(_signals.came)

@@ -19,7 +19,7 @@ from robusttrain.run_directory import RECORDS
 from robusttrain.runs.resume import quoted
 from robusttrain.runtime import signals
 from robusttrain.sweeps import launchers
-from robusttrain.sweeps.monitor import COMPLAINT, watched
+from robusttrain.sweeps.monitor import COMPLAINT, monitored
 from robusttrain.sweeps.records import WAITING, Job
 from robusttrain.sweeps.session import SweepState, open_elsewhere, present
 
@@ -95,7 +95,7 @@ def _prepare(config: DictConfig, sweep: SweepState, view: ExitStack) -> None:
     if launchers.launcher(config) == "joblib":
         # Its processes are killed as soon as this one leaves; they are to leave first.
         view.enter_context(signals.deferred())
-    view.enter_context(watched(sweep.directory, sweep.planned, Terminal()))
+    view.enter_context(monitored(sweep.directory, sweep.planned, Terminal()))
 
 
 def _at_once(config: DictConfig, jobs: int) -> int:

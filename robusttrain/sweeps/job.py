@@ -13,7 +13,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from robusttrain.config.error_messages import FORESEEN, explain
+from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.errors import InputError, JobError
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import (
@@ -139,7 +139,7 @@ def concluded() -> Iterator[None]:
     with opened() as session:
         try:
             yield
-        except FORESEEN:
+        except EXPECTED_ERRORS:
             raise
         except Exception as error:
             engine = session.sweep.engine if session.sweep else ""
@@ -151,7 +151,7 @@ def concluded() -> Iterator[None]:
             session.view.close()
             if session.sweep is not None:
                 _conclude(session.sweep, Terminal())
-            signals.raise_what_came()
+            signals.raise_pending()
 
 
 def finish(run_dir: Path, result: float | None, seconds: float) -> None:
@@ -201,11 +201,11 @@ def _elsewhere(chosen: HydraConf, sweep_dir: Path) -> Iterator[Terminal]:
     message goes back: an exception of any kind may not outlive the way.
     """
     run_dir = Path(chosen.runtime.output_dir)
-    with records.saying(sweep_dir, str(run_dir.relative_to(sweep_dir))).open("a") as file:
+    with records.job_output(sweep_dir, str(run_dir.relative_to(sweep_dir))).open("a") as file:
         terminal = Terminal(Console(file=file, highlight=False, soft_wrap=True))
         begun = False
         try:
-            with signals.heeded():
+            with signals.handle_in_worker():
                 begun = True
                 yield terminal
         except Interrupted as interrupted:
@@ -215,7 +215,7 @@ def _elsewhere(chosen: HydraConf, sweep_dir: Path) -> Iterator[Terminal]:
                 # Others may be at work still, which would be killed if this process left.
                 raise JobError(f"stopped by {interrupted}") from interrupted
             sys.exit(128 + interrupted.signum)
-        except FORESEEN as error:
+        except EXPECTED_ERRORS as error:
             raise JobError(explain(error)) from error
         except Exception as error:
             log.exception("a defect")
@@ -305,4 +305,4 @@ def _keep(job: Job, started: float, sweep_dir: Path) -> Job:
 
 def _line(error: Exception) -> str:
     message = " ".join(explain(error).split())
-    return message if isinstance(error, FORESEEN) else f"{type(error).__name__}: {message}"
+    return message if isinstance(error, EXPECTED_ERRORS) else f"{type(error).__name__}: {message}"

@@ -25,7 +25,7 @@ FIGURES = {"job", "clean", "worst case", "seconds"}
 
 
 @contextmanager
-def watched(sweep_dir: Path, planned: Sequence[Job], terminal: Terminal) -> Iterator[None]:
+def monitored(sweep_dir: Path, planned: Sequence[Job], terminal: Terminal) -> Iterator[None]:
     """Pass on what the jobs of a sweep say in their files, for the length of the block.
 
     In a terminal, a table of all jobs stays in view. Where a signal has come that somebody put off,
@@ -56,7 +56,7 @@ class _Watch:
 
     def __init__(self, sweep_dir: Path, planned: Sequence[Job], terminal: Terminal) -> None:
         self.sweep_dir, self.planned, self.terminal = sweep_dir, planned, terminal
-        self.passed_on = {path: path.stat().st_size for path in records.sayings(sweep_dir)}
+        self.passed_on = {path: path.stat().st_size for path in records.job_outputs(sweep_dir)}
         self.heard: set[Path] = set()
         self.ended = 0
         self.stopping = False
@@ -67,12 +67,12 @@ class _Watch:
             self._show(bar)
             while not ended.wait(SECONDS_BETWEEN_LOOKS):
                 self._look(bar)
-                if signals.is_put_off() and not self.stopping:
+                if signals.pending() and not self.stopping:
                     self._stop()
             self._look(bar)
 
     def _look(self, bar: Bar) -> None:
-        lines = [line for path in records.sayings(self.sweep_dir) for line in self._new(path)]
+        lines = [line for path in records.job_outputs(self.sweep_dir) for line in self._new(path)]
         for line in lines:
             if line.startswith(COMPLAINT):
                 print(line, file=sys.stderr)
@@ -110,7 +110,7 @@ class _Watch:
 
     def _standing(self, job: Job) -> Job:
         """A job with the status that it has now: its record may be of an earlier sweep."""
-        heard = records.saying(self.sweep_dir, job.folder) in self.heard
+        heard = records.job_output(self.sweep_dir, job.folder) in self.heard
         if job.status == UNFINISHED:
             return replace(job, status=RUNNING if heard else WAITING)
         return job if heard or job.status == FINISHED else replace(job, status=WAITING)

@@ -91,12 +91,12 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     return sorted(map(_read, found), key=lambda job: job.number)
 
 
-def saying(sweep_dir: Path, folder: str) -> Path:
+def job_output(sweep_dir: Path, folder: str) -> Path:
     """Where the job in `folder` says what the user is to know, if it has no terminal."""
     return _record(sweep_dir, folder).with_suffix(SAID)
 
 
-def sayings(sweep_dir: Path) -> list[Path]:
+def job_outputs(sweep_dir: Path) -> list[Path]:
     """What all jobs have said, in the order of their names."""
     return sorted((sweep_dir / RECORDS).glob(f"*{SAID}"))
 

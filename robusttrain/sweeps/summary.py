@@ -48,7 +48,7 @@ interval of Student's t over seeds or, with one seed, that of Bonett and Price o
 speaks of the networks of these seeds; whether others would differ, the interval over seeds says."""
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """A 95 % interval."""
 
     low: float
@@ -76,8 +76,8 @@ class Figure:
 
     mean: float
     deviation: float | None
-    over_seeds: Interval | None
-    over_images: Interval
+    over_seeds: ConfidenceInterval | None
+    over_images: ConfidenceInterval
 
 
 class Setting(NamedTuple):
@@ -95,11 +95,11 @@ class Setting(NamedTuple):
 def over_seeds(accuracies: Sequence[float], n: int) -> Figure:
     """The figure of accuracies (shares from 0 to 1) that different seeds had on `n` images."""
     mean = fmean(accuracies)
-    over_images = Interval(*wilson(mean * n, n))
+    over_images = ConfidenceInterval(*wilson(mean * n, n))
     if len(accuracies) == 1:
         return Figure(mean, None, None, over_images)
     student = _student(accuracies)
-    inside = Interval(max(0.0, student.low), min(1.0, student.high))
+    inside = ConfidenceInterval(max(0.0, student.low), min(1.0, student.high))
     return Figure(mean, stdev(accuracies), inside, over_images)
 
 
@@ -160,13 +160,13 @@ def write_summary(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     return overview
 
 
-def _student(values: Sequence[float]) -> Interval:
+def _student(values: Sequence[float]) -> ConfidenceInterval:
     """The interval of the mean of normal values (Student 1908)."""
     from scipy.stats import t
 
     error = stdev(values) / math.sqrt(len(values))
     low, high = t.interval(CONFIDENCE, len(values) - 1)
-    return Interval(fmean(values) + low * error, fmean(values) + high * error)
+    return ConfidenceInterval(fmean(values) + low * error, fmean(values) + high * error)
 
 
 def _pair(a: Setting, b: Setting) -> Iterator[dict[str, Any]]:
@@ -249,7 +249,7 @@ def _overview(setting: Setting) -> dict[str, str]:
     return cells
 
 
-def _percent(interval: Interval | None) -> str:
+def _percent(interval: ConfidenceInterval | None) -> str:
     return "" if interval is None else f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
 
 

@@ -26,7 +26,7 @@ class Ball(Protocol):
     def eps(self) -> float:
         """The radius, in pixel units."""
 
-    def size(self, delta: Tensor) -> Tensor:
+    def norm(self, delta: Tensor) -> Tensor:
         """||delta|| of each image, shape (N,)."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class _Radius:
 class LinfBall(_Radius):
     """Every pixel moves by `eps` at most."""
 
-    def size(self, delta: Tensor) -> Tensor:
+    def norm(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().amax(1)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -127,27 +127,27 @@ class LinfBall(_Radius):
 class L2Ball(_Radius):
     """The Euclidean length of the perturbation of an image is `eps` at most."""
 
-    def size(self, delta: Tensor) -> Tensor:
+    def norm(self, delta: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
         return length
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         # Ball first, box second: clipping moves each pixel towards x, so it never leaves the ball.
         delta = x_adv - x
-        shrink = (self.eps / self.size(delta).clamp_min(TINY)).clamp_max(1)
+        shrink = (self.eps / self.norm(delta).clamp_min(TINY)).clamp_max(1)
         return (x + delta * per_image(shrink, x)).clamp_(0, 1)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         direction = torch.empty_like(x).normal_(generator=generator)
         radius = self.eps * _ball_radius(x, generator)
-        scale = radius / self.size(direction).clamp_min(TINY)
+        scale = radius / self.norm(direction).clamp_min(TINY)
         return direction * per_image(scale, x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         # A confident model has faint gradients, whose squares underflow unless scaled up first.
         largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
         scaled = gradient / per_image(largest, gradient)
-        return scaled / per_image(self.size(scaled).clamp_min(TINY), gradient)
+        return scaled / per_image(self.norm(scaled).clamp_min(TINY), gradient)
 
     def _spend(self, slopes: Tensor, room: Tensor, gain: Tensor) -> Tensor:
         return _filled(slopes, slopes, room, gain)
@@ -174,7 +174,7 @@ class L1Ball(_Radius):
     after pixel, in the order of their gradients.
     """
 
-    def size(self, delta: Tensor) -> Tensor:
+    def norm(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().sum(1)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class L1Ball(_Radius):
         # Exponential sizes divided by their sum are uniform on the simplex; signs spread them.
         sizes = torch.empty_like(x).exponential_(generator=generator)
         signs = torch.empty_like(x).uniform_(-1, 1, generator=generator).sign()
-        scale = self.eps * _ball_radius(x, generator) / self.size(sizes)
+        scale = self.eps * _ball_radius(x, generator) / self.norm(sizes)
         return signs * sizes * per_image(scale, x)
 
     def steepest(self, gradient: Tensor) -> Tensor:

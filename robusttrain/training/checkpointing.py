@@ -14,7 +14,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import BEST, LATEST, PREVIOUS, TRAIN
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.signals import Interrupted
-from robusttrain.training.diagnostics import remarks
+from robusttrain.training.diagnostics import warnings_for
 from robusttrain.training.metrics import Epoch
 from robusttrain.training.trainer import Trainer
 
@@ -79,7 +79,7 @@ class TrainingRun:
         NonFiniteLossError
             If training diverges; what earlier epochs left stays.
         """
-        best, vote, due = self.folder / BEST, distributed.Vote(), 0
+        best, vote, due = self.folder / BEST, distributed.DelayedMax(), 0
         with signals.deferred() as signalled:
             if self.trainer.position.epoch == 1 and self.trainer.position.batch == 0:
                 # What another training has left here is not to be gone on with.
@@ -93,7 +93,7 @@ class TrainingRun:
                 signum, due = vote(signalled() or 0, self._due)
                 self._leave_if(signum, saved=epoch is not None)
             self._leave_if(*vote.last(signalled() or 0), saved=True)
-        weights = distributed.from_main(lambda: replace(checkpoints.load(best), training={}))
+        weights = distributed.broadcast(lambda: replace(checkpoints.load(best), training={}))
         weights.load_into(self.trainer.model, best)
         return self.best
 
@@ -129,7 +129,7 @@ class TrainingRun:
             seconds=epoch.seconds,
         )
         classes, planned = self.about["num_classes"], self.trainer.settings.epochs
-        for remark in remarks(self.epochs, classes, planned):
+        for remark in warnings_for(self.epochs, classes, planned):
             self.terminal.say(remark)
         if distributed.is_main():
             write_csv(self.folder / TRAIN, [each.row() for each in self.epochs])
@@ -155,7 +155,7 @@ class TrainingRun:
     def _save_as(self, path: Path) -> None:
         """Have the first process write a checkpoint, with what the others have of their own."""
         state = self.trainer.state_dict()
-        processes = distributed.gathered(self.trainer.per_process_state(state))
+        processes = distributed.gather(self.trainer.per_process_state(state))
         if processes is None:
             return
         others = {"others": processes[1:]} if len(processes) > 1 else {}

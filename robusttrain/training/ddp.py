@@ -74,7 +74,7 @@ def refuse_unused(model: nn.Module) -> None:
         raise InputError("several processes", allowed=", ".join(left_out), problem=problem)
 
 
-def part_ways(model: nn.Module, seed: int) -> None:
+def decorrelate_noise(model: nn.Module, seed: int) -> None:
     """Let noise and dropout of `model` draw otherwise here than in the other processes."""
     if distributed.is_main():
         return
@@ -100,7 +100,7 @@ def average_statistics(model: nn.Module) -> None:
     if distributed.size() == 1 or not running:
         return
     flat = torch.cat([value.flatten() for value in running])
-    distributed.add_up(flat)
+    distributed.all_reduce_sum(flat)
     flat /= distributed.size()
     for value, mean in zip(running, torch.split(flat, [v.numel() for v in running]), strict=True):
         value.copy_(mean.view_as(value))

@@ -14,7 +14,7 @@ LEAK = 0.02
 STUCK = 1.2
 
 
-def remarks(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Iterator[str]:
+def warnings_for(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Iterator[str]:
     """What there is to say about the last of `epochs`, of which so many are planned."""
     epoch = epochs[-1]
     if epoch.non_finite:

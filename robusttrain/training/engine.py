@@ -19,18 +19,18 @@ from robusttrain.runtime.out_of_memory import is_out_of_memory
 from robusttrain.training import ddp
 from robusttrain.training.microbatches import (
     Microbatch,
+    combined,
+    divided,
     halved,
     notice,
-    parted,
     refuse_parts,
-    together,
     without_graph,
 )
 from robusttrain.training.model_setup import ReadyModel
 from robusttrain.training.optimizer_step import SkippingStep, clipped, groups, scaled_rate
-from robusttrain.training.overfitting import Course
+from robusttrain.training.overfitting import TrainingHistory
 from robusttrain.training.recipe import Recipe, TrainingData
-from robusttrain.training.rng_state import Randomness
+from robusttrain.training.rng_state import RngState
 from robusttrain.training.settings import OnNonFinite
 
 
@@ -96,7 +96,7 @@ class Engine:
         self.batches = 0
         self.weight_perturbation = recipe.weight_perturbation
         self.average = Average(self.model, recipe.averaging)
-        self.randomness = Randomness(self.model, seed, ready.device)
+        self.randomness = RngState(self.model, seed, ready.device)
         self.streams = self.randomness.streams
 
     @property
@@ -127,7 +127,9 @@ class Engine:
         self.average.load_state_dict(state["average"])
         self.randomness.load_state_dict(state["random_states"])
 
-    def train_batch(self, defense: Defense, batch: Batch, course: Course) -> list[Objective]:
+    def train_batch(
+        self, defense: Defense, batch: Batch, course: TrainingHistory
+    ) -> list[Objective]:
         """Train on one batch: a step of the optimiser, or one for each replay of `defense`.
 
         Parameters
@@ -165,7 +167,7 @@ class Engine:
                 parts.append(without_graph(objective, micro.share))
             ddp.refuse_unused(self.forward)
             self._perturb_weights(defense, microbatches, batch)
-            whole = together(parts)
+            whole = combined(parts)
             gradient_norm = clipped(self.forward, self.clip_gradient)
             finite = whole.loss.isfinite() & gradient_norm.isfinite()
             with scaled_rate(self.optimizer, course.rate_share):
@@ -183,7 +185,7 @@ class Engine:
         return descended
 
     def train_batch_within_memory(
-        self, defense: Defense, batch: Batch, course: Course
+        self, defense: Defense, batch: Batch, course: TrainingHistory
     ) -> list[Objective]:
         """`train_batch`, once more in smaller parts each time that memory runs out.
 
@@ -218,7 +220,7 @@ class Engine:
         x = x.contiguous(memory_format=self.ready.memory_format)
         return [
             Microbatch(self._view(), images, labels, len(labels) / len(y))
-            for images, labels in parted(x, y, most, self.model)
+            for images, labels in divided(x, y, most, self.model)
         ]
 
     def _view(self) -> nn.Module:

@@ -48,7 +48,7 @@ class Epoch:
         return asdict(self)
 
 
-class Tally:
+class EpochMetrics:
     """Losses and hits of an epoch, kept on the device until somebody wants to see them.
 
     A loss that is not finite stands for an objective of which the loss or the gradient was not.
@@ -104,7 +104,7 @@ class Tally:
         losses = torch.stack(self.losses).cpu()
         found = [*(~losses.isfinite()).nonzero().flatten().tolist(), len(losses)]
         first = found[0]
-        step, loss = min(distributed.everyones((first, float(losses[first % len(losses)]))))
+        step, loss = min(distributed.all_gather((first, float(losses[first % len(losses)]))))
         if step < len(losses):
             raise NonFiniteLossError(
                 f"the loss or its gradient became {loss} in epoch {epoch}, batch "
@@ -146,5 +146,5 @@ class Tally:
             "loss": total["loss"] / total["finite"],
             "train_clean_accuracy": shares.get("clean"),
             "train_robust_accuracy": shares.get("robust"),
-            "non_finite": max(distributed.everyones(int((~finite).sum()))),
+            "non_finite": max(distributed.all_gather(int((~finite).sum()))),
         }

@@ -36,7 +36,9 @@ class Microbatch:
     found: Any = None
 
 
-def parted(x: Tensor, y: Tensor, most: int | None, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+def divided(
+    x: Tensor, y: Tensor, most: int | None, model: nn.Module
+) -> list[tuple[Tensor, Tensor]]:
     """A batch in parts of about equal size, which is `most` images at most where that is given.
 
     BatchNorm cannot train on one image: where the model has it, a part may have one more instead.
@@ -83,7 +85,7 @@ def without_graph(objective: Objective, share: float) -> Objective:
     return Objective(share * objective.loss.detach(), clean, adversarial)
 
 
-def together(parts: Sequence[Objective]) -> Objective:
+def combined(parts: Sequence[Objective]) -> Objective:
     """The objective of a batch from those of its parts, whose losses are weighted."""
     return Objective(
         torch.stack([part.loss for part in parts]).sum(),

@@ -55,7 +55,7 @@ def prepare(model: nn.Module, settings: Training, train: Samples, seed: int) -> 
     precision = _safe_precision(model, settings, train)
     if settings.sync_batchnorm:
         ddp.synchronise_batch_norm(model)
-    ddp.part_ways(model, seed)
+    ddp.decorrelate_noise(model, seed)
     forward = ddp.replicated(_compiled(model) if settings.compile else model)
     return ReadyModel(model, forward, precision, memory_format, train.device)
 

@@ -40,7 +40,7 @@ class SkippingStep:
 
         If not, the buffers are what they were when they were kept.
         """
-        finite = distributed.everywhere(finite)
+        finite = distributed.all_true(finite)
         if self._decides_on_device:
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         if self._decides_on_device or bool(finite):

@@ -28,7 +28,7 @@ class OverfittedError(Exception):
 
 
 @dataclass
-class Course:
+class TrainingHistory:
     """What training has been through, which no rollback undoes.
 
     Parameters
@@ -94,7 +94,7 @@ def probe(threat: Threat) -> PGD:
     return PGD(norm=threat.norm, eps=threat.eps, steps=10)
 
 
-def watched(train: Samples, defense: Any, eps: float) -> Split:
+def watched_images(train: Samples, defense: Any, eps: float) -> Split:
     """The first images of a training split, for `probe` after every epoch: up to 128.
 
     They are a twentieth of a small split, and 32 at least. That costs about 20 passes of each: next

@@ -8,10 +8,10 @@ from torch import nn
 
 from robusttrain.noise.layer import noise_layers
 from robusttrain.runtime.distributed import own_seed
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 
 
-class Randomness:
+class RngState:
     """The streams of a training, those of its model's noise, and torch's own.
 
     Parameters
@@ -32,10 +32,10 @@ class Randomness:
         own = own_seed(seed)
         self.streams = {
             # All processes take their parts of the same batches.
-            "batches": stream(seed, "batches"),
-            "augmentation": stream(own, "augmentation", device),
-            "attack": stream(own, "training attack", device),
-            "same draws": stream(own, "same draws"),
+            "batches": generator_for(seed, "batches"),
+            "augmentation": generator_for(own, "augmentation", device),
+            "attack": generator_for(own, "training attack", device),
+            "same draws": generator_for(own, "same draws"),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,24 +15,24 @@ from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.optim.averaging import recompute_statistics
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.runtime import distributed
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 from robusttrain.threat import Threat
 from robusttrain.training import ddp
 from robusttrain.training.engine import Batch, Engine
-from robusttrain.training.metrics import Epoch, Tally
+from robusttrain.training.metrics import Epoch, EpochMetrics
 from robusttrain.training.model_setup import prepare
 from robusttrain.training.optimizer_step import is_finite
 from robusttrain.training.overfitting import (
     MOST_ROLLBACKS,
-    Course,
     OverfittedError,
+    TrainingHistory,
     covers,
     probe,
-    watched,
+    watched_images,
 )
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import OnNonFinite
-from robusttrain.training.validation import Look
+from robusttrain.training.validation import Validator
 
 # Looking at a loss waits for the device, and looking late wastes what comes after a NaN.
 BATCHES_BETWEEN_CHECKS = 50
@@ -103,12 +103,12 @@ class Trainer:
         # What is known of the model where a defense computes no clean or no adversarial logits.
         self.accuracies: dict[str, float | None] = {}
         self.position = _Position()
-        self.tally = Tally()
-        self.course = Course()
+        self.tally = EpochMetrics()
+        self.course = TrainingHistory()
         # Where the present epoch began, for those who want to go back there.
         self.start: Mapping[str, Any] | None = None
-        self.watched = watched(data.train, recipe.defense, threat.eps)
-        self.look = Look(model, threat, seed, terminal)
+        self.watched = watched_images(data.train, recipe.defense, threat.eps)
+        self.validate = Validator(model, threat, seed, terminal)
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, yielding after every epoch.
@@ -151,7 +151,7 @@ class Trainer:
         """
         skips = self.settings.on_nonfinite is OnNonFinite.skip
         here = (skips or self.tally.sound) and is_finite(self.model)
-        return all(distributed.everyones(here))
+        return all(distributed.all_gather(here))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the weights that the next batches depend on."""
@@ -175,7 +175,7 @@ class Trainer:
         """
         self.model.load_state_dict(state.get("statistics", {}), strict=False)
         self._go_to(state)
-        self.course, self.start = Course(**state["course"]), state["start"]
+        self.course, self.start = TrainingHistory(**state["course"]), state["start"]
 
     def _moment(self) -> dict[str, Any]:
         """What a rollback undoes, beside the weights."""
@@ -189,7 +189,7 @@ class Trainer:
 
     def _go_to(self, state: Mapping[str, Any]) -> None:
         self.position = _Position(**state["position"])
-        self.tally = Tally()
+        self.tally = EpochMetrics()
         self.tally.load_state_dict(state["tally"], self.train.device)
         self.accuracies = dict(state["accuracies"])
         if isinstance(self.present, Stateful):
@@ -207,7 +207,8 @@ class Trainer:
         before = self.engine.randomness.state_dict()
         order = batches(
             self.train, self.course.most or self.settings.batch_size,
-            stream(self.seed, "statistics"), part=distributed.rank(), parts=distributed.size(),
+            generator_for(self.seed, "statistics"),
+            part=distributed.rank(), parts=distributed.size(),
         )  # fmt: skip
         recompute_statistics(self.model, (x for x, _ in order))
         ddp.average_statistics(self.model)
@@ -273,8 +274,8 @@ class Trainer:
         ddp.average_statistics(self.model)
         size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
         with self.averaged():
-            clean, robust = self.look("validation", self.validation, attack, size)
-        _, pgd = self.look("overfitting", self.watched, probe(self.threat), size)
+            clean, robust = self.validate("validation", self.validation, attack, size)
+        _, pgd = self.validate("overfitting", self.watched, probe(self.threat), size)
         own = figures["train_robust_accuracy"]
         full = covers(self.present, self.threat)
         course = self.course.judged(pgd, self.settings.on_overfit, own if full else None)
@@ -283,7 +284,7 @@ class Trainer:
             val_clean_accuracy=clean, val_robust_accuracy=robust, train_pgd_accuracy=pgd, **course,
         )  # fmt: skip
         self.accuracies = {"clean": clean, "robust": robust}
-        self.position, self.tally = _Position(position.epoch + 1), Tally()
+        self.position, self.tally = _Position(position.epoch + 1), EpochMetrics()
         return epoch
 
     def _check(self) -> None:

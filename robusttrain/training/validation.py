@@ -16,7 +16,7 @@ from robusttrain.threat import Threat
 
 
 @dataclass(frozen=True)
-class Look:
+class Validator:
     """Accuracies that are measured as an evaluation measures them, but with less effort.
 
     Parameters

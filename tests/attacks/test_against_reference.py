@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.fab import FAB
-from robusttrain.attacks.objectives import Objective
+from robusttrain.attacks.objectives import AttackObjective
 from robusttrain.attacks.square import Square
 from robusttrain.data import as_input
 from robusttrain.data.digits import Digits
@@ -59,7 +59,9 @@ def standing(network: nn.Module, x_adv: Tensor, y: Tensor) -> int:
 
 CASES = {
     "apgd-ce": lambda norm, eps: APGD(norm=norm, eps=eps),
-    "apgd-t": lambda norm, eps: APGD(norm=norm, eps=eps, objective=Objective.dlr, targets=TARGETS),
+    "apgd-t": lambda norm, eps: APGD(
+        norm=norm, eps=eps, objective=AttackObjective.dlr, targets=TARGETS
+    ),
     "fab-t": lambda norm, eps: FAB(norm=norm, eps=eps, steps=FAB_STEPS, targets=TARGETS),
     "square": lambda norm, eps: Square(norm=norm, eps=eps, queries=500),
 }

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robusttrain.attacks.apgd import APGD, RULES, Start
-from robusttrain.attacks.base import Label, cross_entropy
+from robusttrain.attacks.apgd import APGD, RULES, SearchStart
+from robusttrain.attacks.attack_loss import Label, cross_entropy
 from robusttrain.attacks.objectives import (
-    Objective,
+    AttackObjective,
     dlr,
     margin,
     targeted_dlr,
@@ -156,7 +156,7 @@ def test_the_worst_case_with_an_active_box_is_reached(norm: Norm, eps: float) ->
     (model, y), x = sure_of_class_0(), everywhere(8, 3, 4, 4)
     slope = (model.weight[1] - model.weight[0]).view_as(x[:1]).expand_as(x)
     worst = leads(model(ball(Threat(norm, eps)).linear_maximiser(slope, x)))
-    attack = APGD(norm=norm, eps=eps, objective=Objective.margin)
+    attack = APGD(norm=norm, eps=eps, objective=AttackObjective.margin)
     reached = leads(model(attack(model, x, y, generator=generator())))
     # The l1 step never gets shorter than a tenth of the radius, so that it ends close by.
     short = 2e-2 if norm is Norm.l1 else 1e-9
@@ -187,7 +187,7 @@ def asked(attack: APGD, model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 def test_l1_comes_from_larger_balls() -> None:
     """30 % of the steps in 3 eps, 30 % in 2 eps, 40 % in eps, and the start of each."""
     (model, y), x = sure_of_class_0(), interior(8, 3, 4, 4)
-    attack = APGD(norm=Norm.l1, eps=1.0, steps=10, restarts=1, objective=Objective.margin)
+    attack = APGD(norm=Norm.l1, eps=1.0, steps=10, restarts=1, objective=AttackObjective.margin)
     largest = [
         (points - x).flatten(1).norm(p=1, dim=1).max() for points in asked(attack, model, x, y)
     ]
@@ -199,7 +199,9 @@ def test_l1_comes_from_larger_balls() -> None:
 @every_norm
 def test_l1_alone_pays_for_its_stages(norm: Norm) -> None:
     (model, y), x = sure_of_class_0(), interior(8, 3, 4, 4)
-    attack = APGD(norm=norm, eps=0.1, steps=10, restarts=3, targets=1, objective=Objective.margin)
+    attack = APGD(
+        norm=norm, eps=0.1, steps=10, restarts=3, targets=1, objective=AttackObjective.margin
+    )
     # One more pass ranks the targets.
     assert len(asked(attack, model, x, y)) == 1 + 3 * (13 if norm is Norm.l1 else 11)
 
@@ -216,8 +218,10 @@ def test_more_restarts_never_fool_fewer() -> None:
         assert (fewer <= more).all()
 
 
-@pytest.mark.parametrize("objective", list(Objective))
-def test_the_target_that_can_be_reached_is_found_among_the_others(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", list(AttackObjective))
+def test_the_target_that_can_be_reached_is_found_among_the_others(
+    objective: AttackObjective,
+) -> None:
     """The third class of the ranking wins far on the left; the first two lead to the right."""
 
     def logits(t: Tensor) -> list[Tensor]:
@@ -290,18 +294,18 @@ class TestFewClasses:
     def test_targets_and_their_dlr_are_cut(
         self, classes: int, targets: int, objective: str
     ) -> None:
-        attack = APGD(targets=9, objective=Objective.dlr, steps=7)
+        attack = APGD(targets=9, objective=AttackObjective.dlr, steps=7)
         assert attack.fitted(classes) == APGD(targets=targets, objective=objective, steps=7)
 
     @pytest.mark.parametrize(("classes", "objective"), [(2, "margin"), (3, "dlr"), (10, "dlr")])
     def test_dlr_needs_three_classes(self, classes: int, objective: str) -> None:
-        assert APGD(objective=Objective.dlr).fitted(classes) == APGD(objective=objective)
+        assert APGD(objective=AttackObjective.dlr).fitted(classes) == APGD(objective=objective)
 
-    @pytest.mark.parametrize("objective", list(Objective))
+    @pytest.mark.parametrize("objective", list(AttackObjective))
     @pytest.mark.parametrize("targets", [None, 9])
     @pytest.mark.parametrize("classes", [2, 3, 4, 5])
     def test_a_fitted_attack_runs(
-        self, classes: int, targets: int | None, objective: Objective
+        self, classes: int, targets: int | None, objective: AttackObjective
     ) -> None:
         model, x = Affine(classes, 12), interior(16, 1, 3, 4)
         y = model(x).argmax(1)
@@ -367,14 +371,20 @@ def starts_of(attack: APGD, model: Watched, x: Tensor) -> list[Tensor]:
 def test_searches_start_from_stripes_at_the_edge_in_turn() -> None:
     x = watched_images()
     for norm in (Norm.linf, Norm.l2):
-        attack = APGD(norm=norm, eps=0.1, steps=1, restarts=4, starts=[Start.random, Start.stripes])
+        attack = APGD(
+            norm=norm,
+            eps=0.1,
+            steps=1,
+            restarts=4,
+            starts=[SearchStart.random, SearchStart.stripes],
+        )
         starts = starts_of(attack, Watched(), x)
         for number, delta in enumerate(starts):
             shared = torch.allclose(delta, delta[..., :1, :].expand_as(delta), atol=1e-7)
             assert shared is (number % 2 == 1)
         striped = starts[1]
         assert torch.allclose(
-            ball(Threat(norm, 0)).size(striped), torch.tensor(0.1).to(x), atol=1e-6
+            ball(Threat(norm, 0)).norm(striped), torch.tensor(0.1).to(x), atol=1e-6
         )
         assert torch.allclose(striped.abs(), striped.abs().amax((1, 2, 3), keepdim=True))
         # One sign a column and channel, drawn for every image and search anew.
@@ -385,10 +395,10 @@ def test_searches_start_from_stripes_at_the_edge_in_turn() -> None:
 @pytest.mark.parametrize("norm", [Norm.linf, Norm.l2])
 def test_a_search_from_outside_goes_through_halved_balls(norm: Norm) -> None:
     x = interior(8, 3, 4, 4)
-    attack = APGD(norm=norm, eps=0.01, steps=10, starts=[Start.outside])
+    attack = APGD(norm=norm, eps=0.01, steps=10, starts=[SearchStart.outside])
     model = Watched()
     attack(model, x, torch.zeros(8, dtype=torch.int64))
-    sizes = [float(ball(Threat(norm, 0)).size(points - x).max()) for points in model.points]
+    sizes = [float(ball(Threat(norm, 0)).norm(points - x).max()) for points in model.points]
     # Two steps in each larger ball, four in the last one, and a look at where each begins.
     stages = [max(sizes[first:last]) for first, last in pairwise((0, 3, 6, 9, 14))]
     assert len(sizes) == 14
@@ -406,7 +416,7 @@ def test_from_outside_it_gets_past_a_flat_gradient() -> None:
         APGD(norm=Norm.l2, eps=0.35, steps=50, restarts=3, starts=[start])(
             model, x, y, generator=generator()
         )
-        for start in (Start.random, Start.outside)
+        for start in (SearchStart.random, SearchStart.outside)
     )
     assert (model(near).argmax(1) == 0).any()
     assert (model(outside).argmax(1) == 1).all()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import robusttrain.attacks
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Label
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode
 from robusttrain.attacks.none import NoAttack
@@ -127,7 +127,7 @@ def test_stays_in_the_ball_and_the_box_and_touches_nothing(
     assert x_adv.isfinite().all()
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    sizes = ball(Threat(norm, eps)).size(x_adv.double() - x.double())
+    sizes = ball(Threat(norm, eps)).norm(x_adv.double() - x.double())
     assert (sizes <= eps * (1 + 1e-5) + 1e-6).all()
     assert torch.equal(x, kept_x)
     assert not x.requires_grad
@@ -214,7 +214,7 @@ def test_takes_images_in_channels_last(make: Make, norm: Norm) -> None:
     y, attack = torch.tensor([0, 1, 2, 0]), make(norm=norm, eps=0.2)
     x_adv = attack(network, x.to(memory_format=torch.channels_last), y, generator=generator(1))
     assert x_adv.shape == x.shape
-    assert (ball(Threat(norm, 0.2)).size(x_adv - x) <= 0.2 + 1e-9).all()
+    assert (ball(Threat(norm, 0.2)).norm(x_adv - x) <= 0.2 + 1e-9).all()
     if make not in [ATTACKS[key] for key in RANDOM]:
         expected = attack(network, x, y, generator=generator(1))
         assert torch.allclose(x_adv, expected, rtol=0, atol=1e-6)
@@ -227,7 +227,7 @@ def test_stays_on_the_device(make: Make, device: str) -> None:
     x = everywhere(4, 3, 4, 4, dtype=torch.float32).to(device)
     x_adv = make(eps=0.1)(network, x, torch.tensor([0, 1, 2, 0], device=device))
     assert x_adv.device == x.device
-    assert (ball(Threat(Norm.linf, 0.1)).size(x_adv - x) <= 0.1 + 1e-6).all()
+    assert (ball(Threat(Norm.linf, 0.1)).norm(x_adv - x) <= 0.1 + 1e-6).all()
 
 
 @every_attack

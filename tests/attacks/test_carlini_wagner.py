@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.carlini_wagner import CarliniWagner
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.deepfool import DeepFool
-from robusttrain.attacks.model_view import Metered
+from robusttrain.attacks.model_view import QueryCounter
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
@@ -46,7 +46,7 @@ def test_the_nearest_plane_of_a_linear_model_is_passed_by_the_overshoot(
     near = exact < 0.35
     assert near.sum() >= 5
     assert (model(x_adv).argmax(1) != y).all()
-    sizes = ball(Threat(norm, 0)).size(x_adv - x)
+    sizes = ball(Threat(norm, 0)).norm(x_adv - x)
     assert torch.allclose(sizes[near], 1.02 * exact[near], rtol=1e-6, atol=0)
 
 
@@ -57,7 +57,7 @@ def test_a_ball_that_holds_the_way_is_as_good_as_none_and_a_smaller_one_cuts_it(
     eps = float(exact.median()) * 1.1
     x_adv = DeepFool(norm=norm, eps=eps)(model, x, y)
     assert torch.equal(model(x_adv).argmax(1) != y, 1.02 * exact < eps)
-    assert (ball(Threat(norm, 0)).size(x_adv - x) <= eps + 1e-9).all()
+    assert (ball(Threat(norm, 0)).norm(x_adv - x) <= eps + 1e-9).all()
 
 
 def jacobian(network: nn.Module, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def test_images_that_are_wrong_already_stay_and_cost_no_more_than_a_look() -> No
 def test_small_batches_give_the_same_images() -> None:
     network, x = tanh_network(12, 3), everywhere(10, 1, 3, 4)
     y, attack = network(x).argmax(1), DeepFool(eps=0.5)
-    metered, graphs = Metered(network, 3), []
+    metered, graphs = QueryCounter(network, 3), []
     metered.register_forward_pre_hook(
         lambda _, inputs: graphs.append(len(inputs[0]) if torch.is_grad_enabled() else 0)
     )

@@ -47,7 +47,7 @@ def test_the_smallest_perturbation_is_found(norm: Norm, targets: int | None) -> 
     assert x_adv.min() > 0
     assert x_adv.max() < 1
     assert (model(x_adv).argmax(1) != y).all()
-    size = ball(Threat(norm, 1.0)).size(x_adv - x)
+    size = ball(Threat(norm, 1.0)).norm(x_adv - x)
     assert (size >= exact * (1 - 1e-9)).all()
     assert (size <= 1.05 * exact).all()
 
@@ -66,7 +66,7 @@ def test_exactly_the_images_that_can_be_fooled_are_fooled(
     settings = {"targets": targets, "minimal": minimal, "give_up": give_up}
     attack = FAB(norm=norm, eps=eps, steps=40, **settings)
     x_adv = attack(model, x, y, generator=generator())
-    assert (ball(Threat(norm, eps)).size(x_adv - x) <= eps * (1 + 1e-9)).all()
+    assert (ball(Threat(norm, eps)).norm(x_adv - x) <= eps * (1 + 1e-9)).all()
     fooled = model(x_adv).argmax(1) != y
     assert torch.equal(
         fooled[(exact / eps - 1).abs() > 0.01], (exact < eps)[(exact / eps - 1).abs() > 0.01]
@@ -82,7 +82,7 @@ def test_the_box_is_part_of_the_way(norm: Norm) -> None:
     y = model(x).argmax(1)
     lead = (model(x)[:, 1] - model(x)[:, 0]).detach()
     slope = (model.weight[1] - model.weight[0]).detach().view_as(x[:1]).expand_as(x)
-    size = ball(Threat(norm, 1.0)).size
+    size = ball(Threat(norm, 1.0)).norm
     exact = size(ball(Threat(norm, 1.0)).shortest_way(slope, -lead, x))
     x_adv = FAB(norm=norm, eps=1.5 * exact.max().item(), minimal=True)(model, x, y)
     assert (model(x_adv).argmax(1) != y).all()
@@ -165,7 +165,7 @@ def test_nonlinear_models_are_fooled_by_small_perturbations(norm: Norm) -> None:
         towards = ball(Threat(norm, eps)).random_start(x, generator(seed))
         for share in torch.linspace(0, 1, 20):
             tried = x + share * (towards - x)
-            shorter = threat.size(tried - x) < 0.999 * threat.size(x_adv - x)
+            shorter = threat.norm(tried - x) < 0.999 * threat.norm(x_adv - x)
             assert not (fooled & shorter & (network(tried).argmax(1) != y)).any()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robusttrain.attacks.base import Surrogate, cross_entropy
+from robusttrain.attacks.attack_loss import AttackLoss, cross_entropy
 from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses.divergence import DivergenceFrom, divergence, log_probabilities
@@ -89,7 +89,7 @@ def test_the_divergence_is_that_of_the_formula() -> None:
 def test_a_loss_that_keeps_something_for_each_image_is_cut_with_them() -> None:
     model, x, y = tanh_network(12, 3), everywhere(5, 1, 3, 4), torch.zeros(5, dtype=torch.int64)
     away = DivergenceFrom(torch.randn(5, 3, dtype=torch.float64, generator=generator(0)))
-    surrogate, rows = Surrogate(model, y, away, targeted=False), torch.tensor([3, 0])
+    surrogate, rows = AttackLoss(model, y, away, targeted=False), torch.tensor([3, 0])
     value, _ = surrogate.score(x)
     part, _ = surrogate.take(rows).score(x[rows])
     assert torch.allclose(part, value[rows], rtol=1e-9)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.errors import InputError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.pgd import PGD

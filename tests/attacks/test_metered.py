@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.lbfgs import LBFGS
-from robusttrain.attacks.model_view import Metered
+from robusttrain.attacks.model_view import QueryCounter
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.threat import Norm
@@ -44,7 +44,7 @@ def test_batches_of_any_size_give_the_same_images(make: Make, norm: Norm) -> Non
     network, x, y = setting()
     attack = make(norm=norm, eps=0.05)
     bare = attack(network, x, y, generator=generator())
-    cut = attack(Metered(network, 3), x, y, generator=generator())
+    cut = attack(QueryCounter(network, 3), x, y, generator=generator())
     # The solver of L-BFGS blows rounding up, within its own tolerance.
     rounding = 1e-4 if isinstance(attack, LBFGS) else 1e-9
     assert torch.allclose(cut, bare, rtol=0, atol=rounding)
@@ -59,7 +59,7 @@ def test_images_are_counted_in_both_directions(make: Make, draws: int) -> None:
     backward: list[int] = []
     network.register_forward_pre_hook(lambda _, inputs: forward.append(len(inputs[0])))
     network.register_full_backward_hook(lambda _, __, out: backward.append(len(out[0])))
-    metered = Metered(network, 3, draws)
+    metered = QueryCounter(network, 3, draws)
     make(eps=0.05, label=Label.predicted)(metered, x, y, generator=generator())
     assert metered.forward_passes == draws * sum(forward) > 0
     assert metered.backward_passes == draws * sum(backward)
@@ -78,7 +78,7 @@ def test_passes_without_numbers_are_counted() -> None:
             root = 0 * (t[t[:, 0] == 0.25] - 0.25).sqrt().sum()
             return logits + root
 
-    metered = Metered(Undefined(), 2)
+    metered = QueryCounter(Undefined(), 2)
     x = torch.tensor([[0.1, 0.2], [0.9, 0.1], [0.1, 0.2], [0.7, 0.9], [0.25, 0.25]])
     with torch.no_grad():
         metered(x)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label, cross_entropy, surrogate_for
+from robusttrain.attacks.attack_loss import Label, attack_loss, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import predictions
 from robusttrain.attacks.pgd import PGD
@@ -68,16 +68,16 @@ def test_success_is_leaving_the_label_or_reaching_the_target() -> None:
         (Label.predicted, torch.zeros(30, dtype=torch.bool)),
         (Label.least_likely, torch.zeros(30, dtype=torch.bool)),
     ):
-        surrogate = surrogate_for(network, x, y, label=label, loss=cross_entropy)
+        surrogate = attack_loss(network, x, y, label=label, loss=cross_entropy)
         assert torch.equal(surrogate.succeeded(logits), expected)
-    targeted = surrogate_for(network, x, y, label=Label.least_likely, loss=cross_entropy)
+    targeted = attack_loss(network, x, y, label=Label.least_likely, loss=cross_entropy)
     assert targeted.succeeded(-logits).all()
     assert targeted.succeeded(logits * torch.nan).logical_not().all()
 
 
 def test_the_gradient_is_that_of_the_loss() -> None:
     network, x, y, _ = setting()
-    surrogate = surrogate_for(network, x, y, label=Label.given, loss=cross_entropy)
+    surrogate = attack_loss(network, x, y, label=Label.given, loss=cross_entropy)
     gradient, value, logits, usable = surrogate.evaluate(x)
     assert usable.all()
     assert torch.equal(logits, network(x))
@@ -91,6 +91,6 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 def test_some_images_keep_their_labels() -> None:
     network, x, y, _ = setting()
     rows = torch.tensor([4, 0, 7])
-    whole = surrogate_for(network, x, y, label=Label.least_likely, loss=cross_entropy)
+    whole = attack_loss(network, x, y, label=Label.least_likely, loss=cross_entropy)
     part = whole.take(rows)
     assert torch.allclose(part.evaluate(x[rows]).value, whole.evaluate(x).value[rows])

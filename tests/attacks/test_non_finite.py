@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
@@ -79,7 +79,7 @@ def test_the_side_with_slopes_is_found(make: Make, norm: Norm) -> None:
     model, (x, y) = NoSlope(), images()
     x_adv = make(norm=norm, eps=EPS)(model, x, y, generator=generator())
     assert (model(x_adv).argmax(1) == 1).all()
-    assert (ball(Threat(norm, EPS)).size(x_adv - x) <= EPS * (1 + 1e-9)).all()
+    assert (ball(Threat(norm, EPS)).norm(x_adv - x) <= EPS * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("name", GRADIENT[::2])

@@ -21,7 +21,7 @@ from robusttrain.attacks import (
     threat_of,
     traits_of,
 )
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.attacks.transfer import Transfer
@@ -32,7 +32,7 @@ from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.attack_suite import attack_all, examine
+from robusttrain.evaluation.attack_suite import attack_all, open_session
 from robusttrain.evaluation.audit import audit
 from robusttrain.evaluation.curves import Probe, over_eps, over_steps
 from robusttrain.evaluation.findings import Check
@@ -40,7 +40,7 @@ from robusttrain.report.ledger import Ledger
 from robusttrain.runtime.progress import unreported
 from robusttrain.threat import Norm, Threat
 from robusttrain.training.curriculum import Curriculum
-from robusttrain.training.overfitting import covers, watched
+from robusttrain.training.overfitting import covers, watched_images
 
 RADIUS = 0.11
 CONTROL = "suite at eps 0 differs from clean by"
@@ -174,7 +174,7 @@ def test_an_evaluation_asks_what_kind_of_an_attack_it_is() -> None:
         probe, _ = evaluated({}, Radial())
         attack, sizes[pooled] = Told(traits=Traits(pooled=pooled)), []
         done = sizes[pooled].append
-        probe.subject.attacked(attack, np.arange(86), "told", advance=done)
+        probe.subject.attack(attack, np.arange(86), "told", advance=done)
     assert sizes == {False: [20, 20, 20, 20, 6], True: [86]}
 
 
@@ -217,10 +217,11 @@ def test_what_a_warm_up_cannot_change_it_refuses(defense: Any) -> None:
 def test_a_training_with_it_is_watched_for_catastrophic_overfitting() -> None:
     split = Split(torch.zeros(100, 1, 1, 1), torch.zeros(100))
     watches = {
-        type(attack): watched(split, WorstCase(attack), 0.1).size for attack in (Radial(), Silent())
+        type(attack): watched_images(split, WorstCase(attack), 0.1).size
+        for attack in (Radial(), Silent())
     }
     assert watches == {Radial: 32, Silent: 32}
-    assert watched(split, Standard(), 0.1).size == 0
+    assert watched_images(split, Standard(), 0.1).size == 0
     assert covers(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.1))
     assert not covers(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.2))
     assert not covers(WorstCase(Radial(0.1)), Threat(Norm.l2, 0.2))
@@ -251,7 +252,7 @@ def robust(eps: float) -> float:
 
 def evaluated(attacks: dict[str, Attack], probe: Any) -> tuple[Probe, Ledger]:
     settings = Evaluation(attacks, probe=probe, batch_size=20)
-    index, subject = examine(Threshold().eval(), data(), settings, 0)
+    index, subject = open_session(Threshold().eval(), data(), settings, 0)
     suite = settings.suite(subject.num_classes, subject.random)
     ledger = attack_all(subject, index, suite, False, threat=Threat(Norm.linf, 0.25))
     return Probe(subject, probe), ledger

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Label
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.pgd import PGD

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robusttrain.attacks.base import Surrogate, cross_entropy
-from robusttrain.attacks.model_view import Metered
+from robusttrain.attacks.attack_loss import AttackLoss, cross_entropy
+from robusttrain.attacks.model_view import QueryCounter
 from robusttrain.attacks.search_state import WeightSearch
 from toys.attacks import everywhere, tanh_network
 
@@ -39,8 +39,8 @@ def test_the_jacobian_is_that_of_autograd_in_batches_that_fit(size: int) -> None
         graphs.append(len(logits))
         return logits[:, :3] * (1 + y[part, None])
 
-    model = Metered(network, size)
-    values, slopes = Surrogate(model, y, cross_entropy, targeted=False).jacobian(x, products)
+    model = QueryCounter(network, size)
+    values, slopes = AttackLoss(model, y, cross_entropy, targeted=False).jacobian(x, products)
     assert graphs == ([2, 2, 1] if size == 2 else [5])
     assert (model.forward_passes, model.backward_passes) == (5, 15)
 

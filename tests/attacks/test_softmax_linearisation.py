@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
 from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball

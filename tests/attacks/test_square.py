@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.square import Square
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, Threat
@@ -148,7 +148,7 @@ def test_bumps_spend_the_whole_radius(norm: Norm) -> None:
     model = Affine(2, 768)
     model.bias.data[0] += 1000
     for points in asked(Square(norm=norm, eps=0.4, queries=40, give_up=False), model, x):
-        assert torch.allclose(ball(Threat(norm, 1.0)).size(points - x), torch.tensor(0.4).double())
+        assert torch.allclose(ball(Threat(norm, 1.0)).norm(points - x), torch.tensor(0.4).double())
 
 
 @every_norm
@@ -179,7 +179,7 @@ def test_images_of_any_size_have_room_for_a_square(norm: Norm, shape: tuple[int,
     model = Affine(2, x[0].numel())
     x_adv = Square(norm=norm, eps=0.2, queries=20)(model, x, torch.zeros(3).long())
     assert x_adv.isfinite().all()
-    assert (ball(Threat(norm, 1.0)).size(x_adv - x) <= 0.2 + 1e-9).all()
+    assert (ball(Threat(norm, 1.0)).norm(x_adv - x) <= 0.2 + 1e-9).all()
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from robusttrain.attacks import threat_of, under
-from robusttrain.attacks.base import cross_entropy
+from robusttrain.attacks.attack_loss import cross_entropy
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.model_view import Metered
+from robusttrain.attacks.model_view import QueryCounter
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.transfer import Transfer
@@ -45,7 +45,7 @@ def test_with_the_victim_as_the_source_it_is_the_attack_itself(attack: PGD) -> N
 
 def test_it_is_crafted_on_the_source_and_never_asks_the_victim() -> None:
     source, victim, (x, y) = tanh_network(12, 3, seed=1), tanh_network(12, 3, seed=2), images()
-    metered, attack = Metered(victim, 100), FGSM(eps=0.1)
+    metered, attack = QueryCounter(victim, 100), FGSM(eps=0.1)
     x_adv = Transfer(source, attack)(metered, x, y)
     assert (metered.forward_passes, metered.backward_passes) == (0, 0)
     assert torch.equal(x_adv, attack(source, x, y))

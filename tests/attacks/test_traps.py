@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label, cross_entropy
+from robusttrain.attacks.attack_loss import Label, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.model_view import predictions
@@ -136,7 +136,7 @@ def test_a_confident_model_is_attacked_all_the_same(make: Make, norm: Norm) -> N
         model.bias.copy_(torch.tensor([50.0, 0]) - model.weight @ x[0].flatten())
     y = torch.zeros(4, dtype=torch.int64)
     x_adv = make(norm=norm, eps=0.3)(model, x, y, generator=generator())
-    assert (ball(Threat(norm, 0.3)).size(x_adv - x) > 0.25).all()
+    assert (ball(Threat(norm, 0.3)).norm(x_adv - x) > 0.25).all()
     clean, attacked = (model(z)[:, 0] - model(z)[:, 1] for z in (x, x_adv))
     assert (attacked < clean).all()
 
@@ -148,7 +148,7 @@ def test_eps_means_pixels_although_the_model_normalises(make: Make, norm: Norm, 
     normalise = Normalize([0.2, 0.5, 0.7], [std, 2 * std, std / 2], 3).double()
     model, x = nn.Sequential(normalise, tanh_network(36, 3)), interior(3, 3, 3, 4)
     x_adv = make(norm=norm, eps=0.1)(model, x, torch.tensor([0, 1, 2]), generator=generator())
-    assert (ball(Threat(norm, 0.1)).size(x_adv - x) <= 0.1 + 1e-9).all()
+    assert (ball(Threat(norm, 0.1)).norm(x_adv - x) <= 0.1 + 1e-9).all()
 
 
 def test_every_channel_moves_by_the_same_eps() -> None:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
+from robusttrain.attacks.attack_loss import Label, cross_entropy
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Label, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.model_view import Mode, held_still
+from robusttrain.attacks.model_view import Mode, frozen
 from robusttrain.attacks.pgd import PGD
 from robusttrain.checkpoints import external
-from robusttrain.checkpoints.external import Kind, Program
+from robusttrain.checkpoints.external import ExportedProgram, Kind
 from robusttrain.data import Info
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
@@ -43,7 +43,7 @@ def traced(model: nn.Module, path: Path) -> None:
     torch.jit.trace(model, images(2)).save(path)
 
 
-def frozen(model: nn.Module, path: Path) -> None:
+def frozen_program(model: nn.Module, path: Path) -> None:
     torch.jit.freeze(torch.jit.script(model)).save(path)
 
 
@@ -57,14 +57,14 @@ WRITERS: dict[str, Write] = {
     "exported without gradients": exported_without_gradients,
     "scripted": scripted,
     "traced": traced,
-    "frozen": frozen,
+    "frozen_program": frozen_program,
     "scripted in train mode": scripted_in_train_mode,
 }
 
 
-def program_in(path: Path) -> Program:
+def program_in(path: Path) -> ExportedProgram:
     program = external.load(path)
-    assert isinstance(program, Program)
+    assert isinstance(program, ExportedProgram)
     return program
 
 
@@ -104,7 +104,7 @@ def test_a_program_lives_with_any_mode(opened: Opened) -> None:
     assert not model.eval().training
     model.train()
     for mode in Mode:
-        with held_still(model, mode):
+        with frozen(model, mode):
             assert not any(parameter.requires_grad for parameter in model.parameters())
             model(x)
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -160,7 +160,7 @@ def test_a_program_is_not_run_before_it_is_built(
     for place in (torch.jit, torch.export, torch):
         monkeypatch.setattr(place, "load", run)
     assert [external.load(path) for path in paths] == [
-        Program(paths[0], Kind.torchscript), Program(paths[1], Kind.exported)
+        ExportedProgram(paths[0], Kind.torchscript), ExportedProgram(paths[1], Kind.exported)
     ]  # fmt: skip
 
 

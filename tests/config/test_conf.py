@@ -32,7 +32,7 @@ from robusttrain.config.run_config import Config
 from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
-from robusttrain.runs.inherit import INHERITED, compose_again, take_over
+from robusttrain.runs.inherit import INHERITED, inherit_config, with_saved_config
 from robusttrain.runs.results import combined
 from robusttrain.threat import Norm
 
@@ -345,7 +345,7 @@ def continued(checkpoint: Checkpoint, *overrides: str) -> Config:
     config = raw(*overrides)
     OmegaConf.set_struct(config, False)
     before = copy.deepcopy(config)
-    composed, _ = compose_again(config, checkpoint, overrides)
+    composed, _ = with_saved_config(config, checkpoint, overrides)
     assert config == before
     return configs.build(configs.with_numbers(composed))
 
@@ -558,7 +558,7 @@ def test_a_training_has_the_companions_of_its_own_command_line(
     names = {"defense": "trades", "weight_perturbation": "awp", "averaging": "none"}
     plain: Any = OmegaConf.to_container(raw(), resolve=False, enum_to_str=True)
     Checkpoint({}, 3, [1, 8, 8], plain, names, 1, {}).save(tmp_path / "best.pt")
-    _, told = take_over(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
+    _, told = inherit_config(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
     assert told["defense"] == "trades"
     assert told.get("weight_perturbation") == found
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robusttrain.data import augment
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 
 
 def shifted(image: Tensor, down: int, right: int) -> Tensor:
@@ -40,7 +40,7 @@ def possible(image: Tensor, crop: int, flip: bool) -> list[Tensor]:
 def test_every_result_is_a_shifted_or_mirrored_image(
     channels: int, height: int, width: int, crop: int, flip: bool, dtype: torch.dtype, seed: int
 ) -> None:
-    generator = stream(seed, "augment")
+    generator = generator_for(seed, "augment")
     shape = (4, channels, height, width)
     images = torch.randint(1, 256, shape, generator=generator).to(dtype)
     before = images.clone()
@@ -56,7 +56,7 @@ def test_all_offsets_and_both_directions_are_equally_likely() -> None:
     count, crop = 18_000, 1
     image = torch.arange(1, 13).view(1, 3, 4)
     candidates = torch.stack(possible(image, crop, flip=True))
-    results = augment(image.expand(count, 1, 3, 4), crop, True, stream(0, "augment"))
+    results = augment(image.expand(count, 1, 3, 4), crop, True, generator_for(0, "augment"))
     hits = (results[:, None] == candidates).flatten(2).all(2).sum(0)
     expected = count / len(candidates)
     # Chi-square with 17 degrees of freedom: 40.8 is passed once in a thousand draws.
@@ -66,23 +66,23 @@ def test_all_offsets_and_both_directions_are_equally_likely() -> None:
 
 def test_images_of_a_batch_move_on_their_own() -> None:
     images = torch.randint(1, 256, (1, 3, 8, 8)).expand(64, 3, 8, 8)
-    results = augment(images, 2, True, stream(0, "augment"))
+    results = augment(images, 2, True, generator_for(0, "augment"))
     assert len(results.unique(dim=0)) > 10
 
 
 def test_the_generator_alone_decides() -> None:
     images = torch.arange(32 * 36).view(32, 1, 6, 6)
     global_state = torch.get_rng_state()
-    first = augment(images, 2, True, stream(5, "augment"))
+    first = augment(images, 2, True, generator_for(5, "augment"))
     assert torch.equal(torch.get_rng_state(), global_state)
-    assert torch.equal(augment(images, 2, True, stream(5, "augment")), first)
-    assert not torch.equal(augment(images, 2, True, stream(6, "augment")), first)
+    assert torch.equal(augment(images, 2, True, generator_for(5, "augment")), first)
+    assert not torch.equal(augment(images, 2, True, generator_for(6, "augment")), first)
 
 
 @pytest.mark.parametrize("size", [0, 3])
 def test_nothing_asked_for_changes_nothing_and_draws_nothing(size: int) -> None:
     images = torch.rand(size, 1, 4, 4)
-    generator = stream(0, "augment")
+    generator = generator_for(0, "augment")
     state = generator.get_state()
     assert torch.equal(augment(images, 0, False, generator), images)
     assert torch.equal(generator.get_state(), state)

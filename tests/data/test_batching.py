@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robusttrain.data import Split, batch_count, batches
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 
 
 def numbered(size: int) -> Split:
@@ -17,7 +17,7 @@ def numbered(size: int) -> Split:
 
 
 def order(size: int, batch_size: int, seed: int | None) -> list[int]:
-    generator = None if seed is None else stream(seed, "order")
+    generator = None if seed is None else generator_for(seed, "order")
     return torch.cat([y for _, y in batches(numbered(size), batch_size, generator)]).tolist()
 
 
@@ -25,7 +25,7 @@ def order(size: int, batch_size: int, seed: int | None) -> list[int]:
 def test_every_image_comes_once_and_none_alone(
     size: int, batch_size: int, seed: int | None
 ) -> None:
-    generator = None if seed is None else stream(seed, "order")
+    generator = None if seed is None else generator_for(seed, "order")
     made = list(batches(numbered(size), batch_size, generator))
     sizes = [len(y) for _, y in made]
     assert sorted(torch.cat([y for _, y in made]).tolist()) == list(range(size))
@@ -36,7 +36,7 @@ def test_every_image_comes_once_and_none_alone(
 
 
 def test_images_arrive_as_floats_beside_their_own_labels() -> None:
-    for x, y in batches(numbered(200), 32, stream(0, "order")):
+    for x, y in batches(numbered(200), 32, generator_for(0, "order")):
         assert x.dtype == torch.float32
         assert x.shape == (len(y), 2, 3, 4)
         assert torch.equal((x[:, 1, 2, 3] * 255).round().long(), y)
@@ -57,7 +57,7 @@ def test_the_generator_alone_decides_the_order() -> None:
 
 
 def test_one_generator_gives_a_new_order_each_epoch() -> None:
-    generator = stream(0, "order")
+    generator = generator_for(0, "order")
     epochs = [
         torch.cat([y for _, y in batches(numbered(50), 8, generator)]).tolist() for _ in range(2)
     ]
@@ -76,7 +76,7 @@ def test_parts_make_up_the_batches_of_all(
 ) -> None:
     split = numbered(size)
     divided = [
-        [y for _, y in batches(split, batch_size, stream(0, "order"), part=p, parts=parts)]
+        [y for _, y in batches(split, batch_size, generator_for(0, "order"), part=p, parts=parts)]
         for p in range(parts)
     ]
     whole = [torch.cat(each).tolist() for each in zip(*divided, strict=True)]
@@ -87,5 +87,5 @@ def test_parts_make_up_the_batches_of_all(
     assert max(sizes) - min(sizes) <= 1
     # None is left with fewer than two, unless there are no more.
     assert min(sizes) >= min(2, batch_size, size // parts)
-    again = batches(split, batch_size, stream(0, "order"), first=first, part=1, parts=parts)
+    again = batches(split, batch_size, generator_for(0, "order"), first=first, part=1, parts=parts)
     assert [y.tolist() for _, y in again] == [y.tolist() for y in divided[1][first:]]

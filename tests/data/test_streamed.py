@@ -24,7 +24,7 @@ from robusttrain.data.folder import Folder
 from robusttrain.data.streamed import Paths
 from robusttrain.errors import InputError
 from robusttrain.runtime import free_memory
-from robusttrain.seeding import stream
+from robusttrain.seeding import generator_for
 
 COUNT = 12
 
@@ -48,7 +48,7 @@ def of(root: Path, **settings: Any) -> Streamed:
 
 
 def order(samples: Streamed | Split, batch_size: int = 4, first: int = 0) -> list[Tensor]:
-    made = batches(samples, batch_size, stream(0, "order"), first=first)
+    made = batches(samples, batch_size, generator_for(0, "order"), first=first)
     return [tensor for batch in made for tensor in batch]
 
 

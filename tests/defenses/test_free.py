@@ -90,10 +90,10 @@ def test_the_perturbation_stays_in_the_ball_and_images_in_the_box(norm: Norm) ->
     for _ in range(3):
         descended(free, model, corners, torch.arange(5) % 3)
     delta = free.state_dict()["delta"]
-    assert (ball(Threat(norm, eps)).size(delta) <= eps * (1 + 1e-9)).all()
-    assert (ball(Threat(norm, eps)).size(delta) > 0).all()
+    assert (ball(Threat(norm, eps)).norm(delta) <= eps * (1 + 1e-9)).all()
+    assert (ball(Threat(norm, eps)).norm(delta) > 0).all()
     assert all(x.min() >= 0 and x.max() <= 1 for x in seen)
-    assert all((ball(Threat(norm, eps)).size(x - corners) <= eps * (1 + 1e-9)).all() for x in seen)
+    assert all((ball(Threat(norm, eps)).norm(x - corners) <= eps * (1 + 1e-9)).all() for x in seen)
     # The first replay of a batch starts where the last one has left it.
     assert torch.equal(seen[0], corners)
     assert not torch.equal(seen[4], corners)

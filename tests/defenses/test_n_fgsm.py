@@ -47,7 +47,7 @@ def test_the_perturbation_is_noise_and_a_whole_step(norm: Norm) -> None:
     expected = x + noise(norm, 0.15, x) + 0.05 * STEP[norm](towards).view_as(x)
     x_adv = trained_on(NFGSM(norm, 0.05, k=3.0), model, x, y)
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12)
-    assert (ball(Threat(norm, 0.05)).size(x_adv - x) > 0.05).any()
+    assert (ball(Threat(norm, 0.05)).norm(x_adv - x) > 0.05).any()
 
 
 def test_noise_and_step_are_cut_with_the_box_each() -> None:

@@ -13,7 +13,7 @@ from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.none import NoAttack
-from robusttrain.attacks.objectives import Objective
+from robusttrain.attacks.objectives import AttackObjective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
@@ -342,7 +342,7 @@ def test_samples_name_what_broke_each_first_and_stay_empty_where_nothing_ran() -
 def suite_of(eps: float) -> dict[str, Attack]:
     return {
         "apgd_ce": APGD(eps=eps, steps=10),
-        "apgd_t": APGD(eps=eps, steps=10, objective=Objective.dlr, targets=9),
+        "apgd_t": APGD(eps=eps, steps=10, objective=AttackObjective.dlr, targets=9),
         "fab_t": FAB(eps=eps, steps=10, targets=9),
         "square": Square(eps=eps, queries=20, give_up=False),
         "own": Shift(0.0),

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
 from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Surrogate
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
@@ -24,7 +24,7 @@ from robusttrain.defenses import Defense
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.attack_suite import attack_all, examine
+from robusttrain.evaluation.attack_suite import attack_all, open_session
 from robusttrain.evaluation.audit import (
     PIECES,
     _black_box,
@@ -99,7 +99,7 @@ def examined(
 ) -> tuple[Probe, dict[str, Attack], Ledger]:
     """The probe, the suite and the ledger of an evaluation: what an audit looks at."""
     chosen = Evaluation({"apgd_ce": APGD(eps=EPS)} if attacks is None else attacks, **settings)
-    index, subject = examine(model, data, chosen, 0)
+    index, subject = open_session(model, data, chosen, 0)
     suite = chosen.suite(subject.num_classes, subject.random)
     ledger = attack_all(subject, index, suite, chosen.survivors_only, threat=Threat(Norm.linf, EPS))
     return Probe(subject, PROBE), suite, ledger
@@ -456,7 +456,7 @@ def test_foreign_running_statistics_are_seen(lost: int, verdict: str) -> None:
 class Astray(BallAttack):
     """Moves by 0.3, whatever its radius is."""
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         return x + 0.3 * (0.5 - x).sign()
 
 

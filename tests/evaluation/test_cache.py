@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
-from robusttrain.attacks.base import Surrogate
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.attack_suite import attack_all, examine
-from robusttrain.evaluation.cache import NOTHING_SAVED, Folder, Partial, description
+from robusttrain.evaluation.attack_suite import attack_all, open_session
+from robusttrain.evaluation.cache import NO_CACHE, Cache, FolderCache, description
 from robusttrain.evaluation.session import BATCHES_IN_A_POOL
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger
@@ -80,7 +80,7 @@ class Pluggable(PGD):
         self.calls = calls
         return self
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         x_adv = super().search(surrogate, x, generator)
         self.calls()
         return x_adv
@@ -102,7 +102,7 @@ def ours(calls: Calls) -> Attack:
 
 
 def evaluated(
-    model: nn.Module, make: Callable[[Calls], Attack], calls: Calls, saved: Partial
+    model: nn.Module, make: Callable[[Calls], Attack], calls: Calls, saved: Cache
 ) -> Ledger:
     """An evaluation with an attack before and one after that which is watched."""
     attacks = {
@@ -111,7 +111,7 @@ def evaluated(
         "after": Square(eps=EPS, queries=5),
     }
     settings = Evaluation(attacks, batch_size=BATCH, eot=2, votes=3)
-    index, subject = examine(model, data(), settings, 0)
+    index, subject = open_session(model, data(), settings, 0)
     subject.saved = saved
     return attack_all(subject, index, attacks, True, threat=Threat(Norm.linf, EPS))
 
@@ -131,15 +131,15 @@ def test_a_killed_evaluation_goes_on(
     build: Callable[[], nn.Module], make: Callable[[Calls], Attack], tmp_path: Path
 ) -> None:
     whole = Calls()
-    reference = evaluated(build(), make, whole, NOTHING_SAVED)
+    reference = evaluated(build(), make, whole, NO_CACHE)
     assert whole.count >= 3
     killed, folder = Calls(killed_at=2), tmp_path / "pieces"
     with pytest.raises(KeyboardInterrupt):
-        evaluated(build(), make, killed, Folder(folder, "work"))
+        evaluated(build(), make, killed, FolderCache(folder, "work"))
     again = Calls()
     # What was drawn elsewhere in the meantime does not matter.
     torch.manual_seed(99)
-    continued = evaluated(build(), make, again, Folder(folder, "work"))
+    continued = evaluated(build(), make, again, FolderCache(folder, "work"))
     assert again.count == whole.count - 1
     assert_same(continued, reference)
     assert 0 < reference.worst_case.sum() < IMAGES
@@ -150,41 +150,43 @@ def test_what_is_finished_is_not_computed_again(tmp_path: Path) -> None:
     passes: list[int] = []
     model = network()
     model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
-    reference = evaluated(model, ours, Calls(), Folder(tmp_path / "pieces", "work"))
+    reference = evaluated(model, ours, Calls(), FolderCache(tmp_path / "pieces", "work"))
     passes.clear()
-    assert_same(evaluated(model, ours, Calls(), Folder(tmp_path / "pieces", "work")), reference)
+    assert_same(
+        evaluated(model, ours, Calls(), FolderCache(tmp_path / "pieces", "work")), reference
+    )
     # Two to see whether the model is random, one of all images, and one after each attack.
     assert sum(passes) == 2 * BATCH + 4 * IMAGES
 
 
 def test_a_piece_that_is_cut_short_is_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "pieces"
-    reference = evaluated(network(), ours, Calls(), Folder(folder, "work"))
+    reference = evaluated(network(), ours, Calls(), FolderCache(folder, "work"))
     pieces = sorted(folder.glob("*.pt"))
     assert len(pieces) >= 7
     for piece in pieces[::2]:
         piece.write_bytes(piece.read_bytes()[:100])
     pieces[1].write_bytes(b"")
-    assert_same(evaluated(network(), ours, Calls(), Folder(folder, "work")), reference)
+    assert_same(evaluated(network(), ours, Calls(), FolderCache(folder, "work")), reference)
     calls = Calls()
-    evaluated(network(), ours, calls, Folder(folder, "work"))
+    evaluated(network(), ours, calls, FolderCache(folder, "work"))
     assert calls.count == 0
 
 
 def test_pieces_of_other_work_are_not_used(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "pieces", "one")
+    folder = FolderCache(tmp_path / "pieces", "one")
     folder.put("a/0", {"x_adv": torch.ones(2), "forward_passes": 3})
-    found = Folder(tmp_path / "pieces", "one").get("a/0")
+    found = FolderCache(tmp_path / "pieces", "one").get("a/0")
     assert found is not None
     assert torch.equal(found["x_adv"], torch.ones(2))
     assert found["forward_passes"] == 3
     assert folder.get("a/1") is None
-    assert Folder(tmp_path / "pieces", "other").get("a/0") is None
+    assert FolderCache(tmp_path / "pieces", "other").get("a/0") is None
     assert not (tmp_path / "pieces").exists()
 
 
 def test_no_folder_is_made_for_nothing_and_none_is_left(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "pieces", "one")
+    folder = FolderCache(tmp_path / "pieces", "one")
     assert folder.get("a/0") is None
     assert not folder.path.exists()
     folder.put("a/0", {})

@@ -17,13 +17,13 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Surrogate
+from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.model_view import predictions
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, certification
-from robusttrain.evaluation.cache import NOTHING_SAVED, Folder, Partial, description
+from robusttrain.evaluation.cache import NO_CACHE, Cache, FolderCache, description
 from robusttrain.evaluation.certification import (
     GROUPS,
     VOTES,
@@ -33,8 +33,8 @@ from robusttrain.evaluation.certification import (
     certify,
     lower_bound,
 )
-from robusttrain.evaluation.pipeline import Found, Plan, Workplace, examined
-from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.pipeline import EvaluationCache, EvaluationResult, Plan, run_evaluation
+from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Certification
 from robusttrain.evaluation.voting import MajorityVote
 from robusttrain.noise import Noise
@@ -113,12 +113,12 @@ def certified(
     batch_size: int = 128,
     seed: int = 0,
     votes: int = 50,
-    saved: Partial = NOTHING_SAVED,
+    saved: Cache = NO_CACHE,
     **settings: Any,
 ) -> Certificates:
     """Certificates of images of class 1, in a moment."""
     y = torch.ones(len(x), dtype=torch.int64) if y is None else y
-    subject = Subject(model, x, y, batch_size, 2, votes, seed, saved)
+    subject = EvaluationSession(model, x, y, batch_size, 2, votes, seed, saved)
     places = np.arange(len(x)) if index is None else np.array(index)
     return certify(subject, places, Certification(**{**FEW, **settings}))
 
@@ -435,7 +435,7 @@ def test_a_noise_that_lies_about_its_radii_is_found_out(
 def test_certificates_without_the_noise_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     votes = certification._votes
 
-    def noiseless(subject: Subject, x: Tensor, draws: int) -> Tensor:
+    def noiseless(subject: EvaluationSession, x: Tensor, draws: int) -> Tensor:
         with noise_off(subject.model):
             return votes(subject, x, draws)
 
@@ -467,7 +467,7 @@ def test_what_alpha_allows_is_a_number_however_large_it_is() -> None:
 class Recorded(PGD):
     """PGD that keeps what it was asked to search and what it found."""
 
-    def search(self, surrogate: Surrogate, x: Tensor, generator: torch.Generator) -> Tensor:
+    def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         x_adv = super().search(surrogate, x, generator)
         SEARCHES.append((self.norm, self.eps, x, x_adv, surrogate.labels))
         return x_adv
@@ -494,7 +494,7 @@ def test_each_group_is_attacked_inside_of_its_smallest_radius(
         smallest = min(image.radius for image in group)
         assert norm == found.theorem.norm
         assert 0.99 * smallest < eps < smallest
-        assert ball(Threat(norm, 0)).size(x_adv - start).max() < smallest
+        assert ball(Threat(norm, 0)).norm(x_adv - start).max() < smallest
         assert labels.tolist() == [image.predicted for image in group]
         attacked.append(sorted(image.radius for image in group))
     assert sum(map(len, attacked)) == sum(not image.abstained for image in found.images) < len(x)
@@ -522,7 +522,7 @@ def test_a_single_certificate_is_attacked() -> None:
 def test_the_bar_advances_once_an_image_and_a_group() -> None:
     model = oblique()
     x, steps = model.at([0.4, 0.3, 0.0]), list[int]()
-    subject = Subject(smoothed(model), x, torch.ones(3), 128, 1, 20, 0)
+    subject = EvaluationSession(smoothed(model), x, torch.ones(3), 128, 1, 20, 0)
     certify(subject, np.arange(3), Certification(**FEW), steps.append)  # type: ignore[arg-type]
     assert sum(steps) == 3 + GROUPS
 
@@ -615,10 +615,10 @@ def kill_and_continue(killed_at: int, folder: Path) -> int:
     reference = certified(model, x)
     Passes(model := smoothed(one_pixel()), killed_at)
     with pytest.raises(KeyboardInterrupt):
-        certified(model, x, saved=Folder(folder, "work"))
+        certified(model, x, saved=FolderCache(folder, "work"))
     torch.manual_seed(99)
     again = Passes(model := smoothed(one_pixel()))
-    continued = certified(model, x, saved=Folder(folder, "work"))
+    continued = certified(model, x, saved=FolderCache(folder, "work"))
     assert timeless(continued.images) == timeless(reference.images)
     assert continued.audit == reference.audit
     return whole.count - again.count
@@ -670,11 +670,11 @@ class Timid(nn.Module):
 SPLIT = Split(torch.full((6, 1, 4, 4), 179, dtype=torch.uint8), torch.ones(6, dtype=torch.int64))
 
 
-def evaluated(model: nn.Module, folder: Path, settings: Certification | None) -> Found:
+def evaluated(model: nn.Module, folder: Path, settings: Certification | None) -> EvaluationResult:
     evaluation = Evaluation({}, votes=101, eot=2, certification=settings)
-    plan, workplace = Plan(evaluation, Threat(Norm.l2, 0.1), seed=0), Workplace(folder, None)
+    plan, workplace = Plan(evaluation, Threat(Norm.l2, 0.1), seed=0), EvaluationCache(folder, None)
     terminal = Terminal(Console(file=io.StringIO()))
-    found = examined(model, SPLIT, plan, workplace, terminal).found
+    found = run_evaluation(model, SPLIT, plan, workplace, terminal).found
     assert found is not None
     return found
 

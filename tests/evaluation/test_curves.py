@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.attack_suite import examine
-from robusttrain.evaluation.cache import NOTHING_SAVED, Folder, Partial
+from robusttrain.evaluation.attack_suite import open_session
+from robusttrain.evaluation.cache import NO_CACHE, Cache, FolderCache
 from robusttrain.evaluation.curves import Probe, over_eps, over_steps
 from robusttrain.report.ledger import Row
 from robusttrain.runtime.progress import unreported
@@ -37,8 +37,8 @@ def everywhere(count: int = 203, wrong: int = 7) -> Split:
     return Split(pixels.to(torch.uint8).view(-1, 1, 1, 1), labels)
 
 
-def probe_of(attack: PGD, saved: Partial = NOTHING_SAVED) -> Probe:
-    _, subject = examine(Threshold().eval(), everywhere(), Evaluation(batch_size=50), 0)
+def probe_of(attack: PGD, saved: Cache = NO_CACHE) -> Probe:
+    _, subject = open_session(Threshold().eval(), everywhere(), Evaluation(batch_size=50), 0)
     return Probe(replace(subject, saved=saved), attack)
 
 
@@ -91,7 +91,7 @@ def test_points_that_are_kept_are_not_mistaken_for_each_other(tmp_path: Path) ->
     attack = PGD(eps=EPS, steps=20, step_size=1e-4, random_start=False)
     curves = [
         [*over_eps(probe, unreported), *over_steps(probe, unreported)]
-        for probe in (probe_of(attack), probe_of(attack, Folder(tmp_path / "pieces", "")))
+        for probe in (probe_of(attack), probe_of(attack, FolderCache(tmp_path / "pieces", "")))
     ]
     assert curves[0] == curves[1]
     assert curves[0][3].row.accuracy > robust(EPS) + 0.1

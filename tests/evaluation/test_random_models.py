@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Attack
 from robusttrain.attacks.apgd import APGD
-from robusttrain.attacks.base import Surrogate, cross_entropy
+from robusttrain.attacks.attack_loss import AttackLoss, cross_entropy
 from robusttrain.attacks.carlini_wagner import CarliniWagner
 from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
-from robusttrain.attacks.model_view import Metered
-from robusttrain.attacks.objectives import Objective
+from robusttrain.attacks.model_view import QueryCounter
+from robusttrain.attacks.objectives import AttackObjective
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation, evaluate
-from robusttrain.evaluation.attack_suite import examine
+from robusttrain.evaluation.attack_suite import open_session
 from robusttrain.evaluation.curves import Probe, over_draws
 from robusttrain.evaluation.voting import classes_and_randomness
 from robusttrain.noise.control import noise_off
@@ -74,7 +74,7 @@ def ledger_of(
 def suite(eps: float) -> dict[str, Attack]:
     return {
         "apgd_ce": APGD(eps=eps, steps=10),
-        "apgd_t": APGD(eps=eps, steps=5, targets=9, objective=Objective.dlr),
+        "apgd_t": APGD(eps=eps, steps=5, targets=9, objective=AttackObjective.dlr),
         "square": Square(eps=eps, queries=20),
         "pgd": PGD(eps=eps, steps=10, restarts=2, stop_early=True),
     }
@@ -109,9 +109,13 @@ def test_the_suite_is_no_weaker_for_that() -> None:
 def test_no_look_at_a_random_model_is_a_success() -> None:
     logits, y = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 0])
     for random, fooled in ((False, [True, False]), (True, [False, False])):
-        surrogate = Surrogate(Metered(Step(), 8, random=random), y, cross_entropy, targeted=False)
+        surrogate = AttackLoss(
+            QueryCounter(Step(), 8, random=random), y, cross_entropy, targeted=False
+        )
         assert surrogate.succeeded(logits).tolist() == fooled
-        targeted = Surrogate(Metered(Step(), 8, random=random), y, cross_entropy, targeted=True)
+        targeted = AttackLoss(
+            QueryCounter(Step(), 8, random=random), y, cross_entropy, targeted=True
+        )
         assert targeted.succeeded(logits).tolist() == ([False, True] if not random else fooled)
 
 
@@ -191,7 +195,7 @@ def test_noise_can_be_switched_off_for_a_while() -> None:
 
 def test_gradients_are_averaged_over_1_5_20_and_80_draws() -> None:
     model, passes = declared(), [0]
-    _, subject = examine(model, split_at([0.3] * 10), Evaluation(eot=2, votes=3), 0)
+    _, subject = open_session(model, split_at([0.3] * 10), Evaluation(eot=2, votes=3), 0)
     assert subject.random
     model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     sums: list[int] = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.attack_suite import attack_all, examine
+from robusttrain.evaluation.attack_suite import attack_all, open_session
 from robusttrain.evaluation.audit import PIECES, PIECES_OF_NOISE, _Measured, audit
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.findings import Audit, Check
@@ -50,7 +50,7 @@ def pixels(distances: Sequence[float]) -> Split:
 
 def probe_of(model: nn.Module, data: Split, **settings: Any) -> Probe:
     chosen = Evaluation({}, **{"eot": 2, "votes": 30, **settings})
-    _, subject = examine(model.eval(), data, chosen, 0)
+    _, subject = open_session(model.eval(), data, chosen, 0)
     return Probe(subject, PROBE)
 
 
@@ -170,7 +170,7 @@ def counted(standing: int) -> Row:
 
 def audited(model: nn.Module) -> tuple[Audit, int]:
     settings = Evaluation({"pgd": PROBE}, eot=1, votes=5, probe=PROBE)
-    index, subject = examine(model.eval(), pixels(SPREAD[:10]), settings, 0)
+    index, subject = open_session(model.eval(), pixels(SPREAD[:10]), settings, 0)
     pieces: list[int] = []
     suite = settings.suite(subject.num_classes, subject.random)
     ledger = attack_all(subject, index, suite, False, threat=Threat(Norm.linf, EPS))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robusttrain.errors import InputError
 from robusttrain.evaluation.findings import Verdict
-from robusttrain.evaluation.session import Subject
+from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Certification, Evaluation
 from robusttrain.evaluation.verification import proven, verified
 from robusttrain.intervals import refuse_unbounded
@@ -39,9 +39,9 @@ class Threshold(nn.Module):
         return logits
 
 
-def subject(model: nn.Module, batch_size: int = 3) -> Subject:
+def subject(model: nn.Module, batch_size: int = 3) -> EvaluationSession:
     x = PIXELS.view(-1, 1, 1, 1)
-    return Subject(model.eval(), x, LABELS, batch_size, eot=2, votes=2, seed=0)
+    return EvaluationSession(model.eval(), x, LABELS, batch_size, eot=2, votes=2, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import cross_entropy
+from robusttrain.attacks.attack_loss import cross_entropy
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation, evaluate

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.model_view import Mode, held_still
+from robusttrain.attacks.model_view import Mode, frozen
 from robusttrain.checkpoints import checkpoint
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.config.run_config import Config, Stage
@@ -117,7 +117,7 @@ def test_crafting_faces_the_noise_of_its_phase(mechanism: str, mode: Mode) -> No
         for on in (True, False):
             switches = {"train": on, "predict": not on} if training else {"predict": on}
             model = noisy(mechanism, **switches).train(training)
-            with held_still(model, mode):
+            with frozen(model, mode):
                 assert model.get_submodule("1").training is (mode is Mode.train)
                 assert torch.equal(*passes(model, x)) is not on
             assert all(module.training is training for module in model.modules())

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import Label, cross_entropy, surrogate_for
+from robusttrain.attacks.attack_loss import Label, attack_loss, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.model_view import held_still
+from robusttrain.attacks.model_view import frozen
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import as_input
 from robusttrain.defenses import Defense
@@ -75,7 +75,7 @@ def renewed(model: nn.Module, seed: int = 5) -> SameDraws:
 def test_while_held_still_it_is_the_log_of_the_mean_softmax() -> None:
     model, x = linear(), images()
     view = renewed(model)
-    with held_still(view):
+    with frozen(view):
         found = view(x)
     (drawn,) = seen(model)
     assert drawn.shape == (5 * DRAWS, *SHAPE)
@@ -106,7 +106,7 @@ def test_logits_far_apart_stay_finite() -> None:
     with torch.no_grad():
         model[2].weight.mul_(1000)
     view = renewed(model)
-    with held_still(view):
+    with frozen(view):
         assert view(images()).isfinite().all()
 
 
@@ -116,7 +116,7 @@ def test_draws_change_only_when_they_are_renewed() -> None:
     for _ in range(2):
         view.renew(stream)
         view(x)
-        with held_still(view):
+        with frozen(view):
             view(x)
     first, again, other, same = seen(model)
     assert torch.equal(first, again)
@@ -138,8 +138,8 @@ def test_the_attack_climbs_the_loss_of_the_mean_softmax() -> None:
     model, x = linear(), images()
     y = torch.arange(5) % CLASSES
     view = renewed(model)
-    with held_still(view):
-        surrogate = surrogate_for(view, x, y, label=Label.given, loss=cross_entropy)
+    with frozen(view):
+        surrogate = attack_loss(view, x, y, label=Label.given, loss=cross_entropy)
         found = surrogate.evaluate(x)
     p = probabilities(model, seen(model)[0])
     rows = np.arange(5)
@@ -161,8 +161,8 @@ def test_a_step_in_l2_goes_along_that_slope() -> None:
     view = renewed(model)
     attack = PGD(Norm.l2, 1e-3, steps=1, step_size=1e-3, random_start=False)
     x_adv = attack(view, x, y, generator=seeded(0))
-    with held_still(view):
-        surrogate = surrogate_for(view, x, y, label=Label.given, loss=cross_entropy)
+    with frozen(view):
+        surrogate = attack_loss(view, x, y, label=Label.given, loss=cross_entropy)
         gradient = surrogate.evaluate(x).gradient
     inside = ((x > 1e-3) & (x < 1 - 1e-3)).flatten(1).all(1)
     step, slope = ((x_adv - x)[inside], gradient[inside])

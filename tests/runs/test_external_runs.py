@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.base import cross_entropy
+from robusttrain.attacks.attack_loss import cross_entropy
 from robusttrain.data import as_input
 from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP

@@ -28,7 +28,7 @@ from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.pipeline import Plan, Workplace, examined
+from robusttrain.evaluation.pipeline import EvaluationCache, Plan, run_evaluation
 from robusttrain.evaluation.settings import Certification
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.layer import NoiseLayer, Progress, Switches, attach
@@ -79,7 +79,7 @@ def quiet() -> Terminal:
 
 def _worker(work: Callable[[], Any], rank: int, size: int, meeting: Path) -> None:
     torch.set_num_threads(1)
-    with distributed.member(dist.FileStore(str(meeting), size), rank, size):
+    with distributed.join_group(dist.FileStore(str(meeting), size), rank, size):
         torch.save(work(), meeting.with_name(f"{rank}.pt"))
 
 
@@ -330,13 +330,13 @@ def test_each_process_draws_for_itself_and_the_first_as_if_alone(tmp_path: Path)
 
 def test_votes_are_counted_at_the_next_batch(tmp_path: Path) -> None:
     def work() -> list[Any]:
-        vote = distributed.Vote()
+        vote = distributed.DelayedMax()
         said = [15 if batch == 2 and distributed.rank() == 1 else 0 for batch in range(5)]
         return [*(vote(s, 0) for s in said), vote.last(distributed.rank() + 1, 1)]
 
     none, some = [0, 0], [15, 0]
     assert together(work, tmp_path) == [[none, none, none, some, none, [2, 1]]] * 2
-    alone = distributed.Vote()
+    alone = distributed.DelayedMax()
     assert [alone(15, 0), alone(0, 1), alone.last(3)] == [[15, 0], [0, 1], [3]]
 
 
@@ -351,8 +351,8 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
 
         return [
             distributed.in_turns(append),
-            distributed.from_main(distributed.rank),
-            distributed.gathered(distributed.rank()),
+            distributed.broadcast(distributed.rank),
+            distributed.gather(distributed.rank()),
             distributed.summed({"a": distributed.rank() + 1, "b": 1}),
             list(range(8))[distributed.share(8)],
         ]
@@ -426,11 +426,11 @@ def test_an_evaluation_is_divided_by_images(images: int, tmp_path: Path) -> None
     model[0] = nn.Identity()  # type: ignore[operator]
 
     def work() -> Any:
-        workplace = Workplace(tmp_path / f"partial{distributed.suffix()}", None)
+        workplace = EvaluationCache(tmp_path / f"partial{distributed.suffix()}", None)
         plan = Plan(settings, Threat(Norm.linf, EPS), seed=0)
-        done = examined(model, DATA.load()[1], plan, workplace, quiet())
+        done = run_evaluation(model, DATA.load()[1], plan, workplace, quiet())
         kept = done.pieces.path.is_dir()
-        distributed.together()
+        distributed.barrier()
         done.pieces.remove()
         return done.found, kept
 
@@ -459,9 +459,9 @@ def test_certificates_are_those_of_one_process(tmp_path: Path) -> None:
     )
 
     def work() -> Any:
-        workplace = Workplace(tmp_path / f"partial{distributed.suffix()}", None)
+        workplace = EvaluationCache(tmp_path / f"partial{distributed.suffix()}", None)
         plan = Plan(settings, Threat(Norm.l2, 0.1), seed=0)
-        return examined(model, split, plan, workplace, quiet()).found
+        return run_evaluation(model, split, plan, workplace, quiet()).found
 
     alone, (first, _) = work(), together(work, tmp_path)
     timeless = ([{**vars(i), "seconds": 0} for i in f.certificates.images] for f in (alone, first))

@@ -310,7 +310,7 @@ def handlers() -> Iterator[list[int]]:
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {signum: signal.getsignal(signum) for signum in watched}
     signal.signal(signal.SIGUSR2, lambda signum, frame: heard.append(signum))
-    with signals.caught():
+    with signals.handle_signals():
         yield heard
     signals._signals.came, signals._signals.deferred = None, False
     for signum, handler in before.items():
@@ -319,12 +319,12 @@ def handlers() -> Iterator[list[int]]:
 
 def test_a_cluster_hears_its_notice_when_the_job_has_stopped(handlers: list[int]) -> None:
     def stopped() -> None:
-        with signals.heeded():
+        with signals.handle_in_worker():
             with signals.deferred() as signalled:
                 signal.raise_signal(signal.SIGUSR2)
                 assert signalled() == signal.SIGUSR2
                 assert handlers == []
-            signals.raise_what_came()
+            signals.raise_pending()
 
     with pytest.raises(Interrupted, match="SIGUSR2"):
         stopped()
@@ -332,10 +332,10 @@ def test_a_cluster_hears_its_notice_when_the_job_has_stopped(handlers: list[int]
 
 
 def test_whoever_was_told_to_stop_stays_so(handlers: list[int]) -> None:
-    with signals.heeded():
+    with signals.handle_in_worker():
         signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="SIGTERM"), signals.heeded():
+    with pytest.raises(Interrupted, match="SIGTERM"), signals.handle_in_worker():
         raise AssertionError("another job has begun")
 
 

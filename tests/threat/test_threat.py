@@ -63,7 +63,7 @@ def reach(
 
 
 def feasible(threat: Ball, z: Tensor, x: Tensor) -> bool:
-    inside = (threat.size(z.double() - x.double()) <= threat.eps * (1 + 1e-5) + 1e-6).all()
+    inside = (threat.norm(z.double() - x.double()) <= threat.eps * (1 + 1e-5) + 1e-6).all()
     return bool(inside and z.min() >= 0 and z.max() <= 1)
 
 
@@ -124,7 +124,7 @@ class TestProjection:
         threat, x = ball(Threat(norm, eps)), torch.rand(8, 1, 1, pixels, generator=generator(0))
         noise = torch.randn(x.shape, generator=generator(1))
         # As far out as a step of an attack gets.
-        p = x + noise * (2 * eps / threat.size(noise)).view(-1, 1, 1, 1)
+        p = x + noise * (2 * eps / threat.norm(noise)).view(-1, 1, 1, 1)
         assert feasible(threat, threat.project(p, x), x)
 
 
@@ -134,7 +134,7 @@ class TestLinearForms:
     def test_the_steepest_direction_attains_the_dual_norm(self, norm: Norm, seed: int) -> None:
         threat, g = ball(Threat(norm, 1.0)), directions(seed, images(seed))
         steepest = threat.steepest(g)
-        assert (threat.size(steepest) <= 1 + 1e-12).all()
+        assert (threat.norm(steepest) <= 1 + 1e-12).all()
         assert torch.allclose(inner(g, steepest), threat.dual_norm(g), rtol=1e-12, atol=1e-11)
 
     @pytest.mark.parametrize("norm", CORNERED)
@@ -258,7 +258,7 @@ class TestShortestWay:
         assert (x + d).min() >= -1e-12
         assert (x + d).max() <= 1 + 1e-12
         expected = shortest(norm, w.flatten().numpy(), gain.item(), x.flatten().numpy())
-        assert threat.size(d).item() == pytest.approx(expected, rel=1e-6)
+        assert threat.norm(d).item() == pytest.approx(expected, rel=1e-6)
 
     @every_norm
     @given(seed=seeds, excess=st.floats(1, 100), sign=st.sampled_from([-1.0, 1.0]))
@@ -306,7 +306,7 @@ class TestShortestWay:
         d = threat.shortest_way(w, gain, x)
         assert torch.allclose(inner(w.double(), d.double()), gain.double(), rtol=1e-2, atol=0)
         exact = threat.shortest_way(w.double(), gain.double(), x.double())
-        assert torch.allclose(threat.size(d).double(), threat.size(exact), rtol=1e-2)
+        assert torch.allclose(threat.norm(d).double(), threat.norm(exact), rtol=1e-2)
 
 
 class TestAscent:
@@ -316,7 +316,7 @@ class TestAscent:
         threat, x = ball(Threat(norm, 1.0)), images(seed)
         g = directions(seed + 1, x)
         step = threat.ascent(g, x)
-        assert (threat.size(step) <= 1 + 1e-12).all()
+        assert (threat.norm(step) <= 1 + 1e-12).all()
         assert (g * step >= 0).all()
 
     @given(seed=seeds, pixels=st.sampled_from([6, 100, 500]))
@@ -346,7 +346,7 @@ class TestAscent:
         free = movable.flatten(1).sum(1)
         moved = (step != 0).flatten(1).sum(1)
         assert torch.equal(moved, torch.minimum(free, torch.tensor(counts).clamp_min(1)))
-        assert torch.allclose(ball(Threat(Norm.l1, 1.0)).size(step), torch.ones(3).double())
+        assert torch.allclose(ball(Threat(Norm.l1, 1.0)).norm(step), torch.ones(3).double())
         assert (g * step >= 0).all()
         weakest_chosen = torch.where(step != 0, g.abs(), torch.inf).flatten(1).amin(1)
         strongest_left = torch.where(movable & (step == 0), g.abs(), 0).flatten(1).amax(1)
@@ -458,9 +458,9 @@ def test_each_image_has_a_ball_of_its_own(norm: Norm, seed: int, eps: float) -> 
 
 def test_sizes_are_the_norms() -> None:
     delta = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.5]]]])
-    assert ball(Threat(Norm.linf, 1)).size(delta).tolist() == [4, 0.5]
-    assert ball(Threat(Norm.l2, 1)).size(delta).tolist() == [5, 0.5]
-    assert ball(Threat(Norm.l1, 1)).size(delta).tolist() == [7, 0.5]
+    assert ball(Threat(Norm.linf, 1)).norm(delta).tolist() == [4, 0.5]
+    assert ball(Threat(Norm.l2, 1)).norm(delta).tolist() == [5, 0.5]
+    assert ball(Threat(Norm.l1, 1)).norm(delta).tolist() == [7, 0.5]
 
 
 # --- a threat as a value -------------------------------------------------------------------------
@@ -481,8 +481,8 @@ def test_a_threat_covers_what_lies_in_its_ball(norm: Norm, other: Norm, eps: flo
     """The points of a ball that reach the farthest out of another: one pixel, or all of them."""
     corner = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     rays = torch.cat([corner, torch.ones(1, 4, dtype=torch.float64)])
-    rays = rays * 0.3 / ball(Threat(norm, 1.0)).size(rays)[:, None]
-    lies_inside = bool((ball(Threat(other, 1.0)).size(rays) <= eps + 1e-12).all())
+    rays = rays * 0.3 / ball(Threat(norm, 1.0)).norm(rays)[:, None]
+    lies_inside = bool((ball(Threat(other, 1.0)).norm(rays) <= eps + 1e-12).all())
     assert Threat(other, eps).covers(Threat(norm, 0.3)) is lies_inside
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.ball_attack import BallAttack
-from robusttrain.attacks.base import Label
 from robusttrain.attacks.carlini_wagner import CarliniWagner
 from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB

@@ -23,7 +23,7 @@ from robusttrain.errors import InputError
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime.out_of_memory import is_out_of_memory, refused_where_too_large
-from robusttrain.training.microbatches import halved, parted
+from robusttrain.training.microbatches import divided, halved
 from robusttrain.training.trainer import Trainer
 from toys.training import DATA, EPS, Twice, network, state_of, trainer
 
@@ -217,7 +217,7 @@ def test_torch_says_it_of_a_cpu_as_expected() -> None:
 def test_parts_are_a_batch_cut_evenly(size: int, most: int | None, norm: bool) -> None:
     model = network() if norm else plain()
     x = torch.arange(size, dtype=torch.float32)[:, None]
-    parts = parted(x, x[:, 0].long(), most, model)
+    parts = divided(x, x[:, 0].long(), most, model)
     assert torch.equal(torch.cat([part for part, _ in parts]), x)
     assert all(torch.equal(images[:, 0].long(), labels) for images, labels in parts)
     sizes = [len(labels) for _, labels in parts]

@@ -29,9 +29,14 @@ from robusttrain.optim.optimizers import Adam
 from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm, Threat
 from robusttrain.training.checkpointing import TrainingRun
-from robusttrain.training.diagnostics import remarks, summary
+from robusttrain.training.diagnostics import summary, warnings_for
 from robusttrain.training.metrics import Epoch
-from robusttrain.training.overfitting import Course, OverfittedError, covers, watched
+from robusttrain.training.overfitting import (
+    OverfittedError,
+    TrainingHistory,
+    covers,
+    watched_images,
+)
 from robusttrain.training.settings import OnOverfit
 from robusttrain.training.trainer import Trainer
 from toys.training import EPS, network, state_of, trainer
@@ -114,7 +119,7 @@ def test_training_can_go_back_and_half_the_rate_mends_it(tmp_path: Path) -> None
 
 
 def test_three_rollbacks_end_as_a_stop_does() -> None:
-    course = Course(best_pgd=0.9)
+    course = TrainingHistory(best_pgd=0.9)
     for _ in range(3):
         with pytest.raises(OverfittedError):
             course.judged(0.6, OnOverfit.rollback)
@@ -136,7 +141,7 @@ def test_three_rollbacks_end_as_a_stop_does() -> None:
 def test_a_fall_is_measured_from_the_best_so_far(
     accuracies: list[float | None], falls: list[bool]
 ) -> None:
-    course = Course()
+    course = TrainingHistory()
     assert [course.judged(a, OnOverfit.warn)["overfit"] for a in accuracies] == falls
     assert not course.stopped
 
@@ -145,7 +150,7 @@ def test_a_fall_is_measured_from_the_best_so_far(
     ("own", "overfit"), [(None, False), (0.5, False), (0.59, False), (0.61, True), (1.0, True)]
 )
 def test_an_attack_that_is_held_tells_where_pgd_is_not(own: float | None, overfit: bool) -> None:
-    course = Course()
+    course = TrainingHistory()
     assert course.judged(0.1, OnOverfit.stop, own)["overfit"] == overfit == course.stopped
 
 
@@ -208,7 +213,7 @@ def test_balls_are_compared(defense: Defense, norm: Norm, eps: float, covered: b
 def test_only_adversarial_training_is_watched(defense: Defense, eps: float, seen: bool) -> None:
     for size, most in ((20, 20), (100, 32), (1000, 50), (50_000, 128)):
         split = Split(torch.zeros(size, 1, 1, 1), torch.zeros(size))
-        assert watched(split, defense, eps).size == (most if seen else 0)
+        assert watched_images(split, defense, eps).size == (most if seen else 0)
 
 
 @pytest.mark.parametrize("predict", [False, True])
@@ -274,7 +279,7 @@ GOOD = Epoch(
 )
 def test_what_is_wrong_is_said_once(changes: list[dict[str, Any]], words: str) -> None:
     epochs = [replace(GOOD, epoch=number, **change) for number, change in enumerate(changes, 1)]
-    said = list(remarks(epochs, 10, 20))
+    said = list(warnings_for(epochs, 10, 20))
     assert len(said) == bool(words)
     assert words in "".join(said)
 
@@ -289,6 +294,6 @@ def test_a_model_that_guesses_is_stuck(accuracy: float | None, stuck: bool) -> N
             for n in range(1, planned + 1)
         ]
         found += [
-            (planned, n) for n in range(1, planned + 1) if [*remarks(epochs[:n], 10, planned)]
+            (planned, n) for n in range(1, planned + 1) if [*warnings_for(epochs[:n], 10, planned)]
         ]
     assert found == ([(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)] if stuck else [])

@@ -101,10 +101,10 @@ def test_validation_in_portions_is_of_all_images(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = trainer(folder(pictures, stream=True))
-    whole, _ = made.look("validation", made.validation, ATTACK, 9)
+    whole, _ = made.validate("validation", made.validation, ATTACK, 9)
     monkeypatch.setattr(batching_module, "PORTION", 9 * 3 * 6 * 6)
     # A random start differs by portion; the clean accuracy counts the same images.
-    assert made.look("validation", made.validation, ATTACK, 9)[0] == whole
+    assert made.validate("validation", made.validation, ATTACK, 9)[0] == whole
 
 
 def ledger(data: Samples, **settings: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain.attacks.model_view import Metered, predictions
+from robusttrain.attacks.model_view import QueryCounter, predictions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) -> the loss of each image, (N,).
@@ -48,7 +48,7 @@ class Label(StrEnum):
     least_likely = "least_likely"
 
 
-class Evaluation(NamedTuple):
+class Gradients(NamedTuple):
     """What the surrogate says about a batch of points.
 
     `gradient` is (N, ...), `value` (N,), `logits` (N, K); `usable` (N,) says whose gradient shows
@@ -62,7 +62,7 @@ class Evaluation(NamedTuple):
 
 
 @dataclass
-class Surrogate:
+class AttackLoss:
     """The function of the input that an attack climbs: sign * loss(model(x), labels)."""
 
     model: nn.Module
@@ -80,7 +80,7 @@ class Surrogate:
         losses = self.loss(logits, self.labels)
         return -losses if self.targeted else losses
 
-    def evaluate(self, x_adv: Tensor) -> Evaluation:
+    def evaluate(self, x_adv: Tensor) -> Gradients:
         """One forward pass and one backward pass that reaches the input only.
 
         Entries of the gradient that are not finite count as zero: a pixel without a usable slope
@@ -91,7 +91,7 @@ class Surrogate:
         if len(parts) == 1:
             return self._evaluate(x_adv)
         seen = [self.take(part)._evaluate(x_adv[part]) for part in parts]
-        return Evaluation(*map(torch.cat, zip(*seen, strict=True)))
+        return Gradients(*map(torch.cat, zip(*seen, strict=True)))
 
     def jacobian(self, x_adv: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """(M functions of the logits (N, M), their gradients in the input (N, M, ...)).
@@ -117,17 +117,17 @@ class Surrogate:
 
     def _parts(self, count: int) -> list[slice]:
         """The batches of so many images whose graphs fit into memory."""
-        size = self.model.size if isinstance(self.model, Metered) else max(1, count)
+        size = self.model.size if isinstance(self.model, QueryCounter) else max(1, count)
         return [slice(start, start + size) for start in range(0, max(1, count), size)]
 
-    def _evaluate(self, x_adv: Tensor) -> Evaluation:
+    def _evaluate(self, x_adv: Tensor) -> Gradients:
         point = x_adv.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.model(point)
             value = self.value(logits)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         usable = gradient.isfinite().flatten(1).any(1) & logits.isfinite().all(1)
-        return Evaluation(gradient.nan_to_num(0, 0, 0), value.detach(), logits.detach(), usable)
+        return Gradients(gradient.nan_to_num(0, 0, 0), value.detach(), logits.detach(), usable)
 
     @torch.no_grad()
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,18 +141,18 @@ class Surrogate:
         Of a model that draws noise it is never said: an attack that stops at the first lucky draw
         returns points that fool no fresh one, while the point of highest value does.
         """
-        if isinstance(self.model, Metered) and self.model.random:
+        if isinstance(self.model, QueryCounter) and self.model.random:
             return torch.zeros_like(self.labels, dtype=torch.bool)
         hit = predictions(logits) == self.labels
         return hit if self.targeted else ~hit
 
 
-def surrogate_for(model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss: Loss) -> Surrogate:
+def attack_loss(model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss: Loss) -> AttackLoss:
     """The surrogate for `label`; all but the given one cost one more forward pass."""
     if label is Label.given:
-        return Surrogate(model, y, loss, targeted=False)
+        return AttackLoss(model, y, loss, targeted=False)
     with torch.no_grad():
         logits = model(x)
     if label is Label.predicted:
-        return Surrogate(model, logits.argmax(1), loss, targeted=False)
-    return Surrogate(model, logits.argmin(1), loss, targeted=True)
+        return AttackLoss(model, logits.argmax(1), loss, targeted=False)
+    return AttackLoss(model, logits.argmin(1), loss, targeted=True)
