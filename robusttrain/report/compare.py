@@ -64,7 +64,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         If there are fewer than two, one is given twice, or one does not hold a finished evaluation.
     """
     if len(folders) < 2:
-        given = " and ".join(map(str, folders)) or "no run"
+        given = " and ".join(map(str, folders)) or "no runs"
         raise InputError(given, allowed="give two runs or more", problem="cannot be compared")
     for first, second in combinations(folders, 2):
         if first.resolve() == second.resolve():

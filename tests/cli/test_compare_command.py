@@ -199,8 +199,8 @@ def test_it_starts_without_torch_and_hydra(runs: Path) -> None:
 
 # What follows `compare`, and what the message must name.
 REFUSALS: dict[str, list[str]] = {
-    "": ["two runs", "0 given"],
-    "a": ["two runs", "1 given: a"],
+    "": ["no runs cannot be compared", "two runs or more"],
+    "a": ["a cannot be compared", "two runs or more"],
     "a b b/../a": ["a and b/../a", "same run"],
     "a b missing": ["missing", "samples.csv"],
     "a unfinished": ["unfinished", "samples.csv"],

@@ -533,8 +533,8 @@ def test_a_random_model_gets_rows_of_its_own() -> None:
     assert verdicts(closer.checks)[UNDECLARED] == "pass"
     # Without noise the model is right on all images, and at 0.1 from the boundary it falls.
     off, attacked = closer.controls[1:3]
-    assert (off.accuracy, off.eps) == (1, 0)
-    assert (attacked.accuracy, attacked.eps) == (pytest.approx(2 / 3), EPS)
+    assert (off.accuracy, off.threat.eps) == (1, 0)
+    assert (attacked.accuracy, attacked.threat.eps) == (pytest.approx(2 / 3), EPS)
 
 
 @pytest.mark.parametrize(

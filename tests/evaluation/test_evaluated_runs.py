@@ -96,12 +96,12 @@ def test_the_images_that_are_kept_lie_in_the_ball_and_in_the_box(trained: Path) 
 
 NO_ROOM = """
 import torch
-from robusttrain.evaluation import examination
+from robusttrain.evaluation import pipeline
 
 def attack_all(*arguments, **keys):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
-examination.attack_all = attack_all
+pipeline.attack_all = attack_all
 """
 
 
