@@ -238,7 +238,7 @@ def _increasing(
     """What becomes no smaller where an element becomes larger."""
     result = Interval.between(function(x.lower, *args, **keys), function(x.upper, *args, **keys))
     if inplace:
-        # Who has kept `x` finds there what a tensor would hold.
+        # In place: callers that kept `x` must see the result.
         x.centre, x.radius, x.affine = result.centre, result.radius, None
     return result
 

@@ -396,7 +396,7 @@ def _changed(x_adv: Tensor, x: Tensor) -> Tensor:
 
 
 def _comparable(value: Tensor) -> Tensor:
-    """Values of which one that is not a number is the smallest."""
+    """Map NaN to -inf, so that values compare."""
     return value.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 

@@ -122,7 +122,7 @@ class FAB(StepsField, BallAttack):
 
     @property
     def _limits(self) -> dict[int, float]:
-        """Sizes of which a search has to be below after so many steps."""
+        """Largest perturbation allowed after each of these steps."""
         if not self.give_up:
             return {}
         return {max(1, round(share * self.steps)): size * self.eps for share, size in GIVE_UP}

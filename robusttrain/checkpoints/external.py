@@ -97,7 +97,7 @@ class ExportedProgram:
         """
         try:
             checkpoints.check_sums(self.path)
-            # That a format is going out of use is no concern of whoever evaluates a file in it.
+            # Hide deprecation warnings about the file's format.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return _LOADERS[self.kind](self.path)

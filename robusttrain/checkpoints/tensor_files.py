@@ -23,6 +23,6 @@ def write(path: Path, content: Any) -> None:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:
-            # torch's writer says of a full disk no more than that it got stuck.
+            # torch reports a full disk as a generic write error.
             reason = "it could not be written whole (is the disk full?)"
             raise OSError(errno.ENOSPC, reason, str(path)) from error

@@ -82,18 +82,18 @@ class Task:
         if config.resume is not None and distributed.is_main():
             seconds = time.perf_counter() - started
             sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
-        # The last line, whole whatever the width of the terminal, for people and scripts to copy.
+        # Last line, never wrapped, so that it can be copied.
         terminal.say(chosen.runtime.output_dir)
         return result
 
     def _run(self, config: DictConfig, terminal: Terminal) -> float | None:
         chosen = HydraConfig.get()
         run_dir = distributed.broadcast(lambda: Path(chosen.runtime.output_dir))
-        again = f"{distributed.command()} {shlex.quote(f'resume={run_dir}')} goes on"
+        again = f"resume with: {distributed.command()} {shlex.quote(f'resume={run_dir}')}"
         try:
             return _run_in(run_dir, config, chosen, self.command, terminal)
         except Interrupted as interrupted:
-            terminal.say(f"stopped by {interrupted}: {again}")
+            terminal.say(f"stopped by {interrupted}; {again}")
             raise
         except EXPECTED_ERRORS as error:
             log.error(explain(error))
@@ -106,7 +106,7 @@ class Task:
             if not distributed.is_lost_peer(error):
                 raise
             log.error(LOST)
-            raise ProcessLostError(f"{LOST}: {again}") from error
+            raise ProcessLostError(f"{LOST}; {again}") from error
 
 
 def _run_in(

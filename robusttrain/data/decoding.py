@@ -14,7 +14,7 @@ from robusttrain.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What of a file its digest is of: small images as a whole, of large ones enough to tell them apart.
+# Bytes of a file that its digest covers: all of a small image, enough of a large one.
 HEAD = 2**14
 
 

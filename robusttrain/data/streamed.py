@@ -262,7 +262,7 @@ def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
     """An iterator over `loader`, whose workers run by now where it has any."""
     if not FORKS or loader.num_workers == 0:
         return cast("Iterator[Any]", iter(loader))
-    # The workers inherit the mask: whoever is told to stop is this process, which tells them.
+    # Workers inherit the mask; only this process handles signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     handler = signal.getsignal(signal.SIGCHLD)
     try:

@@ -158,7 +158,7 @@ def _votes(subject: EvaluationSession, x: Tensor, draws: int) -> Tensor:
     for size in _batches(draws, subject.batch_size):
         won = predictions(subject.model(x.expand(size, *x.shape)))
         votes += (won + 1).bincount(minlength=len(votes))
-    # Class -1, for logits that are no numbers, is nobody's.
+    # Class -1 marks non-finite logits; drop its votes.
     return votes[1:]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from robusttrain import ranges, seeding
 from robusttrain.attacks import Attack, ProbeAttack, fitted, threat_of, traits_of
 
-# Rows that a report has beside those of its attacks.
+# Row names that attacks may not use.
 RESERVED = (
     "clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked",
     "noise_fixed", "in_certificate", "verified",

@@ -52,7 +52,7 @@ class MajorityVote(nn.Module):
         """Shares (N, K)."""
         logits = [self.model(x) for _ in range(self.draws)]
         chosen = torch.stack([predictions(drawn) for drawn in logits])
-        # Class -1, for logits that are no numbers, is nobody's.
+        # Class -1 marks non-finite logits; drop its votes.
         votes = nn.functional.one_hot(chosen + 1, logits[0].shape[1] + 1).sum(0)[:, 1:]
         nobodys = votes.sum(1, keepdim=True) == 0
         shares = (votes / self.draws).masked_fill(nobodys, torch.nan)

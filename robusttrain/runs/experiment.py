@@ -139,7 +139,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     """
     saved = distributed.broadcast(lambda: newest_checkpoint(training.folder, terminal))
     if saved is None:
-        terminal.say("no checkpoint was written yet: training begins anew")
+        terminal.say("no checkpoint was written yet: starting from scratch")
         return
     other = [
         key for key, value in training.about["config"].items() if saved.config.get(key) != value
@@ -149,7 +149,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
         raise InputError("resume", training.folder, f"{', '.join(other)} differ", problem)
     training.restore(saved)
     position = training.trainer.position
-    terminal.say(f"going on behind batch {position.batch} of epoch {position.epoch}")
+    terminal.say(f"resuming after batch {position.batch} of epoch {position.epoch}")
 
 
 def _evaluate(

@@ -1,4 +1,4 @@
-"""Several processes that work on one run: who this one is, and what they tell each other.
+"""Process group of a run: rank, size and collectives.
 
 torchrun starts them. A process by itself is the first of one, and nothing here costs it anything.
 What a function says of all processes, each of them has to call, in the same order.
@@ -67,7 +67,7 @@ def join_group(store: Any, rank: int, size: int, local_rank: int = 0) -> Iterato
     _job = _Job(rank, size, local_rank, store, patient)
     try:
         yield
-        # Not after an error, when the others may not be there to take their leave.
+        # Skip this after an error: peers may be gone and would block it.
         dist.destroy_process_group()
     except Exception as error:
         error.add_note(f"(in process {rank} of {size})")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: who is told to stop finishes what would be lost, then leaves."""
+"""Handle SIGINT and SIGTERM: save state first, then exit."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What a cluster may announce the end of a job with, if somebody there listens.
+# Signals that clusters send before they end a job.
 NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Signals:
-    """The signals that came, and whether somebody looks at them by himself."""
+    """Received signals, and whether a caller polls for them."""
 
     def __init__(self) -> None:
         self.came: int | None = None

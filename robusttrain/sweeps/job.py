@@ -96,7 +96,7 @@ def recorded(
             return before.result
         _refuse_to_mix(before, job, run_dir, words)
         goes_on = _goes_on(before, job, run_dir)
-        terminal.say(f"{title}{' goes on' if goes_on else ''}: {words}")
+        terminal.say(f"{title}{' resumes' if goes_on else ''}: {words}")
         if goes_on:
             config = _resuming(config, run_dir)
         if not elsewhere:
@@ -155,7 +155,7 @@ def concluded() -> Iterator[None]:
 
 
 def finish(run_dir: Path, result: float | None, seconds: float) -> None:
-    """Record the end of a run that was gone on with by itself, if it is a job of a sweep."""
+    """Update the sweep's records after one of its jobs was resumed on its own."""
     found = records.record_of(run_dir)
     if found is None:
         return

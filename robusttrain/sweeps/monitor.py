@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: what they say, and how they stand, where the user looks."""
+"""Relay the output and status of jobs that run in other processes."""
 
 import os
 import signal
@@ -117,7 +117,7 @@ class _Watch:
 
     def _stop(self) -> None:
         self.stopping = True
-        self.terminal.say("stopping: jobs write a checkpoint first; once more leaves at once")
+        self.terminal.say("stopping: saving checkpoints; press Ctrl+C again to quit now")
         for child in active_children():
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGTERM)

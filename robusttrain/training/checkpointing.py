@@ -82,7 +82,7 @@ class TrainingRun:
         best, vote, due = self.folder / BEST, distributed.DelayedMax(), 0
         with signals.deferred() as signalled:
             if self.trainer.position.epoch == 1 and self.trainer.position.batch == 0:
-                # What another training has left here is not to be gone on with.
+                # Discard the checkpoints of an earlier training.
                 self._forget()
                 self._save_as(best)
             for epoch in self.trainer.batches():
@@ -141,7 +141,7 @@ class TrainingRun:
         self.record(epoch)
 
     def _save_if_sound(self) -> None:
-        # Weights that are no numbers are nothing to go on from; training will notice by itself.
+        # Never save non-finite weights; training will report them.
         if self.trainer.sound:
             self._save()
 

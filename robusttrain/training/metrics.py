@@ -1,4 +1,4 @@
-"""What an epoch came to: counted on the device batch by batch, a row of `train.csv` at its end."""
+"""Running metrics of an epoch, accumulated on the device, and its row of `train.csv`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -265,11 +265,11 @@ class Trainer:
         self.engine.streams["batches"].set_state(self.position.order)
 
     def _ended(self) -> Epoch:
-        """What the epoch came to; the next one is next."""
+        """Finish the epoch: validate, build its row, and reset for the next one."""
         position = self.position
         self._check()
         if not is_finite(self.model):
-            raise NonFiniteLossError(f"weights are not finite any more in epoch {position.epoch}")
+            raise NonFiniteLossError(f"non-finite weights in epoch {position.epoch}")
         figures = self.tally.figures(position.epoch)
         ddp.average_statistics(self.model)
         size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
@@ -292,7 +292,7 @@ class Trainer:
             self.tally.check(self.position.epoch)
 
     def _weight(self, images: int) -> float:
-        """What the mean loss of so many images counts in a mean over processes."""
+        """Weight of this process's mean loss in the mean over processes."""
         parts = distributed.size()
         at = self.train.size, self.settings.batch_size, self.position.batch, parts
         start, stop = bounds(*at)

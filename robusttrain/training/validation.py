@@ -1,4 +1,4 @@
-"""A look at a model between two epochs of its training, which leaves no trace there."""
+"""Validate a model between epochs without disturbing its training."""
 
 from dataclasses import dataclass
 

@@ -406,7 +406,7 @@ def test_a_saved_defense_keeps_its_attack_and_a_new_one_brings_its_own() -> None
         # Reachable through modules of the package, yet none of its classes.
         "robusttrain.runs.manifest.subprocess.Popen",
         "robusttrain.config.build.instantiate",
-        "robusttrain.config.build.importlib.import_module",
+        "robusttrain.config.schema.importlib.import_module",
         "robusttrain_evil.Attack",
     ],
 )

@@ -100,13 +100,13 @@ def test_processes_that_are_told_to_stop_leave_after_the_same_batch_and_go_on(
     second.until("term/checkpoint.pt").signal(signal.SIGTERM)
     told = [first.end(), second.end()]
     assert codes(told) == [143, 143]
-    assert re.search(r"stopped by SIGTERM: torchrun .*-m robusttrain resume=", told[0].out)
+    assert re.search(r"stopped by SIGTERM; resume with: torchrun .*-m robusttrain resume=", told[0].out)
     (alone,) = torchrun.run("resume=term", size=1)
     assert alone.code == 1
     assert "was trained by 2 processes, not by 1" in alone.err
     resumed = torchrun.run("resume=term")
     assert codes(resumed) == [0, 0]
-    assert "going on behind batch" in resumed[0].out
+    assert "resuming after batch" in resumed[0].out
     same(torchrun.cwd / "term", whole)
 
 
@@ -144,9 +144,9 @@ def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(
     # torchrun may have told the first process to stop before it has noticed.
     lost = "robusttrain: process 0 of 2: another process of this run has ended"
     assert lost in killed.stdout or "stopped by SIGTERM" in killed.stdout
-    again = r"torchrun --nproc_per_node=2 -m robusttrain resume=\S*killed goes on"
+    again = r"resume with: torchrun --nproc_per_node=2 -m robusttrain resume=\S*killed"
     assert re.search(again, killed.stdout)
     revived = torchrun.run("resume=killed")
     assert codes(revived) == [0, 0]
-    assert "going on behind batch" in revived[0].out
+    assert "resuming after batch" in revived[0].out
     same(torchrun.cwd / "killed", whole)

@@ -53,7 +53,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same(
             said += finished(begin(*again)).said
         same(folder, whole)
     # Some were killed within an epoch of the training, or this has shown little.
-    assert re.search(r"going on behind batch [1-9]", said)
+    assert re.search(r"resuming after batch [1-9]", said)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
@@ -64,7 +64,7 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on(
     running = begin(*RUN, f"hydra.run.dir={name}").until(f"{name}/checkpoint.pt")
     stopped = running.signal(signal.Signals[name]).end()
     assert stopped.code == 128 + signal.Signals[name], stopped.said
-    assert f"stopped by {name}: robusttrain resume=" in stopped.said
+    assert f"stopped by {name}; resume with: robusttrain resume=" in stopped.said
     finished(begin(f"resume={name}"))
     same(tmp_path / name, whole)
     assert f"resume={name} is finished" in refused(begin(f"resume={name}"))
@@ -94,7 +94,7 @@ def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_spac
         said = refused(begin(*RUN, "hydra.run.dir=full", first=full(size)))
     assert "checkpoint.pt cannot be used: it could not be written whole" in said
     resumed = finished(begin("resume=full"))
-    assert "no checkpoint was written yet: training begins anew" in resumed.said
+    assert "no checkpoint was written yet: starting from scratch" in resumed.said
     same(tmp_path / "full", whole)
 
 

@@ -152,8 +152,8 @@ def test_joblib_runs_the_jobs_of_a_sweep_and_those_that_are_stopped_go_on(
     assert again.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
     for number in (2, 3, 6):
         assert f"job {number} has finished before" in again.out
-    assert "job 7 goes on: epochs=60 optimizer.lr=0.01 seed=1" in again.out
-    assert "going on behind batch" in again.out
+    assert "job 7 resumes: epochs=60 optimizer.lr=0.01 seed=1" in again.out
+    assert "resuming after batch" in again.out
     table = pd.read_csv(place / "long" / "sweep.csv")
     jobs = table.groupby("job")
     assert jobs["status"].first().tolist() == ["failed", "failed", "finished", "finished"] * 2
@@ -181,9 +181,9 @@ def test_submitit_takes_up_a_preempted_job(
     os.kill(worker(folder / ".submitit"), signal.SIGUSR2)
     first = running.end()
     assert first.code == 0, first.err
-    assert "job 0 goes on" in first.out
+    assert "job 0 resumes" in first.out
     assert "1 of 1 jobs have finished" in first.out
-    assert "going on behind batch" in (folder / "0" / "robusttrain.log").read_text()
+    assert "resuming after batch" in (folder / "0" / "robusttrain.log").read_text()
     same_weights(folder / "0", whole)
     assert "job 0 has finished before" in begin(*command).end().out
 

@@ -184,7 +184,7 @@ def test_an_epoch_with_nothing_finite_in_it_stops_the_training() -> None:
 def test_weights_that_overflow_behind_the_last_loss_stop_the_training() -> None:
     steep = Diverging(1, 1e3)
     made = trainer(steep, optimizer=SGD(3e38, 0.0, 0.0), epochs=1, batch_size=100)
-    with pytest.raises(NonFiniteLossError, match="weights are not finite any more in epoch 1"):
+    with pytest.raises(NonFiniteLossError, match="non-finite weights in epoch 1"):
         list(made.epochs())
 
 
