@@ -100,7 +100,8 @@ def test_processes_that_are_told_to_stop_leave_after_the_same_batch_and_go_on(
     second.until("term/checkpoint.pt").signal(signal.SIGTERM)
     told = [first.end(), second.end()]
     assert codes(told) == [143, 143]
-    assert re.search(r"stopped by SIGTERM; resume with: torchrun .*-m robusttrain resume=", told[0].out)
+    again = r"stopped by SIGTERM; resume with: torchrun .*-m robusttrain resume="
+    assert re.search(again, told[0].out)
     (alone,) = torchrun.run("resume=term", size=1)
     assert alone.code == 1
     assert "was trained by 2 processes, not by 1" in alone.err
