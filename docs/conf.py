@@ -30,14 +30,17 @@ myst_heading_anchors = 3
 
 napoleon_google_docstring = False
 autodoc_member_order = "bysource"
-autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 
 nitpicky = True
 # Other projects' types. Their inventories would have to be downloaded for every build.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|nn|np|numpy|pd|pandas|collections|contextlib|pathlib|enum|typing|abc)(\..*)?"),
+    (
+        r"py:.*",
+        r"(torch|nn|np|numpy|pd|pandas|collections|contextlib|pathlib|enum|typing|abc)(\..*)?",
+    ),
     (r"py:.*", r"(Tensor|Path|Any|Callable|Iterator|Iterable|Mapping|Sequence|Self|ABC|T|Enum)"),
     (r"py:.*", r"(AbstractContextManager|StrEnum|NamedTuple|Protocol|ValueError|optional)"),
 ]

@@ -20,7 +20,9 @@ from robusttrain.threat import Norm
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "robusttrain").rglob("*.py"))
 OPTIONS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
-SHIPPED = ["robusttrain", "conf", "tests", "README.md", "CONTRIBUTING.md", "pyproject.toml"]
+SHIPPED = [
+    "robusttrain", "conf", "docs", "tests", "README.md", "CONTRIBUTING.md", "pyproject.toml",
+]  # fmt: skip
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:

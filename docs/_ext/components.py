@@ -7,7 +7,6 @@ from enum import Enum
 from typing import Any, get_args, get_type_hints
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -16,11 +15,9 @@ from robusttrain.config import schema
 
 def parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
     """The nodes of some reStructuredText, as if it stood in the place of the directive."""
-    source = directive.get_source_info()[0]
-    node = nodes.section()
-    node.document = directive.state.document
-    directive.state.nested_parse(StringList(lines, source), directive.content_offset, node)
-    return node.children
+    return directive.parse_text_to_nodes(
+        "\n".join(lines), offset=directive.content_offset, allow_section_headings=True
+    )
 
 
 def path(component: type) -> str:

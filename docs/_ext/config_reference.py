@@ -1,8 +1,8 @@
 """The configuration reference: every option of a group, and every key with its default.
 
 `.. config-run::` has the keys of a whole run, `.. config-group:: GROUP` those of a group, and
-`.. config-experiments::` the recipes. All of it is read from the dataclasses and from conf/, so that
-nothing can be forgotten: a key without a meaning fails the build.
+`.. config-experiments::` the recipes. All of it is read from the dataclasses and from conf/, so
+that nothing can be forgotten: a key without a meaning fails the build.
 """
 
 import dataclasses
@@ -82,9 +82,21 @@ def keys(component: type, prefix: str) -> Iterator[list[str]]:
         if member.name not in said:
             log.warning("%s.%s has no meaning in a docstring", path(component), member.name)
         yield [key, kind(hint), default(member), said.get(member.name, "")]
-        for nested in [hint, *get_args(hint)]:
-            if dataclasses.is_dataclass(nested) and nested.__module__.endswith(SETTINGS):
-                yield from keys(nested, f"{key}.")
+        for nested in _settings(hint):
+            yield from keys(nested, f"{key}.")
+
+
+def _settings(hint: Any) -> list[type]:
+    """The settings within settings that a field holds, if it may hold some."""
+    return [
+        each
+        for each in (hint, *get_args(hint))
+        if dataclasses.is_dataclass(each) and each.__module__.endswith(SETTINGS)
+    ]
+
+
+def _nested(component: type) -> list[type]:
+    return [each for hint in get_type_hints(component).values() for each in _settings(hint)]
 
 
 # Where dataclasses are that are settings within settings, and no option of a group.
@@ -101,7 +113,11 @@ def kind(hint: Any) -> str:
         return " | ".join(member.value for member in hint)
     arguments = get_args(hint)
     if str(hint).startswith("list"):
-        return f"list of {kind(arguments[0])}s" if arguments[0] in (int, float) else f"list of {kind(arguments[0])}"
+        return (
+            f"list of {kind(arguments[0])}s"
+            if arguments[0] in (int, float)
+            else f"list of {kind(arguments[0])}"
+        )
     if "Mapping" in str(hint):
         return "names with components"
     if arguments:
@@ -158,14 +174,16 @@ def words(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}={_word(value)}"
 
 
-def chosen(defaults: list[Any]) -> Iterator[str]:
+def chosen(group: str, defaults: list[Any]) -> Iterator[str]:
     """The options that a YAML takes from other groups, as words of a command line."""
     for entry in defaults:
         if isinstance(entry, Mapping):
-            for group, option in entry.items():
-                yield f"{group.removeprefix('override ').lstrip('/').replace('@_global_.attack', '')}={option}"
+            for place, option in entry.items():
+                name, _, inside = place.removeprefix("override ").lstrip("/").partition("@")
+                where = "" if inside in ("", f"_global_.{name}") else f"@{group}.{inside}"
+                yield f"{name}{where}={option}"
         elif entry != "_self_" and "/schema/" not in entry:
-            yield f"experiment={entry}"
+            yield f"{group}={entry}"
 
 
 def built(defaults: list[Any]) -> str | None:
@@ -193,13 +211,22 @@ def option_list(group: str, classes: Mapping[str, type]) -> list[str]:
         target = f" builds :py:class:`~{path(classes[name])}`" if name else ""
         lines += [f"``{group}={file.stem}``{target}"]
         lines += [f"    {as_rst(told)}", ""] if told else []
-        given = [*chosen(defaults), *words(content)]
+        # A recipe sets keys of all groups, an option those of its own.
+        prefix = "" if group == "experiment" else f"{group}."
+        given = [*chosen(group, defaults), *words(content, prefix)]
         sets = " ".join(f"``{word}``" for word in given)
-        lines += [f"    {f'Sets {sets}' if given else 'Sets nothing: all keys have their defaults.'}", ""]
+        lines += [
+            f"    {f'Sets {sets}' if given else 'Sets nothing: all keys have their defaults.'}",
+            "",
+        ]
     return lines
 
 
 # --- the directives ---------------------------------------------------------------------------
+
+
+def title(text: str) -> list[str]:
+    return [text, "=" * len(text), ""]
 
 
 class ConfigRun(SphinxDirective):
@@ -217,9 +244,11 @@ class ConfigGroup(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         (group,) = self.arguments
         classes = {component.__name__: component for component in schema.components(group)}
-        lines = [".. rubric:: Options", "", *option_list(group, classes)]
+        lines = [*title(f"Options of {group}"), *option_list(group, classes)]
         for name, component in classes.items():
-            lines += [f".. rubric:: Keys of {name}", "", f":py:class:`~{path(component)}`: "]
+            if any(component in _nested(other) for other in classes.values()):
+                continue
+            lines += [*title(f"Keys of {name}"), f":py:class:`~{path(component)}`: "]
             lines[-1] += as_rst(paragraphs(inspect.cleandoc(component.__doc__ or ""))[0])
             lines += ["", *(key_list(component, f"{group}.") or ["It has no keys.", ""])]
         return parsed(self, lines)

@@ -7,6 +7,7 @@ like. Only the sections of numpydoc, lists and indented examples have a meaning.
 import inspect
 import re
 from collections.abc import Iterator
+from enum import Enum
 
 from sphinx.application import Sphinx
 
@@ -18,7 +19,9 @@ MARKUP = re.compile(r"([|*\\]|(?<=\w)_(?!\w))")
 def as_rst(text: str) -> str:
     """A line or paragraph of a docstring, with literals marked and everything else escaped."""
     parts = CODE.split(text)
-    return "".join(_code(part) if CODE.fullmatch(part) else MARKUP.sub(r"\\\1", part) for part in parts)
+    return "".join(
+        _code(part) if CODE.fullmatch(part) else MARKUP.sub(r"\\\1", part) for part in parts
+    )
 
 
 def _code(span: str) -> str:
@@ -62,8 +65,19 @@ def restore(
         lines[:] = list(_lines((inspect.getdoc(thing) or "").splitlines()))
 
 
+def without_arguments(
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Protocols are not called, and enumerations not with what Python shows."""
+    bare = getattr(thing, "_is_protocol", False) or (
+        inspect.isclass(thing) and issubclass(thing, Enum)
+    )
+    return ("", "") if what == "class" and bare else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     # Before napoleon, whose own output must not be escaped, and behind it.
     app.connect("autodoc-process-docstring", translate, priority=100)
     app.connect("autodoc-process-docstring", restore, priority=900)
+    app.connect("autodoc-process-signature", without_arguments)
     return {"parallel_read_safe": True}
