@@ -122,6 +122,8 @@ def kind(hint: Any) -> str:
         return "names with components"
     if arguments:
         return " or ".join(kind(argument) for argument in arguments)
+    if _settings(hint):
+        return "settings of their own"
     return "component" if _is_protocol(hint) else hint.__name__
 
 

@@ -168,6 +168,14 @@ def test_the_questions_name_checks_that_there_are() -> None:
     assert len(named) > 8
 
 
+def test_the_questions_quote_warnings_that_there_are() -> None:
+    quoted = re.findall(r"[Tt]he warning `([^`]+)`", (MANUAL / "faq.md").read_text())
+    sources = [path.read_text() for path in (ROOT / "robusttrain").rglob("*.py")]
+    assert len(quoted) == 3
+    for text in quoted:
+        assert any(text.removesuffix(" N") in source for source in sources), text
+
+
 def test_the_rows_of_a_report_are_those_that_the_manual_names(left: Path) -> None:
     text = section(FILES, "report.csv")
     for run in RUNS:
