@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -177,12 +178,15 @@ def test_the_questions_quote_warnings_that_there_are() -> None:
 
 
 def test_the_rows_of_a_report_are_those_that_the_manual_names(left: Path) -> None:
-    text = section(FILES, "report.csv")
+    short = section(FILES, "report.csv")
+    long = section(MANUAL / "guides" / "figures.md", "The rows of a report")
     for run in RUNS:
-        attacks = set(pd.read_csv(left / run / "report.csv")["attack"])
-        suite = yaml.safe_load((left / run / ".hydra" / "config.yaml").read_text())
-        own = attacks - set(suite["evaluation"]["attacks"]) - {"eot_5", "eot_20"}
-        assert all(f"`{name}`" in text for name in own), own
+        rows_ = set(pd.read_csv(left / run / "report.csv")["attack"])
+        chosen = yaml.safe_load((left / run / ".hydra" / "config.yaml").read_text())
+        own = rows_ - set(chosen["evaluation"]["attacks"]) - {"eot_5", "eot_20"}
+        for name in own:
+            assert f"`{name}`" in short, name
+            assert f"`{name}`" in long, name
 
 
 # --- options ----------------------------------------------------------------------------------
@@ -203,6 +207,13 @@ def test_tables_of_options_have_all_of_them(group: str, page: Path, heading: str
     named = [name for row in table for name in re.findall(r"`(\w+)`", row[first])]
     there = {path.stem for path in (schema.CONF / group).glob("*.yaml")}
     assert sorted(named) == sorted(there - {"none", "stack"})
+
+
+def test_the_table_of_extras_has_all_of_them() -> None:
+    table = rows(section(MANUAL / "reference" / "commands.md", "Extras"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {row["extra"].strip("`") for row in table}
+    assert named == set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("group", [*schema.GROUPS, "experiment"])
