@@ -7,7 +7,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "robusttrain"
-author = "the robusttrain developers"
 release = metadata.version("robusttrain")
 
 extensions = [
@@ -21,6 +20,7 @@ extensions = [
 
 html_theme = "furo"
 html_title = "robusttrain"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["manual.css"]
 
