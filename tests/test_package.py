@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "robusttrain").rglob("*.py"))
 OPTIONS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"]
-SHIPPED = ["robusttrain", "conf", "tests", *DOCUMENTS, "pyproject.toml"]
+SHIPPED = ["robusttrain", "conf", "docs", "tests", *DOCUMENTS, "pyproject.toml"]
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:

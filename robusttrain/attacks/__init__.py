@@ -6,21 +6,20 @@ and device of x. It keeps no model, leaves modes, parameters, BatchNorm statisti
 random state as they were, and draws only from `generator`. (Crafting in train mode runs the model's
 own dropout, which draws from the global stream.)
 
-Nothing more is needed to train with it and to evaluate by it. What a curriculum, the curves, the
-audit and the defenses want to know besides, an attack says by the protocols below. Each has a
-default for attacks that do not say:
+Nothing more is needed to train with an attack and to evaluate by it. The curriculum, the curves,
+the audit and some defenses ask for more, by the protocols below. Each has a default for attacks
+that do not have it:
 
-* `Bounded`, the threat model: reports state that of the run, the audit names the attack as one that
-  it could not try at radius 0, `training.curriculum.eps_warmup` and `evaluation.probe` refuse it.
-* `Iterated`, the steps: `training.curriculum.steps` and `evaluation.probe` refuse it.
-* `Restarted`, several searches in one: the audit calls the probe several times.
-* `Frugal`, a cheap form: the audit asks an `Iterated` attack for few steps, others for all they do.
-* `Fitted`, settings that hang on the number of classes: it is used as it is.
-* `Described`, what kind of an attack it is: it is taken for what `Traits()` says.
-* `Attacking`, an attack inside of another, or of a defense: there is none.
+* `Bounded`: its threat model. Its row states that of the run; a warm-up and the probe refuse it.
+* `Iterated`: its steps. `training.curriculum.steps` and `evaluation.probe` refuse it.
+* `Restarted`: several searches in one. The audit calls the probe several times.
+* `Frugal`: a cheap form. The audit takes few steps of an `Iterated` attack, or all of it.
+* `Fitted`: settings that depend on the number of classes. It is used as it is.
+* `Described`: what kind of an attack it is. It is what `Traits()` says.
+* `Attacking`: an attack inside of it. There is none.
 
-A dataclass gets `Bounded` from its fields by the base `ThreatFields`, `Iterated` by `StepsField`,
-and says by `NoThreat` that it has no radius. Defenses say theirs in the same way.
+A dataclass gets `Bounded` from its fields by the base `ThreatFields`, and `Iterated` by
+`StepsField`. `NoThreat` says that it has no radius. Defenses say theirs in the same way.
 """
 
 from dataclasses import dataclass, is_dataclass, replace

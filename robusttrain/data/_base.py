@@ -7,6 +7,19 @@ from robusttrain import ranges
 
 @dataclass(kw_only=True)
 class _Base:
+    """Settings of every data set.
+
+    Parameters
+    ----------
+    validation
+        What is held out of the training set to choose `best.pt`: a share from 0 to below 1, or a
+        whole number of images.
+    crop
+        Pixels, 0 or more, by which training images are shifted at random.
+    flip
+        Whether training images are mirrored at random, left to right.
+    """
+
     validation: float = 0.1
     crop: int = 0
     flip: bool = False

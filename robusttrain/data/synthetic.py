@@ -20,6 +20,13 @@ class Synthetic(_Base):
     `image_shape` is channels, height, width; `noise` is the standard deviation of a pixel, in units
     of [0, 1]. Labels go round in a circle, so every stretch of a split is balanced. `seed` draws
     the problem, not the run: leave it to keep one test set over the seeds of a study.
+
+    Parameters
+    ----------
+    num_classes
+        Classes, 2 or more.
+    train_size, test_size
+        Images of the training and of the test set, 1 or more.
     """
 
     image_shape: list[int] = field(default_factory=lambda: [1, 8, 8])

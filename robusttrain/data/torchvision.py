@@ -88,6 +88,11 @@ class Torchvision(_Base):
 
     It lies in `data_dir`, in the folders that torchvision gives it. With `download` it is fetched
     when its files are not there; when they are, nothing is written.
+
+    Parameters
+    ----------
+    name
+        One of those six.
     """
 
     name: str

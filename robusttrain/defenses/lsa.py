@@ -29,6 +29,13 @@ class LSA(ThreatFields):
     eps sign(g) in linf, the pixel of largest gradient in l1. `direction=alpha` is Algorithm 1: the
     shortest way to another class over the Jacobian of the softmax outputs, made `eps` long; it
     costs a backward pass for each class.
+
+    Parameters
+    ----------
+    norm, eps
+        The threat model; `eps` in pixel units of [0, 1], 0 or more.
+    direction
+        Which function the adversary linearises: the loss, or the softmax outputs (alpha).
     """
 
     norm: Norm = Norm.l2

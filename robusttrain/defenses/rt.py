@@ -23,6 +23,11 @@ class RT(ThreatFields, Defense):
 
     BatchNorm in train mode ties the images of a batch together; the gradient of an image is then
     that of the batch's summed loss.
+
+    Parameters
+    ----------
+    norm, eps
+        The threat model; `eps` in pixel units of [0, 1], 0 or more.
     """
 
     norm: Norm = Norm.linf

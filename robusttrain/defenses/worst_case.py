@@ -18,6 +18,11 @@ class WorstCase:
     alternating algorithm of Robust Training (Shaham, Yamada and Negahban 2018, Algorithm 1), and
     the first form of learning with a strong adversary (Huang et al. 2016). One forward and one
     backward pass beside those of the attack.
+
+    Parameters
+    ----------
+    attack
+        Any attack.
     """
 
     attack: Attack

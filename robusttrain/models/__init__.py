@@ -39,9 +39,12 @@ def build_model(
 
     Parameters
     ----------
-    architecture : the plan to build, or a network
-    num_classes : how many logits the network returns
-    image_shape : (C, H, W)
+    architecture
+        The plan to build, or a network.
+    num_classes
+        How many logits the network returns.
+    image_shape
+        (C, H, W).
 
     Raises
     ------

@@ -14,6 +14,7 @@ class MadryCNN:
     """5 x 5 convolutions, each halved by a max pool, and one hidden layer (Madry et al. 2018).
 
     `channels` has one entry per convolution. k of them need images of 2^k x 2^k pixels at least.
+    `hidden` is the width of the hidden layer, 1 or more.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 64])

@@ -23,7 +23,19 @@ class Optimizer(Protocol):
 
 @dataclass
 class SGD:
-    """Stochastic gradient descent with momentum; `lr` is the peak of the schedule."""
+    """Stochastic gradient descent with momentum.
+
+    Parameters
+    ----------
+    lr
+        The peak of the schedule, above 0.
+    momentum
+        Share of the last step that the next one keeps, 0 or more.
+    weight_decay
+        Weight of an l2 penalty in the gradient, 0 or more.
+    nesterov
+        Whether the gradient is taken behind the momentum step; it needs momentum above 0.
+    """
 
     lr: float = 0.1
     momentum: float = 0.9

@@ -1,0 +1,160 @@
+"""The commands and the Python of every page of the manual, run as they are printed."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from robusttrain.models.preact_resnet import PreActResNet
+from toys.command_line import Answer, CommandLine
+from toys.manual import Block, blocks, pages, words
+
+pytestmark = pytest.mark.long
+
+# What is added to a command, so that it takes a moment: to one that brings no data along, to one
+# that trains, and to all.
+DATA = [
+    "dataset=synthetic", "dataset.train_size=80", "dataset.validation=16", "dataset.test_size=24",
+]  # fmt: skip
+TRAINING = ["epochs=1", "batch_size=64"]
+ALWAYS = ["evaluation.samples=4", "evaluation.audit=false", "device=cpu"]
+SUITE = "evaluation=quick"
+
+# And to some of them more. A command is named by words that only it has.
+RESNET = ["dataset.image_shape=[3,32,32]", "model.width=4", "model.blocks=[1,1,1,1]"]
+SHORT = ["evaluation.attacks.square.queries=20"]
+MORE = {
+    "dataset=cifar10 model=preact_resnet18": RESNET,
+    "checkpoint=theirs.pt": [*DATA, *RESNET[:1]],
+    "checkpoint=net.pt2": [*DATA, *RESNET[:1]],
+    "experiment=cifar10": RESNET,
+    "experiment=mnist_best": ["model.channels=[8,8,8]", SUITE],
+    "dataset=folder": ["dataset.image_size=32", "model.name=shufflenet_v2_x0_5"],
+    "evaluation=full": SHORT,
+    "evaluation=certify": ["evaluation.certification.n=200", "evaluation.certification.n0=10"],
+    "evaluation=eot": ["evaluation.eot=2", "evaluation.votes=3"],
+    "noise=flicker": ["evaluation.eot=2", "evaluation.votes=3", "hydra.run.dir=MINE"],
+    "seed=0,1,2": ["seed=0"],
+    "n_trials=8": ["hydra.sweeper.n_trials=2"],
+}
+
+# Which bring their data along: other words than `DATA` choose it.
+OWN_DATA = ("dataset=folder", "dataset=stripes", "checkpoint=")
+
+# Run as printed.
+AS_PRINTED = ("compare", "rerun", "resume=outputs")
+
+# Other processes take seconds to start; these are run by the tests that are named here, and their
+# configuration is composed here.
+ELSEWHERE = {
+    "hydra/launcher=joblib": "tests/sweeps/test_launchers.py",
+    "hydra/launcher=ray": "tests/sweeps/test_launchers.py",
+    "hydra/launcher=submitit_local": "tests/sweeps/test_launchers.py",
+    "torchrun": "tests/runs/test_distributed_runs.py",
+}
+
+
+def small(command: str) -> list[str]:
+    """The words of a command, with those that make it short behind them."""
+    given = words(command)
+    if given[0].startswith(AS_PRINTED):
+        return given
+    if any(name in command for name in ELSEWHERE):
+        # A list of values is a sweep, which Hydra does not print.
+        return [*(word for word in given if word != "-m" and "," not in word), "--cfg", "hydra"]
+    added = [*TRAINING, *ALWAYS]
+    if not any(word in command for word in OWN_DATA):
+        added = [*DATA, *added]
+    if "evaluation=" not in command:
+        added = [SUITE, *added]
+    for name, more in MORE.items():
+        added += more if name in command else []
+    return [*given, *added]
+
+
+@pytest.fixture(scope="module")
+def run(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that pages call RUN."""
+    folder = tmp_path_factory.mktemp("run") / "RUN"
+    start = ["defense=standard", SUITE, *DATA, *TRAINING, *ALWAYS, f"hydra.run.dir={folder}"]
+    answer = command_line.run(*start, cwd=folder.parent)
+    assert answer.code == 0, answer.said
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with all that pages speak of as the reader's."""
+    for name in ("RUN", "outputs/a", "outputs/b", "outputs/c", "outputs/interrupted"):
+        shutil.copytree(run, tmp_path / name)
+    (tmp_path / "outputs/interrupted/manifest.json").unlink()
+    for number in range(24):
+        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (10 * number, 0, 255 * (number % 2))).save(file)
+    network = PreActResNet(blocks=[1, 1, 1, 1], width=4).build(10, (3, 32, 32))
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "theirs.pt")
+    batch = ({0: torch.export.Dim("batch")},)
+    linear = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3072, 10)).eval()
+    exported = torch.export.export(linear, (torch.rand(2, 3, 32, 32),), dynamic_shapes=batch)
+    torch.export.save(exported, tmp_path / "net.pt2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("mypackage", None)
+
+
+# The architecture of the reader, where a page only names it.
+BUILD_NET = """
+from robusttrain.models.preact_resnet import PreActResNet
+def build_net():
+    return PreActResNet(blocks=[1, 1, 1, 1], width=4).build(10, (3, 32, 32))
+"""
+
+
+def write_files(page: list[Block], place: Path) -> None:
+    """The files that a page shows, each in as many blocks as it takes."""
+    for block in page:
+        if block.file is not None:
+            path = place / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(block.text + "\n\n")
+    if not (place / "mypackage.py").exists():
+        (place / "mypackage.py").write_text(BUILD_NET)
+        (place / "mine" / "model").mkdir(parents=True)
+        (place / "mine" / "model" / "theirs.yaml").write_text("_target_: mypackage.build_net\n")
+
+
+@pytest.mark.parametrize("page", pages())
+def test_what_a_page_prints_runs(page: str, place: Path, command_line: CommandLine) -> None:
+    """One after the other, in one directory."""
+    found = blocks(pages()[page])
+    write_files(found, place)
+    start = partial(command_line.run, cwd=place, PYTHONPATH=str(place))
+    for block in found:
+        _run(block, start)
+
+
+def _run(block: Block, start: Callable[..., Answer]) -> None:
+    for command in block.commands:
+        answer = start(*small(command))
+        assert answer.code == 0, f"{command}\n{answer.said}"
+    if block.language == "python" and block.file is None:
+        exec(compile(block.text, "<manual>", "exec"), {})
+
+
+def test_no_table_of_this_file_names_a_command_that_is_gone() -> None:
+    printed = "\n".join(c for path in pages().values() for b in blocks(path) for c in b.commands)
+    for name in [*MORE, *ELSEWHERE, *AS_PRINTED, *OWN_DATA]:
+        assert name in printed, name
+
+
+def test_what_is_run_elsewhere_is() -> None:
+    root = Path(__file__).parents[2]
+    assert all((root / file).is_file() for file in ELSEWHERE.values())

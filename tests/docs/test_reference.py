@@ -1,0 +1,239 @@
+"""What the manual says of files, columns, checks and options, against real runs and the code."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from robusttrain.config import schema
+from toys.command_line import CommandLine
+from toys.manual import MANUAL, ROOT, rows, section
+
+FILES = MANUAL / "reference" / "files.md"
+TINY = [
+    "dataset=synthetic", "dataset.train_size=80", "dataset.validation=16", "dataset.test_size=24",
+    "epochs=2", "batch_size=64", "evaluation.samples=12", "evaluation.probe_samples=4",
+    "device=cpu",
+]  # fmt: skip
+RUNS = {
+    "plain": [
+        *TINY, "defense=madry", "model=mlp", "evaluation=quick", "evaluation.verify=true",
+        "evaluation.save_adversarial=true",
+    ],
+    "noisy": [
+        *TINY, "defense=alpha_mix", "attack=fgsm", "model=mlp", "noise=gaussian",
+        "noise.predict=true", "norm=l2", "evaluation=certify", "evaluation.eot=2",
+        "evaluation.votes=5", "evaluation.certification.n=200", "evaluation.audit=true",
+    ],
+}  # fmt: skip
+SWEEP = ["-m", *TINY, "evaluation=quick", "evaluation.audit=false", "model=linear"]
+
+
+@pytest.fixture(scope="module")
+def left(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the two runs, a sweep of which one job fails, and a comparison."""
+    folder = tmp_path_factory.mktemp("left")
+    for name, words in RUNS.items():
+        answer = command_line.run(*words, f"hydra.run.dir={name}", cwd=folder)
+        assert answer.code == 0, answer.said
+    jobs = ["defense=standard,fgsm", "optimizer.lr=0.01,-1", "hydra.sweep.dir=sweep"]
+    assert command_line.run(*SWEEP, *jobs, cwd=folder).code == 1
+    compared = command_line.run("compare", "sweep/0", "sweep/2", "--csv", "pairs.csv", cwd=folder)
+    assert compared.code == 0, compared.said
+    return folder
+
+
+def documented(name: str) -> dict[str, dict[str, str]]:
+    """The rows of the table under the heading `name`, by column."""
+    found = rows(section(FILES, name))
+    first = next(iter(found[0]))
+    return {row[first].strip("`"): row for row in found}
+
+
+def expanded(columns: dict[str, dict[str, str]], written: list[str]) -> dict[str, dict[str, str]]:
+    """With a row for each column that ATTACK or KEY stands for."""
+    found = {}
+    for name, row in columns.items():
+        if "ATTACK" in name:
+            end = name.removeprefix("ATTACK")
+            found |= {each: row for each in written if each.endswith(end) and each != f"clean{end}"}
+        elif name == "KEY":
+            found |= dict.fromkeys(("defense", "optimizer.lr"), row)
+        else:
+            found[name] = row
+    return found
+
+
+def kinds(row: dict[str, str], values: "pd.Series[str]") -> bool:
+    """Whether values are of the type, and in the range, that a row says."""
+    if row["type"] == "integer":
+        return bool(values.str.fullmatch(r"-?\d+(\.0)?").all())
+    if row["type"] == "number":
+        numbers = values.astype(float)
+        return row["unit"] != "share" or bool(numbers.between(-1, 1).all())
+    if row["type"] == "0 or 1":
+        return bool(values.isin(["0", "1"]).all())
+    if row["type"] == "True or False":
+        return bool(values.isin(["True", "False"]).all())
+    return row["type"] == "text"
+
+
+TABLES = {
+    "train.csv": ["plain", "noisy"],
+    "report.csv": ["plain", "noisy", "sweep/0"],
+    "samples.csv": ["plain", "noisy", "sweep/0"],
+    "curve.csv": ["plain", "noisy"],
+    "audit.csv": ["plain", "noisy"],
+    "certified.csv": ["noisy"],
+    "sweep.csv": ["sweep"],
+    "pairs.csv": ["."],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [(name, folder) for name, folders in TABLES.items() for folder in folders]
+)
+def test_columns_are_those_that_the_manual_explains(left: Path, name: str, folder: str) -> None:
+    table = pd.read_csv(left / folder / name, dtype=str, keep_default_na=False)
+    columns = expanded(documented(name), list(table))
+    if folder != "plain":
+        columns.pop("proven", None)
+    assert sorted(columns) == sorted(table)
+    for column, row in columns.items():
+        values = table[column]
+        if not row["empty when"]:
+            assert (values != "").all(), column
+        assert kinds(row, values[values != ""]), (column, row["type"], values.tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("manifest.json", "plain/manifest.json"),
+        ("command.json", "plain/command.json"),
+        ("job.json", "sweep/.jobs/0.json"),
+    ],
+)
+def test_keys_are_those_that_the_manual_explains(left: Path, name: str, path: str) -> None:
+    content = json.loads((left / path).read_text())
+    assert set(content) == set(documented(name))
+    for key, row in documented(name).items():
+        if content[key] is None:
+            assert "null" in row["empty when"], key
+
+
+@pytest.mark.parametrize("name", ["best.pt", "checkpoint.pt"])
+def test_checkpoints_hold_what_the_manual_explains(left: Path, name: str) -> None:
+    content = torch.load(left / "plain" / name, weights_only=True)
+    assert set(content) == set(documented("best.pt"))
+
+
+def test_arrays_are_those_that_the_manual_explains(left: Path) -> None:
+    arrays = np.load(left / "plain" / "adversarial.npz")
+    assert set(arrays) == set(documented("adversarial.npz"))
+    assert arrays["images"].dtype == np.float32
+    assert 0 <= arrays["images"].min() <= arrays["images"].max() <= 1
+
+
+def test_every_file_that_a_run_leaves_is_in_the_table(left: Path) -> None:
+    named = set(re.findall(r"`([\w.]+)/?`", FILES.read_text().partition("\n## ")[0]))
+    for run in RUNS:
+        assert {path.name for path in (left / run).iterdir()} <= named
+
+
+def test_every_file_of_a_sweep_is_in_the_table(left: Path) -> None:
+    named = set(re.findall(r"`([\w.]+)/?`", section(FILES, "Files of a sweep")))
+    assert {p.name for p in (left / "sweep").iterdir() if not p.name.isdigit()} <= named
+
+
+def test_checks_are_those_that_the_manual_explains(left: Path) -> None:
+    seen = {check for run in RUNS for check in pd.read_csv(left / run / "audit.csv")["check"]}
+    table = rows(section(MANUAL / "guides" / "figures.md", "The audit"))
+    assert {row["row of `audit.csv`"].strip("`") for row in table} == seen
+
+
+def test_the_questions_name_checks_that_there_are() -> None:
+    """What stands behind "Where you see it" and reads like a check is one."""
+    table = rows(section(MANUAL / "guides" / "figures.md", "The audit"))
+    checks = {row["row of `audit.csv`"].strip("`") for row in table}
+    named = set(
+        re.findall(r"`([^`]+ (?:by|gain|gains|of|%|noise))`", (MANUAL / "faq.md").read_text())
+    )
+    assert named <= checks
+    assert len(named) > 8
+
+
+def test_the_questions_quote_warnings_that_there_are() -> None:
+    quoted = re.findall(r"[Tt]he warning `([^`]+)`", (MANUAL / "faq.md").read_text())
+    sources = [path.read_text() for path in (ROOT / "robusttrain").rglob("*.py")]
+    assert len(quoted) == 3
+    for text in quoted:
+        assert any(text.removesuffix(" N") in source for source in sources), text
+
+
+def test_the_rows_of_a_report_are_those_that_the_manual_names(left: Path) -> None:
+    short = section(FILES, "report.csv")
+    long = section(MANUAL / "guides" / "figures.md", "The rows of a report")
+    for run in RUNS:
+        rows_ = set(pd.read_csv(left / run / "report.csv")["attack"])
+        chosen = yaml.safe_load((left / run / ".hydra" / "config.yaml").read_text())
+        own = rows_ - set(chosen["evaluation"]["attacks"]) - {"eot_5", "eot_20"}
+        for name in own:
+            assert f"`{name}`" in short, name
+            assert f"`{name}`" in long, name
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "page", "heading"),
+    [
+        ("defense", ROOT / "README.md", "Defenses"),
+        ("defense", MANUAL / "guides" / "defenses.md", "What each minimises"),
+        ("evaluation", MANUAL / "guides" / "evaluate.md", "Which suite"),
+        ("noise", MANUAL / "guides" / "noise.md", "Noise"),
+    ],
+)
+def test_tables_of_options_have_all_of_them(group: str, page: Path, heading: str) -> None:
+    table = rows(section(page, heading))
+    first = next(iter(table[0]))
+    named = [name for row in table for name in re.findall(r"`(\w+)`", row[first])]
+    there = {path.stem for path in (schema.CONF / group).glob("*.yaml")}
+    assert sorted(named) == sorted(there - {"none", "stack"})
+
+
+def test_the_table_of_extras_has_all_of_them() -> None:
+    table = rows(section(MANUAL / "reference" / "commands.md", "Extras"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {row["extra"].strip("`") for row in table}
+    assert named == set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("group", [*schema.GROUPS, "experiment"])
+def test_every_group_has_a_page(group: str) -> None:
+    directive = "config-experiments::" if group == "experiment" else f"config-group:: {group}"
+    page = MANUAL / "reference" / "config" / f"{group}.md"
+    assert f".. {directive}\n" in page.read_text()
+
+
+def test_the_readme_stays_short_and_starts_with_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    commands = re.findall(r"^    (pip .*)$", text, re.MULTILINE)
+    assert commands == [
+        "pip install . && robusttrain defense=madry eps=0.03",
+        "pip install -e '.[dev]' && pytest",
+    ]
+
+
+def test_the_readme_links_to_pages_that_there_are() -> None:
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    assert all((ROOT / link).is_file() for link in links)
