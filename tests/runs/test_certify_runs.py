@@ -340,7 +340,7 @@ def test_bad_input_gets_one_line_before_any_work(
     loads: list[None] = []
     monkeypatch.setattr(Synthetic, "load", lambda self: loads.append(None))
     said = io.StringIO()
-    with pytest.raises(main.FORESEEN) as refusal:
+    with pytest.raises(main.EXPECTED_ERRORS) as refusal:
         run(tmp_path, *TRAINING, *CERTIFY, "stages=[train,evaluate]", *words.split(), terminal=said)
     message = explain(refusal.value)
     assert message.count("\n") == 0
