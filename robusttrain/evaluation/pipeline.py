@@ -101,7 +101,7 @@ def run_evaluation(
             closer = closer.joined(verified(ledger.proven, ledger, threat))
         if certificates:
             closer = closer.joined(certificates.audit)
-        kept = rounded(subject, ledger, threat) if settings.save_adversarial else []
+        kept = rounded(subject, ledger) if settings.save_adversarial else []
     found = EvaluationResult(ledger, closer, certificates, [*closer.controls, *kept])
     return FinishedEvaluation(found, pieces)
 
@@ -156,4 +156,6 @@ def _audited(
     rows = settings.probed(len(ledger.index))
     probe = Probe(subject.take(rows), settings.probe, rows.numpy())
     with terminal.progress("audit", PIECES + PIECES_OF_NOISE * subject.random) as bar:
-        return audit(probe, suite, ledger, bar.advance)
+        found = audit(probe, suite, ledger, bar.advance)
+    probe.searches.enter(ledger, probe.attack.threat, rows.numpy())
+    return found

@@ -16,6 +16,7 @@ from robusttrain.attacks import Attack, traits_of
 from robusttrain.attacks.model_view import QueryCounter, predictions
 from robusttrain.attacks.objectives import margin
 from robusttrain.evaluation.cache import NO_CACHE, Cache
+from robusttrain.evaluation.logits import without_softmax
 from robusttrain.evaluation.voting import (
     MeanPrediction,
     classes_and_randomness,
@@ -26,6 +27,9 @@ from robusttrain.runtime.progress import Advance, unreported
 
 # How many batches an attack gets to work on at a time; broken images leave room for others there.
 BATCHES_IN_A_POOL = 16
+
+# The draws that every clean and attacked image is scored on.
+VOTES = "votes"
 
 
 class Predictions(NamedTuple):
@@ -83,13 +87,19 @@ class EvaluationSession:
 
     @property
     def random(self) -> bool:
-        """Whether predictions hang on noise, declared or not."""
+        """Whether predictions depend on noise, declared or not."""
         return self._shown[1]
 
     @cached_property
     def _shown(self) -> tuple[int, bool]:
         with self.drawing("is it random?"):
             return classes_and_randomness(self.model, self.x[: self.batch_size])
+
+    @cached_property
+    def climbed(self) -> nn.Module:
+        """The model as attacks see it: without a softmax at its end."""
+        with self.drawing("is there a softmax?"):
+            return without_softmax(self.model, self.x[: self.batch_size])
 
     def take(self, rows: Tensor) -> Self:
         """The same model with some of the images."""
@@ -123,12 +133,12 @@ class EvaluationSession:
         return total
 
     @torch.no_grad()
-    def predict(self, x: Tensor, *, draw: str = "votes") -> Predictions:
+    def predict(self, x: Tensor, *, draw: str = VOTES) -> Predictions:
         """Classify images `x`, as many as there are; noise is the same for each, look after look.
 
         Another `draw` gives other noise.
         """
-        scored = prediction(self.model, self.votes) if self.random else self.model
+        scored = prediction(self.climbed, self.votes) if self.random else self.model
         with self.drawing(draw):
             logits = torch.cat([scored(part) for part in torch.split(x, self.batch_size)])
         margins = -margin(logits, self.y).float()
@@ -138,7 +148,7 @@ class EvaluationSession:
         known = self.saved.get(key)
         if known is not None:
             return AttackResult(**known)
-        averaged = MeanPrediction(self.model, eot) if self.random else self.model
+        averaged = MeanPrediction(self.climbed, eot) if self.random else self.climbed
         draws = eot if self.random else 1
         metered = QueryCounter(averaged, self.batch_size, draws, random=self.random)
         generator = seeding.generator_for(self.seed, f"evaluation/{key}", self.x.device)

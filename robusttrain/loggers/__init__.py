@@ -65,10 +65,15 @@ def of_epoch(row: Mapping[str, Any]) -> Figures:
 def of_report(rows: Iterable[Mapping[str, Any]]) -> Figures:
     """The figures of the rows of `report.csv`, by their names."""
     figures: dict[str, float] = {}
+    rows = list(rows)
+    attacks = [row["attack"] for row in rows]
     for row in rows:
+        # Several worst cases are told apart by their threat models.
+        alone = attacks.count(row["attack"]) == 1
+        words = row["attack"] if alone else f"{row['attack']} {row['norm']} {row['eps']:g}"
         # An attack that had to be changed has spaces and = in its name, which MLflow refuses.
-        attack = re.sub(r"[^\w.-]", "_", row["attack"])
-        figures |= {f"report/{attack}/{key}": row[key] for key in MEASURED}
+        name = re.sub(r"[^\w.-]", "_", words)
+        figures |= {f"report/{name}/{key}": row[key] for key in MEASURED}
     return _known(figures)
 
 

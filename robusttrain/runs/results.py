@@ -18,7 +18,7 @@ def report_of(
     found: EvaluationResult, names: Mapping[str, str], threat: Threat, seed: int
 ) -> pd.DataFrame:
     """The table of `report.csv`; `names` are the options of the groups."""
-    report = found.ledger.report(threat, found.rows)
+    report = found.ledger.report(threat, found.rows, found.audit.verdict)
     shown = {**names, "defense": combined(names)}
     for position, key in enumerate(("dataset", "model", "defense", "noise")):
         report.insert(position, key, shown[key])

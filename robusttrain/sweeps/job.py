@@ -115,13 +115,8 @@ def recorded(
 
 
 def _tell_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) -> None:
-    reported = {row["attack"]: float(row["accuracy"]) for row in records.report(sweep_dir, job)}
-    terminal.figures(
-        f"job {job.number} finished",
-        clean=reported.get("clean"),
-        robust=reported.get("worst_case"),
-        seconds=job.seconds,
-    )
+    accuracies = dict(zip(("clean", "robust"), records.quoted(sweep_dir, job), strict=False))
+    terminal.figures(f"job {job.number} finished", **accuracies, seconds=job.seconds)
     terminal.say(str(run_dir))
 
 

@@ -27,6 +27,7 @@ FIGURES = {
     "accuracy": "accuracy",
     "ci_low": "ci_low",
     "ci_high": "ci_high",
+    "audit": "audit",
 }
 OWN = ("job", *FIGURES.values(), "validation", "status", "seconds", "error")
 
@@ -125,6 +126,12 @@ def report(sweep_dir: Path, job: Job) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def quoted(sweep_dir: Path, job: Job) -> tuple[float, ...]:
+    """The clean accuracy of a finished job and the worst case of all its attacks, if it has any."""
+    accuracies = [float(row["accuracy"]) for row in report(sweep_dir, job)]
+    return (accuracies[0], accuracies[-1]) if accuracies else ()
+
+
 def table(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     """`sweep.csv`: a row for each job and attack, and one for a job that has no figures.
 
@@ -144,11 +151,11 @@ def overview(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     keys = varying(jobs)
     rows = []
     for job in jobs:
-        found = {row["attack"]: f"{float(row['accuracy']):.2%}" for row in report(sweep_dir, job)}
+        accuracies = [f"{share:.2%}" for share in quoted(sweep_dir, job)] or ["", ""]
         rows.append(
             {"job": str(job.number), **{key: job.settings.get(key, "") for key in keys}}
             | {"status": job.status}
-            | {name: found.get(name.replace(" ", "_"), "") for name in ("clean", "worst case")}
+            | dict(zip(("clean", "worst case"), accuracies, strict=True))
             | {"seconds": "" if job.seconds is None else f"{job.seconds:.0f}"}
         )
     return pd.DataFrame(rows)

@@ -13,21 +13,24 @@ import pandas as pd
 
 from robusttrain.errors import InputError
 from robusttrain.report.compare import (
-    MEASURES,
     SIGNIFICANT,
+    Measure,
     Run,
     compare,
     probability,
     read_run,
     suites,
+    titles,
 )
 from robusttrain.report.files import whole
-from robusttrain.report.ledger import CONFIDENCE, wilson
+from robusttrain.report.ledger import CONFIDENCE, UNION, wilson
 from robusttrain.run_directory import SUMMARY, SWEEP_TABLE
 from robusttrain.sweeps import records
 from robusttrain.sweeps.records import FAILED, FINISHED, UNFINISHED, Job
 
 SEED = "seed"
+# Of an audit, from the best to the worst; runs of before say nothing.
+VERDICTS = ("", "pass", "none", "warn", "fail")
 # A bar would end the cell that it stands in.
 BAR = r"\|"
 
@@ -86,9 +89,14 @@ class Setting(NamedTuple):
     keys: Mapping[str, str]
     runs: Mapping[str, Run]
 
-    def figure(self, measure: str) -> Figure:
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What all of its runs were measured by."""
+        return _shared(list(self.runs.values()))
+
+    def figure(self, measure: Measure) -> Figure:
         """The accuracy over seeds."""
-        rows: list[Any] = [run.report.loc[measure] for run in self.runs.values()]
+        rows: list[Any] = [run.rows[measure] for run in self.runs.values()]
         return over_seeds([row["accuracy"] for row in rows], int(rows[0]["n"]))
 
 
@@ -112,7 +120,7 @@ def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
         if records.report(sweep_dir, job):
             run = read_run(sweep_dir / job.folder)
             # A search may try one setting twice, which then is no second seed.
-            group.setdefault(str(run.report.loc["clean", SEED]), run)
+            group.setdefault(str(run.clean[SEED]), run)
     return [
         Setting(dict(zip(keys, values, strict=True)), runs)
         for values, runs in groups.items()
@@ -130,8 +138,8 @@ def pairwise(settings: Sequence[Setting]) -> pd.DataFrame:
     all rows (Holm 1979); `winner` is `first` or `second`, and empty
     unless `p_holm` is below 0.05.
 
-    Worst cases are only compared where norm and eps are the same. A pair that was not evaluated on
-    the same data, or has no seed in common, has no row.
+    Worst cases are only compared where norm and eps are the same, and unions of the same ones. A
+    pair that was not evaluated on the same data, or has no seed in common, has no row.
     """
     rows = [row for a, b in combinations(settings, 2) for row in _pair(a, b)]
     if not rows:
@@ -148,7 +156,7 @@ def pairwise(settings: Sequence[Setting]) -> pd.DataFrame:
 def write_summary(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     """Write `sweep.md`; returns its first table, with a line for each setting."""
     found = settings(sweep_dir, jobs)
-    overview = pd.DataFrame([_overview(setting) for setting in found])
+    overview = pd.DataFrame([_overview(setting) for setting in found]).fillna("")
     parts = ["# Sweep", _counts(jobs)]
     parts += ["## Accuracy", _accuracy(found, overview)]
     parts += ["## Which settings differ", _tests(found)]
@@ -177,18 +185,31 @@ def _pair(a: Setting, b: Setting) -> Iterator[dict[str, Any]]:
     pairs = [(a.runs[seed], b.runs[seed]) for seed in seeds]
     if any(_data(first) != _data(second) for first, second in pairs):
         return
-    measures = MEASURES if all(x.threat == y.threat for x, y in pairs) else MEASURES[:1]
+    measures = _shared([run for pair in pairs for run in pair])
     try:
         tested = pd.concat([compare(pair, measures) for pair in pairs])
     except InputError:
         # Other images under the same name: a different split, or another draw of synthetic data.
         return
-    for measure, rows in tested.groupby("measure", sort=False):
-        yield {"first": _words(a), "second": _words(b), "measure": measure} | _agreed(rows)
+    for number, title in enumerate(titles(measures).values()):
+        rows = tested.iloc[number :: len(measures)]
+        yield {"first": _words(a), "second": _words(b), "measure": title} | _agreed(rows)
+
+
+def _shared(runs: Sequence[Run]) -> tuple[Measure, ...]:
+    """What all of the runs were measured by; a union only where it is one of the same parts."""
+    first = runs[0]
+    if all(set(run.measures) == set(first.measures) for run in runs):
+        return first.measures
+    return tuple(
+        measure
+        for measure in first.measures
+        if measure.attack != UNION and all(measure in run.rows for run in runs)
+    )
 
 
 def _data(run: Run) -> str:
-    return str(run.report.loc["clean", "dataset"])
+    return str(run.clean["dataset"])
 
 
 def _agreed(rows: pd.DataFrame) -> dict[str, Any]:
@@ -224,8 +245,8 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
     if overview.empty:
         return "No job has finished an evaluation."
     runs = [run for setting in found for run in setting.runs.values()]
-    threats = " or ".join(dict.fromkeys(str(run.threat) for run in runs))
-    counts = dict.fromkeys(str(len(run.samples)) for run in runs)
+    threats = " or ".join(dict.fromkeys(str(threat) for run in runs for threat in run.threats))
+    counts = dict.fromkeys(str(len(run.label)) for run in runs)
     lines = [
         f"Worst case in {threats}, on {' or '.join(counts)} images.",
         _markdown(overview),
@@ -240,13 +261,15 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
 def _overview(setting: Setting) -> dict[str, str]:
     """The cells of a line of the first table."""
     cells = {**setting.keys, "seeds": str(len(setting.runs))}
-    for measure in MEASURES:
-        figure, name = setting.figure(measure), measure.replace("_", " ")
+    # Settings with radii of their own share a column where each has a single one.
+    for measure, name in titles(setting.measures).items():
+        figure = setting.figure(measure)
         spread = "" if figure.deviation is None else f" ± {100 * figure.deviation:.2f}"
         cells[name] = f"{100 * figure.mean:.2f}{spread}"
         cells[f"{name}, over seeds"] = _percent(figure.over_seeds)
         cells[f"{name}, over images"] = _percent(figure.over_images)
-    return cells
+    verdicts = {str(run.quoted.get("audit", "")) for run in setting.runs.values()}
+    return cells | {"audit": max(verdicts, key=VERDICTS.index)}
 
 
 def _percent(interval: ConfidenceInterval | None) -> str:
@@ -266,7 +289,7 @@ def _tested(row: Mapping[Any, Any]) -> dict[str, str]:
     return {
         "first": row["first"],
         "second": row["second"],
-        "accuracy": row["measure"].replace("_", " "),
+        "accuracy": row["measure"],
         "seeds": str(row["seeds"]),
         "difference": f"{100 * row['difference']:+.2f}",
         "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",

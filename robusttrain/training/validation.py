@@ -59,7 +59,7 @@ class Validator:
                     progress=bar,
                 )
                 wrong["clean"] += int(ledger.misclassified.sum())
-                wrong["attacked"] += int(ledger.worst_case.sum())
+                wrong["attacked"] += int(ledger.union.sum())
         total = distributed.summed(wrong)
         return 1 - total["clean"] / samples.size, 1 - total["attacked"] / samples.size
 

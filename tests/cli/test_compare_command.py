@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from robusttrain.cli import compare
@@ -59,6 +60,8 @@ def runs(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(run, folder / name)
     # Of all samples that b has right, not one is left.
     edited(sweep / "1", folder / "poor", "samples.csv", r"^(\d+),(\d),\d,", r"\1,\2,-1,")
+    zero = pd.read_csv(folder / "poor" / "report.csv").assign(accuracy=0.0)
+    zero.to_csv(folder / "poor" / "report.csv", index=False)
     edited(sweep / "1", folder / "unfinished", "samples.csv")
     edited(sweep / "1", folder / "half", "report.csv")
     edited(sweep / "1", folder / "broken", "samples.csv", r"^(\d+),\d,", r"\1,x,")

@@ -1,7 +1,7 @@
 """What of a robustness rests on noise: attacked with the noise off, and with one draw for all."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def probe_of(model: nn.Module, data: Split, **settings: Any) -> Probe:
 
 
 def measured(probe: Probe) -> _Measured:
-    return _Measured(probe, probe.broken(PROBE, "probe"), unreported)
+    return _Measured(probe, probe.broken(PROBE, "probe"), {}, cast(Any, None), unreported)
 
 
 def named(probe: Probe) -> tuple[Check, list[Row]]:
@@ -108,9 +108,9 @@ def test_a_look_with_one_draw_costs_one_pass() -> None:
     closer = measured(probe)
     model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     closer.without_noise()
-    # Both times two looks for randomness, one at the clean images and one at those of the attack
-    # (the row of clean accuracy is one more), and ten steps.
-    assert sum(passes) == 10 * (2 * (2 + 1 + 1 + 10) + 1)
+    # Both times two looks for randomness and one for a softmax, one at the clean images and one at
+    # those of the attack, and ten steps.
+    assert sum(passes) == 10 * (2 * (2 + 1 + 1 + 1 + 10))
 
 
 def test_streams_and_switches_are_left_as_they_were() -> None:
@@ -157,7 +157,7 @@ def test_an_honest_model_passes(noise: Gaussian | Smoothing) -> None:
 def test_the_smaller_one_of_both_counts(off: int, fixed: int, figure: float, verdict: str) -> None:
     """To rest on noise is no fault: the check fails nowhere."""
     probe = probe_of(noisy(5.0, Gaussian(0.1, predict=True)), pixels([0.3] * 2))
-    closer = _Measured(probe, np.arange(1000) >= 500, unreported)
+    closer = _Measured(probe, np.arange(1000) >= 500, {}, cast(Any, None), unreported)
     found = closer.rests_on_noise([counted(count) for count in (off, fixed)])
     assert found.figure == pytest.approx(figure)
     assert found.verdict.value == verdict
