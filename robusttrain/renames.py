@@ -24,6 +24,13 @@ DROPPED = {
 }  # fmt: skip
 
 
+# Checks of an audit, by the names in older files `audit.csv`.
+CHECKS = {
+    "gradients that are no numbers: %": "non-finite gradients, %",
+    "passes that gave no numbers: %": "non-finite outputs, %",
+}
+
+
 def target(name: str) -> str:
     """The dotted name that the class `name` has today."""
     module, _, own = name.rpartition(".")

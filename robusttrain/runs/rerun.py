@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from robusttrain import renames
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.errors import InputError
 from robusttrain.run_directory import BEST, MANIFEST, TABLES
@@ -110,4 +111,5 @@ class Repetition:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str).drop(columns=TIMES, errors="ignore")
+    table = pd.read_csv(path, dtype=str).drop(columns=TIMES, errors="ignore")
+    return table.replace({"check": renames.CHECKS})

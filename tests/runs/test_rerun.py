@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from robusttrain import renames
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.runs.rerun import Repetition
@@ -72,6 +73,15 @@ def test_differences_are_named_with_what_may_explain_them(repetition: Repetition
 def test_a_table_of_another_shape_differs(repetition: Repetition) -> None:
     (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,2,0.5\n")
     assert repetition.differences() == ["train.csv differs: (2, 2) rows and columns, now (1, 2)"]
+
+
+@pytest.mark.parametrize("before, today", renames.CHECKS.items())
+def test_a_check_that_had_another_name_is_the_same(
+    repetition: Repetition, before: str, today: str
+) -> None:
+    for folder, name in ((repetition.run, before), (repetition.folder, today)):
+        (folder / "audit.csv").write_text(f'check,figure\n"{name}",0\n')
+    assert repetition.differences() == []
 
 
 @pytest.mark.parametrize(
