@@ -75,7 +75,7 @@ def test_a_table_of_another_shape_differs(repetition: Repetition) -> None:
     assert repetition.differences() == ["train.csv differs: (2, 2) rows and columns, now (1, 2)"]
 
 
-@pytest.mark.parametrize("before, today", renames.CHECKS.items())
+@pytest.mark.parametrize(("before", "today"), renames.CHECKS.items())
 def test_a_check_that_had_another_name_is_the_same(
     repetition: Repetition, before: str, today: str
 ) -> None:
