@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.data import Samples
 from robusttrain.evaluation.attack_suite import attack_all, open_session, rounded
@@ -91,6 +92,10 @@ def run_evaluation(
         work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
         subject.saved = pieces = FolderCache(workplace.folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
+        ranges.require(
+            bool(suite), "evaluation.attacks", list(settings.attacks),
+            "one attack or more that does not walk along the boundary of a model that draws noise",
+        )  # fmt: skip
         ledger = _attacked(subject, index, suite, plan, terminal)
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:

@@ -61,7 +61,13 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
 def refuse_evaluation(
     settings: Evaluation, model: nn.Module, norm: Norm, image_shape: tuple[int, int, int]
 ) -> None:
-    """Refuse votes that decide nothing, and proofs and certificates that do not exist."""
+    """Refuse suites and votes that decide nothing, and proofs that do not exist."""
+    ranges.require(
+        bool(settings.attacks),
+        "evaluation.attacks",
+        {},
+        "one attack or more, as evaluation=fast has",
+    )
     least = least_votes(model)
     ranges.require(
         settings.votes >= least,
