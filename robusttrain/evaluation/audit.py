@@ -152,7 +152,7 @@ class _Measured:
     def control_check(self, control: Row) -> Check:
         """Whether it is the clean accuracy, up to what fresh noise may do.
 
-        Attacks whose radius nobody knows cannot be tried at 0, and are named.
+        Attacks of unknown radius cannot be tried at 0, and are named.
         """
         unknown = [name for name, attack in self.suite.items() if not states_threat(attack)]
         without = f" (without {', '.join(unknown)})" if unknown else ""

@@ -1,4 +1,4 @@
-"""What an evaluation under way has finished, kept so that a killed one can go on."""
+"""The finished pieces of an evaluation, kept so that a killed one can be resumed."""
 
 import hashlib
 import shutil

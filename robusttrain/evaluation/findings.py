@@ -1,4 +1,4 @@
-"""What a closer look at an evaluation finds: checks with a verdict, and rows for its files."""
+"""The findings of an audit: checks with a verdict, and rows for the files of a run."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Verdict(StrEnum):
 
 
 class Check(NamedTuple):
-    """A row of `audit.csv`: what was asked for, the figure, its thresholds, and the verdict."""
+    """A row of `audit.csv`: the check, its figure, its thresholds, and the verdict."""
 
     check: str
     figure: float
@@ -27,7 +27,7 @@ class Check(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """What a closer look at an evaluation gives: rows for three files.
+    """What an audit adds to an evaluation: rows for three files.
 
     `threat` is the threat model that an audit has searched; None where only single checks were
     made.
@@ -48,7 +48,7 @@ class Audit(NamedTuple):
         )
 
     def verdict(self, threats: Sequence[Threat]) -> str:
-        """What is to be said of a worst case of these threat models: pass, warn, fail or none.
+        """The verdict on a worst case of these threat models: pass, warn, fail or none.
 
         A failed check casts doubt on all of them. Otherwise only what was audited has a verdict.
         """

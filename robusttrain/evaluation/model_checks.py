@@ -1,7 +1,6 @@
-"""What can be wrong with a model or its images before anybody attacks: looked at, and said.
+"""Checks of a model and its images before any attack.
 
-Each check only looks: mode, noise streams and torch's global random stream on the CPU stay as they
-were. Images are floats (N, C, H, W) in [0, 1], labels are integers (N,).
+A check leaves mode, noise streams and torch's global random stream on the CPU as they were. Images are floats (N, C, H, W) in [0, 1], labels are integers (N,).
 """
 
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ class Finding:
     name
         The check.
     figure
-        What it measured; each check says what that is.
+        What it measured, as the check defines it.
     message
         What to tell the user, in one line; empty where all is well.
     """

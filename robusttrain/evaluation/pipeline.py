@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 
 class EvaluationCache(NamedTuple):
-    """Where an evaluation keeps its finished pieces, so that a killed one goes on from them.
+    """Where an evaluation keeps its finished pieces, so that a killed one can be resumed.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def run_evaluation(
 ) -> FinishedEvaluation:
     """Attack `model` on the chosen images, certify them if asked, and audit the figures.
 
-    A killed evaluation goes on from its finished pieces when it is started again on the same
+    A killed evaluation is resumed from its finished pieces when it is started again on the same
     images, weights, plan and origin. Several processes divide attacks and certificates by images.
     """
     settings, threat, seed = plan

@@ -1,4 +1,4 @@
-"""A model and the images it is examined on: attacked and looked at, repeatably."""
+"""A model and the images that it is evaluated on: predictions and attacks that repeat exactly."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ VOTES = "votes"
 
 
 class Predictions(NamedTuple):
-    """What the model says of each image: its class, or -1 for none, and by how much it leads."""
+    """The class of each image, or -1 for none, and the lead of its true class."""
 
     prediction: NDArray[np.int64]
     margin: NDArray[np.float32]
@@ -52,8 +52,8 @@ class AttackResult(NamedTuple):
 class EvaluationSession:
     """A model under examination, in eval mode, and images of known labels on its device.
 
-    What is drawn depends on `seed` and on the name that a caller gives to its work, on nothing
-    else: neither on what was drawn before nor on what the global random stream holds.
+    Draws depend on `seed` and on the name that a caller gives to its work only. They depend neither
+    on earlier draws nor on the global random stream.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class EvaluationSession:
         eot: int | None = None,
         advance: Advance = unreported,
     ) -> AttackResult:
-        """All images, those at `rows` attacked; `advance` is told how many more are done.
+        """All images, those at `rows` attacked; `advance` gets how many more are done.
 
         An attack that is `pooled` gets many batches at a time, and fills the room of images that
         it has broken with others; another one gets batch by batch.

@@ -54,8 +54,8 @@ class MajorityVote(nn.Module):
         chosen = torch.stack([predictions(drawn) for drawn in logits])
         # Class -1 marks non-finite logits; drop its votes.
         votes = nn.functional.one_hot(chosen + 1, logits[0].shape[1] + 1).sum(0)[:, 1:]
-        nobodys = votes.sum(1, keepdim=True) == 0
-        shares = (votes / self.draws).masked_fill(nobodys, torch.nan)
+        without = votes.sum(1, keepdim=True) == 0
+        shares = (votes / self.draws).masked_fill(without, torch.nan)
         if self.alpha is None:
             return shares
         first, second = votes.topk(2, dim=1).values.unbind(1)
