@@ -77,7 +77,7 @@ class CarliniWagner(StepsField, BallAttack):
         return self.ball.project(best.x_adv, x)
 
     def _descend(self, surrogate: AttackLoss, x: Tensor, c: Tensor, best: BestPoints) -> Tensor:
-        """One round, which offers all its points to `best`; returns which images one of them fooled, (N,)."""
+        """One round, which offers all its points to `best`; returns which were fooled, (N,)."""
         w = torch.atanh((2 * x - 1) * RANGE)
         adam = torch.optim.Adam([w], lr=self.lr)
         rows, ever = torch.arange(len(x), device=x.device), torch.zeros_like(best.fooled)

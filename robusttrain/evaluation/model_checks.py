@@ -1,6 +1,7 @@
 """Checks of a model and its images before any attack.
 
-A check leaves mode, noise streams and torch's global random stream on the CPU as they were. Images are floats (N, C, H, W) in [0, 1], labels are integers (N,).
+A check leaves mode, noise streams and torch's global random stream on the CPU as they were.
+Images are floats (N, C, H, W) in [0, 1], labels are integers (N,).
 """
 
 from collections.abc import Iterator

@@ -93,7 +93,7 @@ def run_evaluation(
         subject.saved = pieces = FolderCache(workplace.folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
         ranges.require(
-            bool(suite), "evaluation.attacks", list(settings.attacks),
+            bool(suite) or not settings.attacks, "evaluation.attacks", list(settings.attacks),
             "one attack or more that does not walk along the boundary of a model that draws noise",
         )  # fmt: skip
         ledger = _attacked(subject, index, suite, plan, terminal)
