@@ -1,6 +1,6 @@
 """Accuracy over the radius, the steps and, for a random model, the draws of an attack."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import EllipsisType
 
 import numpy as np
@@ -29,11 +29,14 @@ class Probe:
         The attack at the radius and with the steps of the evaluation.
     rows
         Where its images stand among the evaluated ones; all of them, in order, where not given.
+    invalid
+        How many invalid images each attack has returned so far.
     """
 
     subject: EvaluationSession
     attack: ProbeAttack
     rows: NDArray[np.int64] | EllipsisType = ...
+    invalid: list[int] = field(default_factory=list)
 
     def broken(
         self, attack: Attack, name: str, *, eot: int | None = None, draw: str = "votes"
@@ -41,8 +44,10 @@ class Probe:
         """Whether each image is misclassified, by itself or under `attack`."""
         clean = self.wrong(draw=draw)
         rows = np.flatnonzero(~clean)
-        x_adv = self.subject.attack(attack, rows, f"audit {name}", eot=eot).x_adv
-        return clean | self.wrong(x_adv, draw)
+        named, threat = f"audit {name}", self.attack.threat
+        crafted = self.subject.attack(attack, rows, named, threat=threat, eot=eot)
+        self.invalid.append(crafted.invalid)
+        return clean | self.wrong(crafted.x_adv, draw)
 
     def wrong(self, x: Tensor | None = None, draw: str = "votes") -> NDArray[np.bool_]:
         """Whether each of the images, or of `x` in their place, is misclassified."""

@@ -44,6 +44,8 @@ class Row:
         Passes of an image through the model, in each direction.
     seconds
         Duration on all images.
+    invalid
+        How many images the attack returned that are no points of its threat model.
     """
 
     attack: str
@@ -55,10 +57,11 @@ class Row:
     forward: float = math.nan
     backward: float = math.nan
     seconds: float = math.nan
+    invalid: float = math.nan
 
     @classmethod
     def counted(cls, attack: str, threat: Threat, broken: Flags, **cost: float) -> Self:
-        """The row of images of which some are `broken`; `cost` has passes and seconds."""
+        """The row of images, some of them `broken`; `cost` has passes, seconds and `invalid`."""
         right, n = int((~broken).sum()), len(broken)
         return cls(attack, threat, n, right / n, *wilson(right, n), **cost)
 
@@ -109,6 +112,8 @@ class Outcome:
         Images that the attack sent through the model, in each direction.
     non_finite
         How many of them met outputs or gradients that are not finite.
+    invalid
+        How many images it returned that are no points of its threat model: none of them is broken.
     """
 
     threat: Threat
@@ -120,6 +125,7 @@ class Outcome:
     forward_passes: int = 0
     backward_passes: int = 0
     non_finite: int = 0
+    invalid: int = 0
 
     @property
     def broke(self) -> Flags:
@@ -224,17 +230,20 @@ class Ledger:
             forward=1.0,
             backward=0.0,
             seconds=self.seconds,
+            invalid=0,
         )
         rows = [clean]
         for name, o in self.outcomes.items():
-            passes = {
+            cost = {
                 "forward": o.forward_passes / len(o.broken),
                 "backward": o.backward_passes / len(o.broken),
+                "seconds": o.seconds,
+                "invalid": o.invalid,
             }
-            rows.append(Row.counted(name, o.threat, o.broken, **passes, seconds=o.seconds))
+            rows.append(Row.counted(name, o.threat, o.broken, **cost))
         spent = {
             key: sum(getattr(row, key) for row in rows)
-            for key in ("forward", "backward", "seconds")
+            for key in ("forward", "backward", "seconds", "invalid")
         }
         worst = Row.counted("worst_case", threat.at(self.largest_eps), self.worst_case, **spent)
         return pd.DataFrame([row.as_dict() for row in (*rows, *others, worst)])
