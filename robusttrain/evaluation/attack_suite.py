@@ -87,7 +87,8 @@ def attack_all(
         fallen = ledger.worst_case(own) if survivors_only else ledger.misclassified
         progress.advance(int(fallen.sum()))
         started = time.perf_counter()
-        crafted = subject.attack(attack, np.flatnonzero(~fallen), name, advance=progress.advance)
+        rows, advance = np.flatnonzero(~fallen), progress.advance
+        crafted = subject.attack(attack, rows, name, threat=own, advance=advance)
         seen = subject.predict(crafted.x_adv)
         seconds = time.perf_counter() - started
         ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, own, seconds)
@@ -132,4 +133,5 @@ def _outcome(
         forward_passes=crafted.forward_passes,
         backward_passes=crafted.backward_passes,
         non_finite=crafted.non_finite,
+        invalid=crafted.invalid,
     )

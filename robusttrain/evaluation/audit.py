@@ -120,7 +120,8 @@ def audit(
             measured.rests_on_noise(without[1:]),
         ]
         controls += [*without, *(replace(p.row, attack=f"eot_{p.eot}") for p in draws)]
-    return Audit(controls, curve, checks, probe.attack.threat)
+    # The last one: by now all attacks have run.
+    return Audit(controls, curve, [*checks, _invalid(probe, ledger)], probe.attack.threat)
 
 
 @dataclass(frozen=True)
@@ -329,6 +330,12 @@ def _non_finite(ledger: Ledger) -> Check:
     passes = sum(o.forward_passes + o.backward_passes for o in ledger.outcomes.values())
     met = sum(o.non_finite for o in ledger.outcomes.values())
     return graded(NON_FINITE_OUTPUTS, 100 * met / max(1, passes), 0, 1)
+
+
+def _invalid(probe: Probe, ledger: Ledger) -> Check:
+    """What is no point of its threat model is no adversarial image, whoever returned it."""
+    count = sum(o.invalid for o in ledger.outcomes.values()) + probe.searches.invalid
+    return graded("invalid adversarial images", count, 0, 0)
 
 
 def _outputs(model: nn.Module, x: Tensor, y: Tensor) -> list[Check]:

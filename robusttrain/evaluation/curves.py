@@ -53,10 +53,12 @@ class Probe:
         """Whether each image is misclassified, by itself or under `attack`."""
         started = time.perf_counter()
         clean = self.wrong(draw=draw)
-        found = self.subject.attack(attack, np.flatnonzero(~clean), f"audit {name}", eot=eot)
+        rows, named, threat = np.flatnonzero(~clean), f"audit {name}", self.attack.threat
+        found = self.subject.attack(attack, rows, named, threat=threat, eot=eot)
+        self.searches.invalid += found.invalid
         seen = self.subject.predict(found.x_adv, draw=draw)
-        threat = threat_of(attack)
-        if draw == VOTES and threat is not None and self.attack.threat.covers(threat):
+        own = threat_of(attack)
+        if draw == VOTES and own is not None and threat.covers(own):
             self.searches.add(found, seen, time.perf_counter() - started)
         return clean | np.not_equal(seen.prediction, self.searches.points.label)
 
@@ -78,13 +80,20 @@ class Searches:
     ----------
     subject
         The model and the images.
+
+    Attributes
+    ----------
+    invalid
+        How many images were returned, by these searches and others, that are no points of their
+        threat model.
     """
 
     def __init__(self, subject: EvaluationSession) -> None:
         self._subject = subject
         self._clean: dict[str, Predictions] = {}
-        self._cost = AttackResult(subject.x, 0, 0, 0)
+        self._cost = AttackResult(subject.x, 0, 0, 0, 0)
         self._seconds = 0.0
+        self.invalid = 0
 
     @cached_property
     def points(self) -> WorstPoints:
@@ -133,6 +142,7 @@ class Searches:
             forward_passes=self._cost.forward_passes,
             backward_passes=self._cost.backward_passes,
             non_finite=self._cost.non_finite,
+            invalid=self._cost.invalid,
         )
 
 

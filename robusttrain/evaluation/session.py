@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robusttrain import seeding
-from robusttrain.attacks import Attack, traits_of
+from robusttrain.attacks import Attack, threat_of, traits_of
 from robusttrain.attacks.model_view import QueryCounter, predictions
 from robusttrain.attacks.objectives import margin
 from robusttrain.evaluation.cache import NO_CACHE, Cache
 from robusttrain.evaluation.logits import without_softmax
+from robusttrain.evaluation.validity import checked
 from robusttrain.evaluation.voting import (
     MeanPrediction,
     classes_and_randomness,
@@ -24,6 +25,7 @@ from robusttrain.evaluation.voting import (
 )
 from robusttrain.noise.control import drawing_from
 from robusttrain.runtime.progress import Advance, unreported
+from robusttrain.threat import Threat
 
 # How many batches an attack gets to work on at a time; broken images leave room for others there.
 BATCHES_IN_A_POOL = 16
@@ -40,12 +42,17 @@ class Predictions(NamedTuple):
 
 
 class AttackResult(NamedTuple):
-    """Attacked images, and what they cost: images that went through the model, each way."""
+    """Attacked images, and what they cost: images that went through the model, each way.
+
+    `x_adv` has the image itself where the attack returned no point of its threat model, which
+    happened `invalid` times.
+    """
 
     x_adv: Tensor
     forward_passes: int
     backward_passes: int
     non_finite: int
+    invalid: int
 
 
 @dataclass
@@ -111,21 +118,26 @@ class EvaluationSession:
         rows: NDArray[np.int64],
         name: str,
         *,
+        threat: Threat,
         eot: int | None = None,
         advance: Advance = unreported,
     ) -> AttackResult:
         """All images, those at `rows` attacked; `advance` gets how many more are done.
 
+        What an attack returns has to lie in its threat model, or in `threat` if it states none. An
+        image that does not is replaced by the clean one, and counted.
+
         An attack that is `pooled` gets many batches at a time, and fills the room of images that
         it has broken with others; another one gets batch by batch.
         """
         size = self.batch_size * (BATCHES_IN_A_POOL if traits_of(attack).pooled else 1)
-        total = AttackResult(self.x.clone(), 0, 0, 0)
+        total = AttackResult(self.x.clone(), 0, 0, 0, 0)
+        allowed = threat_of(attack) or threat
         # No rows split into one empty part, which an attack need not be able to take.
         parts = torch.split(torch.from_numpy(rows), size) if len(rows) else ()
         for number, part in enumerate(parts):
             here = part.to(self.x.device)
-            pool = self._pool(attack, here, f"{name}/{number}", eot or self.eot)
+            pool = self._pool(attack, allowed, here, f"{name}/{number}", eot or self.eot)
             total.x_adv[here] = pool.x_adv.to(self.x.device)
             counts = (a + b for a, b in zip(total[1:], pool[1:], strict=True))
             total = AttackResult(total.x_adv, *counts)
@@ -144,7 +156,9 @@ class EvaluationSession:
         margins = -margin(logits, self.y).float()
         return Predictions(predictions(logits).cpu().numpy(), margins.cpu().numpy())
 
-    def _pool(self, attack: Attack, rows: Tensor, key: str, eot: int) -> AttackResult:
+    def _pool(
+        self, attack: Attack, threat: Threat, rows: Tensor, key: str, eot: int
+    ) -> AttackResult:
         known = self.saved.get(key)
         if known is not None:
             return AttackResult(**known)
@@ -153,9 +167,11 @@ class EvaluationSession:
         metered = QueryCounter(averaged, self.batch_size, draws, random=self.random)
         generator = seeding.generator_for(self.seed, f"evaluation/{key}", self.x.device)
         with self.drawing(f"noise/{key}"):
-            x_adv = attack(metered, self.x[rows], self.y[rows], generator=generator)
+            # Copies: what an attack does to them does no harm.
+            returned = attack(metered, self.x[rows], self.y[rows], generator=generator)
+        x_adv, invalid = checked(returned, self.x[rows], threat, self.batch_size)
         passes = metered.forward_passes, metered.backward_passes
-        crafted = AttackResult(x_adv, *passes, int(metered.non_finite))
+        crafted = AttackResult(x_adv, *passes, int(metered.non_finite), invalid)
         self.saved.put(key, crafted._asdict())
         return crafted
 

@@ -20,7 +20,9 @@ from typing import Any, Protocol
 
 from robusttrain.errors import InputError
 
-MEASURED = ("eps", "n", "accuracy", "ci_low", "ci_high", "forward", "backward", "seconds")
+MEASURED = (
+    "eps", "n", "accuracy", "ci_low", "ci_high", "forward", "backward", "seconds", "invalid",
+)  # fmt: skip
 
 Figures = Mapping[str, float]
 

@@ -59,6 +59,8 @@ class Row:
         Passes of an image through the model, in each direction.
     seconds
         Duration on all images.
+    invalid
+        How many images the attack returned that are no points of its threat model.
     audit
         What the audit says of the figure: pass, warn, fail, or none where there was none. Empty
         where a row is not there to be quoted.
@@ -73,6 +75,7 @@ class Row:
     forward: float = math.nan
     backward: float = math.nan
     seconds: float = math.nan
+    invalid: float = math.nan
     audit: str = ""
 
     @classmethod
@@ -131,6 +134,8 @@ class Outcome:
         Images that the attack sent through the model, in each direction.
     non_finite
         How many of them met outputs or gradients that are not finite.
+    invalid
+        How many images it returned that are no points of its threat model: none of them is broken.
     """
 
     threat: Threat
@@ -143,6 +148,7 @@ class Outcome:
     forward_passes: int = 0
     backward_passes: int = 0
     non_finite: int = 0
+    invalid: int = 0
 
     @property
     def broke(self) -> Flags:
@@ -152,11 +158,13 @@ class Outcome:
     def row(self, name: str) -> Row:
         """The row of `report.csv` of an attack of this name."""
         counted = self.broken if self.sampled is None else self.broken[self.sampled]
-        passes = {
+        cost = {
             "forward": self.forward_passes / len(counted),
             "backward": self.backward_passes / len(counted),
+            "seconds": self.seconds,
+            "invalid": self.invalid,
         }
-        return Row.counted(name, self.threat, counted, **passes, seconds=self.seconds)
+        return Row.counted(name, self.threat, counted, **cost)
 
 
 @dataclass
@@ -279,6 +287,7 @@ class Ledger:
             forward=1.0,
             backward=0.0,
             seconds=self.seconds,
+            invalid=0,
         )
         attacked = {name: outcome.row(name) for name, outcome in self.outcomes.items()}
         threats = self.threats or [threat.at(0)]
@@ -302,6 +311,7 @@ class Ledger:
             "forward": 1 + sum(row.forward for row in rows),
             "backward": sum(row.backward for row in rows),
             "seconds": self.seconds + sum(row.seconds for row in rows),
+            "invalid": sum(row.invalid for row in rows),
         }
 
     def _broken(self, outcomes: Mapping[str, Outcome]) -> Flags:

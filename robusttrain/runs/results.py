@@ -45,6 +45,13 @@ def show_results(
     found: EvaluationResult, report: pd.DataFrame, names: Mapping[str, str], terminal: Terminal
 ) -> None:
     """Show the figures of an evaluation to the user."""
+    for name, outcome in found.ledger.outcomes.items():
+        if outcome.invalid:
+            terminal.say(
+                f"warning: {name} returned {outcome.invalid} invalid images, which count as not "
+                f"broken: an attack has to return finite images of the shape and type that it is "
+                f"given, in [0, 1] and within {outcome.threat}"
+            )
     terminal.report(report, f"{combined(names)}, {names['model']} on {names['dataset']}")
     if found.certificates:
         curve = [point.row for point in found.certificates.audit.curve]

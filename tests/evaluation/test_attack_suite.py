@@ -301,7 +301,7 @@ class NaNAbove(nn.Module):
 
 def test_logits_that_are_not_numbers_count_as_broken() -> None:
     data = split([0, 100, 240], labels=[0, 0, 0])
-    ledger = ledger_of(data, {"up": Shift(0.5)}, NaNAbove(0.8))
+    ledger = ledger_of(data, {"up": Shift(0.5)}, NaNAbove(0.8), eps=0.5)
     assert ledger.misclassified.tolist() == [False, False, True]
     assert ledger.outcomes["up"].broken.tolist() == [False, True, True]
     assert accuracies(ledger)["worst_case"] == pytest.approx(1 / 3)
@@ -361,7 +361,7 @@ def test_attacks_are_given_only_what_those_before_left_standing() -> None:
 
 def test_an_attack_that_nothing_is_left_for_is_not_asked() -> None:
     attacks = {name: Recorded(Shift(by)) for name, by in (("up", 1.0), ("more", 1.0))}
-    ledger = ledger_of(split([10, 20, 30]), dict(attacks), survivors_only=True)
+    ledger = ledger_of(split([10, 20, 30]), dict(attacks), survivors_only=True, eps=1.0)
     assert attacks["more"].calls == []
     assert list(accuracies(ledger).values()) == [1, 0, 0, 0]
 

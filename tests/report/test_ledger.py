@@ -1,11 +1,13 @@
 """The report's arithmetic, against published intervals and by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robusttrain.report.ledger import Ledger, Outcome
+from robusttrain.report.ledger import Ledger, Outcome, joined
 from robusttrain.threat import Norm, Threat
 
 
@@ -130,3 +132,17 @@ def test_every_figure_can_be_counted_from_the_samples() -> None:
     every = right & (samples["a_broken"] == 0) & (samples["b_broken"] == 0)
     assert every.mean() == report["union"]
     assert {"clean_margin", "a_margin", "a_size"} <= set(samples.columns)
+
+
+def test_invalid_images_add_up_over_attacks_and_over_processes() -> None:
+    parts = []
+    for first, counts in ((0, (1, 2)), (2, (0, 4))):
+        part = ledger([0, 0], [0, 0], {"a": [0, 0], "b": [0, 1]})
+        part.index = part.index + first
+        for name, invalid in zip(part.outcomes, counts, strict=True):
+            part.outcomes[name] = replace(part.outcomes[name], invalid=invalid)
+        parts.append(part)
+    report = joined(parts).report(Threat(Norm.linf, 0))
+    assert dict(zip(report["attack"], report["invalid"], strict=True)) == {
+        "clean": 0, "a": 1, "b": 6, "worst_case": 7, "union": 7,
+    }  # fmt: skip
