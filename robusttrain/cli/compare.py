@@ -1,4 +1,4 @@
-"""Commands that work on finished runs. They need neither Hydra nor torch, and start fast."""
+"""`robusttrain compare`. It imports neither Hydra nor torch, so that it starts fast."""
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -16,15 +16,15 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import RECORDS, SUMMARY, SWEEP_TABLE
 
 DESCRIPTION = """\
-Pair finished runs sample by sample and say which of them differ. The first
-table ranks them. The others have a row for each pair of runs, for their clean
-accuracy and for their worst case over all attacks: the difference of the
-accuracies with its 95 % interval (Wald's, adjusted by Bonett and Price),
-McNemar's exact test, and its p after Holm's correction for all tests made. A
-winner is named only where the corrected p is below 0.05.
+Compare finished runs sample by sample, and report which of them differ. The
+first table ranks the runs. The second compares their clean accuracies, and the
+third their worst cases over all attacks. Each row of these two is a pair of
+runs: the difference of the accuracies with its 95 % interval (Wald's, adjusted
+by Bonett and Price), McNemar's exact test, and its p after Holm's correction
+for all tests made. A winner is named only where the corrected p is below 0.05.
 
-Runs must have been evaluated on the same data, and under the same norm and
-eps unless --clean is given."""
+All runs must have been evaluated on the same data. Their norm and eps must be
+the same, too, unless --clean is given."""
 
 EXAMPLES = """\
 examples:
@@ -32,19 +32,19 @@ examples:
   robusttrain compare outputs/sweeps/*/*/* --csv pairs.csv"""
 
 LEGEND = (
-    "difference: first run minus second, on the n samples they share",
-    "b, c: samples that only the first, only the second run gets right",
+    "difference: first run minus second, on the n samples that both have",
+    "b: samples that only the first run classifies correctly; c: only the second",
     "p: McNemar's exact test; Holm: p corrected for all tests made here",
 )
 
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (robusttrain compare --help says what is allowed)")
+        raise InputError(f"{message} (see robusttrain compare --help)")
 
 
 def compare(arguments: Sequence[str]) -> None:
-    """`robusttrain compare`; exits with 1 and one clear message where the input is at fault."""
+    """Run `robusttrain compare`; exit with code 1 and a one-line message on invalid input."""
     try:
         _compare(arguments)
     except InputError as error:
@@ -72,15 +72,15 @@ def _parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("run", nargs="*", type=Path, metavar="RUN", help="directory of a run")
-    parser.add_argument("--clean", action="store_true", help="compare clean accuracies alone")
+    parser.add_argument("--clean", action="store_true", help="compare clean accuracies only")
     parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="also write the pairs, a row for each and measure"
+        "--csv", type=Path, metavar="FILE", help="also write a row for each pair and accuracy"
     )
     return parser
 
 
 def _beside_jobs(path: Path) -> bool:
-    """What lies beside the jobs of a sweep, where a wildcard finds it."""
+    """Whether `path` is no job but another file of a sweep, which a wildcard also matches."""
     by_hydra = path.suffix == ".yaml" and path.is_file()
     return by_hydra or (path.name in (RECORDS, SWEEP_TABLE, SUMMARY) and path.exists())
 
@@ -115,7 +115,7 @@ def _show(
         terminal.say(line)
     suites = comparison.suites(runs)
     if len(measures) > 1 and len(suites) > 1:
-        terminal.say(f"beware: not all runs faced the same attacks, but {' or '.join(suites)}")
+        terminal.say(f"warning: the runs faced different attacks: {' or '.join(suites)}")
 
 
 def _described(run: Run, titles: Mapping[Measure, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is refused, or warned of, before any work."""
+"""Checks before any work: what is refused, and what is warned of."""
 
 from typing import Any
 
@@ -23,14 +23,14 @@ from robusttrain.threat import Norm
 
 
 def check_settings(config: Config) -> None:
-    """Refuse a device that is not there, and a curriculum that the defense cannot follow.
+    """Refuse a missing device, and a curriculum that the defense does not support.
 
-    Nothing has been loaded or written by then.
+    It runs before anything is loaded or written.
 
     Raises
     ------
     InputError
-        If `device` or `training.curriculum` is at fault.
+        If `device` or `training.curriculum` is not allowed.
     """
     training = config.training
     training.curriculum.at(config.defense, 1, max(1, training.epochs))
@@ -38,14 +38,15 @@ def check_settings(config: Config) -> None:
 
 
 def check_inputs(context: RunContext, inputs: Inputs) -> None:
-    """Refuse a model that cannot be trained, or evaluated, as the configuration says.
+    """Refuse a model that cannot be trained or evaluated with this configuration.
 
-    Where certificates are asked for, warn if the model was not trained for them.
+    Warn if it is to be certified with noise that it was not trained with. All this happens before
+    data is loaded.
 
     Raises
     ------
     InputError
-        If that is so; no data has been loaded by then.
+        If the model does not fit the defense or the evaluation.
     """
     config, shape = context.config, context.info.image_shape
     if context.trains and isinstance(inputs.defense, Selective):
@@ -82,19 +83,19 @@ def refuse_evaluation(
 
 
 def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> None:
-    """Warn if a model is to be certified that was `trained` with other noise, in words."""
+    """Warn if certification uses other noise than training, which `trained` describes."""
     sigma = certifiable(model).sigma
     if trained != f"sigma {sigma:g}":
         terminal.say(
-            f"warning: certifying with sigma {sigma:g} a model that was trained with {trained}: "
-            f"few images can be certified where it has not seen such noise"
+            f"warning: the model was trained with {trained} and is certified with sigma {sigma:g}: "
+            f"few images can be certified without such noise in training"
         )
 
 
 def _noise_of_training(trains: bool, model: nn.Module, given: Given) -> str:
-    """The size of the noise at the input that the model has learnt from, or will, in words."""
+    """A description of the noise at the input that the model was, or will be, trained with."""
     if isinstance(given, ExternalModel):
-        return "noise that nobody has told"
+        return "unknown noise"
     if trains:
         seen = noise_layers(model)[0].on_train
         return f"sigma {certifiable(model).sigma:g}" if seen else "no noise"
@@ -108,20 +109,20 @@ def _noise_of_training(trains: bool, model: nn.Module, given: Given) -> str:
 def inspect_model(
     model: nn.Module, name: str, batch: tuple[Tensor, Tensor], is_foreign: bool, terminal: Terminal
 ) -> None:
-    """Say what makes the figures of an evaluation mean something else than they seem to.
+    """Warn of properties of a model that make the figures of its evaluation misleading.
 
     Parameters
     ----------
     model
-        On its device.
+        The model, on its device.
     name
-        The option of `model` that it goes by.
+        Its option of `model=`.
     batch
         Images (N, C, H, W) in [0, 1] and labels (N,).
     is_foreign
-        Whether somebody else has trained it.
+        Whether it comes from another tool.
     terminal
-        Where that is said.
+        The terminal for warnings.
     """
     x, y = batch
     model_checks.refuse_without_gradient(model, x, name)

@@ -1,4 +1,4 @@
-"""`sweep.md`: means over seeds, and which settings of a sweep differ."""
+"""Write `sweep.md`: means over seeds, and tests of which settings of a sweep differ."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,24 +31,24 @@ from robusttrain.sweeps.records import FAILED, FINISHED, UNFINISHED, Job
 SEED = "seed"
 # Of an audit, from the best to the worst; runs of before say nothing.
 VERDICTS = ("", "pass", "none", "warn", "fail")
-# A bar would end the cell that it stands in.
+# A plain bar would end the cell of the table.
 BAR = r"\|"
 
 ACCURACY = """\
-A line for each setting: the mean of its seeds ± their sample standard deviation, in percent.
-*Over seeds* is the 95 % interval of Student's t for the mean that more seeds would come to, on
-these test images. *Over images* is Wilson's 95 % score interval for the mean, counting each image
-once however many seeds there are: what more images would say of these networks."""
+Each line is a setting: the mean over its seeds ± their sample standard deviation, in percent.
+*Over seeds* is a 95 % interval (Student's t) for the mean over many seeds, on the same test images.
+*Over images* is a 95 % interval (Wilson's score) for the mean over many images, with the same
+networks. It counts each image once, however many seeds there are."""
 
 TESTS = """\
-Settings that differ in one key are tested against each other, seed by seed on the same images, with
-McNemar's exact test; b and c are the images that only the first, only the second network gets
-right. An image is never counted once for each seed: p is the largest of the seeds, or 1 where they
-disagree on the direction, so that the claim that is tested is that the difference is there in every
-one of them. Holm's correction is for all lines of the table, and a winner is named only where the
-corrected p is below 0.05. The difference is the mean of the seeds, in points, with its 95 %
-interval of Student's t over seeds or, with one seed, that of Bonett and Price over images. The test
-speaks of the networks of these seeds; whether others would differ, the interval over seeds says."""
+Each line compares two settings that differ in one key. McNemar's exact test is made for each seed,
+on the same images: b is the number of images that only the first network classifies correctly, and
+c the number for the second. p is the largest p of all seeds, or 1 if the seeds disagree on the
+direction. It therefore tests whether the difference exists for every seed, and no image counts once
+per seed. *Holm* is p corrected for all lines of the table. A winner is named only if it is below
+0.05. The difference is the mean over the seeds, in points. Its 95 % interval is Student's t over
+seeds or, with one seed, that of Bonett and Price over images. The test applies to the networks of
+these seeds; the interval over seeds shows whether others would differ."""
 
 
 class ConfidenceInterval(NamedTuple):
@@ -67,14 +67,14 @@ class Figure:
     mean
         The mean of the seeds.
     deviation
-        Their sample standard deviation; None with a single one.
+        Their sample standard deviation; None with a single seed.
     over_seeds
         Student's interval of the mean, with one degree of freedom less than there are seeds; None
-        with a single one.
+        with a single seed.
     over_images
-        Wilson's score interval (Wilson 1927) of the mean as a share of the images of one seed. All
-        seeds see the same images, so that counting each of them once for each seed would make it
-        too narrow; this way it is rather too wide, as a mean varies less than one of its seeds.
+        Wilson's score interval (Wilson 1927) of the mean, as a share of the images of one seed. All
+        seeds see the same images, so counting an image once for each seed would make the interval
+        too narrow. Counting it once makes it rather too wide: a mean varies less than its seeds.
     """
 
     mean: float
@@ -84,7 +84,7 @@ class Figure:
 
 
 class Setting(NamedTuple):
-    """The runs that differ in their seed alone, by it; and what sets them apart, by key."""
+    """Runs that differ only in their seed, by seed; and the settings that they share, by key."""
 
     keys: Mapping[str, str]
     runs: Mapping[str, Run]
@@ -95,7 +95,7 @@ class Setting(NamedTuple):
         return _shared(list(self.runs.values()))
 
     def figure(self, measure: Measure) -> Figure:
-        """The accuracy over seeds."""
+        """The accuracy over the seeds."""
         rows: list[Any] = [run.rows[measure] for run in self.runs.values()]
         return over_seeds([row["accuracy"] for row in rows], int(rows[0]["n"]))
 
@@ -112,14 +112,14 @@ def over_seeds(accuracies: Sequence[float], n: int) -> Figure:
 
 
 def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
-    """The evaluated runs of a sweep, in groups that differ in more than their seed."""
+    """The evaluated runs of a sweep, grouped by all varying keys except the seed."""
     keys = [key for key in records.varying(jobs) if key != SEED]
     groups: dict[tuple[str, ...], dict[str, Run]] = {}
     for job in jobs:
         group = groups.setdefault(tuple(job.settings.get(key, "") for key in keys), {})
         if records.report(sweep_dir, job):
             run = read_run(sweep_dir / job.folder)
-            # A search may try one setting twice, which then is no second seed.
+            # A search may try a setting twice; the second run is not another seed.
             group.setdefault(str(run.clean[SEED]), run)
     return [
         Setting(dict(zip(keys, values, strict=True)), runs)
@@ -129,16 +129,15 @@ def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
 
 
 def pairwise(settings: Sequence[Setting]) -> pd.DataFrame:
-    """Pairs of settings that differ in one key: a row for each and for each measure.
+    """Tests of settings that differ in one key: a row for each pair and each measure.
 
-    The seeds that both have are tested one by one with McNemar's exact test. `p` is the largest of
-    them, or 1 where they do not all point in one direction: an intersection-union test (Berger
-    1982, Technometrics 24, 295-300) of the claim that the first network, or the second, is better
-    for every seed, which needs no correction for the number of seeds. `p_holm` is corrected for
-    all rows (Holm 1979); `winner` is `first` or `second`, and empty
-    unless `p_holm` is below 0.05.
+    Each seed that both have is tested with McNemar's exact test. `p` is the largest of these, or 1
+    if the seeds do not all point in one direction: an intersection-union test (Berger 1982,
+    Technometrics 24, 295-300) of the claim that the same network is better for every seed, which
+    needs no correction for the number of seeds. `p_holm` is corrected for all rows (Holm 1979).
+    `winner` is `first` or `second` if `p_holm` is below 0.05, and empty otherwise.
 
-    Worst cases are only compared where norm and eps are the same, and unions of the same ones. A
+    Worst cases are compared only under the same norm and eps, and unions only of the same ones. A
     pair that was not evaluated on the same data, or has no seed in common, has no row.
     """
     rows = [row for a, b in combinations(settings, 2) for row in _pair(a, b)]
@@ -213,7 +212,7 @@ def _data(run: Run) -> str:
 
 
 def _agreed(rows: pd.DataFrame) -> dict[str, Any]:
-    """What the tests of all seeds say together."""
+    """Combine the tests of all seeds."""
     differences = rows["difference"].tolist()
     one_way = min(differences) > 0 or max(differences) < 0
     first = rows.iloc[0]
@@ -254,7 +253,7 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
     ]
     faced = suites(runs)
     if len(faced) > 1:
-        lines.append(f"Beware: not all runs faced the same attacks, but {' or '.join(faced)}.")
+        lines.append(f"Warning: the runs faced different attacks: {' or '.join(faced)}.")
     return "\n\n".join(lines)
 
 
