@@ -13,6 +13,7 @@ from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.intervals import refuse_unbounded
+from robusttrain.models.network import listed, places_without_noise
 from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.terminal import Terminal
@@ -40,7 +41,8 @@ def check_settings(config: Config) -> None:
 def check_inputs(context: RunContext, inputs: Inputs) -> None:
     """Refuse a model that cannot be trained, or evaluated, as the configuration says.
 
-    Where certificates are asked for, warn if the model was not trained for them.
+    Warn of places without noise and, where certificates are asked for, of a model that was not
+    trained for them.
 
     Raises
     ------
@@ -48,6 +50,7 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
         If that is so; no data has been loaded by then.
     """
     config, shape = context.config, context.info.image_shape
+    warn_of_places_without_noise(inputs.model, shape, context.terminal)
     if context.trains and isinstance(inputs.defense, Selective):
         inputs.defense.refuse_unfit(inputs.model, shape)
     if not context.evaluates:
@@ -73,6 +76,16 @@ def refuse_evaluation(
         refuse_unbounded(model, image_shape, norm, "evaluation.verify=true")
     if settings.certification is not None:
         certifiable(model)
+
+
+def warn_of_places_without_noise(
+    model: nn.Module, image_shape: tuple[int, int, int], terminal: Terminal
+) -> None:
+    """Warn if `model` predicts without some of the places where it has noise."""
+    places = places_without_noise(model, image_shape)
+    if places:
+        where = f"{listed(places)}, which the model predicts without"
+        terminal.say(f"warning: noise= does not act in {where}")
 
 
 def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> None:
