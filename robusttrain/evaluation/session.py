@@ -83,7 +83,7 @@ class EvaluationSession:
 
     @property
     def random(self) -> bool:
-        """Whether predictions hang on noise, declared or not."""
+        """Whether predictions depend on noise, declared or not."""
         return self._shown[1]
 
     @cached_property
@@ -93,7 +93,10 @@ class EvaluationSession:
 
     def take(self, rows: Tensor) -> Self:
         """The same model with some of the images."""
-        return replace(self, x=self.x[rows], y=self.y[rows])
+        taken = replace(self, x=self.x[rows], y=self.y[rows])
+        # Few of the images may not show what all of them did.
+        taken._shown = self._shown
+        return taken
 
     def attack(
         self,
