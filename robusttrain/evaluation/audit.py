@@ -34,7 +34,10 @@ from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.curves import Probe, over_draws, over_eps, over_steps
 from robusttrain.evaluation.findings import Audit, Check, graded
 from robusttrain.evaluation.gradient_checks import GradientShares, gradient_shares
+from robusttrain.evaluation.randomness import SHARE
+from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.noise.control import noise_held, noise_off
+from robusttrain.noise.layer import predicts_randomly
 from robusttrain.report.ledger import Ledger, Outcome, Row
 from robusttrain.runtime.progress import Advance, unreported
 from robusttrain.threat import Norm, Threat
@@ -60,7 +63,13 @@ SEARCHES = 5
 
 
 # Pieces of work that the progress bar counts: points of curves, and the other measurements.
-PIECES, PIECES_OF_NOISE = 7 + 7 + 7, 4 + 2
+PIECES, PIECES_OF_DRAWS, PIECES_OF_NOISE = 7 + 7 + 7, 4, 2
+
+
+def pieces_of(subject: EvaluationSession) -> int:
+    """How many of them an audit of `subject` takes."""
+    declared = predicts_randomly(subject.model)
+    return PIECES + PIECES_OF_DRAWS * subject.random + PIECES_OF_NOISE * declared
 
 
 def audit(
@@ -77,7 +86,7 @@ def audit(
         The attacks of the evaluation and what they did. Those within the threat model of the probe
         are compared with it.
     advance
-        Called after each of `PIECES` pieces of work, and `PIECES_OF_NOISE` for a random model.
+        Called after each of the `pieces_of` the subject.
 
     Accuracies in figures are in points, 0 to 100.
     """
@@ -114,12 +123,13 @@ def audit(
         curve += draws
         by_draws = [100 * point.row.accuracy for point in draws]
         gain = by_draws[-2] - by_draws[-1]
-        without = measured.without_noise()
-        checks += [
-            measured.draws(gain),
-            measured.rests_on_noise(without[1:]),
-        ]
-        controls += [*without, *(replace(p.row, attack=f"eot_{p.eot}") for p in draws)]
+        checks.append(measured.draws(gain))
+        # Undeclared noise cannot be switched off or held.
+        if predicts_randomly(probe.subject.model):
+            without = measured.without_noise()
+            checks.append(measured.rests_on_noise(without[1:]))
+            controls += without
+        controls += [replace(p.row, attack=f"eot_{p.eot}") for p in draws]
     # The last one: by now all attacks have run.
     return Audit(controls, curve, [*checks, _invalid(probe, ledger)], probe.attack.threat)
 
@@ -344,7 +354,7 @@ def _outputs(model: nn.Module, x: Tensor, y: Tensor) -> list[Check]:
         graded("outputs that are probabilities: %", 100 * softmax.figure, 99, np.inf),
         graded(
             "undeclared draws change outputs by %",
-            100 * training.figure if training.message else 0.0, 1, 1,
+            100 * training.figure, 100 * SHARE, 100 * SHARE,
         ),
         graded("BatchNorm modes differ by", _batchnorm_gap(model, x, y), 5, 20),
     ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.data import Samples
 from robusttrain.evaluation.attack_suite import attack_all, open_session, rounded
-from robusttrain.evaluation.audit import PIECES, PIECES_OF_NOISE, audit
+from robusttrain.evaluation.audit import audit, pieces_of
 from robusttrain.evaluation.cache import FolderCache, description
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
 from robusttrain.evaluation.curves import Probe
@@ -126,7 +125,8 @@ def _attacked(
     mine, part = index[distributed.share(len(index))], subject
     if len(mine) < len(index):
         rows = torch.arange(len(index))[distributed.share(len(index))]
-        part = replace(subject.take(rows), seed=distributed.own_seed(subject.seed))
+        part = subject.take(rows)
+        part.seed = distributed.own_seed(subject.seed)
     ledger = None
     with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
         if len(mine):
@@ -160,7 +160,7 @@ def _audited(
         return NO_AUDIT
     rows = settings.probed(len(ledger.index))
     probe = Probe(subject.take(rows), settings.probe, rows.numpy())
-    with terminal.progress("audit", PIECES + PIECES_OF_NOISE * subject.random) as bar:
+    with terminal.progress("audit", pieces_of(subject)) as bar:
         found = audit(probe, suite, ledger, bar.advance)
     probe.searches.enter(ledger, probe.attack.threat, rows.numpy())
     return found

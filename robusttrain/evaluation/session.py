@@ -110,7 +110,10 @@ class EvaluationSession:
 
     def take(self, rows: Tensor) -> Self:
         """The same model with some of the images."""
-        return replace(self, x=self.x[rows], y=self.y[rows])
+        taken = replace(self, x=self.x[rows], y=self.y[rows])
+        # Few of the images may not show what all of them did.
+        taken._shown = self._shown
+        return taken
 
     def attack(
         self,

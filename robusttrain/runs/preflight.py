@@ -13,6 +13,7 @@ from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.intervals import refuse_unbounded
+from robusttrain.models.network import listed, places_without_noise
 from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.terminal import Terminal
@@ -40,8 +41,8 @@ def check_settings(config: Config) -> None:
 def check_inputs(context: RunContext, inputs: Inputs) -> None:
     """Refuse a model that cannot be trained or evaluated with this configuration.
 
-    Warn if it is to be certified with noise that it was not trained with. All this happens before
-    data is loaded.
+    Warn of places without noise, and if it is to be certified with noise that it was not trained
+    with. All this happens before data is loaded.
 
     Raises
     ------
@@ -49,6 +50,7 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
         If the model does not fit the defense or the evaluation.
     """
     config, shape = context.config, context.info.image_shape
+    warn_of_places_without_noise(inputs.model, shape, context.terminal)
     if context.trains and isinstance(inputs.defense, Selective):
         inputs.defense.refuse_unfit(inputs.model, shape)
     if not context.evaluates:
@@ -80,6 +82,16 @@ def refuse_evaluation(
         refuse_unbounded(model, image_shape, norm, "evaluation.verify=true")
     if settings.certification is not None:
         certifiable(model)
+
+
+def warn_of_places_without_noise(
+    model: nn.Module, image_shape: tuple[int, int, int], terminal: Terminal
+) -> None:
+    """Warn if `model` predicts without some of the places where it has noise."""
+    places = places_without_noise(model, image_shape)
+    if places:
+        where = f"{listed(places)}, which the model predicts without"
+        terminal.say(f"warning: noise= does not act in {where}")
 
 
 def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> None:
