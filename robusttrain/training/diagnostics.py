@@ -40,7 +40,7 @@ def warnings_for(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Ite
         yield (
             f"warning: after epoch {epoch.epoch} training accuracy is {max(known):.1%}, that of a "
             f"guess among {num_classes} classes: the model is stuck; try a lower optimizer.lr, or "
-            f"training.curriculum.eps_warmup=0.5 training.curriculum.smooth=true"
+            f"training.curriculum.eps_warmup=0.5 training.curriculum.per_batch=true"
         )
 
 

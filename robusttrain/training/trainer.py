@@ -228,7 +228,7 @@ class Trainer:
         )  # fmt: skip
         self.model.train()
         for x, y in order:
-            if settings.curriculum.smooth:
+            if settings.curriculum.per_batch:
                 defense = self._defense_in(number)
             rate = self.engine.lr * self.course.rate_share
             batch = Batch(x, y, number, self._weight(len(y)))

@@ -172,7 +172,7 @@ def weights(made: Trainer) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "curriculum", [Curriculum(), Curriculum(1.0), Curriculum(1.0, smooth=True)], ids=str
+    "curriculum", [Curriculum(), Curriculum(1.0), Curriculum(1.0, per_batch=True)], ids=str
 )
 @pytest.mark.parametrize("done", [2, 4, 5])
 def test_a_training_that_goes_on_ends_the_same(

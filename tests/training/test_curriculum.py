@@ -36,7 +36,7 @@ def test_the_radius_grows_in_a_straight_line_and_stays() -> None:
 
 
 def test_a_radius_grows_with_every_batch_where_it_is_to_be_smooth() -> None:
-    curriculum, defense = Curriculum(eps_warmup=0.5, smooth=True), WorstCase(PGD(eps=0.5))
+    curriculum, defense = Curriculum(eps_warmup=0.5, per_batch=True), WorstCase(PGD(eps=0.5))
     at = [(1, 0.0), (1, 0.5), (2, 0.0), (4, 0.75), (5, 0.0), (8, 0.5)]
     radii = [curriculum.at(defense, epoch, 8, passed).attack.eps for epoch, passed in at]  # type: ignore[attr-defined]
     assert radii == [0.0, 0.0625, 0.125, 0.46875, 0.5, 0.5]

@@ -230,7 +230,7 @@ def test_a_smooth_curriculum_reaches_the_attack_in_every_batch() -> None:
             seen.append(self.eps)
             return super().search(*arguments)
 
-    curriculum = Curriculum(eps_warmup=0.5, smooth=True)
+    curriculum = Curriculum(eps_warmup=0.5, per_batch=True)
     made = trainer(WorstCase(Noted(eps=0.5)), epochs=4, batch_size=25, curriculum=curriculum)
     per_epoch = made.batches_per_epoch
     list(made.epochs())
