@@ -1,5 +1,6 @@
 """Names of earlier versions, so that saved runs and old command lines still work."""
 
+from collections.abc import Mapping
 from typing import Any
 
 # Modules, by the names that configurations of saved runs may hold.
@@ -26,6 +27,19 @@ DROPPED = {
 
 # Keys of the configuration, in full. A key stays in its section: only its last part changes.
 KEYS = {"training.curriculum.smooth": "training.curriculum.per_batch"}
+
+
+# Fields of `training.overfitting.TrainingHistory`, which checkpoints keep.
+HISTORY = {
+    "rate_share": "lr_factor",
+    "in_epoch": "rollbacks_in_epoch",
+    "most": "microbatch_size",
+}
+
+
+def history(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored history of a training, with the current names of its fields."""
+    return {HISTORY.get(key, key): value for key, value in state.items()}
 
 
 def target(name: str) -> str:

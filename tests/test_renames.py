@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from robusttrain import renames
 from robusttrain.config import schema
 from robusttrain.config.schema import CONF
+from robusttrain.training.overfitting import TrainingHistory
 
 # The classes that configurations of saved runs name in modules that have moved.
 MOVED = {
@@ -61,6 +62,20 @@ def test_fields_that_are_gone_are_left_out(owner: str) -> None:
     assert not fields & renames.DROPPED[owner]
     node = {"_target_": owner, "eps": 0.1, **dict.fromkeys(renames.DROPPED[owner], None)}
     assert renames.config({"attack": node}) == {"attack": {"_target_": owner, "eps": 0.1}}
+
+
+def test_a_stored_history_has_the_current_fields() -> None:
+    fields = {field.name for field in dataclasses.fields(TrainingHistory)}
+    assert set(renames.HISTORY.values()) <= fields
+    assert not set(renames.HISTORY) & fields
+    # As version 0.1.0 stored it.
+    stored = {
+        "rate_share": 0.5, "rollbacks": 2, "in_epoch": 1, "best_pgd": 0.7, "stopped": False,
+        "most": 16,
+    }  # fmt: skip
+    assert TrainingHistory(**renames.history(stored)) == TrainingHistory(0.5, 2, 1, 0.7, False, 16)
+    current = dataclasses.asdict(TrainingHistory(0.25))
+    assert renames.history(current) == current
 
 
 def nested(key: str, value: object) -> dict[str, object]:

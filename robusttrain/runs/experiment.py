@@ -113,14 +113,14 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     trainer = Trainer(
         inputs.model, recipe, data, config.threat, seed=config.seed, terminal=terminal
     )
-    about = {
+    metadata = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),
         "config": context.origin.config,
         "names": dict(context.origin.names),
     }
     training = TrainingRun(
-        trainer, context.run_dir, about, terminal,
+        trainer, context.run_dir, metadata, terminal,
         lambda epoch: record(of_epoch(epoch.row()), epoch.epoch),
     )  # fmt: skip
     if config.resume is not None:
@@ -142,7 +142,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
         terminal.say("no checkpoint was written yet: starting from scratch")
         return
     other = [
-        key for key, value in training.about["config"].items() if saved.config.get(key) != value
+        key for key, value in training.metadata["config"].items() if saved.config.get(key) != value
     ]
     if other:
         problem = "was trained under another configuration"

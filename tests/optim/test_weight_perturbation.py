@@ -136,7 +136,7 @@ def test_the_step_is_that_of_the_paper() -> None:
     made = trainer(
         Standard(), model=model, optimizer=SGD(0.3, 0.0, 0.0), weight_perturbation=AWP(0.1)
     )
-    (objective,) = made.engine.train_batch(Standard(), Batch(x, y), made.course)
+    (objective,) = made.engine.train_batch(Standard(), Batch(x, y), made.history)
     assert float(objective.loss) == pytest.approx(loss, rel=1e-6)
     for value, w, slope in zip(model.parameters(), weights, slopes, strict=True):
         np.testing.assert_allclose(value.detach().numpy(), w - 0.3 * slope, rtol=1e-4, atol=1e-6)
@@ -175,7 +175,7 @@ def test_without_size_the_second_gradient_is_the_first(precision: Precision, wei
         attach(model, Pull(model[1].weight))
         made = trainer(model=model, weight_perturbation=perturbation, precision=precision)
         x, y = as_input(made.train.images[:40]), made.train.labels[:40]
-        made.engine.train_batch(made.defense, Batch(x, y, weight=weight), made.course)
+        made.engine.train_batch(made.defense, Batch(x, y, weight=weight), made.history)
         ends.append(state_of(model))
     assert torch.equal(*ends)
 
@@ -187,7 +187,7 @@ def test_a_batch_in_parts_is_perturbed_as_a_whole_one(defense: Defense) -> None:
         trainer(defense, model=plain(), weight_perturbation=AWP(0.2), epochs=1, batch_size=100)
         for _ in range(2)
     )
-    parts.course.most = 40
+    parts.history.microbatch_size = 40
     for made in (whole, parts):
         list(made.epochs())
     torch.testing.assert_close(state_of(parts.model), state_of(whole.model), rtol=0, atol=2e-6)
@@ -236,7 +236,7 @@ def test_it_costs_a_second_objective_and_no_second_attack(
     images = DATA.load()[0]
     model.train()
     made.engine.train_batch(
-        made.defense, Batch(as_input(images.images[:10]), images.labels[:10]), made.course
+        made.defense, Batch(as_input(images.images[:10]), images.labels[:10]), made.history
     )
     assert model.seen == passes
 
@@ -308,5 +308,5 @@ def test_where_it_leads_to_no_number_the_step_can_be_left_out() -> None:
     made = trainer(Standard(), weight_perturbation=nowhere, epochs=1, on_nonfinite="skip")
     before = state_of(made.model)
     first = DATA.load()[0].take(torch.arange(10))
-    made.engine.train_batch(made.defense, Batch(as_input(first.images), first.labels), made.course)
+    made.engine.train_batch(made.defense, Batch(as_input(first.images), first.labels), made.history)
     assert torch.equal(state_of(made.model), before)

@@ -173,12 +173,12 @@ def test_directories_may_have_any_name(command_line: CommandLine, tmp_path: Path
 LATE = """
 import os, signal
 from robusttrain.training.checkpointing import TrainingRun
-keep = TrainingRun._keep
+keep = TrainingRun._record
 def kept(self, epoch):
     keep(self, epoch)
     if epoch.epoch == self.trainer.settings.epochs:
         os.kill(os.getpid(), signal.SIGTERM)
-TrainingRun._keep = kept
+TrainingRun._record = kept
 """
 
 
