@@ -39,8 +39,9 @@ def warnings_for(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Ite
     # Not earlier: during a warm-up of the learning rate a model may learn nothing.
     if epoch.epoch == (planned + 1) // 2 and max(known, default=1) < STUCK / num_classes:
         yield (
-            f"warning: after epoch {epoch.epoch} training accuracy is {max(known):.1%}, that of a "
-            f"guess among {num_classes} classes: the model is stuck; try a lower optimizer.lr, or "
+            f"warning: after epoch {epoch.epoch} training accuracy is {max(known):.1%}, no better "
+            f"than a guess among {num_classes} classes: the model is stuck; try a lower "
+            f"optimizer.lr, or "
             f"training.curriculum.eps_warmup=0.5 training.curriculum.per_batch=true"
         )
 

@@ -187,7 +187,7 @@ class Engine:
                     micro.found = defense.advance(micro.x, micro.found)
         self.scheduler.step()
         self.batches += 1
-        self.average.update(self.progress, epoch_ends=self.batches % self.per_epoch == 0)
+        self.average.update(self.progress, ends_epoch=self.batches % self.per_epoch == 0)
         return objectives
 
     def train_batch_within_memory(
