@@ -1,4 +1,4 @@
-"""A network for a data set, with its noise."""
+"""Build a network with its noise for a data set."""
 
 import torch
 
@@ -10,18 +10,18 @@ from robusttrain.noise.control import drawing_from
 
 
 def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> torch.nn.Module:
-    """A freshly initialised model for the images of `info`, with its noise, on the CPU.
+    """A newly initialised model for the images of `info`, with its noise, on the CPU.
 
     Raises
     ------
     InputError
-        If the architecture cannot take such images, or has no place for the noise.
+        If the architecture cannot take such images, or has no layer for the noise.
     """
-    # Initialisation draws from the global stream; it is the only thing that may.
+    # Initialisation is the only consumer of torch's global stream.
     torch.manual_seed(seeding.derived_seed(seed, "initialisation"))
     model = build_model(architecture, info.num_classes, info.image_shape)
     noise.install(model, seeding.derived_seed(seed, "noise"))
-    # Noise with a size for every activation takes its shape from the first images that it sees.
+    # Noise with a parameter per activation takes its shape from the first forward pass.
     with drawing_from(model, seed):
         dry_run(model, info.image_shape)
     return model
