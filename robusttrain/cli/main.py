@@ -143,7 +143,7 @@ def main(program: str, given: Sequence[str]) -> None:
     launchers.register()
     # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with distributed.joined(), _one_voice(), _leaving(), signals.handle_signals():
+    with distributed.torchrun_group(), _one_voice(), _leaving(), signals.handle_signals():
         words = distributed.broadcast(lambda: arguments(given))
         if not distributed.is_main():
             words = [*words, *WITHOUT_FILES]

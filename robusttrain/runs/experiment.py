@@ -19,7 +19,7 @@ from robusttrain.evaluation.pipeline import (
     Plan,
     run_evaluation,
 )
-from robusttrain.loggers import Figures, Record, of_epoch, of_report
+from robusttrain.loggers import Figures, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.report.files import write_json
 from robusttrain.report.terminal import Terminal
@@ -121,7 +121,7 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     }
     training = TrainingRun(
         trainer, context.run_dir, metadata, terminal,
-        lambda epoch: record(of_epoch(epoch.row()), epoch.epoch),
+        lambda epoch: record(epoch_figures(epoch.row()), epoch.epoch),
     )  # fmt: skip
     if config.resume is not None:
         _resume(training, terminal)
@@ -185,4 +185,4 @@ def _report(context: RunContext, found: EvaluationResult) -> Figures:
     write_results(found, report, context.run_dir)
     show_results(found, report, names, context.terminal)
     rows = report.to_dict("records")
-    return of_report([{str(key): value for key, value in row.items()} for row in rows])
+    return report_figures([{str(key): value for key, value in row.items()} for row in rows])
