@@ -95,7 +95,7 @@ def ours(network: str, defense: str) -> Iterator[None]:
     # As the command line does.
     keep_freed_memory()
     for x, y in endless(split, NETWORKS[network][1]):
-        trainer.engine.train_batch_within_memory(built.defense, Batch(x, y), trainer.course)
+        trainer.engine.train_batch_within_memory(built.defense, Batch(x, y), trainer.history)
         yield
 
 

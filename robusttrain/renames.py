@@ -1,5 +1,6 @@
-"""What had another name in an earlier version: saved runs are read with the names of today."""
+"""Names of earlier versions, so that saved runs and old command lines still work."""
 
+from collections.abc import Mapping
 from typing import Any
 
 # Modules, by the names that configurations of saved runs may hold.
@@ -16,7 +17,7 @@ MODULES = {
 }
 
 
-# Fields that classes no longer have, by the names of today. They had one value that was allowed.
+# Fields that classes no longer have, by the current names. Only one value was allowed for each.
 DROPPED = {
     "robusttrain.attacks.friendly.FriendlyPGD": {
         "targets", "restarts", "keep_best", "stop_early",
@@ -31,18 +32,45 @@ CHECKS = {
 }
 
 
+# Keys of the configuration, in full. A key stays in its section: only its last part changes.
+KEYS = {"training.curriculum.smooth": "training.curriculum.per_batch"}
+
+
+# Fields of `training.overfitting.TrainingHistory`, which checkpoints keep.
+HISTORY = {
+    "rate_share": "lr_factor",
+    "in_epoch": "rollbacks_in_epoch",
+    "most": "microbatch_size",
+}
+
+
+def history(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored history of a training, with the current names of its fields."""
+    return {HISTORY.get(key, key): value for key, value in state.items()}
+
+
 def target(name: str) -> str:
-    """The dotted name that the class `name` has today."""
+    """The current dotted name of the class `name`."""
     module, _, own = name.rpartition(".")
     return f"{MODULES[module]}.{own}" if module in MODULES else name
 
 
-def config(node: Any) -> Any:
-    """A stored configuration, of plain containers, with the names of today."""
+def override(word: str) -> str:
+    """A word of the command line, such as `++a.b=1` or `~a.b`, with the current key."""
+    name, equals, value = word.partition("=")
+    key = name.lstrip("+~")
+    return f"{name.removesuffix(key)}{KEYS.get(key, key)}{equals}{value}"
+
+
+def config(node: Any, section: str = "") -> Any:
+    """A stored configuration, of plain containers, with the current names.
+
+    `section` is the full key of `node`, with a dot behind it, or empty for a whole configuration.
+    """
     if isinstance(node, dict):
         own = target(str(node.get("_target_", "")))
         return {
-            key: own if key == "_target_" else config(value)
+            _key(section, key): own if key == "_target_" else config(value, f"{section}{key}.")
             for key, value in node.items()
             if key not in DROPPED.get(own, ())
         }
@@ -50,10 +78,16 @@ def config(node: Any) -> Any:
 
 
 def yaml(text: str) -> str:
-    """A stored configuration, as YAML, with the names of today."""
-    # Takes a while to import, which a comparison of runs need not wait for.
+    """A stored configuration, as YAML, with the current names."""
+    # Imported here, since it takes a while and a comparison of runs does without it.
     from omegaconf import OmegaConf
 
     node = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     today = config(node)
     return text if today == node else OmegaConf.to_yaml(OmegaConf.create(today))
+
+
+def _key(section: str, key: str) -> str:
+    """The current name of `key` inside its section."""
+    current = KEYS.get(f"{section}{key}")
+    return key if current is None else current.removeprefix(section)

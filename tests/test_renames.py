@@ -3,10 +3,14 @@
 import dataclasses
 import importlib
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from robusttrain import renames
+from robusttrain.config import schema
+from robusttrain.config.schema import CONF
+from robusttrain.training.overfitting import TrainingHistory
 
 # The classes that configurations of saved runs name in modules that have moved.
 MOVED = {
@@ -23,8 +27,13 @@ MOVED = {
 CLASSES = [f"{module}.{name}" for module, names in MOVED.items() for name in names]
 
 
+# The keys that have other names today, with a value for each.
+OLD_KEYS = {"training.curriculum.smooth": "true"}
+
+
 def test_every_entry_is_tested() -> None:
     assert renames.MODULES.keys() == MOVED.keys()
+    assert renames.KEYS.keys() == OLD_KEYS.keys()
 
 
 @pytest.mark.parametrize("before", CLASSES)
@@ -53,3 +62,56 @@ def test_fields_that_are_gone_are_left_out(owner: str) -> None:
     assert not fields & renames.DROPPED[owner]
     node = {"_target_": owner, "eps": 0.1, **dict.fromkeys(renames.DROPPED[owner], None)}
     assert renames.config({"attack": node}) == {"attack": {"_target_": owner, "eps": 0.1}}
+
+
+def test_a_stored_history_has_the_current_fields() -> None:
+    fields = {field.name for field in dataclasses.fields(TrainingHistory)}
+    assert set(renames.HISTORY.values()) <= fields
+    assert not set(renames.HISTORY) & fields
+    # As version 0.1.0 stored it.
+    stored = {
+        "rate_share": 0.5, "rollbacks": 2, "in_epoch": 1, "best_pgd": 0.7, "stopped": False,
+        "most": 16,
+    }  # fmt: skip
+    assert TrainingHistory(**renames.history(stored)) == TrainingHistory(0.5, 2, 1, 0.7, False, 16)
+    current = dataclasses.asdict(TrainingHistory(0.25))
+    assert renames.history(current) == current
+
+
+def nested(key: str, value: object) -> dict[str, object]:
+    """A configuration with one key."""
+    first, _, rest = key.partition(".")
+    return {first: nested(rest, value) if rest else value}
+
+
+@pytest.mark.parametrize("old", renames.KEYS)
+def test_a_key_of_a_saved_configuration_has_the_current_name(old: str) -> None:
+    new = renames.KEYS[old]
+    assert renames.config(nested(old, True)) == nested(new, True)
+    assert renames.config(nested(new, False)) == nested(new, False)
+    # The same word in another section is another key.
+    other = nested(f"model.{old}", 1)
+    assert renames.config(other) == other
+
+
+@pytest.mark.parametrize("old", renames.KEYS)
+def test_a_key_stays_in_its_section_and_the_configuration_has_it(old: str) -> None:
+    new = renames.KEYS[old]
+    assert old.rpartition(".")[0] == new.rpartition(".")[0]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        schema.register()
+        composed = hydra.compose("config", [f"{new}={OLD_KEYS[old]}"])
+    assert str(OmegaConf.select(composed, new)).lower() == OLD_KEYS[old]
+
+
+@pytest.mark.parametrize("old", renames.KEYS)
+@pytest.mark.parametrize("form", ["{}=1", "{}=0,1", "+{}=1", "++{}=1", "~{}", "~{}=1", "{}="])
+def test_a_word_of_the_command_line_has_the_current_key(old: str, form: str) -> None:
+    assert renames.override(form.format(old)) == form.format(renames.KEYS[old])
+
+
+@pytest.mark.parametrize(
+    "word", ["defense=madry", "-m", "", "~", "a=training.curriculum.smooth", "--cfg", "smooth=1"]
+)
+def test_other_words_stay(word: str) -> None:
+    assert renames.override(word) == word

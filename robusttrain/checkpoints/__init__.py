@@ -1,1 +1,1 @@
-"""Checkpoints: our own format, and the models of other tools."""
+"""Checkpoints of robusttrain, and models of other tools."""

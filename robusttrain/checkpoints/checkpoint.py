@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read as data only, and turned back into models."""
+"""Checkpoints: written atomically, and read as data only."""
 
 import zipfile
 from dataclasses import dataclass, fields
@@ -13,28 +13,28 @@ from robusttrain.checkpoints import tensor_files
 from robusttrain.errors import InputError
 from robusttrain.run_directory import BEST
 
-# Says that a file is ours; the number rises when what is in it changes its meaning.
+# Marks a file as ours. The number rises with every incompatible change of the content.
 FORMAT = "robusttrain checkpoint 1"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `checkpoint.pt` and `best.pt` hold.
+    """The content of `checkpoint.pt` and `best.pt`.
 
     Parameters
     ----------
     model
-        The state dict.
+        The state dict of the model.
     num_classes, image_shape
-        What the model was built for.
+        The number of classes and the image shape (C, H, W) that the model was built for.
     config
-        The composed configuration of the run as plain containers, with its interpolations.
+        The composed configuration of the run as plain containers, with unresolved interpolations.
     names
         The chosen option of each group.
     epoch
-        Epochs trained.
+        Number of finished epochs.
     training
-        States of optimiser, schedule and random streams.
+        State of the training, from `Trainer.state_dict`; empty if it is not needed.
     """
 
     model: dict[str, Any]
@@ -46,16 +46,16 @@ class Checkpoint:
     training: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write to `path`, whole or not at all."""
+        """Write to `path` atomically."""
         tensor_files.write(path, {"format": FORMAT, **vars(self)})
 
     def load_into(self, model: nn.Module, path: Path | str) -> None:
-        """Load the weights into `model`; `path` is for the message.
+        """Load the weights into `model`; `path` is only for the message.
 
         Raises
         ------
         InputError
-            If the model's parameters are not the checkpoint's.
+            If names or shapes of the weights differ from those of `model`.
         """
         try:
             model.load_state_dict(self.model)
@@ -65,27 +65,27 @@ class Checkpoint:
 
 
 def load(path: Path | str, key: str = "checkpoint") -> Checkpoint:
-    """Read a checkpoint onto the CPU; a run directory stands for its `best.pt`.
+    """Read a checkpoint to the CPU; a run directory stands for its `best.pt`.
 
-    Only tensors and plain containers are unpickled, so reading runs no code of the file's. `key` is
-    what the user has named it by, for messages.
+    Only tensors and plain containers are unpickled, so no code from the file is run. `key` is the
+    configuration key that named the file, for messages.
 
     Raises
     ------
     InputError
-        If the file is missing, damaged, or no checkpoint of robusttrain.
+        If the file is missing, damaged, or not a checkpoint of robusttrain.
     """
     path = located(path, key)
     return parse(read(path, key), path, key)
 
 
 def located(path: Path | str, key: str = "checkpoint") -> Path:
-    """The file that `path` stands for: itself, or the `best.pt` of a run directory.
+    """The file of `path`: `path` itself, or the `best.pt` of a run directory.
 
     Raises
     ------
     InputError
-        If there is none.
+        If there is no such file.
     """
     path = Path(path)
     if path.is_dir():
@@ -96,38 +96,38 @@ def located(path: Path | str, key: str = "checkpoint") -> Path:
 
 
 def read(path: Path, key: str = "checkpoint") -> Any:
-    """What `torch.save` wrote to `path`, on the CPU: tensors, plain values and containers of them.
+    """Read tensors, plain values and containers of them from a file of `torch.save`, to the CPU.
 
     Raises
     ------
     InputError
-        If the file is damaged or holds anything else, which might run code.
+        If the file is damaged, or contains anything else, which might run code.
     """
     try:
         if _is_archive(path):
             check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    # Bytes that are no pickle can fail anywhere in its reader: IndexError, struct.error, TypeError.
+    # A file that is not a pickle makes its reader raise any error: IndexError, struct.error...
     except Exception as error:
         reason = (
-            "it is damaged, or neither of robusttrain nor tensors alone (of another file save the "
-            "state dict by itself)"
+            "it is damaged, or holds more than tensors and plain values (save only the state dict "
+            "of another model)"
         )
         raise InputError(key, path, reason, "cannot be read") from error
 
 
 def is_ours(content: object) -> bool:
-    """Whether what a file holds says that robusttrain wrote it, in this version or another."""
+    """Whether the content of a file is marked as written by any version of robusttrain."""
     return isinstance(content, dict) and str(content.get("format")).startswith("robusttrain ")
 
 
 def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
-    """The checkpoint in the content of the file `path`.
+    """The checkpoint in the content of the file `path`, with current names.
 
     Raises
     ------
     InputError
-        If it is no checkpoint, or one of another format.
+        If it is not a checkpoint, or has another format.
     """
     expected = {"format", *(member.name for member in fields(Checkpoint))}
     if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
@@ -138,15 +138,15 @@ def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether torch reads `path` as the archive that it writes today, not as its old format."""
+    """Whether `path` is a zip archive, torch's current format, and not its old one."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def check_sums(path: Path) -> None:
-    """Raise `BadZipFile` unless every record of an archive has its check sum.
+    """Raise `BadZipFile` unless the checksums of all records in an archive are right.
 
-    torch does not look at those of tensors.
+    torch does not check those of tensors.
     """
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()

@@ -1,8 +1,8 @@
-"""Models that others have trained: a state dict for a known architecture, or a whole program.
+"""Models from other tools: a state dict for a known architecture, or a whole program.
 
-A state dict is read as data, with `weights_only=True`, whatever its file claims to be. TorchScript
-files and programs of torch.export are code: loading one runs what its author wrote. They are loaded
-where the user names their file as `checkpoint=...`, and never because another file refers to them.
+A state dict is always read as data, with `weights_only=True`. TorchScript files and programs of
+torch.export are code, so loading one runs its author's code. A program is loaded only if the user
+names its file as `checkpoint=...`, and never because another file refers to it.
 """
 
 import warnings
@@ -21,17 +21,17 @@ from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.models.normalize import Normalize
 
-# Where training scripts put the state dict among other things that they save.
+# Keys under which training scripts save the state dict.
 USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
 
-# No batch in memory has as many images; a program with a higher limit has none.
+# No batch in memory has this many images, so a limit of at least this size counts as none.
 UNLIMITED = 2**31
 
 DYNAMIC = "dynamic_shapes=({0: torch.export.Dim('batch')},)"
 
 
 class Kind(StrEnum):
-    """What wrote a program."""
+    """The tool that wrote a program."""
 
     torchscript = "TorchScript"
     exported = "torch.export"
@@ -39,42 +39,42 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict: tensors by their names, for an architecture that the user names."""
+    """A state dict, for an architecture that the user chooses."""
 
     tensors: Mapping[str, Tensor]
 
     def load_into(self, model: nn.Module, path: Path | str) -> str:
-        """Load the tensors into `model`; returns a line that says what the model now is.
+        """Load the tensors into `model`; returns a line for the user that describes the model.
 
-        Names may start with a path that all of them share, as DataParallel (`module.`), compiled
-        models (`_orig_mod.`) and wrapping modules leave it. The statistics of a `Normalize` layer
-        may be missing with all others there: the state dict is then that of the network behind it.
+        Names may have a common prefix, as left by DataParallel (`module.`), compiled models
+        (`_orig_mod.`) and wrapper modules. If only the statistics of `Normalize` layers are
+        missing, the state dict is that of the network behind the normalisation.
 
         Raises
         ------
         InputError
-            Unless the names and shapes are those of the model; `path` is for the message.
+            If names or shapes differ from those of the model; `path` is only for the message.
         """
         own = model.state_dict()
         statistics = _statistics(model)
-        behind = {name: tensor for name, tensor in own.items() if name not in statistics}
-        # The whole model comes first: where both fit they are the same.
-        fit = min((_fit(target, self.tensors) for target in (own, behind)), key=_Fit.misfits)
+        network = {name: tensor for name, tensor in own.items() if name not in statistics}
+        # The whole model comes first, and is chosen if both fit equally well.
+        fit = min((_fit(target, self.tensors) for target in (own, network)), key=_Fit.misfits)
         if fit.misfits():
             raise InputError("checkpoint", path, fit.explain(), "does not fit the model")
         model.load_state_dict(fit.matched, strict=False)
         line = f"checkpoint={path} is a state dict of {len(self.tensors)} tensors"
         if not statistics:
             return line
-        source = "it says" if statistics[0] in fit.matched else "the configuration says"
+        source = "the file" if statistics[0] in fit.matched else "the configuration"
         used = model.state_dict()
         values = (f"{name.rpartition('.')[2]} {_rounded(used[name])}" for name in statistics)
-        return f"{line}; the model normalises as {source}: {', '.join(values)}"
+        return f"{line}; the model normalises with the values of {source}: {', '.join(values)}"
 
 
 @dataclass(frozen=True)
 class ExportedProgram:
-    """A network with its code, which takes the place of an architecture and is used as it is."""
+    """A network with its code, used in place of an architecture."""
 
     path: Path
     kind: Kind
@@ -84,16 +84,16 @@ class ExportedProgram:
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports: the name of the file without extension."""
         return self.path.stem
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-        """Load the program on the CPU, which runs its code.
+        """Load the program to the CPU, which runs its code.
 
         Raises
         ------
         InputError
-            If it cannot be loaded, or was exported for batches of certain sizes only.
+            If it cannot be loaded, or was exported for certain batch sizes only.
         """
         try:
             checkpoints.check_sums(self.path)
@@ -103,7 +103,7 @@ class ExportedProgram:
                 return _LOADERS[self.kind](self.path)
         except InputError:
             raise
-        # What is wrong with a program can be found by any part of its reader.
+        # The reader of a damaged program may raise any error.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             problem = f"cannot be loaded as a program of {self.kind}"
@@ -114,12 +114,12 @@ ExternalModel = Weights | ExportedProgram
 
 
 def load(path: Path | str) -> Checkpoint | ExternalModel:
-    """What a file is that somebody names as `checkpoint`; a program is recognised, but not loaded.
+    """Read the file that the user names as `checkpoint`; a program is recognised, but not loaded.
 
     Raises
     ------
     InputError
-        If the file is missing, damaged or none of these.
+        If the file is missing, damaged, or none of these kinds.
     """
     path = checkpoints.located(path)
     kind = _kind(path)
@@ -140,7 +140,7 @@ def load(path: Path | str) -> Checkpoint | ExternalModel:
 
 
 class _Loaded(nn.Module):
-    """A program as a module whose mode can be set, whether the program has modes or not."""
+    """A program as a module whose mode can be set, even if the program has no modes."""
 
     # No noise is put on its weights: `_Exported` makes them anew.
     opaque = "a program"
@@ -156,21 +156,21 @@ class _Loaded(nn.Module):
 
 
 class _Exported(_Loaded):
-    """A program of torch.export: it computes in the mode that it was exported in."""
+    """A program of torch.export, which always computes in the mode that it was exported in."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__(program.module())
         self._program = program
 
     def train(self, mode: bool = True) -> "_Exported":
-        # The module of an exported program raises when it is asked to.
+        # The module of an exported program raises if its mode is set.
         self.training = mode
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "_Exported":
         from torch.export.passes import move_to_device_pass
 
-        # Constants and the devices of new tensors are in the code, where `fn` does not reach.
+        # `fn` does not reach constants and the devices of new tensors, which are in the code.
         self._program = move_to_device_pass(self._program, fn(torch.empty(0)).device)
         self.network = self._program.module()
         return self
@@ -181,7 +181,7 @@ def _load_torchscript(path: Path) -> nn.Module:
 
 
 def _load_exported(path: Path) -> nn.Module:
-    # Given the path, torch wants it to end in .pt2.
+    # A file object, since torch expects a path to end in .pt2.
     with path.open("rb") as file:
         program = torch.export.load(file)
     inputs = len(program.graph_signature.user_inputs)
@@ -198,16 +198,16 @@ _LOADERS = {Kind.torchscript: _load_torchscript, Kind.exported: _load_exported}
 
 
 def _batch_limits(program: torch.export.ExportedProgram) -> str | None:
-    """The batch sizes that an exported program takes, in words; None where it takes any."""
+    """The batch sizes that an exported program accepts, as text; None if it accepts all."""
     first = program.graph_signature.user_inputs[0]
     node = next(node for node in program.graph.nodes if node.name == first)
     size = str(node.meta["val"].shape[0])
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
-    # A symbol is any size within its range; a number, or an expression such as 2*s0, is not.
+    # A symbol allows all sizes in its range. A number, or an expression such as 2*s0, does not.
     if not size.isidentifier():
         return f"only {size}"
     low, high = ranges[size].lower, ranges[size].upper
-    # The trace takes 0 and 1 for special and may leave them out of the range; they work.
+    # torch.export treats 0 and 1 as special and may exclude them from the range, but they work.
     return None if low <= 2 and high >= UNLIMITED else f"only {low} to {high}"
 
 
@@ -215,7 +215,7 @@ def _kind(path: Path) -> Kind | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
-    # No archive, or its list of names is damaged, which whoever reads on will say.
+    # Not an archive, or one with a damaged list of names, which the next reader reports.
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError):
         return None
     if "constants.pkl" in names:
@@ -226,7 +226,7 @@ def _kind(path: Path) -> Kind | None:
 
 
 def _tensors(content: object) -> Mapping[str, Tensor] | None:
-    """The state dict in what a file holds."""
+    """The state dict in the content of a file, if any."""
     if not isinstance(content, Mapping):
         return None
     for candidate in (content, *(content.get(key) for key in USUAL_KEYS)):
@@ -242,13 +242,13 @@ def _is_state_dict(content: Mapping[Any, Any]) -> bool:
 
 
 def _statistics(model: nn.Module) -> list[str]:
-    """The names of all that `Normalize` layers hold, in a state dict of `model`."""
+    """The keys of the buffers of `Normalize` layers in the state dict of `model`."""
     layers = (name for name, module in model.named_modules() if isinstance(module, Normalize))
     return [f"{layer}.{key}".lstrip(".") for layer in layers for key in ("mean", "std")]
 
 
 class _Fit(NamedTuple):
-    """How a state dict fits a model: what is loaded as what, and the names that stand against."""
+    """How a state dict fits a model: tensors by the model's names, and names that do not fit."""
 
     matched: dict[str, Tensor]
     missing: list[str]
@@ -278,7 +278,7 @@ def _fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> _Fit:
     }
     return _Fit(
         matched={ours[name]: given[theirs[name]] for name in both},
-        # BatchNorm loads without its counter, which old files do not have.
+        # Old files have no counters of BatchNorm, which it does not need.
         missing=[
             ours[n] for n in ours if n not in theirs and not n.endswith("num_batches_tracked")
         ],
@@ -292,7 +292,7 @@ def _fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> _Fit:
 
 
 def _by_inner_name(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The names by what is left of them without the modules that all of them lie in."""
+    """The names, by their rest without the prefix that all of them share."""
     paths = [name.split(".") for name in tensors]
     shared = 0
     while all(len(path) > shared + 1 for path in paths) and len({p[shared] for p in paths}) == 1:

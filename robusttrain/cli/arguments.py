@@ -1,8 +1,10 @@
 """Translate the command line that the user typed into arguments for Hydra."""
 
 import re
+import sys
 from collections.abc import Sequence
 
+from robusttrain import renames
 from robusttrain.errors import InputError
 from robusttrain.runs.resume import resumed
 from robusttrain.runtime import distributed
@@ -16,12 +18,22 @@ def arguments(given: Sequence[str]) -> list[str]:
     InputError
         If `resume=` names no run that can be resumed, or a sweep is started under torchrun.
     """
-    arguments = [word for a in given for word in unstacked(a)]
+    arguments = _renamed([word for a in given for word in unstacked(a)])
     if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
         problem = "is not allowed under torchrun, whose processes share one run"
         allowed = "start the jobs one by one, or without torchrun"
         raise InputError("-m", allowed=allowed, problem=problem)
     return _overrides_last(resumed(arguments))
+
+
+def _renamed(arguments: list[str]) -> list[str]:
+    """`arguments` with current keys; prints a line for each key that has a new name."""
+    current = [renames.override(argument) for argument in arguments]
+    for old, new in zip(arguments, current, strict=True):
+        if old != new:
+            # Not to stdout, which may be the configuration that `--cfg` prints.
+            print(f"warning: {old} is now spelt {new}", file=sys.stderr, flush=True)
+    return current
 
 
 def unstacked(argument: str) -> list[str]:

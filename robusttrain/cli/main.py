@@ -143,7 +143,12 @@ def main(program: str, given: Sequence[str]) -> None:
     launchers.register()
     # Makes Hydra raise the error, where it would print a shortened traceback and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with distributed.joined(), _only_first_prints(), _exit_codes(), signals.handle_signals():
+    with (
+        distributed.torchrun_group(),
+        _only_first_prints(),
+        _exit_codes(),
+        signals.handle_signals(),
+    ):
         words = distributed.broadcast(lambda: arguments(given))
         if not distributed.is_main():
             words = [*words, *WITHOUT_FILES]

@@ -1,10 +1,16 @@
 """Messages for expected errors, in at most two lines where Hydra and OmegaConf print many."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -14,6 +20,7 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from robusttrain import renames
 from robusttrain.errors import InputError, JobError, NonFiniteLossError, ProcessLostError
 
 # Errors that are no defects of the program: they end it with a message instead of a traceback.
@@ -29,9 +36,16 @@ EXPECTED_ERRORS = (
 )
 
 
+# How Hydra begins its message about a file of the configuration.
+_IN_FILE = re.compile(r"In '[^']*': ")
+
+
 def explain(error: BaseException) -> str:
     """The message of an expected error: it names the key, its value and what is allowed."""
     cause = error.__cause__
+    if isinstance(error, ConfigCompositionException):
+        # A file of the configuration is at fault. Hydra does not chain its error to the cause.
+        cause = cause or error.__context__
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be parsed as key=value: {_lines(error)[0]}"
     if isinstance(error, MissingConfigException):
@@ -62,7 +76,8 @@ def _missing(error: MissingConfigException) -> str:
 def _wrong_value(error: BaseException, cause: OmegaConfBaseException) -> str:
     """The message for a value of the wrong type."""
     override = str(error).partition("Error merging override ")[2]
-    place = f"{override} is not allowed" if override else f"{_lines(error)[0]}: {cause.full_key}"
+    line = _lines(error)[0].removesuffix(":")
+    place = f"{override} is not allowed" if override else f"{line}: {cause.full_key}"
     return f"{place}: {_lines(cause)[0]}"
 
 
@@ -72,11 +87,13 @@ def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
     override = str(error).partition("config use +")[2]
     parent = cause.parent_node
     assert isinstance(parent, Container)
-    near = _near(key, parent._get_root())
+    near = [renames.KEYS[key]] if key in renames.KEYS else _near(key, parent._get_root())
     hint = f", did you mean {' or '.join(near)}?" if near else ""
     where = key.rpartition(".")[0] or "the top level"
     there = ", ".join(_own_keys(parent)) or "none"
-    return f"{override or key} is not allowed: no such key{hint}\nKeys of {where}: {there}"
+    file = _IN_FILE.match(str(error))
+    word = override or (f"{file[0]}{key}" if file else key)
+    return f"{word} is not allowed: no such key{hint}\nKeys of {where}: {there}"
 
 
 def _near(key: str, root: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Data sets: as bytes on the device that trains on them, or streamed from files to there."""
+"""Data sets: bytes in the memory of the training device, or streamed from files."""
 
 from typing import Protocol
 
@@ -24,17 +24,17 @@ __all__ = [
 
 
 class Dataset(Protocol):
-    """A data set and how to train on it: `validation` is for `hold_out`, the rest for `augment`."""
+    """A data set, with settings for `hold_out` (`validation`) and `augment` (`crop` and `flip`)."""
 
     validation: float
     crop: int
     flip: bool
 
     def info(self) -> Info:
-        """Shape and classes, without reading the images."""
+        """Image shape and classes, without reading the images."""
 
     def load(self) -> tuple[Samples, Samples]:
-        """The training and the test set: a `Split` on the CPU each, or `Streamed`.
+        """The training and the test set, each a `Split` on the CPU or `Streamed`.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The fields that every data set shares."""
+"""The settings that all data sets share."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ class _Base:
     Parameters
     ----------
     validation
-        What is held out of the training set to choose `best.pt`: a share from 0 to below 1, or a
-        whole number of images.
+        Part of the training set that is held out to choose `best.pt`: a share from 0 to below 1, or
+        a whole number of images.
     crop
         Pixels, 0 or more, by which training images are shifted at random.
     flip

@@ -1,4 +1,4 @@
-"""Batches, and larger portions, of samples that need not lie in memory."""
+"""Batches, and larger portions, of samples in memory or in files."""
 
 from collections.abc import Iterator
 from math import prod
@@ -8,19 +8,19 @@ from torch import Tensor
 
 from robusttrain.data.split import Samples, as_input
 
-# Pixel values of a portion: 64 MiB as floats, and about eight times that while it is attacked.
+# Pixel values of a portion: 64 MiB as float32, and about eight times that during an attack.
 PORTION = 2**24
 
 
 def batch_count(size: int, batch_size: int, parts: int = 1) -> int:
-    """How many batches of `parts` times `batch_size` images `batches` makes of `size` images."""
+    """The number of batches, of `parts` times `batch_size` images, in an epoch of `size` images."""
     full, rest = divmod(size, parts * batch_size)
-    # Fewer than two images for a part join the batch before them, if there is one.
+    # A rest of fewer than two images per part joins the previous batch, if there is one.
     return full + (rest >= 2 * parts or (rest > 0 and full == 0))
 
 
 def bounds(size: int, batch_size: int, number: int, parts: int = 1) -> tuple[int, int]:
-    """Where batch `number`, from 0 on, starts and ends in the order of an epoch."""
+    """Start and end of batch `number`, from 0 on, in the order of an epoch."""
     start = number * parts * batch_size
     last = number == batch_count(size, batch_size, parts) - 1
     return start, size if last else start + parts * batch_size
@@ -35,21 +35,32 @@ def batches(
     part: int = 0,
     parts: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image of `samples` once: images as float32 in [0, 1], (B, C, H, W), and labels, (B,).
+    """Batches that contain every image of `samples` once.
 
-    The order is drawn from `generator`, on the CPU; without one it is that of the samples. A single
-    image left over is added to the batch before it, since BatchNorm cannot train on one: the last
-    batch has 2 to `batch_size` + 1 images. (Where `batch_size` is 1, all batches are single.)
+    A batch is a pair of images (B, C, H, W), as float32 in [0, 1], and labels (B,). A single
+    remaining image joins the previous batch, since BatchNorm cannot train on one image: the last
+    batch has 2 to `batch_size` + 1 images. (With a `batch_size` of 1, all batches have one.)
 
-    Where processes share the work, each gets its `part` of batches of `parts` times `batch_size`
-    images, of which the last is divided as evenly as the others.
+    Parameters
+    ----------
+    samples
+        The images and labels.
+    batch_size
+        Images in a batch of one process, 1 or more.
+    generator
+        A generator on the CPU that the order is drawn from. None keeps the order of the samples.
+    first
+        Number of the first batch to return, from 0 on.
+    part, parts
+        Number of this process, from 0 on, and the number of processes. The processes share batches
+        of `parts` times `batch_size` images evenly.
     """
     count = batch_count(samples.size, batch_size, parts)
     if generator is None:
         order = torch.arange(samples.size)
     else:
         order = torch.randperm(samples.size, generator=generator)
-    # Moved once: a copy per batch would make the device wait for the host each time.
+    # Moved once, since with a copy for each batch the device would wait for the host each time.
     order = order.to(samples.labels.device)
     wanted = []
     for number in range(first, count):
@@ -61,7 +72,7 @@ def batches(
 
 
 def portions(samples: Samples, batch_size: int) -> Iterator[Samples]:
-    """All samples in their order, in portions of 64 MiB as floats, and of a batch at least."""
+    """All samples in order, in portions of 64 MiB as float32, but of at least one batch."""
     size = max(batch_size, PORTION // prod(samples.image_shape))
     rows = torch.arange(samples.size)
     return map(samples.take, torch.split(rows, size) if len(rows) else ())

@@ -1,4 +1,4 @@
-"""Image files, and how they become bytes of one shape."""
+"""Decode image files to bytes of one shape."""
 
 import os
 from collections.abc import Iterator
@@ -19,9 +19,14 @@ HEAD = 2**14
 
 
 class Decoder(NamedTuple):
-    """How files become images of `shape` (C, H, W), grey for one channel and RGB for three.
+    """Decodes files to images of one shape.
 
-    With `fit`, the shorter side is resized and the centre kept; without, other sizes are refused.
+    Parameters
+    ----------
+    shape
+        (C, H, W); images become grey if C is 1, and RGB if C is 3.
+    fit
+        Whether to resize the shorter side and keep the centre. Otherwise other sizes are refused.
     """
 
     shape: tuple[int, int, int]
@@ -33,12 +38,12 @@ class Decoder(NamedTuple):
         Raises
         ------
         InputError
-            If it cannot be decoded to such an image; the message names the file.
+            If the file cannot be decoded to such an image; the message names it.
         """
         from PIL import Image, ImageOps
 
         channels, height, width = self.shape
-        with opened(path) as image:
+        with open_image(path) as image:
             self._refuse(image, path)
             image = image.convert("L" if channels == 1 else "RGB")
             if self.fit:
@@ -51,11 +56,11 @@ class Decoder(NamedTuple):
         Raises
         ------
         InputError
-            If they say already that `pixels` would refuse it.
+            If its header shows that `pixels` would refuse it.
         """
         from PIL import Image
 
-        with _naming(path), Path(path).open("rb") as file:
+        with _errors_naming(path), Path(path).open("rb") as file:
             length = os.fstat(file.fileno()).st_size
             first = file.read(HEAD)
             file.seek(0)
@@ -64,8 +69,8 @@ class Decoder(NamedTuple):
         return length.to_bytes(8, "little") + first
 
     def _refuse(self, image: "Image", path: str) -> None:
-        """Raise `InputError` where the mode or the size of an image does not fit."""
-        # PIL converts these by clipping at 255, which turns most pictures white without a word.
+        """Raise `InputError` if the mode or the size of an image is not allowed."""
+        # PIL converts these modes by clipping at 255, which silently turns most images white.
         if image.mode.startswith(("I", "F")):
             problem = f"has pixels of mode {image.mode}"
             raise InputError(str(path), allowed="convert it to 8 bits a channel", problem=problem)
@@ -74,22 +79,23 @@ class Decoder(NamedTuple):
             size = f"{image.width}x{image.height}"
             problem = f"has {size} pixels, the first image has {width}x{height}"
             better = f"dataset.image_size={min(width, height)}"
-            allowed = f"set {better}, say, to bring all to one size"
+            allowed = f"resize all of them, for example with {better}"
             raise InputError(str(path), allowed=allowed, problem=problem)
 
 
 @contextmanager
-def opened(path: str) -> "Iterator[Image]":
-    """The image in a file; any failure to open or decode it inside the block names the file."""
+def open_image(path: str) -> "Iterator[Image]":
+    """Open an image file for the block; errors in opening or decoding become `InputError`."""
     from PIL import Image
 
-    with _naming(path), Image.open(path) as image:
+    with _errors_naming(path), Image.open(path) as image:
         yield image
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
-    # Broken files raise OSError, SyntaxError, ValueError, struct.error, ... by format.
+def _errors_naming(path: str) -> Iterator[None]:
+    """Turn any error in the block into an `InputError` that names the file `path`."""
+    # Depending on the format, broken files raise OSError, SyntaxError, ValueError, struct.error...
     try:
         yield
     except InputError:

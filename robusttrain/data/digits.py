@@ -1,4 +1,4 @@
-"""The 8x8 digits that come with scikit-learn: no download, seconds to train on."""
+"""The 8x8 digits of scikit-learn, which need no download and only seconds of training."""
 
 from dataclasses import KW_ONLY, dataclass
 
@@ -13,9 +13,10 @@ TEST_SIZE = 360
 
 @dataclass
 class Digits(_Base):
-    """1,797 handwritten digits of 8x8 pixels: 1,437 to train on, 360 to test on.
+    """1,797 handwritten digits of 8x8 pixels: 1,437 for training, 360 for the test.
 
-    The test set is the same for every seed, so that runs over seeds can be compared in pairs.
+    The test set is the same for every seed, so that runs with different seeds can be compared image
+    by image.
     """
 
     _: KW_ONLY
@@ -28,7 +29,7 @@ class Digits(_Base):
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
-        # The pixels count inked dots of a 4x4 block, 0 to 16.
+        # A pixel is the number of inked dots in a 4x4 block, from 0 to 16.
         images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)
         digits = Split(images.unsqueeze(1), torch.from_numpy(bunch.target).long())
         order = torch.randperm(digits.size, generator=generator_for(0, "digits test split"))

@@ -1,4 +1,4 @@
-"""An image folder of the user's own."""
+"""A data set from a folder of image files."""
 
 import os
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ import torch
 
 from robusttrain import ranges
 from robusttrain.data._base import _Base
-from robusttrain.data.decoding import Decoder, opened
+from robusttrain.data.decoding import Decoder, open_image
 from robusttrain.data.split import Info
 from robusttrain.data.streamed import Paths, Streamed, default_workers
 from robusttrain.errors import InputError
 from robusttrain.seeding import generator_for
 
-# Those of torchvision's ImageFolder, written out so that listing a folder imports no torchvision.
+# The extensions of torchvision's ImageFolder; repeated here to avoid the import of torchvision.
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
@@ -25,13 +25,13 @@ LAYOUT = "<path>/<class>/* or <path>/train/<class>/* with <path>/test/<class>/*"
 
 
 class _Class(NamedTuple):
-    """The images of a class: their folder and their names, in order."""
+    """The images of a class: their folder, and their sorted file names."""
 
     folder: Path
     names: list[str]
 
 
-# By the name of the class, in order.
+# The classes by name, in order.
 Listing = Mapping[str, _Class]
 
 
@@ -39,15 +39,28 @@ Listing = Mapping[str, _Class]
 class Folder(_Base):
     """Images in one folder per class, in `path`/<class>/ or `path`/train/<class>/ and .../test/.
 
-    Without a folder `test`, the share `test_share` of each class is drawn from `seed` as test set,
-    at least one image. Images become grey (`channels` 1) or RGB (3). With `image_size`, the shorter
-    side is resized to that many pixels (bilinear, antialiased) and the central square kept;
-    without, all must have one size. Hidden files and files that are no images are passed over.
+    Hidden files and files that are not images are ignored.
 
-    `stream` leaves the images in their files and decodes a batch when it is needed, with the same
-    results; `auto` does so where all together would take more than half of the free memory.
-    `workers` processes decode in advance: one for each core, 8 at most, where not given (0 outside
-    of Linux).
+    Parameters
+    ----------
+    path
+        The folder.
+    image_size
+        Side of the images, in pixels. The shorter side is resized to it (bilinear, antialiased),
+        and the central square is kept. If not given, all images must have the same size.
+    channels
+        1 for grey images, 3 for RGB.
+    seed
+        Seed of the draw of the test set, if there is no folder `test`.
+    test_share
+        Share of each class in that test set, between 0 and 1, at least one image.
+    stream
+        Whether the images stay in their files, and each batch is decoded when it is needed; the
+        results are the same. `auto` does so if all images would take more than half of the free
+        memory.
+    workers
+        Processes that decode in advance. If not given, one for each core, at most 8 (outside of
+        Linux 0).
     """
 
     path: str
@@ -75,7 +88,7 @@ class Folder(_Base):
         return Info(self._image_shape(train), len(train), tuple(train))
 
     def load(self) -> tuple[Streamed, Streamed]:
-        """The training and the test set, which is not decoded before it is put on a device."""
+        """The training and the test set, which are decoded when they move to a device."""
         train, test = self._list()
         decoder = Decoder(self._image_shape(train), self.image_size is not None)
         return self._streamed(train, decoder), self._streamed(test, decoder)
@@ -113,7 +126,7 @@ class Folder(_Base):
                 allowed = "two are needed to train on one and test on the other"
                 raise InputError("dataset.path", self.path, allowed, problem)
             count = min(max(1, round(self.test_share * len(files))), len(files) - 1)
-            # A stream per class: a new class leaves the test images of the others as they were.
+            # A stream per class, so that a new class does not change the test images of the others.
             generator = generator_for(self.seed, f"folder test split {name}")
             order = torch.randperm(len(files), generator=generator).tolist()
             test[name] = _Class(folder, [files[index] for index in sorted(order[:count])])
@@ -124,7 +137,7 @@ class Folder(_Base):
         if self.image_size is not None:
             return self.channels, self.image_size, self.image_size
         folder, names = next(iter(train.values()))
-        with opened(str(folder / names[0])) as image:
+        with open_image(str(folder / names[0])) as image:
             return self.channels, image.height, image.width
 
     def _streamed(self, listing: Listing, decoder: Decoder) -> Streamed:

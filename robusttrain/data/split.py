@@ -1,4 +1,4 @@
-"""What a data set is once it is read: uint8 images and int64 labels, whole, on one device."""
+"""Samples of a data set: uint8 images and int64 labels."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -13,9 +13,16 @@ from robusttrain.seeding import generator_for
 
 
 class Info(NamedTuple):
-    """What is known of a data set before its images are read, so that a model can be checked.
+    """Properties of a data set that are known before its images are read.
 
-    `image_shape` is (channels, height, width); `class_names` has one name per label.
+    Parameters
+    ----------
+    image_shape
+        (channels, height, width).
+    num_classes
+        Number of classes.
+    class_names
+        The name of each class, in the order of the labels.
     """
 
     image_shape: tuple[int, int, int]
@@ -24,7 +31,7 @@ class Info(NamedTuple):
 
 
 class Samples(Protocol):
-    """Images and their labels, wherever they are: a `Split` in memory, or `Streamed` from files."""
+    """Images with labels: a `Split` in memory, or `Streamed` from files."""
 
     @property
     def labels(self) -> Tensor:
@@ -32,7 +39,7 @@ class Samples(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where images are when they are used."""
+        """The device on which the images are used."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -43,28 +50,28 @@ class Samples(Protocol):
         """The number of images."""
 
     def to(self, device: torch.device | str, advance: Advance = ...) -> "Samples":
-        """The same samples for use on `device`, in memory where they are to be there."""
+        """The same samples for use on `device`; streamed ones may be loaded into its memory."""
 
     def take(self, indices: Tensor) -> "Samples":
-        """Those at `indices`, int64 of shape (M,) on any device, in their order."""
+        """The samples at `indices`, int64 of shape (M,) on any device, in that order."""
 
     def loaded(self) -> "Split":
-        """All of them, in memory."""
+        """All samples, in memory."""
 
     def fetch(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each of `parts`, indices on the device of `labels`, its images as bytes, and labels.
+        """For each of `parts`, the images as bytes (M, C, H, W), and the labels (M,), on `device`.
 
-        Both are on `device`.
+        A part holds indices (M,), on the device of `labels`.
         """
 
     def digest(self, advance: Advance = ...) -> str:
-        """What tells the data from others."""
+        """A checksum that identifies the data."""
 
 
 class Split(NamedTuple):
-    """Images, uint8 of shape (N, C, H, W), and their labels, int64 of shape (N,), on one device.
+    """Images, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,), on one device.
 
-    A tuple of two, so `len` is 2; the number of images is `size`.
+    It is a tuple of two, so `len` is 2; the number of images is `size`.
     """
 
     images: Tensor
@@ -72,7 +79,7 @@ class Split(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where both are."""
+        """The device of images and labels."""
         return self.images.device
 
     @property
@@ -91,12 +98,12 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.labels.to(device))
 
     def take(self, indices: Tensor) -> "Split":
-        """A copy of the images at `indices`, int64 of shape (M,) on any device, in their order."""
+        """A copy of the samples at `indices`, int64 of shape (M,) on any device, in that order."""
         here = indices.to(self.labels.device)
         return Split(self.images[here], self.labels[here])
 
     def loaded(self) -> "Split":
-        """The split itself."""
+        """This split."""
         return self
 
     def fetch(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,20 +121,28 @@ class Split(NamedTuple):
 
 
 def as_input(images: Tensor) -> Tensor:
-    """Images of bytes (0 to 255) as float32 in [0, 1], on the device where they are."""
+    """Convert images from bytes (0 to 255) to float32 in [0, 1], on their device."""
     return images.to(torch.float32) / 255
 
 
 def hold_out(train: Samples, validation: float, seed: int) -> tuple[Samples, Samples]:
-    """Split `train` at random into a training and a validation part, which may be empty.
+    """Split `train` at random into a training and a validation part; the latter may be empty.
 
-    `validation` below 1 is a share of `train`, from 1 on it is a number of images. The draw depends
-    on `seed` and the number of images alone; both parts keep the order of `train`.
+    The draw depends only on `seed` and the number of images. Both parts keep the order of `train`.
+
+    Parameters
+    ----------
+    train
+        The training set.
+    validation
+        Below 1 a share of `train`, from 1 on a number of images.
+    seed
+        The seed of the run.
 
     Raises
     ------
     InputError
-        If nothing would be left to train on.
+        If no image would remain for training.
     """
     count = round(validation * train.size) if validation < 1 else int(validation)
     allowed = f"small enough to leave some of the {train.size} training images to train on"

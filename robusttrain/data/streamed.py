@@ -1,4 +1,4 @@
-"""Images that stay in their files: decoded when they are needed, by processes beside training."""
+"""Images that stay in their files, and are decoded on demand by worker processes."""
 
 import ctypes
 import hashlib
@@ -25,13 +25,13 @@ from robusttrain.runtime import free_memory
 from robusttrain.runtime.progress import Advance, unreported
 from robusttrain.runtime.signals import SIGNALS
 
-# Few enough to keep all threads busy to the end, many enough to hide the cost of a task.
+# Few enough to keep all threads busy to the end, and enough to amortise the overhead of a task.
 FILES_PER_TASK = 64
 
-# Of prctl(2): the signal that a process gets when its parent has died.
+# From prctl(2): sets the signal that a process receives when its parent dies.
 PR_SET_PDEATHSIG = 1
 
-# Elsewhere workers are started afresh and get every signal that their parent gets.
+# Elsewhere workers would be spawned, and would receive every signal that their parent receives.
 FORKS = sys.platform == "linux"
 MOST_WORKERS = 8
 
@@ -39,24 +39,24 @@ T = TypeVar("T")
 
 
 def default_workers() -> int:
-    """A worker for each core that is this process's share, and not too many."""
+    """One worker for each core of this process, at most `MOST_WORKERS`."""
     if not FORKS:
         return 0
-    # Set by torchrun.
+    # torchrun sets this variable; its processes share the cores.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // processes))
 
 
 class Paths:
-    """Many paths as few objects.
+    """A sequence of many paths, stored in a few objects.
 
-    A Python string is written to, in its count of references, by whoever looks at it; a million of
-    them would be copied page by page into every worker.
+    Each access to a Python string changes its reference count. A list of a million strings would
+    therefore be copied, page by page, into every forked worker.
 
     Parameters
     ----------
     folders
-        (folder, names of the files in it), in order.
+        Pairs of a folder and the names of its files, in order.
     """
 
     def __init__(self, folders: Iterable[tuple[str, Sequence[str]]]) -> None:
@@ -82,24 +82,24 @@ class Paths:
 
 
 class Streamed(NamedTuple):
-    """Images in files, of which nothing but names and labels is held.
+    """Images in files; only their names and labels are in memory.
 
     Parameters
     ----------
     paths
-        The files, and perhaps others.
+        The paths of all files of the data set.
     rows
-        Which of them, (N,).
+        Indices of these samples in `paths`, (N,).
     labels
-        The class of each row, int64 of shape (N,), on the CPU.
+        The class of each sample, int64 of shape (N,), on the CPU.
     decoder
-        How files become images.
+        Decodes a file to an image.
     stream
-        Whether they stay files where they are used; None where memory decides.
+        Whether the images stay in their files for use. None decides by the free memory.
     workers
-        Processes that decode batches in advance; 0 decodes when a batch is asked for.
+        Processes that decode batches in advance. With 0, this process decodes each batch on demand.
     device
-        Where batches go.
+        The device of the batches.
     """
 
     paths: Paths
@@ -121,78 +121,79 @@ class Streamed(NamedTuple):
         return len(self.rows)
 
     @property
-    def decoded(self) -> int:
+    def decoded_bytes(self) -> int:
         """The bytes that all images take in memory."""
         return self.size * prod(self.image_shape)
 
     def to(self, device: torch.device | str, advance: Advance = unreported) -> "Split | Streamed":
-        """The same samples for use on `device`: a `Split` there unless they are to stay files.
+        """The same samples for use on `device`, as a `Split` there unless they stay in files.
 
         Raises
         ------
         InputError
-            If all are decoded, and one cannot be.
+            If the images are loaded, and one cannot be decoded.
         """
-        there = self._replace(device=torch.device(device))
-        stay = self.stream
-        if stay is None:
-            stay = not free_memory.fits(self.decoded, there.device)
-        return there if stay else there.loaded(advance)
+        moved = self._replace(device=torch.device(device))
+        stream = self.stream
+        if stream is None:
+            stream = not free_memory.fits(self.decoded_bytes, moved.device)
+        return moved if stream else moved.loaded(advance)
 
     def take(self, indices: Tensor) -> "Streamed":
-        """Those at `indices`, int64 of shape (M,) on any device, in their order."""
+        """The samples at `indices`, int64 of shape (M,) on any device, in that order."""
         here = indices.cpu()
         return self._replace(rows=self.rows[here.numpy()], labels=self.labels[here])
 
     def loaded(self, advance: Advance = unreported) -> Split:
-        """All of them, decoded, on `device`.
+        """All samples, decoded, on `device`.
 
         Raises
         ------
         InputError
-            If one cannot be decoded; of several the first is named.
+            If an image cannot be decoded; the message names the first such file.
         """
         pixels = np.empty((self.size, *self.image_shape), np.uint8)
 
         def decode(row: int) -> None:
             pixels[row] = self.decoder.pixels(self._path(row))
 
-        for done in self._all(decode):
+        for done in self._map(decode):
             advance(len(done))
         return Split(torch.from_numpy(pixels).to(self.device), self.labels.to(self.device))
 
     def fetch(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels at each of `parts`, indices on the CPU, on `device`.
+        """For each of `parts`, indices on the CPU, the images and labels, on `device`.
 
-        They are the same whatever the number of workers.
+        They do not depend on the number of workers.
 
         Raises
         ------
         InputError
             If an image cannot be decoded, or a worker has died.
         """
-        # Arrays, as a tensor would take along all that it is a view of.
+        # Arrays, since a tensor that is a view would be sent with all of its storage.
         wanted = [part.numpy() for part in parts]
-        for part, images in zip(wanted, self._delivered(wanted), strict=True):
+        for part, images in zip(wanted, self._decoded(wanted), strict=True):
             y = self.labels[torch.from_numpy(part)]
             yield images.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def digest(self, advance: Advance = unreported) -> str:
-        """`files:` and a SHA-256, in hexadecimal, of what is quickly read of every file.
+        """`files:` and a SHA-256, in hexadecimal, of the label and the head of every file.
 
-        That is its label, its length and its first 16 KiB: all of a small file. Names do not count.
+        The head is the length of the file and its first 16 KiB, so that large files are not read
+        in full. Names do not enter.
 
         Raises
         ------
         InputError
-            If the head of a file shows that it cannot be decoded; of several the first is named.
+            If the header of a file shows that it cannot be decoded; the message names the first.
         """
 
-        def of_head(row: int) -> bytes:
+        def head_digest(row: int) -> bytes:
             return hashlib.sha256(self.decoder.head(self._path(row))).digest()
 
         sha = hashlib.sha256(self.labels.numpy().data)
-        for heads in self._all(of_head):
+        for heads in self._map(head_digest):
             sha.update(b"".join(heads))
             advance(len(heads))
         return f"files:{sha.hexdigest()}"
@@ -200,8 +201,8 @@ class Streamed(NamedTuple):
     def _path(self, row: int) -> str:
         return self.paths[int(self.rows[row])]
 
-    def _all(self, work: Callable[[int], T]) -> Iterator[list[T]]:
-        """What `work` returns for each row, in order, in lists of a few."""
+    def _map(self, work: Callable[[int], T]) -> Iterator[list[T]]:
+        """The results of `work` for all rows, in order, in lists of `FILES_PER_TASK`."""
 
         def some(start: int) -> list[T]:
             return [work(row) for row in range(start, min(start + FILES_PER_TASK, self.size))]
@@ -209,23 +210,24 @@ class Streamed(NamedTuple):
         with ThreadPoolExecutor() as pool:
             yield from pool.map(some, range(0, self.size, FILES_PER_TASK))
 
-    def _delivered(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
+    def _decoded(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
+        """The images at each of `wanted`, as bytes on the CPU."""
         workers = min(self.workers, len(wanted))
         loader = DataLoader(
-            _Reader(self),
+            _BatchReader(self),
             sampler=wanted,
             batch_size=None,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=self.device.type == "cuda",
-            # Without one of its own it would draw from torch's global stream.
+            # By default the loader draws from torch's global stream.
             generator=torch.Generator(),
-            worker_init_fn=partial(_live_for, os.getpid()) if FORKS else None,
+            worker_init_fn=partial(_exit_with_parent, os.getpid()) if FORKS else None,
             multiprocessing_context="fork" if FORKS and workers else None,
         )
         try:
-            for images in _started(loader):
-                # In a worker it would have been raised with the worker's traceback in its message.
+            for images in _iterate(loader):
+                # Returned, since an error that a worker raises has its traceback in the message.
                 if isinstance(images, InputError):
                     raise images
                 yield images
@@ -233,12 +235,12 @@ class Streamed(NamedTuple):
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
             problem = f"has failed ({str(error).splitlines()[0]})"
-            allowed = "where memory or /dev/shm is short, give fewer, or 0 for none"
+            allowed = "if memory or /dev/shm is short, use fewer workers, or 0"
             raise InputError("dataset.workers", self.workers, allowed, problem) from error
 
 
-class _Reader(Dataset[Any]):
-    """What a worker does for each batch."""
+class _BatchReader(Dataset[Any]):
+    """Decodes one batch for each item, in a worker."""
 
     def __init__(self, samples: Streamed) -> None:
         self.samples = samples
@@ -254,12 +256,12 @@ class _Reader(Dataset[Any]):
         return torch.from_numpy(pixels)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """An iterator over `loader`, whose workers run by now where it has any."""
+def _iterate(loader: "DataLoader[Any]") -> Iterator[Any]:
+    """Start the workers of `loader`, if any, and return its iterator."""
     if not FORKS or loader.num_workers == 0:
         return cast("Iterator[Any]", iter(loader))
     # Workers inherit the mask; only this process handles signals.
@@ -268,23 +270,23 @@ def _started(loader: "DataLoader[Any]") -> Iterator[Any]:
     try:
         return cast("Iterator[Any]", iter(loader))
     finally:
-        # Torch's own handler raises wherever the program is when a worker dies, be it in the middle
-        # of a checkpoint. Whoever waits for a batch sees that, too.
+        # Remove torch's handler, which raises wherever the program is when a worker dies, even
+        # while a checkpoint is written. The next batch raises in any case.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _live_for(parent: int, worker: int) -> None:
-    """Have this worker end with its parent, however that ends, and when its parent says so."""
+def _exit_with_parent(parent: int, worker: int) -> None:
+    """Make this worker exit when its parent dies, or sends it SIGTERM."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    threading.Thread(target=_leave_when_told_by, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_on_sigterm_from, args=(parent,), daemon=True).start()
 
 
-def _leave_when_told_by(parent: int) -> None:
-    """Wait for a SIGTERM of the parent; one that all processes of a job get is not for workers."""
+def _exit_on_sigterm_from(parent: int) -> None:
+    """Exit on a SIGTERM from the parent, but not on one that is sent to all processes of a job."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

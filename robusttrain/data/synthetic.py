@@ -1,4 +1,4 @@
-"""A made-up problem of any size, for trying things out without a data set."""
+"""A synthetic problem of any size, for experiments without a data set."""
 
 import math
 from dataclasses import KW_ONLY, dataclass, field
@@ -15,18 +15,23 @@ from robusttrain.seeding import generator_for
 
 @dataclass
 class Synthetic(_Base):
-    """One random smooth picture per class, seen through Gaussian noise and cut to the box.
+    """One random smooth template per class, with Gaussian noise, clipped to the box.
 
-    `image_shape` is channels, height, width; `noise` is the standard deviation of a pixel, in units
-    of [0, 1]. Labels go round in a circle, so every stretch of a split is balanced. `seed` draws
-    the problem, not the run: leave it to keep one test set over the seeds of a study.
+    Labels cycle through the classes, so every stretch of a split is balanced.
 
     Parameters
     ----------
+    image_shape
+        Channels, height and width, each 1 or more.
     num_classes
         Classes, 2 or more.
     train_size, test_size
         Images of the training and of the test set, 1 or more.
+    noise
+        Standard deviation of a pixel, in units of [0, 1], 0 or more.
+    seed
+        Seed of the problem, which is independent of the run's: all seeds of a study have the same
+        test set.
     """
 
     image_shape: list[int] = field(default_factory=lambda: [1, 8, 8])
@@ -60,7 +65,7 @@ class Synthetic(_Base):
         )
 
     def _templates(self) -> Tensor:
-        """Uniform noise of a third of the resolution, enlarged: (num_classes, C, H, W)."""
+        """Uniform noise at a third of the resolution, upsampled: (num_classes, C, H, W)."""
         channels, height, width = self.image_shape
         coarse = (self.num_classes, channels, math.ceil(height / 3), math.ceil(width / 3))
         values = torch.rand(coarse, generator=generator_for(self.seed, "synthetic templates"))
@@ -70,5 +75,5 @@ class Synthetic(_Base):
         labels = torch.arange(size) % self.num_classes
         images = templates[labels]
         noise = torch.randn(images.shape, generator=generator_for(self.seed, name))
-        seen = (images + self.noise * noise).clamp_(0, 1)
-        return Split((seen * 255).round().to(torch.uint8), labels)
+        noisy = (images + self.noise * noise).clamp_(0, 1)
+        return Split((noisy * 255).round().to(torch.uint8), labels)

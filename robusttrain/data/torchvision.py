@@ -1,4 +1,4 @@
-"""The usual benchmarks, read through torchvision."""
+"""The usual benchmark data sets, read by torchvision."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -40,7 +40,21 @@ KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 
 class _Source(NamedTuple):
-    """Where torchvision keeps a data set: its class, its files below `data_dir`, how to ask."""
+    """How torchvision stores and reads a data set.
+
+    Parameters
+    ----------
+    reader
+        Its class in `torchvision.datasets`.
+    files
+        Its files, relative to `data_dir`.
+    image_shape, class_names
+        As in `Info`.
+    parts
+        Second argument of the class for the training and for the test set.
+    labels
+        Attribute of the labels.
+    """
 
     reader: str
     files: tuple[str, ...]
@@ -86,13 +100,14 @@ _SOURCES = {
 class Torchvision(_Base):
     """A data set that torchvision downloads: mnist, fashion_mnist, kmnist, cifar10, cifar100, svhn.
 
-    It lies in `data_dir`, in the folders that torchvision gives it. With `download` it is fetched
-    when its files are not there; when they are, nothing is written.
-
     Parameters
     ----------
     name
-        One of those six.
+        One of these six names.
+    data_dir
+        The folder of the data sets, in which torchvision chooses the subfolder.
+    download
+        Whether to download missing files. If all are there, nothing is written.
     """
 
     name: str
@@ -115,8 +130,8 @@ class Torchvision(_Base):
             problem = f"holds no {self.name} and download=false"
             allowed = "put it there or set download=true"
             raise InputError("data_dir", self.data_dir, allowed, problem)
-        # torchvision and the decoders below it have no exception in common; whatever they raise,
-        # it is about the files or the network.
+        # torchvision and its decoders have no common exception; whatever they raise is due to the
+        # files or the network.
         try:
             train, test = (self._read(part, missing) for part in _SOURCES[self.name].parts)
         except Exception as error:
@@ -138,7 +153,7 @@ class Torchvision(_Base):
         return split
 
     def _check(self, split: Split) -> None:
-        """Most of these formats carry no checksum: what was read must at least fit together."""
+        """Check that images and labels fit together, since most formats have no checksum."""
         info = self.info()
         if tuple(split.images.shape) != (split.size, *info.image_shape):
             shape = tuple(split.images.shape)
@@ -147,9 +162,9 @@ class Torchvision(_Base):
             raise ValueError(f"label {int(split.labels.max())} of {info.num_classes} classes")
 
     def _failure(self, error: Exception) -> InputError:
-        # An assert in torchvision has no words of its own.
+        # Assertions in torchvision have no message.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":. ")
-        # Asked again: with the files in place it was not the download that failed.
+        # If the files exist by now, the download did not fail.
         if self._is_there():
             what, remedy = "read", "delete it and download again"
         else:

@@ -1,6 +1,7 @@
-"""Defenses: the outer objective, that is, which loss is descended at which points.
+"""Defenses: the outer objective, that is, which loss is minimised at which points.
 
-A defense says where to look, `inner`, and what to descend there, `outer`. A step of training is
+A defense has two methods: `inner` finds the points, and `outer` computes the loss there. A step of
+training is
 
     found = defense.inner(model, x, y, generator=generator)
     objective = defense.outer(model, x, found, y, loss=loss)
@@ -8,14 +9,14 @@ A defense says where to look, `inner`, and what to descend there, `outer`. A ste
     objective.loss.backward()
     optimizer.step()
 
-The model comes in train mode. Adversarial weight perturbation asks for `outer` a second time, at
-other weights and with what `inner` has found. A class that derives from `Defense` need not write an
-`inner` of its own.
+The model is in train mode. Adversarial weight perturbation calls `outer` a second time, at other
+weights and with the same result of `inner`. A class that derives from `Defense` inherits an `inner`
+that returns the clean images.
 
-What only some defenses have to say, they say by protocols of their own: `Replayed` to descend a
-batch several times, `Stateful` to keep something from batch to batch, `Growing` to be scheduled by
-the curriculum, `WithModels` to train with other models, `Selective` to refuse models. Their threat
-model they say as attacks do, by `Bounded`; that of an attack in their field `attack` goes with it.
+Some defenses need more, and each need has a protocol: `Replayed` to train several times on a batch,
+`Stateful` to keep something from batch to batch, `Scheduled` to be changed by the curriculum,
+`WithModels` to train with other models, `Selective` to refuse models. A defense states its threat
+model as attacks do, by `Bounded`. The threat model of an attack in its field `attack` counts too.
 """
 
 from abc import abstractmethod
@@ -29,15 +30,15 @@ from robusttrain.attacks import Loss
 
 
 class Objective(NamedTuple):
-    """What is descended, and the logits that its computation gave anyway.
+    """The loss to minimise, and the logits that were computed on the way.
 
     Parameters
     ----------
     loss
-        A scalar with a graph to the parameters, a mean over the images: a batch that does not fit
-        into memory is given in parts, and their losses are weighted by their shares of it.
+        A scalar with a graph to the parameters. It is a mean over the images: a batch that does not
+        fit into memory is split, and the losses of its parts are weighted by their sizes.
     clean, adversarial
-        Logits (N, K) at the clean and at the adversarial images, where they were computed; the
+        Logits (N, K) at the clean and at the adversarial images, where they were computed. The
         progress display and `train.csv` take their accuracies from them.
     """
 
@@ -48,13 +49,13 @@ class Objective(NamedTuple):
 
 @runtime_checkable
 class Defense(Protocol):
-    """What every defense has: the inner maximiser and the outer objective.
+    """The inner maximiser and the outer objective, which every defense has.
 
     Images `x` (N, C, H, W) are in [0, 1], labels `y` (N,) are classes.
     """
 
     def inner(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Any:
-        """Where `outer` looks: adversarial images, or whatever it needs; the clean images here.
+        """Adversarial images, or whatever else `outer` needs. The default returns the clean images.
 
         All random numbers are drawn from `generator`.
         """
@@ -62,19 +63,19 @@ class Defense(Protocol):
 
     @abstractmethod
     def outer(self, model: nn.Module, x: Tensor, found: Any, y: Tensor, *, loss: Loss) -> Objective:
-        """What is descended at the weights that `model` has now, with what `inner` has found."""
+        """The loss at the current weights of `model`; `found` is the result of `inner`."""
 
 
 class WithCleanPass(NamedTuple):
-    """What `inner` has found, with the clean pass that it made on the way.
+    """Adversarial images, with the logits at the clean images that `inner` computed on the way.
 
     Parameters
     ----------
     x_adv
         Adversarial images (N, C, H, W).
     clean
-        The logits at the clean images with their graph, which serves one `outer`. None for a
-        further one, which has to compute them itself.
+        The logits at the clean images. Their graph can be used by one call of `outer`. None for any
+        further call, which has to compute the logits again.
     """
 
     x_adv: Tensor
@@ -82,35 +83,36 @@ class WithCleanPass(NamedTuple):
 
 
 def reusable(found: Any) -> Any:
-    """What `inner` has found, without the pass that one `outer` has used up."""
+    """The result of `inner` without the graph that a call of `outer` has used up."""
     return found._replace(clean=None) if isinstance(found, WithCleanPass) else found
 
 
 @runtime_checkable
 class Replayed(Protocol):
-    """A defense that descends each batch several times, with a step of the optimiser for each.
+    """A defense that trains several times on each batch, with an optimiser step for each replay.
 
-    `inner` is asked once a batch, `outer` in each of the `replays`, and `advance` behind each step.
+    For each batch `inner` is called once. Each of the `replays` calls `outer`, takes a step, and
+    then calls `advance`.
     """
 
     replays: int
 
     def advance(self, x: Tensor, found: Any) -> Any:
-        """What the next replay takes for `found`, whose tensors may have gradients by now."""
+        """`found` for the next replay. The tensors of the present one may have gradients by now."""
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A defense that goes on from what it has kept of earlier batches; checkpoints hold it.
+    """A defense that keeps a state from batch to batch; checkpoints hold it.
 
-    Its batches are never computed in parts, also where they do not fit into memory.
+    Its batches are never split, even if they do not fit into memory.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, on which the next batch depends."""
+        """Tensors and plain values that the next batch depends on."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, whose tensors may be on another device."""
+        """Continue from `state`, whose tensors may be on another device."""
 
 
 @runtime_checkable
@@ -120,7 +122,7 @@ class WithModels(Protocol):
     def with_models(self, load: Callable[[str, str], nn.Module]) -> Defense:
         """The same defense with its models, each of them `load(key, run directory or checkpoint)`.
 
-        It is asked for once, before training; who only evaluates needs none of them.
+        It is called once, before training. An evaluation does not need the models.
         """
 
 
@@ -129,23 +131,24 @@ class Selective(Protocol):
     """A defense that cannot train every model."""
 
     def refuse_unfit(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        """Raise `InputError` if `model` is none of them; asked for before data is loaded."""
+        """Raise `InputError` if it cannot train `model`; called before data is loaded."""
 
 
 @runtime_checkable
-class Growing(Protocol):
-    """A defense with more than radii that starts small where `training.curriculum` warms up.
+class Scheduled(Protocol):
+    """A defense with more than a radius for `training.curriculum` to warm up.
 
-    Radii grow by themselves, its own (`robusttrain.attacks.Bounded`) and those of its attack.
+    The radii need nothing of this kind: the curriculum scales those of the defense
+    (`robusttrain.attacks.Bounded`) and of its attack by itself.
     """
 
-    def grown(self, share: float) -> Defense:
-        """A copy with `share`, in [0, 1], of everything but the radii that grows."""
+    def scheduled(self, share: float) -> Defense:
+        """A copy with everything scheduled, except the radii, times `share` in [0, 1]."""
 
 
 def each_row(values: Tensor, logits: Tensor) -> Tensor:
-    """`values` (N, ...) of the images for each row of `logits`, of which an image may have several.
+    """Repeat the `values` (N, ...) of the images for each row of `logits`.
 
-    With `noise.draws` the rows of an image, one for each draw, follow one another.
+    With `noise.draws` an image has several rows, one for each draw, which follow one another.
     """
     return values.repeat_interleave(len(logits) // len(values), 0)

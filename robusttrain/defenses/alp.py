@@ -1,4 +1,4 @@
-"""Logit pairing, which hides gradients more than it defends: a control for evaluations."""
+"""Logit pairing, which masks gradients more than it defends: a control for evaluations."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ from robusttrain.defenses import Objective
 
 
 class Pairing(StrEnum):
-    """Whose logits are pulled together: an image's and its adversarial one's, or two images'."""
+    """The logits that are paired: of an image and its adversarial image, or of two clean images."""
 
     adversarial = "adversarial"
     clean = "clean"
@@ -23,14 +23,14 @@ class Pairing(StrEnum):
 class ALP:
     """min E[ J + weight |f(x) - f(x')|^2 / K ] for K classes (Kannan, Kurakin, Goodfellow 2018).
 
-    With `pairing=adversarial` x' is the adversarial image, a constant of the outer
-    gradient, and J the loss on clean and adversarial images in equal parts. With `pairing=clean`
-    x' is another image of the batch, of any class: each of the first half is paired
-    with one of the second, J is the loss on clean images, and no attack is run; the paper adds
-    Gaussian noise to them, which is `noise=gaussian`. Engstrom, Ilyas and Athalye 2018 break it.
+    With `pairing=adversarial`, x' is the adversarial image, a constant of the outer gradient, and J
+    is the loss on clean and adversarial images in equal parts. With `pairing=clean`, x' is another
+    image of the batch, of any class: each image of the first half is paired with one of the second.
+    J is then the loss on clean images, and no attack is run. The paper adds Gaussian noise to the
+    images, which is `noise=gaussian`. Engstrom, Ilyas and Athalye 2018 break the defense.
 
-    Two forward passes and one backward pass through both beside those of the attack, or a single
-    pass each way.
+    With an attack, two forward passes and one backward pass through both, besides the passes of the
+    attack. Without one, a single forward and a single backward pass.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class ALP:
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> Tensor:
-        """Adversarial images, where their logits are paired."""
+        """Adversarial images, or the clean ones with `pairing=clean`."""
         if self.pairing is Pairing.clean:
             return x
         return self.attack(model, x, y, generator=generator)
@@ -62,16 +62,16 @@ class ALP:
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The loss, and the weighted distance of paired logits."""
+        """The loss plus the weighted distance of paired logits."""
         if self.pairing is Pairing.clean:
             return self._clean(model, x, y, loss)
         return self._adversarial(model, x, x_adv, y, loss)
 
     def _clean(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Objective:
         clean = model(x)
-        # As many rows for each image as it has draws of noise.
+        # An image has a row for each draw of noise.
         half = len(x) // 2 * (len(clean) // len(x))
-        # A sum, since a single image has no pair to take a mean of.
+        # A sum, since the mean over the pairs of a single image would be NaN.
         apart = F.mse_loss(clean[:half], clean[half : 2 * half], reduction="sum")
         pull = apart / max(1, clean[:half].numel())
         return Objective(loss(clean, y).mean() + self.weight * pull, clean=clean)

@@ -16,8 +16,8 @@ class AlphaMix:
 
     Szegedy et al. 2014 train on such a mixture with L-BFGS examples; Goodfellow, Shlens and Szegedy
     2015 (section 6) make it practical with FGSM and alpha = 0.5. The adversarial images are
-    constants of the outer gradient. Two forward passes and one backward pass through both, beside
-    those of the attack.
+    constants of the outer gradient. Two forward passes and one backward pass through both, besides
+    the passes of the attack.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class AlphaMix:
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The mixed loss."""
+        """The mixture of the clean and the adversarial loss."""
         clean, adversarial = model(x), model(x_adv)
         mixture = self.alpha * loss(clean, y) + (1 - self.alpha) * loss(adversarial, y)
         return Objective(mixture.mean(), clean=clean, adversarial=adversarial)

@@ -1,4 +1,4 @@
-"""Adversarial distillation: a student learns the outputs of a robust teacher."""
+"""Adversarial distillation: a student learns to match the outputs of a robust teacher."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,15 +21,15 @@ from robusttrain.noise.control import drawing_from
 from robusttrain.noise.layer import noise_layers
 
 
-class Taught(NamedTuple):
-    """Adversarial images, and what the teacher makes of the clean ones.
+class WithTarget(NamedTuple):
+    """Adversarial images, and the teacher's outputs on the clean images.
 
     Parameters
     ----------
     x_adv
-        Images (N, C, H, W).
+        Adversarial images (N, C, H, W).
     target
-        Log-probabilities (N, K).
+        Log-probabilities (N, K) of the teacher.
     """
 
     x_adv: Tensor
@@ -40,10 +40,9 @@ class Taught(NamedTuple):
 class Distill:
     """min E[ alpha KL(t(x) || f(z)) + (1 - alpha) KL(t(x) || f(x)) ] (RSLAD, Zi et al. 2021).
 
-    The attack finds z by climbing the first divergence; t is the teacher, which sees clean images
-    alone, and whose outputs take the place of the labels. One forward and one backward pass for
-    each of the clean and the adversarial images, and a forward pass of the teacher, beside those of
-    the attack.
+    The attack finds z by climbing the first divergence. The teacher t only gets clean images; its
+    outputs replace the labels. One forward and one backward pass for each of the clean and the
+    adversarial images, and a forward pass of the teacher, besides the passes of the attack.
 
     Parameters
     ----------
@@ -65,35 +64,35 @@ class Distill:
         refuse_labels(self.attack)
 
     def with_models(self, load: Callable[[str, str], nn.Module]) -> "Distill":
-        """The same with its teacher, loaded by `load(key, run)` unless it is there."""
+        """A copy with its teacher, which `load(key, run)` loads unless it is a module already."""
         if isinstance(self.teacher, nn.Module):
             return self
         return replace(self, teacher=load("teacher", self.teacher))
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
-    ) -> Taught:
-        """Images whose outputs are far from those of the teacher."""
-        target = self._outputs_of_teacher(x, generator)
+    ) -> WithTarget:
+        """Images whose outputs differ most from those of the teacher on the clean images."""
+        target = self._teacher_outputs(x, generator)
         x_adv = self.attack(model, x, y, loss=DivergenceFrom(target), generator=generator)
-        return Taught(x_adv, target)
+        return WithTarget(x_adv, target)
 
     def outer(
-        self, model: nn.Module, x: Tensor, found: Taught, y: Tensor, *, loss: Loss
+        self, model: nn.Module, x: Tensor, found: WithTarget, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The divergences from the teacher; neither the labels nor `loss` have a part in them."""
+        """The divergences from the teacher; the labels and `loss` are not used."""
         clean, adversarial = model(x), model(found.x_adv)
         rows = each_row(found.target, clean)
         robust, natural = (divergence(rows, logits) for logits in (adversarial, clean))
         mixture = self.alpha * robust + (1 - self.alpha) * natural
         return Objective(mixture.mean(), clean=clean, adversarial=adversarial)
 
-    def _outputs_of_teacher(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _teacher_outputs(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log-probabilities (N, K) of the teacher."""
         assert isinstance(self.teacher, nn.Module), "with_models loads it"
         teacher, seed = self.teacher.to(x.device), 0
         if noise_layers(teacher):
-            # Its own streams are in no checkpoint.
+            # Drawn from the training's stream, since no checkpoint has the teacher's own streams.
             high = torch.iinfo(torch.int64).max
             draw = torch.randint(high, (1,), generator=generator, device=generator.device)
             seed = int(draw)

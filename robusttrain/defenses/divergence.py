@@ -1,4 +1,4 @@
-"""The Kullback-Leibler divergence of outputs, which TRADES and distillation have attacks climb."""
+"""The Kullback-Leibler divergence of outputs, which attacks climb for TRADES and distillation."""
 
 import math
 
@@ -13,15 +13,15 @@ from robusttrain.attacks.none import NoAttack
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """log softmax of each row of `logits` (N, K), in float32 at least.
+    """log softmax of each row of `logits` (N, K), in at least float32.
 
-    Close distributions differ in digits that bf16 does not have.
+    bf16 has too few digits to tell close distributions apart.
     """
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 
 
 def mean_log_probabilities(logits: Tensor, count: int) -> Tensor:
-    """log of the mean softmax of `count` images, (count, K), each of which has as many rows."""
+    """Log of each image's mean softmax, (count, K), over its equal number of rows in `logits`."""
     draws = len(logits) // count
     rows = log_probabilities(logits).view(count, draws, -1)
     return rows.logsumexp(1) - math.log(draws)
@@ -34,40 +34,41 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
 
 
 class DivergenceFrom:
-    """A loss for attacks: how far outputs are from given ones, whatever the labels.
+    """A loss for attacks: the divergence of outputs from given ones. Labels are ignored.
 
     Parameters
     ----------
     target
-        Log-probabilities (N, K) of the images of the batch, constants.
+        Log-probabilities (N, K) for the images of the batch, as constants.
     """
 
     def __init__(self, target: Tensor) -> None:
         self.target = target
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        """KL(p || softmax(logits)) of each image, (N,)."""
+        """KL(p || softmax(logits)) of each image, (N,), with log p = `target`."""
         return divergence(self.target, logits)
 
     def take(self, rows: Tensor | slice) -> "DivergenceFrom":
-        """The same loss for some of the images."""
+        """The same loss for the images at `rows`."""
         return DivergenceFrom(self.target[rows])
 
 
 def refuse_labels(attack: Attack) -> None:
-    """Raise `InputError` if `attack` leads to a label, or from another than the given one.
+    """Raise `InputError` if `attack` is targeted, or moves away from another label than the given.
 
-    A divergence knows no labels; where it is to fall, the images would not be adversarial.
+    A divergence does not depend on labels. An attack that lowers it would find no adversarial
+    images.
     """
     label = traits_of(attack).label
-    allowed = "given: the defense has its attack climb a divergence, which knows no labels"
+    allowed = "given: the attack of this defense climbs a divergence, which ignores labels"
     ranges.require(label == Label.given, "attack.label", label, allowed)
 
 
 def refuse_start_at_image(attack: Attack) -> None:
-    """Raise `InputError` if `attack` starts at x, where the divergence from f(x) has no slope."""
+    """Raise `InputError` if `attack` starts at x, where the divergence from f(x) has gradient 0."""
     moves = not isinstance(attack, NoAttack)
     ranges.require(moves, "attack", "none", "one that moves away from the image")
-    allowed = "true: the divergence from the outputs at an image has no slope there"
+    allowed = "true: the divergence from the outputs at an image has gradient 0 there"
     random_start = not traits_of(attack).starts_at_image
     ranges.require(random_start, "attack.random_start", random_start, allowed)

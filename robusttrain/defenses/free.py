@@ -16,27 +16,27 @@ from robusttrain.threat.balls import ball
 
 @dataclass
 class Free(ThreatFields):
-    """min E[ L(f(x + d), y) ], d one step further with each step of the weights.
+    """min E[ L(f(x + d), y) ], where d and the weights take their steps together.
 
-    Shafahi et al. 2019, Algorithm 1: a batch is replayed `replays` times, and each of them takes
-    one forward and one backward pass, which gives the gradient of the weights and, at the same
-    point, that of the step x + d <- project(x + d + step_size steepest(grad_x L)). d starts at 0,
-    and goes on from batch to batch, and through checkpoints. Where an image meets it, x + d is
-    projected on S(x), and what goes on is what the last image has left of it: the authors' code
-    cuts with the box what the model sees, but not d. In l1, of which the paper does not speak, a
-    step moves one pixel in a hundred. The model is in train mode throughout.
+    Shafahi et al. 2019, Algorithm 1: each batch is replayed `replays` times. A replay takes one
+    forward and one backward pass, which gives the gradient of the weights and, at the same point,
+    the gradient of the step x + d <- project(x + d + step_size steepest(grad_x L)). d starts at 0
+    and is kept from batch to batch, also in checkpoints. Each new image projects x + d on S(x), and
+    d stays projected; the authors' code clips x + d to the box for the model, but does not change
+    d. In l1, which the paper does not cover, a step moves one pixel in a hundred. The model is in
+    train mode throughout.
 
-    An epoch stays one pass over the images, and takes `replays` steps on each batch: for the cost
-    of standard training divide `epochs` by `replays`, as the paper does.
+    An epoch is one pass over the images, with `replays` steps on each batch. For the cost of
+    standard training divide `epochs` by `replays`, as the paper does.
 
     Parameters
     ----------
     norm, eps
         The threat model; `eps` in pixel units of [0, 1], 0 or more.
     replays
-        Steps on each batch, m of the paper, 1 or more.
+        Steps on each batch, 1 or more: m of the paper.
     step_size
-        Length of a step of the perturbation in the norm, in pixel units; `eps` where not given.
+        Length of a step of the perturbation in the norm, in pixel units; `eps` if not given.
     """
 
     norm: Norm = Norm.linf
@@ -52,31 +52,31 @@ class Free(ThreatFields):
         self._delta: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The perturbation that the next batch starts from."""
+        """The perturbation d (N, C, H, W) that the next batch starts from; None at first."""
         return {"delta": self._delta}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self._delta = state["delta"]
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> Tensor:
-        """x + d where the batch before has left d, a leaf that requires gradients."""
-        self._delta = self._long_enough(x)
+        """x + d with the d of the previous batch, as a leaf that requires gradients."""
+        self._delta = self._delta_for(x)
         x_adv = ball(self.threat).project(x + self._delta[: len(x)], x)
         return x_adv.detach().requires_grad_()
 
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The loss at x + d, whose gradient will be that of this computation alone."""
+        """The loss at x + d; clears the gradient of the previous replay."""
         x_adv.grad = None
         logits = model(x_adv)
         return Objective(loss(logits, y).mean(), adversarial=logits)
 
     def advance(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """x + d a step further along the gradient that the backward pass has left at `x_adv`."""
+        """x + d after a step along the gradient that the backward pass has left at `x_adv`."""
         assert self._delta is not None, "advance comes after inner"
         assert x_adv.grad is not None, "advance comes after a backward pass"
         threat, step = ball(self.threat), self.eps
@@ -87,8 +87,8 @@ class Free(ThreatFields):
         self._delta[: len(x)] = x_adv - x
         return x_adv.detach().requires_grad_()
 
-    def _long_enough(self, x: Tensor) -> Tensor:
-        """What is kept, with zeros for images beyond the longest batch so far."""
+    def _delta_for(self, x: Tensor) -> Tensor:
+        """The kept perturbation, with zeros appended if `x` is the longest batch so far."""
         kept = torch.zeros_like(x[:0]) if self._delta is None else self._delta.to(x.device)
         missing = max(0, len(x) - len(kept))
         return torch.cat([kept, torch.zeros_like(x[:missing])])

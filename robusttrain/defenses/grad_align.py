@@ -1,4 +1,4 @@
-"""GradAlign: FGSM training of a network that is held to be locally linear."""
+"""GradAlign: FGSM training with a regulariser that keeps the network locally linear."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,16 +17,16 @@ from robusttrain.threat.balls import ball
 
 
 class Points(NamedTuple):
-    """The step of FGSM, and the points between which gradients are compared; (N, C, H, W) each.
+    """The step of FGSM, and the points whose gradients are compared; (N, C, H, W) each.
 
     Parameters
     ----------
     x_adv
         Images at the end of the step.
     gradient
-        That of the loss at the images themselves.
+        Gradient of the loss at the clean images.
     noisy
-        Images with noise; a leaf that requires gradients.
+        Images with noise, as a leaf that requires gradients.
     """
 
     x_adv: Tensor
@@ -38,12 +38,12 @@ class Points(NamedTuple):
 class GradAlign(ThreatFields):
     """min E[ L(f(x + d), y) + weight (1 - cos(grad_x L(x), grad_x L(x + n))) ].
 
-    Andriushchenko and Flammarion 2020: d is the step of FGSM, n uniform in the ball, and the
-    cosine falls where one step stops being the worst case, that is, in catastrophic overfitting.
-    The gradient at x also gives d and is a constant of the objective; both gradients are of the
-    plain cross-entropy in train mode. Three forward passes, one input gradient alone, and one that
-    is differentiated through. With `weight_perturbation=awp` the constant stays the gradient at the
-    weights themselves.
+    Andriushchenko and Flammarion 2020: d is the step of FGSM, and n is uniform in the ball. The
+    cosine falls when one step is no longer the worst case, that is, in catastrophic overfitting.
+    The gradient at x also gives d, and is a constant of the objective. Both gradients are of the
+    plain cross-entropy in train mode. Three forward passes, one input gradient, and one input
+    gradient that is differentiated again. With `weight_perturbation=awp` the constant is still the
+    gradient at the unperturbed weights.
 
     Parameters
     ----------
@@ -66,36 +66,36 @@ class GradAlign(ThreatFields):
         """The step of FGSM, its gradient, and noisy images."""
         threat = ball(self.threat)
         with frozen(model, Mode.train):
-            surrogate = attack_loss(model, x, y, label=Label.given, loss=cross_entropy)
-            gradient = surrogate.evaluate(x).gradient
+            own_loss = attack_loss(model, x, y, label=Label.given, loss=cross_entropy)
+            gradient = own_loss.evaluate(x).gradient
         noisy = (x + threat.random_offset(x, generator)).requires_grad_()
         return Points(threat.linear_maximiser(gradient, x), gradient, noisy)
 
     def outer(
         self, model: nn.Module, x: Tensor, found: Points, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The loss at the end of the step, and the weighted regulariser."""
+        """The loss at the end of the step plus the weighted regulariser."""
         logits = model(found.noisy)
         losses = cross_entropy(logits, each_row(y, logits))
         (nearby,) = torch.autograd.grad(losses.sum(), found.noisy, create_graph=True)
         adversarial = model(found.x_adv)
-        bent = self.weight * misalignment(found.gradient, nearby)
-        return Objective(loss(adversarial, y).mean() + bent, adversarial=adversarial)
+        regulariser = self.weight * misalignment(found.gradient, nearby)
+        return Objective(loss(adversarial, y).mean() + regulariser, adversarial=adversarial)
 
 
 def misalignment(first: Tensor, second: Tensor) -> Tensor:
-    """1 - cos between the gradients (N, ...) of each image, on average; differentiable.
+    """The mean over images of 1 - cos between two gradients (N, ...), a differentiable scalar.
 
-    Images of which one gradient is zero have no angle and do not count.
+    Images with a zero gradient have no angle and do not count.
     """
     directions = [_direction(gradient) for gradient in (first, second)]
-    known = (directions[0] != 0).any(1) & (directions[1] != 0).any(1)
+    defined = (directions[0] != 0).any(1) & (directions[1] != 0).any(1)
     cosines = (directions[0] * directions[1]).sum(1)
-    return ((1 - cosines) * known).sum() / known.sum().clamp_min(1)
+    return ((1 - cosines) * defined).sum() / defined.sum().clamp_min(1)
 
 
 def _direction(gradient: Tensor) -> Tensor:
     flat = gradient.flatten(1)
-    # A confident model has faint gradients, whose squares underflow unless scaled up first.
+    # A confident model has tiny gradients, whose squares underflow unless scaled up first.
     largest = flat.detach().abs().amax(1, keepdim=True)
     return F.normalize(flat / largest.clamp_min(torch.finfo(flat.dtype).tiny), dim=1)

@@ -1,4 +1,4 @@
-"""Training on bounds: what no attack can exceed, instead of what one attack finds."""
+"""Training on bounds that no attack can exceed, instead of on what one attack finds."""
 
 from dataclasses import dataclass, replace
 from typing import cast
@@ -19,29 +19,29 @@ from robusttrain.threat import Norm
 class IBP(ThreatFields):
     """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018).
 
-    Their kappa is 1 - weight, and m(x) are the worst logits that interval bound propagation leaves
-    possible in S(x): no point of it has a larger loss in eval mode, up to rounding. With an attack
-    its images take the place of x in the first loss, which is MTL-IBP with alpha = weight (De Palma
+    Their kappa is 1 - weight. m(x) are the worst logits that interval bound propagation leaves
+    possible in S(x): no point of S(x) has a larger loss in eval mode, up to rounding. With an
+    attack, its images replace x in the first loss, which is MTL-IBP with alpha = weight (De Palma
     et al. 2024, "Expressive losses for verified robustness via convex combinations"). A forward and
-    a backward pass of intervals, which cost about two of images, and one of each for the images of
-    the first loss, beside those of the attack.
+    a backward pass of intervals, which cost about two of images each, and one forward and one
+    backward pass for the images of the first loss, besides the passes of the attack.
 
-    Bounds are those of the network as it predicts: BatchNorm with its running statistics, without
-    dropout, and without noise that is for training. Those of an untrained network are so wide that
-    training ends at the uniform output, unless radius and weight grow from 0 on, as in the paper:
-    `training.curriculum.eps_warmup` with `training.curriculum.smooth`.
+    The bounds are those of the network in eval mode: BatchNorm uses its running statistics, and
+    neither dropout nor training noise is active. The bounds of an untrained network are so wide
+    that training ends at the uniform output, unless radius and weight grow from 0 on, as in the
+    paper: `training.curriculum.eps_warmup` with `training.curriculum.per_batch`.
 
     Parameters
     ----------
     attack
         Any attack, or none.
     norm
-        linf alone: of the balls of other norms intervals know the box around them.
+        Only linf: an interval is a box, so it would only enclose the balls of other norms.
     eps
-        Radius that bounds hold for, in pixel units, 0 or more. Larger than the one of the
-        evaluation, it proves more there.
+        Radius that the bounds hold for, in pixel units, 0 or more. A radius above that of the
+        evaluation proves more there.
     weight
-        Of the bounds, from 0 to 1.
+        Weight of the loss at the bounds, from 0 to 1.
     """
 
     attack: Attack
@@ -53,33 +53,33 @@ class IBP(ThreatFields):
         ranges.at_least(0, eps=self.eps)
         ranges.within(0, 1, weight=self.weight)
 
-    def grown(self, share: float) -> "IBP":
-        """With `share` of the weight, where `training.curriculum` has the radii grow."""
+    def scheduled(self, share: float) -> "IBP":
+        """A copy with `share` of the weight, for the warm-up of `training.curriculum`."""
         return replace(self, weight=share * self.weight)
 
     def refuse_unfit(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        """Raise `InputError` in other norms, and if the bounds of `model` are not known.
+        """Raise `InputError` in other norms, and if `model` has a layer without known bounds.
 
-        Only who trains asks for it: what this has trained may be evaluated in other norms.
+        Only training asks for it: the trained model may be evaluated in other norms.
         """
         refuse_unbounded(model, image_shape, self.norm, "defense=ibp or mtl_ibp")
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> Tensor:
-        """The images of the first loss."""
+        """The images of the first loss, (N, C, H, W)."""
         return self.attack(model, x, y, generator=generator)
 
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The mixed loss."""
-        logits, worst = model(x_adv), self._worst(model, x, y)
+        """The weighted sum of the loss at images and the loss at the bounds."""
+        logits, worst = model(x_adv), self._worst_logits(model, x, y)
         mixture = (1 - self.weight) * loss(logits, y) + self.weight * loss(worst, y)
-        seen = "clean" if isinstance(self.attack, NoAttack) else "adversarial"
-        return Objective(mixture.mean(), **{seen: logits})
+        kind = "clean" if isinstance(self.attack, NoAttack) else "adversarial"
+        return Objective(mixture.mean(), **{kind: logits})
 
-    def _worst(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _worst_logits(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with modes_restored(model):
             outputs = cast(Interval, model.eval()(Interval.around(x, self.eps)))
         return outputs.margins(each_row(y, outputs.centre))

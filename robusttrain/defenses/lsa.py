@@ -15,7 +15,7 @@ from robusttrain.threat import Norm
 
 
 class Direction(StrEnum):
-    """Which function the adversary linearises: the loss, or the softmax outputs (alpha)."""
+    """The function that the adversary linearises: the loss, or the softmax outputs (alpha)."""
 
     loss = "loss"
     alpha = "alpha"
@@ -27,15 +27,15 @@ class LSA(ThreatFields):
 
     `direction=loss` takes the maximiser of the linearised loss (section 3.2): eps g/|g|_2 in l2,
     eps sign(g) in linf, the pixel of largest gradient in l1. `direction=alpha` is Algorithm 1: the
-    shortest way to another class over the Jacobian of the softmax outputs, made `eps` long; it
-    costs a backward pass for each class.
+    shortest step to another class by the Jacobian of the softmax outputs, scaled to length `eps`.
+    It costs a backward pass for each class.
 
     Parameters
     ----------
     norm, eps
         The threat model; `eps` in pixel units of [0, 1], 0 or more.
     direction
-        Which function the adversary linearises: the loss, or the softmax outputs (alpha).
+        The function that the adversary linearises: the loss, or the softmax outputs (alpha).
     """
 
     norm: Norm = Norm.l2
@@ -49,11 +49,11 @@ class LSA(ThreatFields):
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> Tensor:
-        """The images at the end of the perturbation."""
+        """The perturbed images x + r."""
         return self._worst_case.inner(model, x, y, generator=generator)
 
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The loss at the perturbed images alone."""
+        """The loss at the perturbed images."""
         return self._worst_case.outer(model, x, x_adv, y, loss=loss)

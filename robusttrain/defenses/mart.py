@@ -1,4 +1,4 @@
-"""MART: adversarial training that looks hardest at images which are misclassified anyway."""
+"""MART: adversarial training that weights misclassified images more."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from robusttrain.attacks import Attack, Loss
 from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.divergence import divergence, log_probabilities
 
-# 1 and a little: the logarithm stays finite where another class has all the probability.
+# Slightly above 1, so that the logarithm is finite if another class has probability 1.
 ONE = 1.0001
 
 
@@ -20,8 +20,8 @@ class MART:
 
     z is the adversarial image, a constant of the outer gradient, f(x) are probabilities, and the
     boosted cross-entropy is BCE(f(z), y) = L(f(z), y) - log(1.0001 - max_{k != y} f(z)_k). One
-    forward and one backward pass for each of the clean and the adversarial images, beside those of
-    the attack.
+    forward and one backward pass for each of the clean and the adversarial images, besides the
+    passes of the attack.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class MART:
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The boosted cross-entropy, and the divergence of those that are not learnt yet."""
+        """The boosted cross-entropy plus the weighted divergence."""
         clean, adversarial = model(x), model(x_adv)
         own = each_row(y, clean)[:, None]
         rival = log_probabilities(adversarial).exp().scatter(1, own, 0).amax(1)

@@ -1,4 +1,4 @@
-"""N-FGSM: one step from a noisy image, never cut back to the radius."""
+"""N-FGSM: one step from a noisy image, without projection on the ball."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,10 @@ from robusttrain.threat.balls import ball
 class NFGSM(ThreatFields):
     """min E[ L(f(x + n + d), y) ], n noise of k times the radius, d the step of FGSM at x + n.
 
-    de Jorge et al. 2022, Algorithm 1: n is uniform in the ball of radius k eps, the step is that of
-    the linearised loss over the ball of radius `eps` around x + n, both are cut with the box, and
-    neither is projected on S(x). Noise beyond the radius keeps one step from catastrophic
-    overfitting. Two forward and two backward passes, one of the latter to the input alone.
+    de Jorge et al. 2022, Algorithm 1: n is uniform in the ball of radius k eps, and d maximises the
+    linearised loss over the ball of radius `eps` around x + n. Both are clipped to the box, and
+    neither is projected on S(x). Noise beyond the radius prevents the catastrophic overfitting of
+    single-step training. Two forward and two backward passes, one of the latter only to the input.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class NFGSM(ThreatFields):
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> Tensor:
-        """A step from noisy images."""
+        """The images at the end of the step, (N, C, H, W)."""
         noisy = ball(Threat(self.norm, self.k * self.eps)).random_start(x, generator)
         return self._worst_case.inner(model, noisy, y, generator=generator)
 
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The loss at the end of the step alone."""
+        """The loss at the end of the step."""
         return self._worst_case.outer(model, x, x_adv, y, loss=loss)

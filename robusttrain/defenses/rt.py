@@ -1,4 +1,4 @@
-"""Robust Training as the formula of its linearised worst case."""
+"""Robust Training by the closed form of its linearised worst case."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ from robusttrain.threat.balls import ball
 class RT(ThreatFields, Defense):
     """min E[ max_{e in S} L(f(x), y) + <grad_x L, e> ] = E[ L + eps |grad_x L|_dual ].
 
-    Shaham, Yamada and Negahban 2018, section 4: the inner maximum over the ball is a dual norm,
-    of which the descent direction is taken by differentiating through the input gradient. It
-    agrees with `rt_perturbed`, the paper's algorithm, to first order in `eps` only. One forward
-    pass, one input gradient, and one backward pass through both.
+    Shaham, Yamada and Negahban 2018, section 4: the inner maximum over the ball is a dual norm of
+    the input gradient, through which the backward pass differentiates. It agrees with
+    `rt_perturbed`, the paper's algorithm, only to first order in `eps`. One forward pass, one input
+    gradient, and one backward pass through both.
 
-    BatchNorm in train mode ties the images of a batch together; the gradient of an image is then
-    that of the batch's summed loss.
+    With BatchNorm in train mode the outputs of an image depend on the whole batch. The input
+    gradient is then that of the batch's summed loss.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""TRADES: accuracy on clean images against the divergence of outputs nearby."""
+"""TRADES: a trade-off between clean accuracy and the divergence of outputs nearby."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -24,16 +24,16 @@ from robusttrain.defenses.divergence import (
 class TRADES:
     """min E[ L(f(x), y) + beta max_{z in S(x)} KL(f(x) || f(z)) ] (Zhang et al. 2019, Alg. 1).
 
-    The attack climbs the divergence, and the gradient of the objective goes through both of its
-    sides: one forward and one backward pass for each of the clean and the adversarial images,
-    beside those of the attack, which moves away from the output that the clean pass gave anyway.
-    Where BatchNorm or dropout has another one in the mode of the attack (by default eval, as in the
-    paper), it moves away from that, for one forward pass more.
+    The attack climbs the divergence. The gradient of the objective goes through both f(x) and f(z).
+    One forward and one backward pass for each of the clean and the adversarial images, besides the
+    passes of the attack. The attack reuses the outputs of the clean pass. If BatchNorm or dropout
+    gives other outputs in the mode of the attack (by default eval, as in the paper), the attack
+    needs one more forward pass.
 
     Parameters
     ----------
     attack
-        Any attack that starts away from x, where the divergence has no slope.
+        Any attack that does not start at x, where the divergence has gradient 0.
     beta
         Weight of the divergence, 0 or more.
     """
@@ -49,24 +49,24 @@ class TRADES:
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> WithCleanPass:
-        """Images whose outputs are far from those at `x`, which the objective needs as well."""
+        """Images whose outputs differ most from those at `x`, and the clean logits."""
         clean = model(x)
-        away = DivergenceFrom(mean_log_probabilities(self._attacked(model, x, clean), len(x)))
-        x_adv = self.attack(model, x, y, loss=away, generator=generator)
+        reference = mean_log_probabilities(self._reference_logits(model, x, clean), len(x))
+        x_adv = self.attack(model, x, y, loss=DivergenceFrom(reference), generator=generator)
         return WithCleanPass(x_adv, clean)
 
     def outer(
         self, model: nn.Module, x: Tensor, found: WithCleanPass, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The clean loss and the weighted divergence."""
+        """The clean loss plus the weighted divergence."""
         clean = model(x) if found.clean is None else found.clean
         adversarial = model(found.x_adv)
         robust = divergence(log_probabilities(clean), adversarial)
         objective = loss(clean, y).mean() + self.beta * robust.mean()
         return Objective(objective, clean=clean, adversarial=adversarial)
 
-    def _attacked(self, model: nn.Module, x: Tensor, clean: Tensor) -> Tensor:
-        """The outputs at `x` in the mode that the attack has the model in."""
+    def _reference_logits(self, model: nn.Module, x: Tensor, clean: Tensor) -> Tensor:
+        """The logits at `x` in the mode in which the attack runs the model."""
         mode = traits_of(self.attack).mode
         if outputs_as_in(model, mode):
             return clean.detach()

@@ -1,4 +1,4 @@
-"""The min-max formulation, of which most defenses are special cases by their attack."""
+"""The min-max formulation; many defenses are special cases with a certain attack."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from robusttrain.defenses import Objective
 class WorstCase:
     """min E[ max_{z in S(x)} L(f(z), y) ] (Madry et al. 2018, eq. 2.1).
 
-    The attack stands for the inner maximum, and its result is a constant of the outer gradient
-    (Danskin's theorem). With PGD this is PGD-AT; with the linearised loss's maximiser it is the
-    alternating algorithm of Robust Training (Shaham, Yamada and Negahban 2018, Algorithm 1), and
-    the first form of learning with a strong adversary (Huang et al. 2016). One forward and one
-    backward pass beside those of the attack.
+    The attack approximates the inner maximum, and its result is a constant of the outer gradient
+    (Danskin's theorem). With PGD this is PGD-AT. With the maximiser of the linearised loss it is
+    the alternating algorithm of Robust Training (Shaham, Yamada and Negahban 2018, Algorithm 1),
+    and the first form of learning with a strong adversary (Huang et al. 2016). One forward and one
+    backward pass besides the passes of the attack.
 
     Parameters
     ----------
@@ -36,6 +36,6 @@ class WorstCase:
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
     ) -> Objective:
-        """The loss at the adversarial images alone."""
+        """The loss at the adversarial images."""
         logits = model(x_adv)
         return Objective(loss(logits, y).mean(), adversarial=logits)

@@ -91,7 +91,7 @@ def refuse_too_many(samples: Samples, rows: Tensor, device: torch.device) -> Non
     """
     if not isinstance(samples, Streamed):
         return
-    size = samples.take(rows).decoded * EVALUATED
+    size = samples.take(rows).decoded_bytes * EVALUATED
     if not free_memory.fits(size, device, share=1):
         problem = (
             f"images would take {size / 1e9:.3g} GB while they are evaluated, more than is free"

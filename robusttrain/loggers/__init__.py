@@ -1,13 +1,12 @@
-"""Loggers: places beside the files of a run that get its figures, to be looked at while it goes on.
+"""Loggers: services that receive a run's figures while it runs, in addition to its files.
 
-A logger is a dataclass that is a `Logger`. All of them get the same figures under the same names,
-made of the file that has them, the row, and the column:
+A logger is a dataclass that is a `Logger`. All loggers get the same figures under the same names:
 
-- `train/<column>` for the columns of `train.csv`, at the number of the epoch;
-- `report/<attack>/<column>` for those of `report.csv` that are measured, at the number of the epoch
-  that the evaluated weights are of, or 0 where this run did not train them.
+- `train/<column>` for the columns of `train.csv`, with the epoch as the step;
+- `report/<attack>/<column>` for the measured columns of `report.csv`; the step is the epoch of the
+  evaluated weights, or 0 if this run did not train them.
 
-They are the figures before a CSV rounds them. Those that are not known are left out.
+The figures are not rounded as in the CSV files. Missing figures are omitted.
 """
 
 import importlib
@@ -27,29 +26,30 @@ MEASURED = (
 Figures = Mapping[str, float]
 
 Record = Callable[[Figures, int], None]
-"""(figures by their names, epoch) -> they are written."""
+"""Writes figures, by their names, for an epoch."""
 
 
 class Logger(Protocol):
-    """A place for the figures of runs."""
+    """A service that receives the figures of runs."""
 
     def check(self) -> None:
         """Raise `InputError` if a package that this logger needs is not installed.
 
-        Nothing is written yet.
+        It writes nothing.
         """
 
     def record(
         self, run_dir: Path, parameters: Mapping[str, Any]
     ) -> AbstractContextManager[Record]:
-        """What takes the figures of the run in `run_dir`; closed at its end, also if it fails.
+        """A context that yields a `Record` for the run in `run_dir`.
 
-        `parameters` is the configuration, resolved, as `flat` makes it.
+        It is closed at the end of the run, also if the run fails. `parameters` is the resolved
+        configuration, as `flattened` returns it.
         """
 
 
 def require(option: str, *modules: str) -> None:
-    """Raise `InputError`, naming the option and its extra, unless all `modules` can be imported."""
+    """Raise `InputError`, with the option and its extra, unless all `modules` can be imported."""
     for module in modules:
         try:
             importlib.import_module(module)
@@ -59,12 +59,12 @@ def require(option: str, *modules: str) -> None:
             raise InputError("logger", option, allowed, problem) from error
 
 
-def of_epoch(row: Mapping[str, Any]) -> Figures:
+def epoch_figures(row: Mapping[str, Any]) -> Figures:
     """The figures of a row of `train.csv`, by their names."""
-    return _known({f"train/{key}": value for key, value in row.items() if key != "epoch"})
+    return _without_missing({f"train/{key}": row[key] for key in row if key != "epoch"})
 
 
-def of_report(rows: Iterable[Mapping[str, Any]]) -> Figures:
+def report_figures(rows: Iterable[Mapping[str, Any]]) -> Figures:
     """The figures of the rows of `report.csv`, by their names."""
     figures: dict[str, float] = {}
     rows = list(rows)
@@ -73,21 +73,21 @@ def of_report(rows: Iterable[Mapping[str, Any]]) -> Figures:
         # Several worst cases are told apart by their threat models.
         alone = attacks.count(row["attack"]) == 1
         words = row["attack"] if alone else f"{row['attack']} {row['norm']} {row['eps']:g}"
-        # An attack that had to be changed has spaces and = in its name, which MLflow refuses.
+        # The names of adapted attacks have spaces and =, which MLflow refuses.
         name = re.sub(r"[^\w.-]", "_", words)
         figures |= {f"report/{name}/{key}": row[key] for key in MEASURED}
-    return _known(figures)
+    return _without_missing(figures)
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a nested configuration by their full keys, such as `attack.steps`."""
     values: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        values |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        values |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return values
 
 
-def _known(figures: Mapping[str, float | None]) -> Figures:
+def _without_missing(figures: Mapping[str, float | None]) -> Figures:
     known = {name: value for name, value in figures.items() if value is not None}
     return {name: float(value) for name, value in known.items() if not math.isnan(value)}

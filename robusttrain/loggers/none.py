@@ -1,4 +1,4 @@
-"""No logger: the files of the run are enough."""
+"""No logger."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,17 +11,17 @@ from robusttrain.loggers import Figures, Record
 
 @dataclass
 class NoLogger:
-    """Takes figures and keeps none."""
+    """No logger: figures only go to the files of the run."""
 
     def check(self) -> None:
-        """Nothing is needed."""
+        """Do nothing, since no package is needed."""
 
     def record(
         self, run_dir: Path, parameters: Mapping[str, Any]
     ) -> AbstractContextManager[Record]:
-        """Something that forgets."""
-        return nullcontext(_forget)
+        """A context whose `Record` ignores figures."""
+        return nullcontext(_ignore)
 
 
-def _forget(figures: Figures, epoch: int) -> None:
-    """Do nothing."""
+def _ignore(figures: Figures, epoch: int) -> None:
+    pass

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the directory of the run, read by `tensorboard --logdir outputs`."""
+"""TensorBoard: event files in the run directory; view them by `tensorboard --logdir outputs`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from robusttrain.loggers import Figures, Record, require
 class TensorBoard:
     """Writes to the folder `tensorboard` of the run: figures as scalars, the configuration as text.
 
-    TensorBoard keeps scalars in float32.
+    TensorBoard stores scalars in float32.
     """
 
     def check(self) -> None:
@@ -23,14 +23,14 @@ class TensorBoard:
 
     @contextmanager
     def record(self, run_dir: Path, parameters: Mapping[str, Any]) -> Iterator[Record]:
-        """An event file, which is there from the first figures on."""
+        """A context with an event file, which is created when the first figures are written."""
         from torch.utils.tensorboard import SummaryWriter
 
-        # Not before there is something to write: a run that is refused leaves no files.
+        # Created late, so that a refused run leaves no files.
         @cache
         def writer() -> Any:
             made = SummaryWriter(str(run_dir / "tensorboard"))
-            # Indented, Markdown shows them line by line and as they are.
+            # Indentation makes Markdown show them as code, line by line.
             lines = [f"    {key}: {value}" for key, value in parameters.items()]
             made.add_text("parameters", "\n".join(lines))
             return made
@@ -38,7 +38,7 @@ class TensorBoard:
         def write(figures: Figures, epoch: int) -> None:
             for name, value in figures.items():
                 writer().add_scalar(name, value, epoch)
-            # Whoever watches the run need not wait for a buffer to be full.
+            # Figures then appear at once, not only when a buffer is full.
             writer().flush()
 
         try:

@@ -1,9 +1,9 @@
-"""Networks, one family a file, each a dataclass whose fields are its configuration.
+"""Networks, one family per file, each a dataclass whose fields are its configuration.
 
-A network takes images (N, C, H, W) with values in [0, 1] and returns logits (N, num_classes).
-Where it wants centred pixels, the shift and scale are its first layer, so that a radius `eps`
-always means pixels. Forward passes are free of randomness, but for dropout in train mode, which
-draws from torch's global stream.
+A network takes images (N, C, H, W) with values in [0, 1] and returns logits (N, num_classes). If it
+needs normalised pixels, its first layer normalises them, so that a radius `eps` is always in pixel
+units. Forward passes are deterministic, except for dropout in train mode, which draws from torch's
+global stream.
 """
 
 from typing import Protocol
@@ -18,10 +18,10 @@ __all__ = ["Architecture", "build_model", "dry_run"]
 
 
 class Architecture(Protocol):
-    """The plan of a network, before classes and image size are known."""
+    """Settings of a network, independent of the number of classes and the image size."""
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-        """A freshly initialised network for images of `image_shape`, which is (C, H, W).
+        """A newly initialised network for images of `image_shape`, which is (C, H, W).
 
         Initialisation draws from torch's global random stream.
         """
@@ -30,27 +30,26 @@ class Architecture(Protocol):
 def build_model(
     architecture: Architecture | nn.Module, num_classes: int, image_shape: tuple[int, int, int]
 ) -> nn.Module:
-    """Build the network and try it on two black images, so that a misfit is found before training.
+    """Build a network and run it on two black images, to find a misfit before training.
 
-    What is a network already is tried and returned as it is.
+    A network that is built already is checked and returned.
 
-    The trial moves no BatchNorm statistics, changes no module's mode and leaves torch's global
-    random stream where the initialisation left it.
+    The dry run does not change BatchNorm statistics, modes or torch's global random stream.
 
     Parameters
     ----------
     architecture
-        The plan to build, or a network.
+        The settings of the network, or a network.
     num_classes
-        How many logits the network returns.
+        Number of logits that the network has to return.
     image_shape
-        (C, H, W).
+        Shape (C, H, W) of an image.
 
     Raises
     ------
     InputError
-        If the network cannot be built for these images, cannot take them, or returns anything but
-        a tensor (N, num_classes).
+        If the network cannot be built for such images, fails on them, or returns anything but a
+        tensor (N, num_classes).
 
     Examples
     --------
@@ -64,8 +63,8 @@ def build_model(
         output = dry_run(model, image_shape)
     except InputError:
         raise
-    # torchvision's transformers refuse a size through torch._assert.
-    # A forward that wants more than images is refused as a TypeError.
+    # torchvision's transformers refuse a size by torch._assert, which raises an AssertionError.
+    # A forward method with more arguments than images raises a TypeError.
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise _misfit(architecture, image_shape, _reason(error)) from error
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
@@ -86,7 +85,7 @@ def _network(
 
 
 def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
-    """What `model` returns for two black images; modes and random streams stay as they are."""
+    """The output of `model` in eval mode for two black images; modes and random streams stay."""
     with modes_restored(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         output: object = model.eval()(torch.zeros(2, *image_shape))
     return output
@@ -95,7 +94,7 @@ def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
 def _misfit(
     architecture: Architecture | nn.Module, image_shape: tuple[int, int, int], reason: str
 ) -> InputError:
-    # A module prints all of its layers.
+    # The text of a module lists all of its layers.
     is_module = isinstance(architecture, nn.Module)
     name = type(architecture).__name__ if is_module else str(architecture)
     shape = tuple(image_shape)
@@ -104,7 +103,7 @@ def _misfit(
 
 
 def _reason(error: Exception) -> str:
-    """The line that says what is wrong: TorchScript puts a traceback of its own before it."""
+    """The line of a message that has the cause; TorchScript puts a traceback before it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1] if "TorchScript" in lines[0] else lines[0]
 

@@ -1,4 +1,4 @@
-"""Residual networks with pre-activation, the common ground of PreActResNet and WideResNet."""
+"""Residual networks with pre-activation: the layers of PreActResNet and WideResNet."""
 
 from itertools import pairwise
 
@@ -8,12 +8,12 @@ from torch.nn.functional import avg_pool2d, conv2d, relu
 from robusttrain.models.first_conv import FirstConv2d
 
 # With fewer input planes, oneDNN's weight gradient of a strided 1 x 1 convolution in channels_last
-# writes beyond its memory (seen with torch 2.14 on a CPU without AVX-512).
+# writes out of bounds (observed with torch 2.14 on a CPU without AVX-512).
 ONEDNN_PLANES = 8
 
 
 class _Subsampled(nn.Conv2d):
-    """A strided 1 x 1 convolution, computed as one without a stride of every `stride`-th pixel."""
+    """A strided 1 x 1 convolution, computed as subsampling and a convolution without a stride."""
 
     def forward(self, x: Tensor) -> Tensor:
         return conv2d(avg_pool2d(x, 1, self.stride), self.weight, self.bias)
@@ -22,8 +22,8 @@ class _Subsampled(nn.Conv2d):
 class Block(nn.Module):
     """x + conv(relu(bn(conv(relu(bn(x)))))) with 3 x 3 convolutions (He et al. 2016, figure 4e).
 
-    Where the shape changes, a 1 x 1 convolution of the activated input takes the place of x.
-    `dropout` stands before the second convolution (Zagoruyko and Komodakis 2016, section 2.4).
+    If the shape changes, a 1 x 1 convolution of the activated input replaces x. `dropout` comes
+    before the second convolution (Zagoruyko and Komodakis 2016, section 2.4).
     """
 
     def __init__(self, before: int, after: int, stride: int, dropout: float) -> None:
@@ -50,11 +50,23 @@ class Block(nn.Module):
 def residual_layers(
     channels: int, widths: list[int], blocks: list[int], num_classes: int, dropout: float
 ) -> list[nn.Module]:
-    """All layers from `channels` input planes to the logits.
+    """All layers from the image to the logits.
 
-    `widths` are the planes after the 3 x 3 stem and after each stage, `blocks` the length of each
-    stage. Every stage but the first halves the image. Convolutions are drawn from
-    N(0, 2 / fan_out), as both papers do.
+    Every stage but the first halves the image. Convolutions are initialised from N(0, 2 / fan_out),
+    as in both papers.
+
+    Parameters
+    ----------
+    channels
+        Channels of an image.
+    widths
+        Planes after the 3 x 3 stem and after each stage.
+    blocks
+        Number of blocks in each stage.
+    num_classes
+        Number of logits.
+    dropout
+        Share of activations that dropout zeroes inside a block.
     """
     layers: list[nn.Module] = [FirstConv2d(channels, widths[0], 3, padding=1, bias=False)]
     for stage, (before, after) in enumerate(pairwise(widths)):

@@ -1,4 +1,4 @@
-"""More contrast as a layer, which leaves attackers less to do with dark and bright pixels."""
+"""A layer that increases the contrast, so that dark and bright pixels resist small changes."""
 
 from typing import Any, cast
 
@@ -11,19 +11,19 @@ from robusttrain import ranges
 class Contrast(nn.Module):
     """clip(contrast (x - 1/2) + 1/2, 0, 1) of images x in [0, 1].
 
-    Pixels that are further than 1 / (2 contrast) from 1/2 become 0 or 1, as feature squeezing makes
-    them (Xu, Evans and Qi 2018, who round to one bit); an attacker who cannot carry them across
-    that distance changes nothing. On images that are nearly black and white only grey pixels
-    are left to attack.
+    Pixels that are further than 1 / (2 contrast) from 1/2 become 0 or 1, similar to feature
+    squeezing (Xu, Evans and Qi 2018, who round to one bit). A perturbation that does not move a
+    pixel within that distance changes nothing. On images that are nearly black and white, attacks
+    can then use grey pixels only.
 
-    Where the result is flat, a gradient would hide from attacks what lies behind. The backward pass
-    is therefore that of the line without its ends (straight-through, Bengio, Léonard and Courville
-    2013; as an attack, BPDA, Athalye, Carlini and Wagner 2018).
+    The clip has gradient 0 at its flat ends, which would mask the gradient from attacks. The
+    backward pass is therefore that of the line without the clip (straight-through, Bengio, Léonard
+    and Courville 2013; as an attack, BPDA, Athalye, Carlini and Wagner 2018).
 
     Parameters
     ----------
     contrast
-        1 or more; 1 changes nothing.
+        Slope of the line, 1 or more; 1 changes nothing.
     """
 
     def __init__(self, contrast: float) -> None:
@@ -33,7 +33,7 @@ class Contrast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         line = self.contrast * (x - 0.5) + 0.5
-        # Interval bounds are of what is computed, and no tensors.
+        # Interval bounds are not tensors, and bound the forward pass only.
         clip = _Clip.apply if isinstance(line, Tensor) else torch.clamp
         return cast(Tensor, clip(line, 0, 1))
 

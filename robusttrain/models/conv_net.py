@@ -9,29 +9,30 @@ from robusttrain import ranges
 from robusttrain.models.contrast import Contrast
 from robusttrain.models.first_conv import FirstConv2d
 
-# By stride. A 4 x 4 kernel with stride 2 turns n pixels into n // 2, and meets each one as often.
+# Kernel size by stride. A 4 x 4 kernel with stride 2 turns n pixels into n // 2 and covers each
+# pixel equally often.
 KERNELS = {1: 3, 2: 4}
 
 
 @dataclass
 class ConvNet:
-    """Convolutions, each of which may halve the image, and hidden layers.
+    """Convolutions, some of which halve the image, and fully connected layers.
 
-    By default the network "large" on which Wong et al. 2018 (Scaling provable adversarial defenses)
-    train for MNIST; `channels=[16, 32] strides=[2, 2] hidden=[100]` is their small one. Images have
-    2^k pixels a side at least, where k convolutions halve them.
+    The default is the network "large" of Wong et al. 2018 (Scaling provable adversarial defenses)
+    for MNIST; `channels=[16, 32] strides=[2, 2] hidden=[100]` is their small one. If k convolutions
+    halve the image, its sides need at least 2^k pixels.
 
     Parameters
     ----------
     channels
-        One entry, 1 or more, for each convolution.
+        Output channels of each convolution, 1 or more.
     strides
-        As many: 1 for a convolution of 3 x 3 pixels that keeps the size, 2 for one of 4 x 4 that
-        halves it.
+        Stride of each convolution: 1 for a 3 x 3 kernel that keeps the size, 2 for a 4 x 4 kernel
+        that halves it.
     hidden
-        Widths of the affine layers before the last one, each 1 or more; none where empty.
+        Widths of the affine layers before the last one, each 1 or more; may be empty.
     contrast
-        Of the images, as the first layer sees them, 1 or more; see `Contrast`.
+        Factor of the images' contrast before the first convolution, 1 or more; see `Contrast`.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])

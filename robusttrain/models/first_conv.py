@@ -1,4 +1,4 @@
-"""The convolution that images enter through, with a faster way back to their pixels on a CPU."""
+"""The first convolution of a network, with a faster gradient of its images on a CPU."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from torch.nn.grad import conv2d_weight
 
 
 class FirstConv2d(nn.Conv2d):
-    """`nn.Conv2d` without groups and dilation, and with zeros around the image.
+    """`nn.Conv2d` with zero padding, but without groups and dilation.
 
-    Attacks differentiate with respect to images, which training never does. On a CPU torch gives
-    that gradient of a convolution with one or three input channels to a kernel that takes two to
-    six times as long as a matrix product followed by a sum over overlapping windows.
+    Attacks need the gradient with respect to images, which training alone does not. On a CPU
+    torch's kernel for that gradient, with one or three input channels, takes two to six times as
+    long as a matrix product followed by a sum over overlapping windows.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ class FirstConv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d whose backward consists of differentiable operations, so that it can be repeated."""
+    """conv2d whose backward pass is differentiable, so that second derivatives work."""
 
     @staticmethod
     def forward(
@@ -48,7 +48,7 @@ class _Convolution(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         to_x = to_weight = to_bias = None
         if wanted[0]:
-            # Autocast ends before the backward pass: the gradient's type is what counts.
+            # Autocast is off in the backward pass, so compute in the gradient's dtype.
             windows = weight.flatten(1).T.to(gradient.dtype) @ gradient.flatten(2)
             to_x = F.fold(windows, x.shape[-2:], weight.shape[-2:], **settings).to(x.dtype)
         if wanted[1]:

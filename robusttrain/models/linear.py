@@ -1,4 +1,4 @@
-"""Softmax regression: the one network whose adversarial examples are known in closed form."""
+"""Softmax regression, whose adversarial examples are known in closed form."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import nn
 
 @dataclass
 class Linear:
-    """One affine layer on the pixels."""
+    """One affine layer from the pixels to the logits."""
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         return nn.Sequential(nn.Flatten(1), nn.Linear(math.prod(image_shape), num_classes))

@@ -11,10 +11,15 @@ from robusttrain.models.first_conv import FirstConv2d
 
 @dataclass
 class MadryCNN:
-    """5 x 5 convolutions, each halved by a max pool, and one hidden layer (Madry et al. 2018).
+    """5 x 5 convolutions with max pooling, and one hidden layer (Madry et al. 2018).
 
-    `channels` has one entry per convolution. k of them need images of 2^k x 2^k pixels at least.
-    `hidden` is the width of the hidden layer, 1 or more.
+    Parameters
+    ----------
+    channels
+        Output channels of each convolution, 1 or more. A 2 x 2 max pool follows each of them, so k
+        convolutions need images of at least 2^k x 2^k pixels.
+    hidden
+        Width of the hidden layer, 1 or more.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 64])

@@ -1,4 +1,4 @@
-"""Fully connected network."""
+"""Fully connected networks."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,7 +11,13 @@ from robusttrain import ranges
 
 @dataclass
 class MLP:
-    """Affine layers with ReLU between them; `widths` are the sizes of the hidden layers."""
+    """Affine layers with ReLU between them.
+
+    Parameters
+    ----------
+    widths
+        Sizes of the hidden layers, each 1 or more; may be empty.
+    """
 
     widths: list[int] = field(default_factory=lambda: [256, 256])
 

@@ -1,4 +1,4 @@
-"""Train and eval modes that outlast a visit."""
+"""Restore the train and eval modes of a model's modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch import nn
 
 @contextmanager
 def modes_restored(model: nn.Module) -> Iterator[None]:
-    """Give every module of `model` its own mode back at the end of the block.
+    """Restore the mode of every module of `model` at the end of the block.
 
-    `model.train()` afterwards would also wake layers that somebody has frozen in eval mode.
+    A call of `model.train()` would also change layers that were frozen in eval mode.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:

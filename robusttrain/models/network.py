@@ -1,4 +1,4 @@
-"""A network for a data set, with its noise."""
+"""Build a network with its noise for a data set."""
 
 import torch
 
@@ -12,7 +12,7 @@ from robusttrain.noise.layer import noise_layers
 
 
 def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> torch.nn.Module:
-    """A freshly initialised model for the images of `info`, with its noise, on the CPU.
+    """A newly initialised model for the images of `info`, with its noise, on the CPU.
 
     Raises
     ------
@@ -20,11 +20,11 @@ def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> 
         If the architecture cannot take such images, or has no place for the noise, or predicts
         without all the places where the noise is.
     """
-    # Initialisation draws from the global stream; it is the only thing that may.
+    # Initialisation is the only consumer of torch's global stream.
     torch.manual_seed(seeding.derived_seed(seed, "initialisation"))
     model = build_model(architecture, info.num_classes, info.image_shape)
     noise.install(model, seeding.derived_seed(seed, "noise"))
-    # Noise with a size for every activation takes its shape from the first images that it sees.
+    # Noise with a parameter per activation takes its shape from the first forward pass.
     places = places_without_noise(model, info.image_shape)
     if places and len(places) == len(noise_layers(model)):
         problem = f"does not act in {listed(places)}, which the model predicts without"

@@ -1,4 +1,4 @@
-"""Normalisation as a layer, so that attacks and radii stay in pixel units."""
+"""Normalisation as a layer, so that attacks and radii are in pixel units."""
 
 import math
 
@@ -9,7 +9,7 @@ from robusttrain import ranges
 
 
 def check_statistics(mean: list[float], std: list[float]) -> None:
-    """Raise `InputError` unless every mean is finite and every standard deviation above 0."""
+    """Raise `InputError` unless all means are finite and all standard deviations are above 0."""
     ranges.require(all(map(math.isfinite, mean)), "mean", mean, "a list of finite numbers")
     ok = all(math.isfinite(value) and value > 0 for value in std)
     ranges.require(ok, "std", std, "a list of finite numbers above 0")

@@ -13,10 +13,15 @@ from robusttrain.models.normalize import Normalize, check_statistics
 class PreActResNet:
     """Pre-activation ResNet with a 3 x 3 stem (He et al. 2016, "Identity mappings").
 
-    `blocks` is the number of basic blocks of each stage; [2, 2, 2, 2] is the ResNet-18 of the
-    adversarial training literature. The first stage has `width` channels, each further one twice
-    as many at half the resolution. `mean` and `std`, in pixel units, have 1 entry or one per
-    channel.
+    Parameters
+    ----------
+    blocks
+        Number of basic blocks in each stage; [2, 2, 2, 2] is the ResNet-18 of the adversarial
+        training literature.
+    width
+        Channels of the first stage. Each further stage doubles them and halves the resolution.
+    mean, std
+        Normalisation of the images, in pixel units; 1 entry, or one per channel.
     """
 
     blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])

@@ -14,7 +14,10 @@ HIDDEN = 100
 class SmallCNN:
     """Two strided convolutions and two affine layers (Wong, Rice and Kolter 2020, on MNIST).
 
-    The convolutions have `width` and 2 `width` channels. Images have 4 x 4 pixels at least.
+    Parameters
+    ----------
+    width
+        The convolutions have `width` and 2 `width` channels. Images need at least 4 x 4 pixels.
     """
 
     width: int = 16

@@ -10,7 +10,7 @@ from robusttrain.models.normalize import Normalize, check_statistics
 
 
 class GreyToColour(nn.Module):
-    """The one channel of images (N, 1, H, W) as each of three, (N, 3, H, W)."""
+    """Repeat the single channel of images (N, 1, H, W) to (N, 3, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.expand(-1, 3, -1, -1)
@@ -18,17 +18,23 @@ class GreyToColour(nn.Module):
 
 @dataclass
 class TorchvisionModel:
-    """A classifier of `torchvision.models` by its `name`, without pretrained weights.
+    """A classifier of `torchvision.models`, without pretrained weights and auxiliary heads.
 
-    Images are grey, and then repeated to three channels, or have three. Auxiliary heads are off.
-    From 8 x 8 pixels up: efficientnet, mnasnet, mobilenet, regnet, resnet, resnext, shufflenet,
-    swin and wide_resnet. From 32 x 32 up also convnext, densenet, googlenet, squeezenet and vgg;
-    alexnet needs 63 x 63, inception_v3 75 x 75, maxvit_t multiples of 224 and vit_* square images
-    of whole patches. `build_model` refuses what does not fit. `mean` and `std`, in pixel units,
-    have 1 entry or one per channel.
+    Images have three channels, or one, which is repeated to three. The smallest images are 8 x 8
+    pixels for efficientnet, mnasnet, mobilenet, regnet, resnet, resnext, shufflenet, swin and
+    wide_resnet; 32 x 32 for convnext, densenet, googlenet, squeezenet and vgg; 63 x 63 for alexnet;
+    and 75 x 75 for inception_v3. maxvit_t needs multiples of 224 pixels, and vit_* square images of
+    whole patches. `build_model` refuses other sizes.
 
     Defenses that differentiate a gradient cannot use vit_* and mobilenet_v3_*, for which torch
-    2.14 has no second derivatives, nor swin_v2_*, whose second derivatives are not finite.
+    2.14 has no second derivatives, nor swin_v2_*, whose second derivatives are non-finite.
+
+    Parameters
+    ----------
+    name
+        The name of the classifier in torchvision.
+    mean, std
+        Normalisation of the images, in pixel units; 1 entry, or one per channel.
     """
 
     name: str = "resnet18"
@@ -56,10 +62,10 @@ class TorchvisionModel:
 
 def _options(name: str, image_size: int) -> dict[str, object]:
     if name in ("googlenet", "inception_v3"):
-        # With auxiliary heads, train mode returns a tuple; left unsaid, initialisation warns.
+        # Auxiliary heads make train mode return a tuple; without `init_weights` torchvision warns.
         return {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
-        # The table of position embeddings has one entry per patch.
+        # The number of position embeddings depends on the image size.
         return {"image_size": image_size}
     return {}
 

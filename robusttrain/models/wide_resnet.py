@@ -15,9 +15,17 @@ STEM = 16
 class WideResNet:
     """WRN-`depth`-`width` (Zagoruyko and Komodakis 2016), by default WRN-28-10.
 
-    Three stages of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels. `dropout` is
-    the share of activations dropped inside a block in train mode, drawn from torch's global random
-    stream. `mean` and `std`, in pixel units, have 1 entry or one per channel.
+    Parameters
+    ----------
+    depth
+        Three stages have (depth - 4) / 6 blocks each.
+    width
+        The stages have 16, 32 and 64 times `width` channels.
+    dropout
+        Share of activations that are zeroed inside a block in train mode, from 0 to below 1; drawn
+        from torch's global random stream.
+    mean, std
+        Normalisation of the images, in pixel units; 1 entry, or one per channel.
     """
 
     depth: int = 28

@@ -1,1 +1,1 @@
-"""The outer minimisation: optimisers, schedules, averages, and where the gradient is taken."""
+"""The outer minimisation: optimisers, schedules, weight averaging and weight perturbation."""

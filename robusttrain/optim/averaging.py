@@ -1,4 +1,4 @@
-"""Averages of a model's weights over its training, which take their place in what is kept of it."""
+"""Averages of a model's weights over training, used for validation and in `best.pt`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,22 +14,22 @@ from robusttrain import ranges
 from robusttrain.models.modes import modes_restored
 
 
-class Moment(NamedTuple):
-    """When the weights have moved.
+class TrainingStep(NamedTuple):
+    """A step after which the average may be updated.
 
     Parameters
     ----------
     progress
-        Share of the training that is over, above 0 and up to 1.
-    epoch_ends
+        Share of the training that is done, above 0 and up to 1.
+    ends_epoch
         Whether the step was the last of an epoch.
-    taken
-        How often the average has taken weights in.
+    updates
+        Updates of the average so far.
     """
 
     progress: float
-    epoch_ends: bool
-    taken: int
+    ends_epoch: bool
+    updates: int
 
 
 class Averaging(Protocol):
@@ -38,37 +38,37 @@ class Averaging(Protocol):
     BatchNorm keeps the running statistics of the model, unless an average is `Recomputing`.
     """
 
-    def share(self, moment: Moment) -> float:
-        """What the weights of `moment` count in the average from there on, from 0 to 1."""
+    def share(self, step: TrainingStep) -> float:
+        """Weight of the model's weights after `step` in the new average, from 0 to 1."""
 
 
 @runtime_checkable
 class Recomputing(Protocol):
-    """An average that may have BatchNorm's running statistics computed anew for its weights."""
+    """An average that may recompute BatchNorm's running statistics for its weights."""
 
     recompute_statistics: bool
 
 
 @dataclass
 class NoAveraging:
-    """The weights as they are."""
+    """No averaging: the weights of the model are used."""
 
-    def share(self, moment: Moment) -> float:
-        """None at all."""
+    def share(self, step: TrainingStep) -> float:
+        """Always 0."""
         return 0.0
 
 
 @dataclass
 class EMA:
-    """An exponential moving average of the weights after each batch.
+    """An exponential moving average of the weights, updated after each batch.
 
-    Its decay is min(decay, (1 + n) / (10 + n)) behind n batches, so that the weights of the
-    beginning are soon forgotten. BatchNorm keeps the statistics of the model.
+    The decay after n batches is min(decay, (1 + n) / (10 + n)), so that early weights are soon
+    forgotten. BatchNorm keeps the statistics of the model.
 
     Parameters
     ----------
     decay
-        What the average keeps of itself in a step, from 0 to below 1.
+        Share of the old average in the new one, from 0 to below 1.
     """
 
     decay: float = 0.995
@@ -76,23 +76,24 @@ class EMA:
     def __post_init__(self) -> None:
         ranges.require(0 <= self.decay < 1, "decay", self.decay, "from 0 to below 1")
 
-    def share(self, moment: Moment) -> float:
-        """One minus the decay."""
-        return 1 - min(self.decay, (1 + moment.taken) / (10 + moment.taken))
+    def share(self, step: TrainingStep) -> float:
+        """1 minus the decay."""
+        return 1 - min(self.decay, (1 + step.updates) / (10 + step.updates))
 
 
 @dataclass
 class SWA:
     """The mean of the weights at the ends of epochs (Izmailov et al. 2018, Algorithm 1).
 
-    BatchNorm's running statistics are computed anew for it from the clean training images: one
-    forward pass of each of them for validation, and one more where the epoch is kept. It wants a
-    rate that stays high, such as `schedule=constant`.
+    BatchNorm's running statistics are recomputed for the averaged weights from the clean training
+    images. That takes a forward pass of all of them for each validation, and another one for each
+    epoch that is saved as `best.pt`. SWA needs a learning rate that stays high, such as
+    `schedule=constant`.
 
     Parameters
     ----------
     start
-        Share of the training, from 0 to below 1, behind which epochs count.
+        Share of the training, from 0 to below 1, after which epochs are averaged.
     """
 
     start: float = 0.75
@@ -101,10 +102,10 @@ class SWA:
     def __post_init__(self) -> None:
         ranges.require(0 <= self.start < 1, "start", self.start, "from 0 to below 1")
 
-    def share(self, moment: Moment) -> float:
-        """That of one epoch among those so far."""
-        counts = moment.epoch_ends and moment.progress > self.start
-        return 1 / (moment.taken + 1) if counts else 0.0
+    def share(self, step: TrainingStep) -> float:
+        """1 / (number of averaged epochs) at the end of such an epoch, otherwise 0."""
+        counts = step.ends_epoch and step.progress > self.start
+        return 1 / (step.updates + 1) if counts else 0.0
 
 
 class Average:
@@ -113,74 +114,74 @@ class Average:
     Parameters
     ----------
     model
-        On its device. The average holds its parameters in their own type.
+        The model, on its device. The average has the dtypes of its parameters.
     settings
-        What is averaged.
+        When to average, and with which weights.
     """
 
     def __init__(self, model: nn.Module, settings: Averaging) -> None:
         self.model, self.settings = model, settings
-        self.taken = 0
+        self.updates = 0
         self.weights: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self, progress: float, *, epoch_ends: bool) -> None:
-        """Take in the present weights, as far as the settings have it."""
-        share = self.settings.share(Moment(progress, epoch_ends, self.taken))
+    def update(self, progress: float, *, ends_epoch: bool) -> None:
+        """Add the current weights to the average, with the weight that the settings give them."""
+        share = self.settings.share(TrainingStep(progress, ends_epoch, self.updates))
         if share == 0:
             return
-        present = self._present()
-        if self.taken == 0:
-            self.weights = [weight.clone() for weight in present]
-        # (averages, values, how many went before), in place.
+        current = self._current()
+        if self.updates == 0:
+            self.weights = [weight.clone() for weight in current]
+        # Works in place; the arguments are averages, new values and number of updates.
         average = get_ema_multi_avg_fn(1 - share)  # type: ignore[no-untyped-call]
-        average(self.weights, present, self.taken)
-        self.taken += 1
+        average(self.weights, current, self.updates)
+        self.updates += 1
 
     @contextmanager
     def installed(self, recompute: Callable[[], None]) -> Iterator[None]:
-        """Let the model have the averaged weights in this block, if there are any.
+        """Give the model the averaged weights in this block, if there are any.
 
-        `recompute` computes the running statistics of the model anew. Afterwards its weights and
+        `recompute` recomputes the running statistics of the model. After the block, its weights and
         buffers are bit for bit what they were.
         """
-        if self.taken == 0:
+        if self.updates == 0:
             yield
             return
-        present = [*self._present(), *self.model.buffers()]
-        own = [value.clone() for value in present]
-        _write(self.weights, present[: len(self.weights)])
+        current = [*self._current(), *self.model.buffers()]
+        own = [value.clone() for value in current]
+        _copy(self.weights, current[: len(self.weights)])
         try:
             if isinstance(self.settings, Recomputing) and self.settings.recompute_statistics:
                 recompute()
             yield
         finally:
-            _write(own, present)
+            _copy(own, current)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, from which the average goes on."""
-        return {"taken": self.taken, "weights": self.weights}
+        """The averaged weights, and the number of updates."""
+        return {"taken": self.updates, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, whose tensors may be on another device."""
-        places = [weight.device for weight in self._present()]
-        self.taken = state["taken"]
-        # Copies, since they are averaged in place.
+        """Continue from `state`, whose tensors may be on another device."""
+        devices = [weight.device for weight in self._current()]
+        self.updates = state["taken"]
+        # Copies, since updates work in place.
         self.weights = [
-            weight.to(place, copy=True)
-            for weight, place in zip(state["weights"], places, strict=False)
+            weight.to(device, copy=True)
+            for weight, device in zip(state["weights"], devices, strict=False)
         ]
 
-    def _present(self) -> list[Tensor]:
+    def _current(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.model.parameters()]
 
 
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Let BatchNorm's running statistics be those of `images`, batches of (N, C, H, W).
+    """Set BatchNorm's running statistics to those of `images`, batches of shape (N, C, H, W).
 
-    torch's own `update_bn` also clears layers that stay in eval mode when the model is told to
-    train, because somebody has frozen them; here they keep what they have.
+    Layers that stay in eval mode after `model.train()`, since they are frozen, keep their
+    statistics; torch's own `update_bn` would clear them.
     """
     with modes_restored(model):
         model.train()
@@ -188,7 +189,7 @@ def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
-            # The mean over all batches.
+            # A cumulative mean over all batches.
             layer.momentum = None
         for x in images if layers else ():
             model(x)
@@ -196,8 +197,7 @@ def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
             layer.momentum = momentum
 
 
-def _write(values: list[Tensor], places: list[Tensor]) -> None:
-    """Each of the values to its place in memory."""
+def _copy(sources: list[Tensor], destinations: list[Tensor]) -> None:
     with torch.no_grad():
-        for value, place in zip(values, places, strict=True):
-            place.copy_(value)
+        for source, destination in zip(sources, destinations, strict=True):
+            destination.copy_(source)

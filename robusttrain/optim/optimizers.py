@@ -1,4 +1,4 @@
-"""Optimisers of torch with their settings as configuration."""
+"""torch's optimisers, with their settings as configuration."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
 class Optimizer(Protocol):
-    """Settings that make an optimiser."""
+    """Settings of an optimiser; `lr` is its peak learning rate."""
 
     lr: float
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        """The optimiser of `parameters`, which may come in groups with settings of their own."""
+        """The optimiser of `parameters`, which may be groups with their own settings."""
 
 
 @dataclass
@@ -28,13 +28,13 @@ class SGD:
     Parameters
     ----------
     lr
-        The peak of the schedule, above 0.
+        Peak learning rate, above 0.
     momentum
-        Share of the last step that the next one keeps, 0 or more.
+        Factor of the previous step in the next one, 0 or more.
     weight_decay
-        Weight of an l2 penalty in the gradient, 0 or more.
+        Factor of the weights that is added to the gradient (an l2 penalty), 0 or more.
     nesterov
-        Whether the gradient is taken behind the momentum step; it needs momentum above 0.
+        Whether to use Nesterov momentum, which needs `momentum` above 0.
     """
 
     lr: float = 0.1
@@ -50,7 +50,7 @@ class SGD:
         )
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        """`torch.optim.SGD`, in its fused form: one pass over each parameter."""
+        """`torch.optim.SGD` in its fused form, which passes over each parameter once."""
         return torch.optim.SGD(
             parameters,
             lr=self.lr,
@@ -63,7 +63,15 @@ class SGD:
 
 @dataclass
 class Adam:
-    """Adam; `lr` is the peak of the schedule, `weight_decay` an l2 penalty in the gradient."""
+    """Adam (Kingma and Ba 2015).
+
+    Parameters
+    ----------
+    lr
+        Peak learning rate, above 0.
+    weight_decay
+        Factor of the weights that is added to the gradient (an l2 penalty), 0 or more.
+    """
 
     lr: float = 5e-3
     weight_decay: float = 0.0
@@ -73,16 +81,24 @@ class Adam:
         ranges.at_least(0, weight_decay=self.weight_decay)
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        """`torch.optim.Adam`, fused."""
+        """`torch.optim.Adam` in its fused form."""
         return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    Parameters
+    ----------
+    lr
+        Peak learning rate, above 0.
+    weight_decay
+        Share of the weights, times the learning rate, that is subtracted in each step, 0 or more.
+    """
 
     weight_decay: float = 0.01
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        """`torch.optim.AdamW`, fused."""
+        """`torch.optim.AdamW` in its fused form."""
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)

@@ -1,4 +1,4 @@
-"""Learning rate schedules, stepped after every batch, each a share of the peak rate."""
+"""Learning rate schedules, as shares of the peak rate; they step after every batch."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,21 +11,21 @@ from robusttrain import ranges
 
 
 class Schedule(Protocol):
-    """Settings that make a learning rate schedule."""
+    """Settings of a learning rate schedule."""
 
     def build(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-        """The schedule over `total_steps` optimiser steps, from the peak rate of `optimizer`."""
+        """The schedule over `total_steps` batches; the rate of `optimizer` is its peak."""
 
 
 @dataclass
 class Constant:
-    """The peak rate throughout.
+    """The peak rate throughout, after an optional warm-up.
 
     Parameters
     ----------
     warmup
-        Share of the training, from 0 to below 1, in which the rate first climbs from 0 to its peak
-        in a straight line.
+        Share of the training, from 0 to below 1, over which the rate first grows linearly from 0 to
+        its peak.
     """
 
     warmup: float = 0.0
@@ -34,7 +34,7 @@ class Constant:
         ranges.require(0 <= self.warmup < 1, "warmup", self.warmup, "from 0 to below 1")
 
     def build(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-        """Warm-up, then `share` over the remaining steps."""
+        """A linear warm-up, then `share` over the remaining steps."""
         warm = round(self.warmup * total_steps)
         rest = max(1, total_steps - warm)
         return LambdaLR(
@@ -42,7 +42,7 @@ class Constant:
         )
 
     def share(self, step: int, steps: int) -> float:
-        """Share of the peak rate at `step` of the `steps` behind the warm-up."""
+        """Share of the peak rate at `step`, from 0 on, of the `steps` after the warm-up."""
         return 1.0
 
 
@@ -56,9 +56,9 @@ class Cosine(Constant):
 
 @dataclass
 class OneCycle(Constant):
-    """Up to the peak in a straight line until `warmup`, then straight down to 0.
+    """Linearly up to the peak until `warmup`, then linearly down to 0.
 
-    The triangle of fast adversarial training (Wong, Rice and Kolter 2020).
+    This is the triangle of fast adversarial training (Wong, Rice and Kolter 2020).
     """
 
     warmup: float = 0.4
@@ -69,7 +69,17 @@ class OneCycle(Constant):
 
 @dataclass
 class Step(Constant):
-    """The rate times `gamma` at each of `milestones`, shares of the training behind the warm-up."""
+    """The rate is multiplied by `gamma` at each milestone.
+
+    Parameters
+    ----------
+    warmup
+        As for `Constant`.
+    milestones
+        Shares of the training after the warm-up, each from 0 to 1.
+    gamma
+        Factor of the rate at a milestone, above 0.
+    """
 
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
     gamma: float = 0.1

@@ -1,4 +1,4 @@
-"""Perturbations of weights, from which the loss is descended instead of from the weights."""
+"""Perturbations of the weights, at which the gradient of a step is computed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,27 +11,27 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.noise.layer import noise_layers
 
-# The least norm that a slope is divided by; a zero slope then moves nothing.
-LEAST = 1e-12
+# The smallest norm that a gradient is divided by, so that a zero gradient gives no offset.
+MIN_NORM = 1e-12
 
 
 Offsets = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
-"""(weights, the slopes of a batch's loss there) -> what is added to each of them for its step."""
+"""(weights, gradients of a batch's loss there) -> offsets that are added to the weights."""
 
 
 class WeightPerturbation(Protocol):
-    """Settings that say where the weights are moved to before a step is computed."""
+    """Settings of the offsets at which the gradient of a step is computed."""
 
     def at(self, progress: float) -> Offsets | None:
-        """What moves them once `progress`, a share of the training, is over; None for nothing."""
+        """The offsets after a share `progress` of the training; None for no perturbation."""
 
 
 @dataclass
 class NoPerturbation:
-    """Steps are computed where the weights are."""
+    """No perturbation: gradients are computed at the weights themselves."""
 
     def at(self, progress: float) -> Offsets | None:
-        """Nothing moves them."""
+        """Always None."""
         return None
 
 
@@ -41,18 +41,18 @@ class AWP:
 
     Wu, Xia and Wang 2020: V holds the offsets with |v_l| <= gamma |w_l| in l2 for each weight
     tensor w_l, and v is one step of ascent from w with the adversarial images of J, that is,
-    v_l = gamma |w_l| g_l / |g_l| with J's gradient g at w. The gradient at w + v then moves w.
-    Biases and the scales of normalisation, tensors of one axis, stay, and so do the sizes of noise.
-    J has the penalty of the noise, if there is one. A step costs a second computation of J, forward
-    and backward.
+    v_l = gamma |w_l| g_l / |g_l| with J's gradient g at w. The step of w takes the gradient at
+    w + v. Tensors of one axis (biases and scales of normalisation) and parameters of noise are not
+    perturbed. J includes the penalty of the noise, if there is one. A step costs a second forward
+    and backward computation of J.
 
     Parameters
     ----------
     gamma
-        Size of the offset as a share of the weights' norm, 0 or more: 0.01 in the paper with
+        Norm of the offset as a share of the weights' norm, 0 or more: 0.01 in the paper with
         `defense=madry`, 0.005 with `defense=trades`.
     warmup
-        Share of the training, from 0 to 1, that goes without.
+        Share of the training, from 0 to 1, without perturbation at its start.
     """
 
     gamma: float = 0.01
@@ -66,20 +66,20 @@ class AWP:
         """`offsets`, from the end of the warm-up on."""
         return self.offsets if progress >= self.warmup else None
 
-    def offsets(self, weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> list[Tensor]:
-        """v of each tensor, of norm gamma |w|; 0 where there is no slope."""
+    def offsets(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """v of each tensor, of norm gamma |w|; 0 where the gradient is 0."""
         return [
-            slope * (self.gamma * weight.norm() / slope.norm().clamp_min(LEAST))
-            for weight, slope in zip(weights, slopes, strict=True)
+            gradient * (self.gamma * weight.norm() / gradient.norm().clamp_min(MIN_NORM))
+            for weight, gradient in zip(weights, gradients, strict=True)
         ]
 
 
 @contextmanager
 def perturbed(model: nn.Module, offsets: Offsets) -> Iterator[None]:
-    """Let the weights of `model` be off by `offsets` in this block; their slopes are in `grad`.
+    """Add `offsets` to the weights of `model` in this block; their gradients are in `grad`.
 
-    Afterwards its weights are bit for bit what they were, and so are its buffers: BatchNorm's
-    running statistics are those of weights that stay.
+    After the block, the weights are bit for bit what they were, and so are the buffers: BatchNorm's
+    running statistics must not include those of perturbed weights.
     """
     of_noise = {id(p) for layer in noise_layers(model) for p in layer.parameters()}
     weights = [
@@ -90,8 +90,8 @@ def perturbed(model: nn.Module, offsets: Offsets) -> Iterator[None]:
     moved = [*weights, *model.buffers()]
     before = [value.detach().clone() for value in moved]
     with torch.no_grad():
-        slopes = [weight.grad for weight in weights if weight.grad is not None]
-        for weight, offset in zip(weights, offsets(weights, slopes), strict=True):
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        for weight, offset in zip(weights, offsets(weights, gradients), strict=True):
             weight.add_(offset)
     try:
         yield

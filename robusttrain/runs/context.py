@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from robusttrain.config.run_config import Config, Stage
 from robusttrain.config.schema import GROUPS
 from robusttrain.data import Info
-from robusttrain.loggers import flat
+from robusttrain.loggers import flattened
 from robusttrain.report.terminal import Terminal
 
 
@@ -35,7 +35,7 @@ class Origin(NamedTuple):
     def parameters(self) -> dict[str, Any]:
         """The chosen option of each group, and all values by their full keys, for a logger."""
         options = {group: self.names[group] for group in GROUPS if group in self.names}
-        return options | flat(self.resolved())
+        return options | flattened(self.resolved())
 
 
 @dataclass(frozen=True)

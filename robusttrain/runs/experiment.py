@@ -19,7 +19,7 @@ from robusttrain.evaluation.pipeline import (
     Plan,
     run_evaluation,
 )
-from robusttrain.loggers import Figures, Record, of_epoch, of_report
+from robusttrain.loggers import Figures, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.report.files import write_json
 from robusttrain.report.terminal import Terminal
@@ -112,15 +112,15 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     trainer = Trainer(
         inputs.model, recipe, data, config.threat, seed=config.seed, terminal=terminal
     )
-    about = {
+    metadata = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),
         "config": context.origin.config,
         "names": dict(context.origin.names),
     }
     training = TrainingRun(
-        trainer, context.run_dir, about, terminal,
-        lambda epoch: record(of_epoch(epoch.row()), epoch.epoch),
+        trainer, context.run_dir, metadata, terminal,
+        lambda epoch: record(epoch_figures(epoch.row()), epoch.epoch),
     )  # fmt: skip
     if config.resume is not None:
         _resume(training, terminal)
@@ -141,7 +141,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
         terminal.say("no checkpoint was written yet: starting from scratch")
         return
     other = [
-        key for key, value in training.about["config"].items() if saved.config.get(key) != value
+        key for key, value in training.metadata["config"].items() if saved.config.get(key) != value
     ]
     if other:
         problem = "was trained with another configuration"
@@ -184,4 +184,4 @@ def _report(context: RunContext, found: EvaluationResult) -> Figures:
     write_results(found, report, context.run_dir)
     show_results(found, report, names, context.terminal)
     rows = report.to_dict("records")
-    return of_report([{str(key): value for key, value in row.items()} for row in rows])
+    return report_figures([{str(key): value for key, value in row.items()} for row in rows])

@@ -137,6 +137,6 @@ def placed(samples: Samples, device: torch.device | str, name: str, terminal: Te
     with terminal.progress(f"{name} images", samples.size) as bar:
         placed = samples.to(device, bar.advance)
     if isinstance(placed, Streamed) and placed.size:
-        size = f"{placed.decoded / 1e9:.3g} GB decoded"
+        size = f"{placed.decoded_bytes / 1e9:.3g} GB decoded"
         terminal.say(f"{placed.size} {name} images are streamed from their files ({size})")
     return placed

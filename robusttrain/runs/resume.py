@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra.conf import HydraConf
 
+from robusttrain import renames
 from robusttrain.errors import InputError
 from robusttrain.report.files import write_json
 from robusttrain.run_directory import COMMAND, MANIFEST
@@ -47,8 +48,9 @@ class Command:
 
     @classmethod
     def read(cls, run: Path) -> "Command":
-        """The command of the run in `run`."""
-        return cls(**json.loads((run / COMMAND).read_text()))
+        """The command of the run in `run`, with current keys."""
+        stored = json.loads((run / COMMAND).read_text())
+        return cls(**{name: list(map(renames.override, words)) for name, words in stored.items()})
 
     def write(self, run: Path) -> None:
         """Save it in the directory of the run."""

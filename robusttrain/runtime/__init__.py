@@ -1,1 +1,1 @@
-"""The process and the machine that a run works on."""
+"""Processes, signals, memory, determinism and progress of a run."""

@@ -1,4 +1,4 @@
-"""Algorithms that give the same bits every time, where a user asks for them."""
+"""Deterministic algorithms, which give the same bits every time, as an option."""
 
 import os
 import re
@@ -10,19 +10,20 @@ import torch
 
 from robusttrain.errors import InputError
 
-# Read by cuBLAS when it starts: a workspace for each stream, without which it may add in any order.
+# cuBLAS reads this variable when it starts. Without a workspace for each stream, it may add in any
+# order.
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACE_SIZES = ":4096:8"
 
-# What torch says of an operation that has no deterministic form.
+# torch's message about an operation without a deterministic form.
 REFUSAL = re.compile(r"(\S+).* does not have a deterministic implementation")
 
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Have torch use deterministic algorithms alone in this block, if `wanted`.
+    """Let torch use only deterministic algorithms in this block, if `wanted`.
 
-    It concerns the whole process, and is put back afterwards.
+    The settings apply to the whole process, and are restored after the block.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def flags() -> dict[str, Any]:
-    """What decides at present whether the same command gives the same bits, for `manifest.json`."""
+    """The current settings that affect reproducibility, for `manifest.json`."""
     return {
         "algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,

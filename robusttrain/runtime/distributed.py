@@ -1,7 +1,7 @@
 """Process group of a run: rank, size and collectives.
 
-torchrun starts them. A process by itself is the first of one, and nothing here costs it anything.
-What a function says of all processes, each of them has to call, in the same order.
+torchrun starts the processes. Without it there is one process, of rank 0, and the functions here
+return at once. All processes have to call the collectives, in the same order.
 """
 
 import os
@@ -21,53 +21,65 @@ from robusttrain.seeding import derived_seed
 
 T = TypeVar("T")
 
-# How long a step of training may wait for the others, and how long anything else, such as the share
-# of an evaluation that has the hardest images.
-STEP, ANYTHING = timedelta(minutes=10), timedelta(days=7)
+# Time to wait for the other processes in a step of training, and in anything else: one process may
+# have the hardest images of an evaluation.
+STEP_TIMEOUT, SLOW_TIMEOUT = timedelta(minutes=10), timedelta(days=7)
 
-# What torchrun tells the processes that it starts.
+# Environment variables that torchrun sets for its processes.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class _Job:
-    """The place of this process among all: its number of `size`, and its number on its machine."""
+    """The process group, and the place of this process in it.
+
+    Parameters
+    ----------
+    rank, size
+        Number of this process, from 0 on, and the number of processes.
+    local_rank
+        Number of this process among those on its machine.
+    store
+        torch's key-value store of the group.
+    slow_group
+        A gloo group with `SLOW_TIMEOUT`, for everything but the steps of training.
+    """
 
     rank: int
     size: int
     local_rank: int
     store: Any
-    patient: Any
+    slow_group: Any
 
 
 _job: _Job | None = None
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Belong to the processes that torchrun has started beside this one, for the block."""
+def torchrun_group() -> Iterator[None]:
+    """Join the process group of torchrun for the block, if torchrun has started this process."""
     if (
         not all(name in os.environ for name in TORCHRUN_VARIABLES)
         or os.environ["WORLD_SIZE"] == "1"
     ):
         yield
         return
-    store, rank, size = next(rendezvous("env://", timeout=STEP))
+    store, rank, size = next(rendezvous("env://", timeout=STEP_TIMEOUT))
     with join_group(store, rank, size, int(os.environ.get("LOCAL_RANK", rank))):
         yield
 
 
 @contextmanager
 def join_group(store: Any, rank: int, size: int, local_rank: int = 0) -> Iterator[None]:
-    """Be number `rank` of `size` processes that meet at `store`, for the block."""
+    """Join a group of `size` processes that share `store`, as number `rank`, for the block."""
     global _job
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP)
-    patient = dist.new_group(backend="gloo", timeout=ANYTHING)
-    _job = _Job(rank, size, local_rank, store, patient)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP_TIMEOUT)
+    slow_group = dist.new_group(backend="gloo", timeout=SLOW_TIMEOUT)
+    _job = _Job(rank, size, local_rank, store, slow_group)
     try:
         yield
-        # Skip this after an error: peers may be gone and would block it.
+        # Not after an error: peers may be gone, and this would wait for them.
         dist.destroy_process_group()
     except Exception as error:
         error.add_note(f"(in process {rank} of {size})")
@@ -82,97 +94,97 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Its number among those on the same machine."""
+    """The number of this process among those on its machine, from 0 on."""
     return 0 if _job is None else _job.local_rank
 
 
 def size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return 1 if _job is None else _job.size
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is the first process, which writes the files and prints."""
     return rank() == 0
 
 
 def own_seed(seed: int) -> int:
-    """A seed for what each process draws for itself; that of the first is `seed`."""
+    """The seed of this process's own draws, which is `seed` in the first process."""
     return seed if is_main() else derived_seed(seed, f"process {rank()}")
 
 
 def suffix() -> str:
-    """What sets a file of this process apart from that of the first."""
+    """The suffix of this process's own files, which is empty in the first process."""
     return "" if is_main() else f".{rank()}"
 
 
 def share(count: int) -> slice:
-    """Which of `count` things this process takes on: every `size`-th, beginning at its number."""
+    """The share of this process in `count` items: every `size`-th one, from its rank on."""
     return slice(rank(), None, size())
 
 
 def broadcast(action: Callable[[], T]) -> T:
-    """What `action` gives in the first process, which alone does it, for all."""
+    """Call `action` in the first process only, and return its result in all of them."""
     if _job is None:
         return action()
     given = [action() if is_main() else None]
-    dist.broadcast_object_list(given, src=0, group=_job.patient)
+    dist.broadcast_object_list(given, src=0, group=_job.slow_group)
     return cast(T, given[0])
 
 
 def gather(value: T) -> list[T] | None:
-    """In the first process the values of all, in their order; None in the others."""
+    """The values of all processes by rank in the first process; None in the others."""
     if _job is None:
         return [value]
     values: list[Any] | None = [None] * size() if is_main() else None
-    dist.gather_object(value, values, dst=0, group=_job.patient)
+    dist.gather_object(value, values, dst=0, group=_job.slow_group)
     return values
 
 
 def all_gather(value: T) -> list[T]:
-    """The values of all processes, in their order."""
+    """The values of all processes, by rank."""
     if _job is None:
         return [value]
     values: list[Any] = [None] * size()
-    dist.all_gather_object(values, value, group=_job.patient)
+    dist.all_gather_object(values, value, group=_job.slow_group)
     return values
 
 
 def summed(values: Mapping[str, float]) -> dict[str, float]:
-    """The sum over all processes of what each has under the same name."""
-    everyone = all_gather(dict(values))
-    return {name: sum(each[name] for each in everyone) for name in values}
+    """The sums over all processes of the values under each name."""
+    gathered = all_gather(dict(values))
+    return {name: sum(each[name] for each in gathered) for name in values}
 
 
 def in_turns(action: Callable[[], T]) -> T:
-    """What `action` gives here, after the first process has done it, and one on this machine.
+    """Call `action` in all processes: in the first one, then in one per machine, then in the rest.
 
-    What is downloaded is then downloaded once.
+    A download then takes place only once.
     """
     if _job is None:
         return action()
     turn = 0 if is_main() else 1 if local_rank() == 0 else 2
-    done: list[T] = []
-    for present in range(3):
-        if present == turn:
-            done.append(action())
+    results: list[T] = []
+    for current in range(3):
+        if current == turn:
+            results.append(action())
         barrier()
-    return done[0]
+    return results[0]
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have reached this call."""
     if _job is not None:
-        dist.barrier(group=_job.patient)
+        dist.barrier(group=_job.slow_group)
 
 
 def all_reduce_sum(values: Tensor) -> None:
-    """Replace `values` by their sum over all processes, which train barrier."""
+    """Replace `values` by their sum over the processes of a training."""
     dist.all_reduce(values)
 
 
 def all_true(flag: Tensor) -> Tensor:
-    """Whether `flag`, a scalar on the device, holds in all processes, which train barrier."""
+    """Whether `flag`, a scalar on the device, is true in all processes of a training."""
     if _job is None:
         return flag
     held = flag.float()
@@ -181,46 +193,49 @@ def all_true(flag: Tensor) -> Tensor:
 
 
 class DelayedMax:
-    """What all processes come to agree on between one batch and the next.
+    """A maximum over processes that is returned one call later.
 
-    Waiting for each other there would cost time at every batch; a vote is counted at the next one,
-    until when it has long arrived.
+    Between two batches, waiting for the other processes would cost time. By the next call the
+    reduction has long finished.
     """
 
     def __init__(self) -> None:
-        self._cast: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
     def __call__(self, *values: int) -> list[int]:
-        """The largest values that any process gave at the call before (by itself: gives now)."""
+        """The maxima over processes of the previous call's values, at first zeros.
+
+        A single process gets the values of this call.
+        """
         if _job is None:
             return list(values)
-        before, self._cast = self._cast, self._begun(values)
-        return [0] * len(values) if before is None else self._counted(before)
+        previous, self._pending = self._pending, self._start(values)
+        return [0] * len(values) if previous is None else self._result(previous)
 
     def last(self, *values: int) -> list[int]:
-        """The largest values that any process gives now."""
-        return list(values) if _job is None else self._counted(self._begun(values))
+        """The maxima over processes of the values of this call."""
+        return list(values) if _job is None else self._result(self._start(values))
 
-    def _begun(self, values: tuple[int, ...]) -> tuple[Tensor, Any]:
+    def _start(self, values: tuple[int, ...]) -> tuple[Tensor, Any]:
         assert _job is not None
-        ballot = torch.tensor(values)
-        work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=_job.patient, async_op=True)
-        return ballot, work
+        largest = torch.tensor(values)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, group=_job.slow_group, async_op=True)
+        return largest, work
 
-    def _counted(self, begun: tuple[Tensor, Any]) -> list[int]:
-        ballot, work = begun
+    def _result(self, started: tuple[Tensor, Any]) -> list[int]:
+        largest, work = started
         work.wait()
-        return [int(value) for value in ballot]
+        return [int(value) for value in largest]
 
 
 def set_device(device: torch.device) -> None:
-    """Let this process compute on `device` where it is one of several."""
+    """Make `device` the current device of this process, if it is one of several."""
     if _job is not None and device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def command() -> str:
-    """How a command line of the same processes begins."""
+    """The beginning of a command line that starts the same processes."""
     if _job is None:
         return "robusttrain"
     here = int(os.environ.get("LOCAL_WORLD_SIZE", size()))
@@ -229,7 +244,10 @@ def command() -> str:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether `error`, or what it came from, is that another process has gone or is silent."""
+    """Whether `error`, or an error behind it, means that another process ended or does not answer.
+
+    gloo and nccl raise plain RuntimeErrors in some cases, which are recognised by their message.
+    """
     text = str(error).lower()
     named = isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
     behind = error.__context__
@@ -239,23 +257,23 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def exit_message(message: str) -> str | int:
-    """What to leave with, in the sense of `sys.exit`, because of `message`.
+    """The argument of `sys.exit` for a failure with `message`.
 
-    Of several processes the first to fail says so, with its number: the others fail after it, as
-    it is gone.
+    Of several processes, only the first to fail prints its message, with its rank. The others fail
+    because that one is gone.
     """
     if _job is None:
         return message
     first = True
-    # The store may be gone, too.
+    # The process that holds the store may be gone, too.
     with suppress(RuntimeError):
         first = _job.store.add("robusttrain failed", 1) == 1
         if not first:
-            # Whoever leaves first is the end of the others, also of one that is about to speak.
-            _job.store.wait(["robusttrain said"], timedelta(seconds=5))
+            # torchrun kills all processes as soon as one exits, so wait until the message is out.
+            _job.store.wait(["robusttrain printed"], timedelta(seconds=5))
     if first:
         prefix, _, rest = message.partition(": ")
         print(f"{prefix}: process {rank()} of {size()}: {rest}", file=sys.stderr, flush=True)
         with suppress(RuntimeError):
-            _job.store.set("robusttrain said", "1")
+            _job.store.set("robusttrain printed", "1")
     return 1

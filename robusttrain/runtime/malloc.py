@@ -1,4 +1,4 @@
-"""The C library's memory allocator, as a program that trains wants it."""
+"""Settings of the C library's memory allocator for training."""
 
 import ctypes
 import platform
@@ -9,11 +9,11 @@ LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the process instead of handing it back page by page.
+    """Keep freed memory in the process, instead of returning it to the kernel.
 
-    By default glibc maps each large tensor afresh, and the kernel clears every page of it again,
-    forward and backward, batch after batch. This concerns the whole process, so it is for programs
-    to ask for, never for a library. Returns whether the C library is glibc and took the settings.
+    By default glibc maps new memory for each large tensor, and the kernel clears every page of it,
+    in each pass of each batch. The setting applies to the whole process, so only programs should
+    call this, never libraries. Returns whether the C library is glibc and accepted the settings.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

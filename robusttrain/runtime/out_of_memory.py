@@ -1,4 +1,4 @@
-"""When memory runs out: how torch says so, and what the user is told."""
+"""Recognise torch's errors when memory runs out, and report them by key."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,23 +7,23 @@ import torch
 
 from robusttrain.errors import InputError
 
-# How torch says it of a CPU, where it has no class of its own for it.
+# On a CPU torch raises a plain RuntimeError with this message.
 ON_CPU = "DefaultCPUAllocator: can't allocate memory"
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether `error` says that a device has no room left."""
+    """Whether `error` means that a device is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or ON_CPU in str(error)
 
 
 @contextmanager
 def refused_where_too_large(key: str, images: int) -> Iterator[None]:
-    """Say that `key`, so many `images` at once, is too large where memory runs out in the block.
+    """If memory runs out in the block, report that `key`, the number of `images`, is too large.
 
     Raises
     ------
     InputError
-        Instead of torch's own error.
+        In place of torch's error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Progress of long work, for whoever wants to show it."""
+"""The interface by which long computations report their progress."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -8,25 +8,25 @@ Advance = Callable[[int], object]
 
 
 class Progress(Protocol):
-    """What long work reports to: a bar of the terminal, or `SILENT`."""
+    """The receiver of progress: a bar of the terminal, or `SILENT`."""
 
     def advance(self, steps: int = 1) -> object:
-        """`steps` more are done."""
+        """Report that `steps` more steps are done."""
 
     def show(self, title: str) -> object:
-        """The work that is done now."""
+        """Show `title` as the current work."""
 
 
 def unreported(steps: int) -> None:
-    """Progress that is shown nowhere."""
+    """Ignore progress; the default of parameters of type `Advance`."""
 
 
 class _Silent:
     def advance(self, steps: int = 1) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def show(self, title: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 SILENT: Progress = _Silent()

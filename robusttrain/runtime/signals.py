@@ -12,14 +12,15 @@ NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to stop. No `Exception`: nothing but the command line takes it.
+    """The process received a signal to stop.
 
-    Ray waits on where a signal raises anything else.
+    It is not an `Exception`, so that only the command line handles it. It is a `KeyboardInterrupt`,
+    since Ray would keep waiting after any other error in a signal handler.
 
     Parameters
     ----------
     signum
-        The signal that said so.
+        The signal that was received.
     """
 
     def __init__(self, signum: int) -> None:
@@ -28,14 +29,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Signals:
-    """Received signals, and whether a caller polls for them."""
+    """The last received signal, and whether a caller polls for it."""
 
     def __init__(self) -> None:
-        self.came: int | None = None
+        self.received: int | None = None
         self.deferred = False
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        again, self.came = self.came is not None, signum
+        again, self.received = self.received is not None, signum
         if again or not self.deferred:
             raise Interrupted(signum)
 
@@ -45,12 +46,12 @@ _signals = _Signals()
 
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """Raise `Interrupted` where a signal comes, for the length of the block."""
-    # Only the main thread may say how signals are handled, and only it gets them.
+    """Raise `Interrupted` when a signal arrives during the block."""
+    # Only the main thread may set handlers, and only it receives signals.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _signals.came = None
+    _signals.received = None
     before = {signum: signal.signal(signum, _signals.handle) for signum in SIGNALS}
     try:
         yield
@@ -61,50 +62,53 @@ def handle_signals() -> Iterator[None]:
 
 @contextmanager
 def handle_in_worker() -> Iterator[None]:
-    """`handle_signals`, in a process that was started for a job and may get another one later.
+    """`handle_signals` for a worker process, which may run several jobs one after the other.
 
-    Ctrl+C is left to the process that the user has started. Whoever was told to stop stays so: the
-    next job raises `Interrupted` at once. Where a cluster listens to a notice, it gets it when the
-    job has left its checkpoint.
+    Ctrl+C is left to the main process. After a signal, the next job raises `Interrupted` at once.
+    If the cluster software has a handler for one of `NOTICES`, that handler is called after the job
+    has written its checkpoint.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    if _signals.came is not None:
-        raise Interrupted(_signals.came)
+    if _signals.received is not None:
+        raise Interrupted(_signals.received)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    listening = {s: signal.getsignal(s) for s in NOTICES if callable(signal.getsignal(s))}
-    for signum in (signal.SIGTERM, *listening):
+    handlers = {s: signal.getsignal(s) for s in NOTICES if callable(signal.getsignal(s))}
+    for signum in (signal.SIGTERM, *handlers):
         signal.signal(signum, _signals.handle)
     _signals.deferred = False
     try:
         yield
     except Interrupted as interrupted:
-        told = listening.get(signal.Signals(interrupted.signum))
-        if callable(told):
-            told(interrupted.signum, None)
+        handler = handlers.get(signal.Signals(interrupted.signum))
+        if callable(handler):
+            handler(interrupted.signum, None)
         raise
     finally:
-        # Between its jobs there is nothing to interrupt.
+        # Between jobs there is nothing to interrupt.
         _signals.deferred = True
 
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
-    """Within the block the first signal is only told by the function given; a second one raises."""
+    """Defer the first signal of the block; a second one raises `Interrupted`.
+
+    Yields a function that returns the number of the received signal, or None.
+    """
     before, _signals.deferred = _signals.deferred, True
     try:
-        yield lambda: _signals.came
+        yield lambda: _signals.received
     finally:
         _signals.deferred = before
 
 
 def pending() -> bool:
-    """Whether a signal has asked for an end and somebody looks at it by himself."""
-    return _signals.came is not None and _signals.deferred
+    """Whether a signal was received and deferred."""
+    return _signals.received is not None and _signals.deferred
 
 
 def raise_pending() -> None:
-    """Raise `Interrupted` for a signal that was put off."""
-    if _signals.came is not None:
-        raise Interrupted(_signals.came)
+    """Raise `Interrupted` if a signal was deferred."""
+    if _signals.received is not None:
+        raise Interrupted(_signals.received)

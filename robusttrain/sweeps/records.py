@@ -189,5 +189,5 @@ def _record(sweep_dir: Path, folder: str) -> Path:
 
 def _read(path: Path) -> Job:
     content = json.loads(path.read_text())
-    today = {"overrides": tuple(content["overrides"]), "config": renames.yaml(content["config"])}
-    return Job(**content | today)
+    overrides = tuple(map(renames.override, content["overrides"]))
+    return Job(**content | {"overrides": overrides, "config": renames.yaml(content["config"])})

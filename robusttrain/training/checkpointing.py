@@ -1,4 +1,4 @@
-"""Training and its files: `train.csv`, `best.pt`, and checkpoints that a run goes on from."""
+"""Training and its files: `train.csv`, `best.pt`, and checkpoints that a run resumes from."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -20,37 +20,37 @@ from robusttrain.training.trainer import Trainer
 
 
 class TrainingRun:
-    """A trainer and the run directory that its work is kept in.
+    """A trainer, and the run directory that its files go to.
 
     Parameters
     ----------
     trainer
-        At its beginning.
+        A trainer that has not started yet.
     folder
         The run directory.
-    about
+    metadata
         The fields of a `Checkpoint` that stay the same: num_classes, image_shape, config, names.
     terminal
-        Where epochs are told.
+        Where the figures of each epoch are printed.
     record
-        Called with every epoch that has ended, when its files are written.
+        Called with each finished epoch, after its files are written.
     """
 
     def __init__(
         self,
         trainer: Trainer,
         folder: Path,
-        about: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         terminal: Terminal,
         record: Callable[[Epoch], None],
     ) -> None:
-        self.trainer, self.folder, self.about, self.terminal = trainer, folder, about, terminal
-        self.record = record
+        self.trainer, self.folder, self.metadata = trainer, folder, metadata
+        self.terminal, self.record = terminal, record
         self.epochs: list[Epoch] = []
         self._saved = time.monotonic()
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from `saved`, which this method's run has written.
+        """Resume from `saved`, a checkpoint of this run.
 
         Raises
         ------
@@ -68,58 +68,57 @@ class TrainingRun:
         self.epochs = [Epoch(**row) for row in saved.training["epochs"]]
 
     def finish(self) -> Epoch | None:
-        """Train to the end, and leave the model with the weights of `best.pt`.
+        """Train to the end, and load the weights of `best.pt` into the model.
 
-        Returns the epoch that they are of; None where there was none.
+        Returns the epoch that these weights are from, or None if there was no epoch.
 
         Raises
         ------
         Interrupted
-            After the batch in which a signal came, and with a checkpoint written.
+            After the batch during which a signal arrived. A checkpoint is written first.
         NonFiniteLossError
-            If training diverges; what earlier epochs left stays.
+            If training diverges. The files of earlier epochs stay.
         """
-        best, vote, due = self.folder / BEST, distributed.DelayedMax(), 0
+        best, agree, due = self.folder / BEST, distributed.DelayedMax(), 0
         with signals.deferred() as signalled:
             if self.trainer.position.epoch == 1 and self.trainer.position.batch == 0:
-                # Discard the checkpoints of an earlier training.
-                self._forget()
+                self._remove_old_checkpoints()
                 self._save_as(best)
             for epoch in self.trainer.batches():
                 if epoch is not None:
-                    self._keep(epoch)
+                    self._record(epoch)
                 elif due:
-                    self._save_if_sound()
-                signum, due = vote(signalled() or 0, self._due)
-                self._leave_if(signum, saved=epoch is not None)
-            self._leave_if(*vote.last(signalled() or 0), saved=True)
+                    self._save_if_finite()
+                signum, due = agree(signalled() or 0, self._is_checkpoint_due)
+                self._exit_on(signum, saved=epoch is not None)
+            self._exit_on(*agree.last(signalled() or 0), saved=True)
         weights = distributed.broadcast(lambda: replace(checkpoints.load(best), training={}))
         weights.load_into(self.trainer.model, best)
         return self.best
 
     @property
     def best(self) -> Epoch | None:
-        """The epoch that `best.pt` is of."""
+        """The epoch whose weights are in `best.pt`."""
         # Without a validation split all ranks are equal, and the last epoch is the best one.
         return max(reversed(self.epochs), key=lambda epoch: epoch.rank, default=None)
 
     @property
-    def _due(self) -> bool:
+    def _is_checkpoint_due(self) -> bool:
         return time.monotonic() - self._saved >= 60 * self.trainer.settings.checkpoint_minutes
 
-    def _forget(self) -> None:
+    def _remove_old_checkpoints(self) -> None:
         if distributed.is_main():
             for name in (LATEST, PREVIOUS):
                 (self.folder / name).unlink(missing_ok=True)
 
-    def _leave_if(self, signum: int, *, saved: bool) -> None:
+    def _exit_on(self, signum: int, *, saved: bool) -> None:
         if not signum:
             return
         if not saved:
-            self._save_if_sound()
+            self._save_if_finite()
         raise Interrupted(signum)
 
-    def _keep(self, epoch: Epoch) -> None:
+    def _record(self, epoch: Epoch) -> None:
         self.epochs.append(epoch)
         self.terminal.figures(
             f"epoch {epoch.epoch}/{self.trainer.settings.epochs}",
@@ -128,21 +127,21 @@ class TrainingRun:
             robust=epoch.val_robust_accuracy,
             seconds=epoch.seconds,
         )
-        classes, planned = self.about["num_classes"], self.trainer.settings.epochs
-        for remark in warnings_for(self.epochs, classes, planned):
-            self.terminal.say(remark)
+        classes, planned = self.metadata["num_classes"], self.trainer.settings.epochs
+        for warning in warnings_for(self.epochs, classes, planned):
+            self.terminal.say(warning)
         if distributed.is_main():
             write_csv(self.folder / TRAIN, [each.row() for each in self.epochs])
-        # Before the checkpoint: whoever dies between the two does this epoch again.
+        # Before the checkpoint: a run that dies between the two trains this epoch again.
         if self.best is epoch:
             with self.trainer.averaged():
                 self._save_as(self.folder / BEST)
         self._save()
         self.record(epoch)
 
-    def _save_if_sound(self) -> None:
+    def _save_if_finite(self) -> None:
         # Never save non-finite weights; training will report them.
-        if self.trainer.sound:
+        if self.trainer.all_finite:
             self._save()
 
     def _save(self) -> None:
@@ -153,7 +152,7 @@ class TrainingRun:
         self._saved = time.monotonic()
 
     def _save_as(self, path: Path) -> None:
-        """Have the first process write a checkpoint, with what the others have of their own."""
+        """Write a checkpoint in the first process, with the state that the others keep."""
         state = self.trainer.state_dict()
         processes = distributed.gather(self.trainer.per_process_state(state))
         if processes is None:
@@ -163,12 +162,12 @@ class TrainingRun:
             model=self.trainer.model.state_dict(),
             epoch=len(self.epochs),
             training={**state, **others, "epochs": [epoch.row() for epoch in self.epochs]},
-            **self.about,
+            **self.metadata,
         ).save(path)
 
 
 def newest_checkpoint(folder: Path, terminal: Terminal) -> Checkpoint | None:
-    """The newest checkpoint of a run that can be read; damaged ones are told and passed over."""
+    """The newest readable checkpoint of a run; prints a warning for each damaged one."""
     for name in (LATEST, PREVIOUS):
         if (folder / name).exists():
             try:

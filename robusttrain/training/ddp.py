@@ -1,4 +1,4 @@
-"""A model that several processes train together: gradients, and the statistics of BatchNorm."""
+"""Training of one model in several processes: gradients, and the statistics of BatchNorm."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,66 +16,65 @@ from robusttrain.runtime import distributed
 
 
 class Replicas(nn.Module):
-    """The view of a model that defenses get: a backward pass to its parameters is that of all.
+    """A model whose parameter gradients are averaged over the processes, for use by defenses.
 
-    Their gradients are then on average over the processes. While the parameters are held still,
-    that is, for an attack, it is the model by itself, of which nobody else hears.
+    While the parameters are frozen, as they are for an attack, the passes stay in this process.
 
     Parameters
     ----------
     model
-        The model, or what torch.compile has made of it.
+        The model, or the result of torch.compile.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         with warnings.catch_warnings():
-            # The newer name of its option is not known to every torch.
+            # The oldest torch that is allowed does not know the new name of this option.
             warnings.simplefilter("ignore", FutureWarning)
-            # Buffers are those of the process: to send them around would disturb the first of two
-            # passes that are descended together.
-            self.together = DistributedDataParallel(model, broadcast_buffers=False)
+            # Each process has its own buffers. A broadcast would overwrite the buffers that the
+            # first of two forward passes needs for its backward pass.
+            self.synchronised = DistributedDataParallel(model, broadcast_buffers=False)
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        held = not any(parameter.requires_grad for parameter in self.model.parameters())
-        model = self.model if held or not torch.is_grad_enabled() else self.together
+        frozen = not any(parameter.requires_grad for parameter in self.model.parameters())
+        model = self.model if frozen or not torch.is_grad_enabled() else self.synchronised
         return cast(Tensor, model(x))
 
 
 def replicated(model: nn.Module) -> nn.Module:
-    """The view of `model` for defenses: itself, where there is one process."""
+    """The model for defenses to call: `model` itself if there is only one process."""
     if distributed.size() == 1:
         return model
     for layer in noise_layers(model):
-        # Noise that is not drawn in training learns nothing.
+        # DDP waits for the gradient of each parameter; noise that is off in training has none.
         layer.requires_grad_(layer.on_train)
     return Replicas(model)
 
 
 def refuse_unused(model: nn.Module) -> None:
-    """Refuse a last backward pass that has left out a parameter of the view `model`.
+    """Refuse a backward pass that gave no gradient for some parameter of `model`.
 
-    Of several processes the others would wait for its gradient.
+    With several processes, the others would wait for that gradient.
 
     Raises
     ------
     InputError
-        Naming the parameters.
+        If there are such parameters; the message names them.
     """
     if not isinstance(model, Replicas):
         return
     named = model.model.named_parameters()
-    left_out = [name for name, p in named if p.requires_grad and p.grad is None]
-    if left_out:
+    unused = [name for name, p in named if p.requires_grad and p.grad is None]
+    if unused:
         problem = "cannot train a model whose loss leaves out parameters"
-        raise InputError("several processes", allowed=", ".join(left_out), problem=problem)
+        raise InputError("several processes", allowed=", ".join(unused), problem=problem)
 
 
 def decorrelate_noise(model: nn.Module, seed: int) -> None:
-    """Let noise and dropout of `model` draw otherwise here than in the other processes."""
+    """Give the noise and dropout of `model` other random streams than in the other processes."""
     if distributed.is_main():
         return
     for layer in noise_layers(model):
@@ -84,7 +83,7 @@ def decorrelate_noise(model: nn.Module, seed: int) -> None:
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of normalisation layers, by their names in the state dict."""
+    """The running statistics of the normalisation layers, by their keys in the state dict."""
     return {
         f"{place}.{name}": value
         for place, module in model.named_modules()
@@ -107,10 +106,10 @@ def average_statistics(model: nn.Module) -> None:
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Have BatchNorm layers train on the statistics of the whole batch, in place."""
+    """Make BatchNorm layers train on the statistics of all processes' images, in place."""
     for module in _batch_norms(model) if distributed.size() > 1 else ():
-        # As another module it would lose its hooks, and the optimiser its parameters.
-        module.__class__ = _Synchronised
+        # A new module would lose the hooks, and the optimiser would keep the old parameters.
+        module.__class__ = _SynchronisedBatchNorm
 
 
 def _batch_norms(model: nn.Module) -> Iterator[nn.Module]:
@@ -118,7 +117,7 @@ def _batch_norms(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Sum(torch.autograd.Function):
-    """A sum over all processes, of which each has a gradient."""
+    """A sum over all processes. Its backward pass sums the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -131,21 +130,21 @@ class _Sum(torch.autograd.Function):
         return cast(Tensor, _Sum.apply(gradients[0]))
 
 
-class _Synchronised(_BatchNorm):
+class _SynchronisedBatchNorm(_BatchNorm):
     """BatchNorm that normalises the images of all processes with their common statistics.
 
     Unlike `nn.SyncBatchNorm` it runs on every device, and its gradient can be differentiated again,
-    as `defense=rt` does. For an attack it is BatchNorm: attacks of different processes are neither
-    equally long nor in step.
+    as `defense=rt` does. For an attack it is plain BatchNorm, since attacks of different processes
+    differ in length and do not run in step.
     """
 
     @untraced
     def forward(self, x: Tensor) -> Tensor:
-        held = not (self.weight.requires_grad if self.affine else self.track_running_stats)
-        if held or not self.training or not torch.is_grad_enabled():
+        frozen = not (self.weight.requires_grad if self.affine else self.track_running_stats)
+        if frozen or not self.training or not torch.is_grad_enabled():
             return super().forward(x)
         mean, variance, count = _moments(x)
-        self._follow(mean, variance, count)
+        self._update_running_statistics(mean, variance, count)
         scale = (variance + self.eps).rsqrt()
         scale = scale * self.weight if self.affine else scale
         shift = -mean * scale
@@ -154,7 +153,7 @@ class _Synchronised(_BatchNorm):
         return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics towards those of the batch."""
         if not self.track_running_stats:
             return
@@ -168,16 +167,19 @@ class _Synchronised(_BatchNorm):
         self.running_var.lerp_(variance * count / (count - 1), rate)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions, as the layer in whose place it is has been looked at."""
+        """Accept any shape: the original layer has checked it in the dry run of the model."""
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance of each channel over all processes, and how many numbers they are of."""
+    """Mean and variance (C,) of each channel over all processes, and the number of values in each.
+
+    The variance is the biased one.
+    """
     axes = [axis for axis in range(x.dim()) if axis != 1]
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, axes, correction=0)
     own = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
-    # A row of the process's own in a sum is what all of them gather.
+    # Each process fills only its own row, so that the sum gathers the rows of all.
     rows = [own if r == distributed.rank() else own.new_zeros(len(own)) for r in _ranks()]
     gathered = cast(Tensor, _Sum.apply(torch.stack(rows)))
     means, variances, counts = torch.split(gathered, [len(mean), len(mean), 1], 1)

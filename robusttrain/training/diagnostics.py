@@ -1,21 +1,21 @@
-"""Warnings during a training, and what its manifest says of it."""
+"""Warnings during a training, and its summary in the manifest."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from robusttrain.training.metrics import Epoch
-from robusttrain.training.overfitting import _fell
+from robusttrain.training.overfitting import has_fallen
 
-# Adversarial accuracy so much above the clean one is no luck any more.
+# Adversarial training accuracy that exceeds the clean one by more than this is label leaking.
 LEAK = 0.02
 
 
-# Up to so many times the share of one class, a training has learnt nothing.
+# A training whose accuracy is below this multiple of chance has learnt nothing.
 STUCK = 1.2
 
 
 def warnings_for(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Iterator[str]:
-    """What there is to say about the last of `epochs`, of which so many are planned."""
+    """Warnings about the last of `epochs`, in a training of `planned` epochs."""
     epoch = epochs[-1]
     if epoch.non_finite:
         yield (
@@ -31,21 +31,23 @@ def warnings_for(epochs: Sequence[Epoch], num_classes: int, planned: int) -> Ite
     if leaks[-1] and not any(leaks[:-1]):
         yield (
             f"warning: label leaking in epoch {epoch.epoch}: {epoch.train_robust_accuracy:.1%} of "
-            f"the adversarial images are right, and {epoch.train_clean_accuracy:.1%} of the clean "
-            f"ones; attack.label=predicted does not show the attack the label"
+            f"the adversarial training images are classified correctly, but only "
+            f"{epoch.train_clean_accuracy:.1%} of the clean ones; attack.label=predicted hides the "
+            f"true label from the attack"
         )
     known = [a for a in (epoch.train_clean_accuracy, epoch.train_robust_accuracy) if a is not None]
-    # Not earlier: a schedule that warms up has learnt nothing at first.
+    # Not earlier: during a warm-up of the learning rate a model may learn nothing.
     if epoch.epoch == (planned + 1) // 2 and max(known, default=1) < STUCK / num_classes:
         yield (
-            f"warning: after epoch {epoch.epoch} training accuracy is {max(known):.1%}, that of a "
-            f"guess among {num_classes} classes: the model is stuck; try a lower optimizer.lr, or "
-            f"training.curriculum.eps_warmup=0.5 training.curriculum.smooth=true"
+            f"warning: after epoch {epoch.epoch} training accuracy is {max(known):.1%}, no better "
+            f"than a guess among {num_classes} classes: the model is stuck; try a lower "
+            f"optimizer.lr, or "
+            f"training.curriculum.eps_warmup=0.5 training.curriculum.per_batch=true"
         )
 
 
 def summary(epochs: Sequence[Epoch]) -> dict[str, Any]:
-    """What went wrong in a training, for `manifest.json`."""
+    """Counts of the problems in a training, for `manifest.json`."""
     return {
         "epochs": len(epochs),
         "non_finite": sum(epoch.non_finite for epoch in epochs),
@@ -55,10 +57,10 @@ def summary(epochs: Sequence[Epoch]) -> dict[str, Any]:
 
 
 def _decline(epochs: Sequence[Epoch]) -> str:
-    """How the last of `epochs` has overfitted."""
+    """The figures that show the overfitting in the last of `epochs`, as a verb phrase."""
     now = epochs[-1].train_pgd_accuracy or 0.0
     best = max(epoch.train_pgd_accuracy or 0.0 for epoch in epochs)
-    if _fell(now, best):
+    if has_fallen(now, best):
         return f"fell from {best:.1%} to {now:.1%}"
     return f"is {now:.1%}, and {epochs[-1].train_robust_accuracy:.1%} under the training attack"
 

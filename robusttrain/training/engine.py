@@ -1,4 +1,4 @@
-"""One batch of a training, from its images to the weights after it."""
+"""One batch of training, from its images to the updated weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,14 +20,19 @@ from robusttrain.training import ddp
 from robusttrain.training.microbatches import (
     Microbatch,
     combined,
-    divided,
-    halved,
-    notice,
-    refuse_parts,
-    without_graph,
+    detached,
+    halved_size,
+    refuse_microbatches,
+    split_batch,
+    split_notice,
 )
 from robusttrain.training.model_setup import ReadyModel
-from robusttrain.training.optimizer_step import SkippingStep, clipped, groups, scaled_rate
+from robusttrain.training.optimizer_step import (
+    SkippingStep,
+    clip_gradient,
+    parameter_groups,
+    scaled_lr,
+)
 from robusttrain.training.overfitting import TrainingHistory
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.rng_state import RngState
@@ -35,16 +40,16 @@ from robusttrain.training.settings import OnNonFinite
 
 
 class Batch(NamedTuple):
-    """A batch of this process, before augmentation.
+    """The part of a batch that this process trains on, before augmentation.
 
     Parameters
     ----------
     x, y
         Images (N, C, H, W) in [0, 1] and labels (N,).
     epoch
-        From 1 on.
+        The epoch, from 1 on.
     weight
-        Of its mean loss among those of all processes, of which the mean is descended.
+        Weight of this part's mean loss in the mean over processes.
     """
 
     x: Tensor
@@ -54,20 +59,21 @@ class Batch(NamedTuple):
 
 
 class Engine:
-    """A model that moves with every batch, and everything that its next step depends on.
+    """A model in training, and everything else that its next step depends on.
 
     Parameters
     ----------
     ready
         The model, ready for training; it is trained in place.
     recipe
-        Of which the defense is given with every batch, as the curriculum has it there.
+        The components of the training. Its defense is not used: each batch brings its own, as the
+        curriculum has scheduled it.
     data
-        On the device of the model.
+        The data, on the device of the model.
     seed
-        Of the run.
+        The seed of the run.
     say
-        Tells the user something.
+        Prints a line for the user.
     """
 
     def __init__(
@@ -87,12 +93,12 @@ class Engine:
         )
         self.per_epoch = batch_count(self.images, settings.batch_size, distributed.size())
         self.total = max(1, settings.epochs * self.per_epoch)
-        self.optimizer = recipe.optimizer.build(groups(self.model))
-        self.clip_gradient = settings.clip_gradient
+        self.optimizer = recipe.optimizer.build(parameter_groups(self.model))
+        self.max_gradient_norm = settings.clip_gradient
         skips = settings.on_nonfinite is OnNonFinite.skip
         self.skipping = SkippingStep(self.forward, self.optimizer) if skips else None
         self.scheduler = recipe.schedule.build(self.optimizer, self.total)
-        # Not the schedule's count, which one of the user's own need not have.
+        # Counted here, since a schedule of the user's own need not count.
         self.batches = 0
         self.weight_perturbation = recipe.weight_perturbation
         self.average = Average(self.model, recipe.averaging)
@@ -101,16 +107,16 @@ class Engine:
 
     @property
     def progress(self) -> float:
-        """Share of the training that is over."""
+        """Share of the training that is done, from 0 to 1."""
         return self.batches / self.total
 
     @property
     def lr(self) -> float:
-        """The schedule's rate of the next step."""
+        """The learning rate that the schedule sets for the next step."""
         return float(self.scheduler.get_last_lr()[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything beside the weights that the next step depends on."""
+        """Everything that the next step depends on, except the weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -120,7 +126,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; the weights are the model's."""
+        """Continue from `state`; the model already has its weights."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.batches = state["batches"]
@@ -128,27 +134,27 @@ class Engine:
         self.randomness.load_state_dict(state["random_states"])
 
     def train_batch(
-        self, defense: Defense, batch: Batch, course: TrainingHistory
+        self, defense: Defense, batch: Batch, history: TrainingHistory
     ) -> list[Objective]:
-        """Train on one batch: a step of the optimiser, or one for each replay of `defense`.
+        """Train on one batch: take an optimiser step, or one for each replay of `defense`.
 
         Parameters
         ----------
         defense
-            As the curriculum has it for this batch.
+            The defense, as the curriculum has scheduled it for this batch.
         batch
-            On the device of the model.
-        course
-            Says how many images fit into memory, and what the learning rate is multiplied by.
+            The batch, on the device of the model.
+        history
+            Has the size of a micro-batch that fits into memory, and a factor for the learning rate.
 
         Returns
         -------
-        The objective of each step, without its graph. Its loss is NaN where only the gradient was
-        not finite.
+        The objective of each step, without its graph. The loss is NaN if only the gradient was
+        non-finite.
         """
         x = augment(batch.x, self.dataset.crop, self.dataset.flip, self.streams["augmentation"])
-        microbatches = self._microbatches(x, batch.y, course.most)
-        descended = []
+        microbatches = self._microbatches(x, batch.y, history.microbatch_size)
+        objectives = []
         for replay in range(defense.replays if isinstance(defense, Replayed) else 1):
             if self.skipping is not None:
                 self.skipping.keep_buffers()
@@ -164,67 +170,68 @@ class Engine:
                         micro.model, micro.x, micro.found, micro.y, loss=self.loss
                     )
                 self._backward(objective.loss, micro.share, batch)
-                parts.append(without_graph(objective, micro.share))
+                parts.append(detached(objective, micro.share))
             ddp.refuse_unused(self.forward)
             self._perturb_weights(defense, microbatches, batch)
             whole = combined(parts)
-            gradient_norm = clipped(self.forward, self.clip_gradient)
+            gradient_norm = clip_gradient(self.forward, self.max_gradient_norm)
             finite = whole.loss.isfinite() & gradient_norm.isfinite()
-            with scaled_rate(self.optimizer, course.rate_share):
+            with scaled_lr(self.optimizer, history.lr_factor):
                 if self.skipping is None:
                     self.optimizer.step()
                 else:
                     self.skipping.step_if(finite)
-            descended.append(_marked(whole, gradient_norm))
+            objectives.append(_marked(whole, gradient_norm))
             if isinstance(defense, Replayed):
                 for micro in microbatches:
                     micro.found = defense.advance(micro.x, micro.found)
         self.scheduler.step()
         self.batches += 1
-        self.average.update(self.progress, epoch_ends=self.batches % self.per_epoch == 0)
-        return descended
+        self.average.update(self.progress, ends_epoch=self.batches % self.per_epoch == 0)
+        return objectives
 
     def train_batch_within_memory(
-        self, defense: Defense, batch: Batch, course: TrainingHistory
+        self, defense: Defense, batch: Batch, history: TrainingHistory
     ) -> list[Objective]:
-        """`train_batch`, once more in smaller parts each time that memory runs out.
+        """Call `train_batch`, and again with smaller micro-batches each time memory runs out.
 
-        `course` learns how many images fit into memory.
+        The size that fits is kept in `history`.
 
         Raises
         ------
         InputError
-            If not even the smallest part fits, or if the batch cannot be computed in parts.
+            If even the smallest micro-batch does not fit, or if the batch cannot be split.
         """
         while True:
             random_states, before = self.randomness.state_dict(), self.batches
             try:
-                return self.train_batch(defense, batch, course)
+                return self.train_batch(defense, batch, history)
             except RuntimeError as error:
-                # Behind the steps of the batch there is nothing left to compute in parts.
+                # After the steps of the batch there is nothing left to split.
                 if not is_out_of_memory(error) or self.batches > before:
                     raise
-                refuse_parts(len(batch.y), defense)
-                course.most = halved(len(batch.y), course.most, self.model)
-                self.say(notice(course.most, self.model))
-            # Behind the exception, which holds on to memory.
+                refuse_microbatches(len(batch.y), defense)
+                size = halved_size(len(batch.y), history.microbatch_size, self.model)
+                history.microbatch_size = size
+                self.say(split_notice(size, self.model))
+            # Outside the handler, since the exception keeps tensors alive.
             self.randomness.load_state_dict(random_states)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The outer loss of each image, (N,), on average over its draws where there are several."""
+        """The outer loss of each image, (N,), averaged over the draws if an image has several."""
         draws = len(logits) // len(y)
         return self.cross_entropy(logits, y.repeat_interleave(draws)).view(-1, draws).mean(1)
 
-    def _microbatches(self, x: Tensor, y: Tensor, most: int | None) -> list[Microbatch]:
-        """The batch as a whole, or in parts of `most` images."""
+    def _microbatches(self, x: Tensor, y: Tensor, size: int | None) -> list[Microbatch]:
+        """The batch as a whole, or in parts of at most `size` images."""
         x = x.contiguous(memory_format=self.ready.memory_format)
         return [
-            Microbatch(self._view(), images, labels, len(labels) / len(y))
-            for images, labels in divided(x, y, most, self.model)
+            Microbatch(self._model_for_batch(), images, labels, len(labels) / len(y))
+            for images, labels in split_batch(x, y, size, self.model)
         ]
 
-    def _view(self) -> nn.Module:
-        """The model as a defense gets it for some images."""
+    def _model_for_batch(self) -> nn.Module:
+        """The model that a defense calls, with the same draws of noise in all passes if set."""
         if self.draws is None:
             return self.forward
         view = SameDraws(self.forward, self.draws)
@@ -232,7 +239,7 @@ class Engine:
         return view
 
     def _backward(self, loss: Tensor, share: float, batch: Batch) -> None:
-        """Add the gradient of a part's mean loss and of the penalty of the noise."""
+        """Add the gradient of a part's mean loss, and of the penalty of the noise."""
         loss = batch.weight * loss
         extra = penalty(self.model, Progress(batch.epoch, self.images))
         loss = loss if extra is None else loss + extra
@@ -241,7 +248,7 @@ class Engine:
     def _perturb_weights(
         self, defense: Defense, microbatches: Sequence[Microbatch], batch: Batch
     ) -> None:
-        """Replace the gradient by that at perturbed weights, if there are such at this time."""
+        """Replace the gradient by that at perturbed weights, if weights are perturbed by now."""
         offsets = self.weight_perturbation.at(self.progress)
         if offsets is None:
             return
@@ -257,7 +264,7 @@ class Engine:
 
 
 def _marked(objective: Objective, gradient_norm: Tensor) -> Objective:
-    """`objective` with a loss of NaN, where it is finite and its gradient is not."""
+    """`objective` with a loss of NaN if the loss is finite but its gradient is not."""
     loss = objective.loss
     kept = gradient_norm.isfinite() | ~loss.isfinite()
     return objective._replace(loss=torch.where(kept, loss, torch.nan))

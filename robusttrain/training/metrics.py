@@ -17,9 +17,10 @@ from robusttrain.runtime import distributed
 class Epoch:
     """A row of `train.csv`; accuracies are shares, and None where nothing was computed.
 
-    `loss` is the mean over the objectives that were finite, and `non_finite` counts the others.
-    `train_pgd_accuracy` is that of PGD-10 on some training images behind the epoch, `rollbacks` how
-    often the epoch was begun again, `overfit` whether it has overfitted catastrophically.
+    `loss` is the mean over the finite objectives, and `non_finite` counts the others.
+    `train_pgd_accuracy` is the accuracy of some training images under PGD-10 after the epoch,
+    `rollbacks` the number of times that the epoch was restarted, and `overfit` whether it has
+    overfitted catastrophically.
     """
 
     epoch: int
@@ -37,9 +38,9 @@ class Epoch:
 
     @property
     def rank(self) -> tuple[float, float, bool]:
-        """What `best.pt` is chosen by: robust accuracy on the validation split, then clean.
+        """The key that `best.pt` maximises: robust, then clean accuracy on the validation split.
 
-        Where there is none, an epoch that has overfitted catastrophically comes last.
+        Without a validation split, an epoch that has overfitted catastrophically comes last.
         """
         return (self.val_robust_accuracy or 0.0, self.val_clean_accuracy or 0.0, not self.overfit)
 
@@ -49,9 +50,9 @@ class Epoch:
 
 
 class EpochMetrics:
-    """Losses and hits of an epoch, kept on the device until somebody wants to see them.
+    """Losses and correct predictions of an epoch, kept on the device until they are read.
 
-    A loss that is not finite stands for an objective of which the loss or the gradient was not.
+    A non-finite loss stands for an objective with a non-finite loss or gradient.
     """
 
     def __init__(self) -> None:
@@ -59,23 +60,30 @@ class EpochMetrics:
         self.batches: list[int] = []
         self.losses: list[Tensor] = []
         self.sizes: list[int] = []
-        self.hits: dict[str, Tensor] = {}
+        # How many images were classified correctly, clean and adversarial.
+        self.correct: dict[str, Tensor] = {}
         self.rates: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, on the CPU, and plain values."""
-        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
-        hits = {name: hits.cpu() for name, hits in self.hits.items()}
-        return {**vars(self), "losses": losses, "hits": hits}
+        """Tensors on the CPU, and plain values."""
+        return {
+            "images": self.images,
+            "batches": self.batches,
+            "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
+            "sizes": self.sizes,
+            "hits": {name: count.cpu() for name, count in self.correct.items()},
+            "rates": self.rates,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from `state`, counting on `device`."""
-        vars(self).update(state)
+        """Continue from `state`, with tensors on `device`."""
+        self.images, self.batches = state["images"], state["batches"]
         self.losses = list(state["losses"].to(device))
-        self.hits = {name: hits.to(device) for name, hits in state["hits"].items()}
+        self.sizes, self.rates = state["sizes"], state["rates"]
+        self.correct = {name: count.to(device) for name, count in state["hits"].items()}
 
     def add(self, batch: int, rate: float, objective: Objective, y: Tensor) -> None:
-        """Count one objective of a batch."""
+        """Add one objective of a batch, with its learning rate and the labels (N,)."""
         self.images += len(y)
         self.batches.append(batch)
         self.losses.append(objective.loss.detach())
@@ -83,23 +91,23 @@ class EpochMetrics:
         self.rates.append(rate)
         for name, logits in (("clean", objective.clean), ("robust", objective.adversarial)):
             if logits is not None:
-                # A row for each draw of an image, where several are trained on.
+                # With several draws of noise an image has a row for each of them.
                 right = predictions(logits.detach()).view(len(y), -1) == y[:, None]
-                hits = right.double().mean(1).sum()
-                self.hits[name] = self.hits.get(name, torch.zeros_like(hits)) + hits
+                count = right.double().mean(1).sum()
+                self.correct[name] = self.correct.get(name, torch.zeros_like(count)) + count
 
     @property
-    def sound(self) -> bool:
+    def all_finite(self) -> bool:
         """Whether every objective so far was finite. Waits for the device."""
         return not self.losses or bool(torch.stack(self.losses).isfinite().all())
 
     def check(self, epoch: int) -> None:
-        """Look at what all processes have; waits for the device, and for the others.
+        """Check the losses of all processes. Waits for the device and for the other processes.
 
         Raises
         ------
         NonFiniteLossError
-            Naming the first batch of `epoch` with an objective that was not finite.
+            If an objective was non-finite; the message names the first such batch of `epoch`.
         """
         losses = torch.stack(self.losses).cpu()
         found = [*(~losses.isfinite()).nonzero().flatten().tolist(), len(losses)]
@@ -112,9 +120,9 @@ class EpochMetrics:
                 f"try a lower optimizer.lr"
             )
 
-    def shown(self) -> tuple[float, dict[str, float]]:
-        """The latest loss, and the accuracies so far."""
-        shares = {name: float(hits) / self.images for name, hits in self.hits.items()}
+    def latest(self) -> tuple[float, dict[str, float]]:
+        """The latest loss, and the accuracies so far. Waits for the device."""
+        shares = {name: float(count) / self.images for name, count in self.correct.items()}
         return float(self.losses[-1]), shares
 
     def figures(self, epoch: int) -> dict[str, Any]:
@@ -127,7 +135,7 @@ class EpochMetrics:
         """
         losses, sizes = torch.stack(self.losses).double().cpu(), torch.tensor(self.sizes)
         finite = losses.isfinite()
-        own = {name: float(hits) for name, hits in self.hits.items()}
+        own = {name: float(count) for name, count in self.correct.items()}
         total = distributed.summed(
             {
                 **own,

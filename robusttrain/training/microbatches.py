@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory: computed in parts, whose gradients are summed."""
+"""Batches that do not fit into memory: split into micro-batches, whose gradients are summed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from robusttrain.runtime import distributed
 
 @dataclass
 class Microbatch:
-    """A part of a batch, of which the gradients are summed with those of the others.
+    """A part of a batch, whose gradient is added to those of the other parts.
 
     Parameters
     ----------
     model
-        As the defense gets it for these images.
+        The model that the defense calls for these images.
     x, y
         Images (N, C, H, W) and labels (N,).
     share
-        Of the images of the whole batch.
+        Share of the batch's images that are in this part.
     found
-        What the defense's `inner` has found, once it has been asked.
+        The result of the defense's `inner`, after its call.
     """
 
     model: nn.Module
@@ -36,49 +36,49 @@ class Microbatch:
     found: Any = None
 
 
-def divided(
-    x: Tensor, y: Tensor, most: int | None, model: nn.Module
+def split_batch(
+    x: Tensor, y: Tensor, size: int | None, model: nn.Module
 ) -> list[tuple[Tensor, Tensor]]:
-    """A batch in parts of about equal size, which is `most` images at most where that is given.
+    """Split a batch into parts of about equal length, of at most `size` images if that is given.
 
-    BatchNorm cannot train on one image: where the model has it, a part may have one more instead.
+    BatchNorm cannot train on one image. If the model has it, a part may have `size` + 1 instead.
     """
-    count = 1 if most is None else max(1, min(-(-len(y) // most), len(y) // _least(model)))
+    count = 1 if size is None else max(1, min(-(-len(y) // size), len(y) // _smallest(model)))
     return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
 
 
-def halved(images: int, most: int | None, model: nn.Module) -> int:
-    """How many images a part may have, once a batch of `images` did not fit in those of `most`.
+def halved_size(images: int, size: int | None, model: nn.Module) -> int:
+    """The next smaller micro-batch for a batch of `images`, after micro-batches of `size` failed.
 
     Raises
     ------
     InputError
-        If those were as small as they can be.
+        If these were as small as they can be.
     """
-    size = images if most is None else min(images, most)
-    if size <= _least(model):
-        problem = f"does not fit into memory, nor does a part of {size}"
+    failed = images if size is None else min(images, size)
+    if failed <= _smallest(model):
+        problem = f"does not fit into memory, nor does a part of {failed}"
         allowed = "take a smaller model, or a device with more memory"
         raise InputError("batch_size", images, allowed, problem)
-    return (size + 1) // 2
+    return (failed + 1) // 2
 
 
-def notice(most: int, model: nn.Module) -> str:
-    """What the user is told."""
+def split_notice(size: int, model: nn.Module) -> str:
+    """The line that is printed when batches are split into parts of `size` images."""
     text = (
-        f"out of memory: batches are computed in parts of {most} at most from now on, and "
-        f"their gradients summed up"
+        f"out of memory: from now on batches are computed in parts of at most {size} images, "
+        f"whose gradients are summed"
     )
-    if not _normalises(model):
+    if not _has_batch_norm(model):
         return text
     return (
-        f"{text}; BatchNorm normalises each part by itself, which is another training than that "
-        f"of whole batches"
+        f"{text}; BatchNorm normalises each part separately, so that training differs from that "
+        f"with whole batches"
     )
 
 
-def without_graph(objective: Objective, share: float) -> Objective:
-    """Its values alone, with the loss by its share."""
+def detached(objective: Objective, share: float) -> Objective:
+    """The values of a part's objective without the graph, with the loss times its share."""
     clean, adversarial = (
         None if rows is None else rows.detach() for rows in (objective.clean, objective.adversarial)
     )
@@ -86,43 +86,43 @@ def without_graph(objective: Objective, share: float) -> Objective:
 
 
 def combined(parts: Sequence[Objective]) -> Objective:
-    """The objective of a batch from those of its parts, whose losses are weighted."""
+    """The objective of a batch, from those of its parts, whose losses are weighted already."""
     return Objective(
         torch.stack([part.loss for part in parts]).sum(),
-        _rows([part.clean for part in parts]),
-        _rows([part.adversarial for part in parts]),
+        _concatenated([part.clean for part in parts]),
+        _concatenated([part.adversarial for part in parts]),
     )
 
 
-def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:
+def _concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
     known = [part for part in parts if part is not None]
     return torch.cat(known) if known else None
 
 
-def refuse_parts(images: int, defense: object) -> None:
-    """Refuse to cut a batch of `images` where its parts cannot be computed one by one.
+def refuse_microbatches(images: int, defense: object) -> None:
+    """Raise `InputError` if a batch of `images` cannot be split.
 
     Raises
     ------
     InputError
-        If several processes train, or if the defense keeps something from batch to batch.
+        If several processes train, or if the defense keeps a state from batch to batch.
     """
     reason = None
     if distributed.size() > 1:
-        # The others would wait for the gradients of a whole batch.
-        reason = "several processes do"
+        # The other processes would wait for the gradients of a whole batch.
+        reason = "several processes cannot split it"
     elif isinstance(defense, Stateful):
-        # What it keeps for the places of a batch would be that of one part for all of them.
-        reason = "a defense that keeps something from batch to batch does"
+        # Its state has one entry for each position in the batch, and all parts would share it.
+        reason = "a defense that keeps a state from batch to batch cannot split it"
     if reason is not None:
-        problem = f"does not fit into memory, and {reason} not compute it in parts"
+        problem = f"does not fit into memory, and {reason}"
         allowed = f"try batch_size={max(1, images // 2)}"
         raise InputError("batch_size", images, allowed, problem)
 
 
-def _least(model: nn.Module) -> int:
-    return 2 if _normalises(model) else 1
+def _smallest(model: nn.Module) -> int:
+    return 2 if _has_batch_norm(model) else 1
 
 
-def _normalises(model: nn.Module) -> bool:
+def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())

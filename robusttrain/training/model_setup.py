@@ -1,4 +1,4 @@
-"""A model made ready for training: its layout in memory, precision, processes and compilation."""
+"""Prepare a model for training: memory layout, precision, several processes and compilation."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from robusttrain.training.settings import Training
 
 @dataclass(frozen=True)
 class ReadyModel:
-    """A model and how training computes with it.
+    """A model that is prepared for training.
 
     Parameters
     ----------
     module
-        The model itself, of which the weights are saved.
+        The model itself, whose weights are saved.
     forward
-        What defenses call: compiled, or replicated over several processes, where that is wanted.
+        The module that defenses call: the model, or its compiled or replicated form.
     precision
-        Number format inside of it.
+        Number format inside the model.
     memory_format
-        Of its weights and images.
+        Memory layout of weights and images.
     device
-        Where it and its images are.
+        Device of the model and its images.
     """
 
     module: nn.Module
@@ -38,17 +38,17 @@ class ReadyModel:
     device: torch.device
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which a defense computes."""
+        """The context in which the inner and outer steps of a defense run."""
         return self.precision.autocast(self.device)
 
 
 def prepare(model: nn.Module, settings: Training, train: Samples, seed: int) -> ReadyModel:
-    """Make `model`, on its device, ready for training on `train`; it is changed in place.
+    """Prepare `model`, on its device, for training on `train`; it is changed in place.
 
     Raises
     ------
     InputError
-        If bf16 is asked for where torch would compute gradients from garbage.
+        If bf16 is set where torch would read uninitialised memory (see `precision.safe`).
     """
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(memory_format=memory_format)
@@ -68,6 +68,6 @@ def _safe_precision(model: nn.Module, settings: Training, train: Samples) -> Pre
 
 
 def _compiled(model: nn.Module) -> nn.Module:
-    # Dynamo takes a model with other hooks for one that it has compiled before, and drops noise.
+    # Without it, Dynamo reuses the code of a model with other hooks, and so loses the noise.
     torch.compiler.reset()
     return cast(nn.Module, torch.compile(model))

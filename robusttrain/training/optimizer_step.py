@@ -1,4 +1,4 @@
-"""Around a step of the optimiser: what is clipped, scaled or left out."""
+"""Around a step of the optimiser: clipping, scaling of the learning rate, skipped steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +11,18 @@ from robusttrain.runtime import distributed
 
 
 class SkippingStep:
-    """The optimiser's step, left out where the loss or the gradient is not finite.
+    """The optimiser's step, which is skipped if the loss or the gradient is non-finite.
 
-    Whether to skip is decided on the device, in the way of torch's gradient scaling, if the
-    optimiser is one of torch's in its fused form. With any other one the host waits for the device
-    at every step. Each step costs a copy of the model's buffers.
+    With a fused optimiser of torch the decision is made on the device, as torch's gradient scaling
+    does. With any other optimiser the host waits for the device at every step. Each step costs a
+    copy of the model's buffers.
 
     Parameters
     ----------
-    model, optimizer
-        The optimiser of the parameters of the model, which is as defenses get it.
+    model
+        The module that defenses call.
+    optimizer
+        The optimiser of its parameters.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -31,14 +33,14 @@ class SkippingStep:
             _start_momentum(optimizer)
 
     def keep_buffers(self) -> None:
-        """Keep what a step that is left out has to leave behind."""
+        """Save the buffers to restore if the next step is skipped."""
         self._before = [buffer.clone() for buffer in self.model.buffers()]
 
     @torch.no_grad()
     def step_if(self, finite: Tensor) -> None:
-        """The optimiser's step, if `finite`, a scalar, is true in all processes.
+        """Take the optimiser's step if `finite`, a boolean scalar, is true in all processes.
 
-        If not, the buffers are what they were when they were kept.
+        Otherwise restore the buffers of the last `keep_buffers`.
         """
         finite = distributed.all_true(finite)
         if self._decides_on_device:
@@ -50,8 +52,8 @@ class SkippingStep:
 
 
 @torch.no_grad()
-def clipped(model: nn.Module, largest: float | None) -> Tensor:
-    """The l2 norm of the whole gradient, a scalar, which is then cut to `largest` if given."""
+def clip_gradient(model: nn.Module, largest: float | None) -> Tensor:
+    """Clip the l2 norm of the whole gradient to `largest`, if given; returns the norm before it."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest is not None:
@@ -60,36 +62,36 @@ def clipped(model: nn.Module, largest: float | None) -> Tensor:
 
 
 @contextmanager
-def scaled_rate(optimizer: torch.optim.Optimizer, share: float) -> Iterator[None]:
-    """Multiply the learning rates by `share` in this block."""
+def scaled_lr(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
+    """Multiply the learning rates by `factor` in this block."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate * share
+        group["lr"] = rate * factor
     try:
         yield
     finally:
-        # Schedules that multiply the rate they find must not find this one.
+        # Some schedules multiply the current rate, which must not be the scaled one.
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether every parameter is. Waits for the device."""
+    """Whether every parameter of `model` is finite. Waits for the device."""
     finite = [parameter.isfinite().all() for parameter in model.parameters()]
     return not finite or bool(torch.stack(finite).all())
 
 
-def groups(model: nn.Module) -> list[dict[str, object]]:
-    """Parameter groups: weight decay would silence noise whose size is learnt."""
+def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
+    """Parameter groups of `model`. Those of noise have no weight decay, which would silence it."""
     of_noise = {id(p) for layer in noise_layers(model) for p in layer.parameters()}
-    own = [p for p in model.parameters() if id(p) not in of_noise]
-    learnt = [p for p in model.parameters() if id(p) in of_noise]
-    found: list[dict[str, object]] = [{"params": own}]
-    return [*found, {"params": learnt, "weight_decay": 0.0}] if learnt else found
+    weights = [p for p in model.parameters() if id(p) not in of_noise]
+    noise = [p for p in model.parameters() if id(p) in of_noise]
+    groups: list[dict[str, object]] = [{"params": weights}]
+    return [*groups, {"params": noise, "weight_decay": 0.0}] if noise else groups
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
-    """Give SGD its momentum at once: a first step left out would leave it as unwritten memory."""
+    """Create SGD's momentum buffers now: a skipped first step would leave them uninitialised."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

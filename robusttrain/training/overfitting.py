@@ -1,4 +1,4 @@
-"""Signs of a training that goes wrong, and what is done about them."""
+"""Catastrophic overfitting: how it is detected, and when training is rolled back or stopped."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,112 +11,123 @@ from robusttrain.data import Samples, Split
 from robusttrain.threat import Threat
 from robusttrain.training.settings import OnOverfit
 
-# More than this below the best epoch so far, a share of images, is catastrophic overfitting.
+# An epoch has overfitted if its accuracy under PGD-10 is this far below that of the best epoch...
 FALL = 0.2
-# So much above that under PGD-10, the accuracy under the training attack is one against it only.
-LEAD = 0.5
+# ...or this far below the accuracy under the training attack.
+GAP = 0.5
 
-# How often an epoch is begun again before training gives up.
-MOST_ROLLBACKS = 3
+# Rollbacks before training gives up.
+MAX_ROLLBACKS = 3
 
-# Images that PGD-10 is tried on after every epoch: at most, at least, and as a part of the split.
-WATCHED_MOST, WATCHED_LEAST, WATCHED_PART = 128, 32, 20
+# Images that PGD-10 attacks after every epoch: the split's size divided by `PROBE_PART`, within
+# these limits.
+MIN_PROBE_IMAGES, MAX_PROBE_IMAGES, PROBE_PART = 32, 128, 20
 
 
 class OverfittedError(Exception):
-    """An epoch has overfitted catastrophically, and is to be done again."""
+    """An epoch has overfitted catastrophically and has to be trained again."""
 
 
 @dataclass
 class TrainingHistory:
-    """What training has been through, which no rollback undoes.
+    """The part of a training's state that no rollback undoes.
 
     Parameters
     ----------
-    rate_share
-        Multiplies the learning rate of the schedule.
-    rollbacks, in_epoch
-        How often an epoch was begun again, in all and in the present epoch.
+    lr_factor
+        Factor of the schedule's learning rate; each rollback halves it.
+    rollbacks, rollbacks_in_epoch
+        Rollbacks so far, in all and in the present epoch.
     best_pgd
-        The best accuracy under PGD-10 of an epoch so far.
+        The best accuracy under PGD-10 at the end of an epoch so far.
     stopped
-        Whether training has ended before its time.
-    most
-        Images that fit into memory together, where it is not a whole batch.
+        Whether overfitting has ended the training early.
+    microbatch_size
+        Images that fit into memory together; None as long as whole batches do.
     """
 
-    rate_share: float = 1.0
+    lr_factor: float = 1.0
     rollbacks: int = 0
-    in_epoch: int = 0
+    rollbacks_in_epoch: int = 0
     best_pgd: float = 0.0
     stopped: bool = False
-    most: int | None = None
+    microbatch_size: int | None = None
 
     @property
     def may_roll_back(self) -> bool:
-        """Whether there is another attempt."""
-        return self.rollbacks < MOST_ROLLBACKS
+        """Whether there are fewer than `MAX_ROLLBACKS` rollbacks so far."""
+        return self.rollbacks < MAX_ROLLBACKS
 
     def roll_back(self) -> None:
-        """Count a rollback."""
-        self.rollbacks, self.in_epoch = self.rollbacks + 1, self.in_epoch + 1
-        self.rate_share /= 2
+        """Count a rollback, and halve the learning rate."""
+        self.rollbacks += 1
+        self.rollbacks_in_epoch += 1
+        self.lr_factor /= 2
 
-    def judged(
-        self, pgd: float | None, wanted: OnOverfit, own: float | None = None
+    def end_epoch(
+        self, pgd: float | None, on_overfit: OnOverfit, training: float | None = None
     ) -> dict[str, Any]:
-        """The columns of an epoch that ended with an accuracy of `pgd`, if it was measured.
+        """Check an epoch for overfitting, and return its columns `rollbacks` and `overfit`.
 
-        `own` is the accuracy under the training attack, where that has the whole ball of PGD-10.
+        Parameters
+        ----------
+        pgd
+            Accuracy under PGD-10, if it was measured.
+        on_overfit
+            What to do about overfitting.
+        training
+            Accuracy under the training attack, if its ball contains that of PGD-10.
 
         Raises
         ------
         OverfittedError
-            If the epoch is to be done again.
+            If the epoch has to be trained again.
         """
-        overfit = pgd is not None and (_fell(pgd, self.best_pgd) or _led(pgd, own))
-        if overfit and wanted is OnOverfit.rollback and self.may_roll_back:
+        overfit = pgd is not None and (has_fallen(pgd, self.best_pgd) or _has_gap(pgd, training))
+        if overfit and on_overfit is OnOverfit.rollback and self.may_roll_back:
             raise OverfittedError(f"catastrophic overfitting, {pgd:.1%} under PGD-10")
-        columns = {"rollbacks": self.in_epoch, "overfit": overfit}
-        self.stopped, self.in_epoch = overfit and wanted is not OnOverfit.warn, 0
+        columns = {"rollbacks": self.rollbacks_in_epoch, "overfit": overfit}
+        self.stopped, self.rollbacks_in_epoch = overfit and on_overfit is not OnOverfit.warn, 0
         self.best_pgd = max(pgd or 0.0, self.best_pgd)
         return columns
 
 
-def covers(defense: Any, threat: Threat) -> bool:
-    """Whether the adversarial images of `defense` may lie anywhere in the ball that `probe` has."""
+def trains_on_ball(defense: Any, threat: Threat) -> bool:
+    """Whether `defense` searches a ball that contains that of `threat`."""
     stated = threats(defense)
     return bool(stated) and states_threat(defense) and all(own.covers(threat) for own in stated)
 
 
 def probe(threat: Threat) -> PGD:
-    """The attack that tells catastrophic overfitting from training that goes well."""
+    """PGD-10, the attack that detects catastrophic overfitting."""
     return PGD(norm=threat.norm, eps=threat.eps, steps=10)
 
 
-def watched_images(train: Samples, defense: Any, eps: float) -> Split:
-    """The first images of a training split, for `probe` after every epoch: up to 128.
+def probe_images(train: Samples, defense: Any, eps: float) -> Split:
+    """The first images of a training split, for `probe` to attack after every epoch.
 
-    They are a twentieth of a small split, and 32 at least. That costs about 20 passes of each: next
-    to an epoch of one-step adversarial training, with 4 passes of every image, a quarter of its
-    time on a small split and 1 % on 60,000 images; next to PGD-10 a fifth of that. It is none where
-    nothing is attacked: a training that does not look for adversarial images may fall at will.
+    Their number is a twentieth of the split, at least 32 and at most 128. The attack costs about 20
+    passes of each. An epoch of one-step adversarial training takes 4 passes of every image, so the
+    attack adds a quarter to it on a small split, and 1 % on 60,000 images. It adds a fifth of that
+    to an epoch of PGD-10. There are no such images if `defense` does not search for adversarial
+    images, since its accuracy under PGD-10 then says nothing about overfitting.
     """
-    size = min(WATCHED_MOST, max(WATCHED_LEAST, train.size // WATCHED_PART))
+    size = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, train.size // PROBE_PART))
     if eps == 0 or not _attacks(defense):
         size = 0
     return train.take(torch.arange(min(size, train.size))).loaded()
 
 
-def _attacks(defense: object) -> bool:
-    """Whether a defense looks for adversarial images, as an attack that does not say may do."""
-    unknown = len(parts(defense)) > 1 and not states_threat(defense)
-    return unknown or bool(threats(defense))
-
-
-def _fell(pgd: float, best: float) -> bool:
+def has_fallen(pgd: float, best: float) -> bool:
+    """Whether the accuracy `pgd` is more than `FALL` below the `best` one."""
     return pgd < best - FALL
 
 
-def _led(pgd: float, own: float | None) -> bool:
-    return own is not None and own - pgd > LEAD
+def _has_gap(pgd: float, training: float | None) -> bool:
+    return training is not None and training - pgd > GAP
+
+
+def _attacks(defense: object) -> bool:
+    """Whether a defense searches for adversarial images; assumed of an attack without a threat."""
+    unknown = len(parts(defense)) > 1 and not states_threat(defense)
+    return unknown or bool(threats(defense))

@@ -1,4 +1,4 @@
-"""What a training consists of, and the data that it sees."""
+"""The components of a training, and its data."""
 
 from dataclasses import dataclass, field
 
@@ -37,14 +37,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training sees.
+    """The data of a training.
 
     Parameters
     ----------
     train, validation
-        For use on the device of the model. The validation split may be empty.
+        The splits, for use on the device of the model. The validation split may be empty.
     dataset
-        For its augmentation.
+        The data set, which sets the augmentation.
     """
 
     train: Samples

@@ -1,4 +1,4 @@
-"""Every random stream that training draws from, so that it can go on where it was."""
+"""Every random stream that training draws from, so that it can be resumed exactly."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,26 +12,28 @@ from robusttrain.seeding import generator_for
 
 
 class RngState:
-    """The streams of a training, those of its model's noise, and torch's own.
+    """The streams of a training, of its model's noise, and torch's global ones.
 
     Parameters
     ----------
     model
-        On its device.
+        The model, on `device`.
     seed
-        Of the run.
+        The seed of the run.
+    device
+        The device that images are augmented and attacked on.
 
     Attributes
     ----------
     streams
-        The generators of training, by what they are for.
+        The generators of training, by purpose.
     """
 
     def __init__(self, model: nn.Module, seed: int, device: torch.device) -> None:
         self.model, self.device = model, device
         own = own_seed(seed)
         self.streams = {
-            # All processes take their parts of the same batches.
+            # The same in all processes, which share each batch.
             "batches": generator_for(seed, "batches"),
             "augmentation": generator_for(own, "augmentation", device),
             "attack": generator_for(own, "training attack", device),
@@ -39,7 +41,7 @@ class RngState:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of all of them."""
+        """The states of all streams."""
         on_cuda = self.device.type == "cuda"
         return {
             "torch": torch.get_rng_state(),
@@ -49,7 +51,7 @@ class RngState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device"], self.device)

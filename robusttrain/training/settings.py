@@ -1,4 +1,4 @@
-"""The settings of a training that are neither its defense's nor its optimiser's."""
+"""The settings of a training that belong neither to its defense nor to its optimiser."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,12 +10,12 @@ from robusttrain.training.precision import Precision
 
 
 class OnNonFinite(StrEnum):
-    """What is done about an objective whose loss, or the l2 norm of whose gradient, is not finite.
+    """What to do if an objective, or the l2 norm of its gradient, is non-finite.
 
-    `stop` ends the training with a message, and what earlier epochs left stays. `skip` does not
-    descend the objective: weights, BatchNorm's statistics and the optimiser's moments are what they
-    were, while the schedule, whose length is fixed, goes on. `rollback` begins the epoch again from
-    its first batch, with half the learning rate from there on; a fourth time training stops.
+    `stop` ends the training with a message; the files of earlier epochs stay. `skip` takes no step:
+    weights, BatchNorm's statistics and the optimiser's moments keep their values, while the
+    schedule, whose length is fixed, advances. `rollback` restarts the epoch from its first batch
+    and halves the learning rate from there on; training stops at the fourth time.
     """
 
     stop = "stop"
@@ -24,10 +24,11 @@ class OnNonFinite(StrEnum):
 
 
 class OnOverfit(StrEnum):
-    """What is done about catastrophic overfitting (Wong, Rice and Kolter 2020, section 5.4).
+    """What to do about catastrophic overfitting (Wong, Rice and Kolter 2020, section 5.4).
 
-    `warn` names the epoch, `stop` ends the training there, `rollback` trains the epoch once more
-    from where it began, with half the learning rate from there on, and after three times stops.
+    `warn` prints a warning that names the epoch. `stop` ends the training after this epoch.
+    `rollback` trains the epoch again and halves the learning rate from there on; training stops at
+    the fourth time.
     """
 
     warn = "warn"
@@ -37,40 +38,42 @@ class OnOverfit(StrEnum):
 
 @dataclass
 class Training:
-    """How long and in what form a model is trained.
+    """Length, batches, precision and safeguards of a training.
 
     Parameters
     ----------
     epochs
         Passes over the training split, 0 or more.
     batch_size
-        Images a step, 1 or more; of each process, where several train together.
+        Images per step and process, 1 or more.
     label_smoothing
-        Share of the target spread over all classes, from 0 to below 1; in the outer loss only.
+        Share of the target that is spread over all classes, from 0 to below 1; in the outer loss
+        only.
     clip_gradient
-        Largest l2 norm of the gradient of all parameters together; not clipped where not given.
+        Largest l2 norm of the gradient of all parameters together. No clipping if not given.
     precision
-        bf16 autocast, or float32; `auto` takes bf16 on devices that have instructions for it: CUDA
+        bf16 autocast, or float32. `auto` takes bf16 on devices that have instructions for it: CUDA
         from compute capability 8.0 on, CPUs with AVX512-BF16 or AMX.
     channels_last
-        Keep images and weights with channels innermost, as fast convolutions want them.
+        Whether images and weights are stored with the channels innermost, which is the layout of
+        fast convolutions.
     compile
-        Run training through `torch.compile`.
+        Whether to train with `torch.compile`.
     sync_batchnorm
-        Whether BatchNorm layers take the statistics of the images of all processes, where several
-        train together, rather than of their own.
+        Whether BatchNorm layers use the statistics of the images of all processes, if several train
+        together, instead of those of each process.
     curriculum
-        Growth of the training attack over the epochs.
+        Schedule of the training attack over the epochs.
     validation_attack
         The attack whose accuracy on the validation split chooses `best.pt`.
     checkpoint_minutes
-        Minutes, above 0, after which `checkpoint.pt` is written within an epoch too.
+        Minutes, above 0, between writes of `checkpoint.pt` within an epoch.
     on_nonfinite
-        What is done where a loss or its gradient is not finite.
+        What to do if a loss or its gradient is non-finite.
     on_overfit
-        What is done when accuracy on training images under PGD-10, measured after each epoch of a
-        training against adversarial images, falls by more than 20 points below its best, or is
-        more than 50 points below that under the training attack at the same radius.
+        What to do about catastrophic overfitting: after an epoch of adversarial training, accuracy
+        on training images under PGD-10 is more than 20 points below its best so far, or more than
+        50 points below the accuracy under the training attack at the same radius.
     """
 
     epochs: int = 20
@@ -101,11 +104,11 @@ class Training:
             ranges.above(0, clip_gradient=self.clip_gradient)
         ranges.one_of(list(OnNonFinite), on_nonfinite=self.on_nonfinite)
         ranges.one_of(list(OnOverfit), on_overfit=self.on_overfit)
-        # Plain words are welcome in a notebook, but `is` knows members only.
+        # Strings are accepted as well; the code compares members by `is`.
         self.on_nonfinite = OnNonFinite(self.on_nonfinite)
         self.on_overfit = OnOverfit(self.on_overfit)
 
     @property
     def rolls_back(self) -> bool:
-        """Whether an epoch can be begun again."""
+        """Whether an epoch may have to be restarted."""
         return self.on_nonfinite is OnNonFinite.rollback or self.on_overfit is OnOverfit.rollback

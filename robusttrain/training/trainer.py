@@ -1,4 +1,4 @@
-"""The training loop: epochs of batches, and a look at what each epoch came to."""
+"""The training loop: epochs of batches, with a validation after each epoch."""
 
 import copy
 import time
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robusttrain import renames
 from robusttrain.data import Samples, batches, bounds
 from robusttrain.defenses import Defense, Stateful
 from robusttrain.errors import InputError, NonFiniteLossError
@@ -23,40 +24,41 @@ from robusttrain.training.metrics import Epoch, EpochMetrics
 from robusttrain.training.model_setup import prepare
 from robusttrain.training.optimizer_step import is_finite
 from robusttrain.training.overfitting import (
-    MOST_ROLLBACKS,
+    MAX_ROLLBACKS,
     OverfittedError,
     TrainingHistory,
-    covers,
     probe,
-    watched_images,
+    probe_images,
+    trains_on_ball,
 )
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import OnNonFinite
 from robusttrain.training.validation import Validator
 
-# Looking at a loss waits for the device, and looking late wastes what comes after a NaN.
+# Each check of the losses waits for the device; a late check wastes the batches after a NaN.
 BATCHES_BETWEEN_CHECKS = 50
 
-# Keys of the state of a training that differ between the processes that take part in it.
+# Keys of a training's state whose values differ between its processes. Checkpoints of earlier
+# versions have the same keys.
 PER_PROCESS = ("random_states", "tally", "defense", "start")
 
 
 @dataclass
 class _Position:
-    """Between which two batches training is.
+    """The position of a training between two batches.
 
     Parameters
     ----------
     epoch
-        The epoch under way, from 1 on.
+        The present epoch, from 1 on.
     batch
-        Batches of it that are done.
+        Batches of the epoch that are done.
     seconds
-        Time that they took.
+        Time that these batches took.
     lr
-        Learning rate at its start.
+        Learning rate at the start of the epoch.
     order
-        State of the stream that its order was drawn from; None before its first batch.
+        State of the generator from which the epoch's order was drawn; None before its first batch.
     """
 
     epoch: int = 1
@@ -72,13 +74,15 @@ class Trainer:
     Parameters
     ----------
     model
-        On its device; it is trained in place.
+        The model, on its device; it is trained in place.
     recipe
-        What the training consists of.
+        The components of the training.
     data
-        On the same device.
+        The data, on the same device.
     threat, seed
-        Of the run.
+        Threat model and seed of the run.
+    terminal
+        Where progress and warnings are printed.
     """
 
     def __init__(
@@ -92,48 +96,49 @@ class Trainer:
         terminal: Terminal,
     ) -> None:
         self.model, self.defense, self.settings = model, recipe.defense, recipe.settings
-        # As the curriculum has it in the epoch under way, with what it keeps from batch to batch.
-        self.present = recipe.defense
+        # The defense as the curriculum has scheduled it, with its state.
+        self.scheduled_defense = recipe.defense
         self.train, self.validation = data.train, data.validation
         self.threat, self.seed, self.terminal = threat, seed, terminal
         _refuse_too_few(data.train)
         ready = prepare(model, recipe.settings, data.train, seed)
         self.engine = Engine(ready, recipe, data, seed, terminal.say)
         self.batches_per_epoch = self.engine.per_epoch
-        # What is known of the model where a defense computes no clean or no adversarial logits.
+        # Of the last validation; shown if a defense computes no clean or no adversarial logits.
         self.accuracies: dict[str, float | None] = {}
         self.position = _Position()
-        self.tally = EpochMetrics()
-        self.course = TrainingHistory()
-        # Where the present epoch began, for those who want to go back there.
-        self.start: Mapping[str, Any] | None = None
-        self.watched = watched_images(data.train, recipe.defense, threat.eps)
+        self.metrics = EpochMetrics()
+        self.history = TrainingHistory()
+        # Weights and state at the start of the present epoch, if it may be rolled back.
+        self.epoch_start: Mapping[str, Any] | None = None
+        self.probe_images = probe_images(data.train, recipe.defense, threat.eps)
         self.validate = Validator(model, threat, seed, terminal)
 
     def epochs(self) -> Iterator[Epoch]:
-        """Train, yielding after every epoch.
+        """Train, yielding every finished epoch.
 
         Raises
         ------
         NonFiniteLossError
-            As soon as a loss that is NaN or infinite is seen.
+            If a loss is found to be NaN or infinite.
         """
         return (epoch for epoch in self.batches() if epoch is not None)
 
     def batches(self) -> Iterator[Epoch | None]:
-        """Train on from where it is, yielding after every batch: the epoch, where it was its last.
+        """Train from the present position, yielding after every batch.
 
-        Whenever this yields, `state_dict` is what training goes on from.
+        Yields the epoch after its last batch, and None after the others. Training can be resumed
+        from `state_dict` at each yield.
 
         Raises
         ------
         NonFiniteLossError
-            As soon as a loss that is NaN or infinite is seen.
+            If a loss is found to be NaN or infinite.
         """
         total = self.settings.epochs * self.batches_per_epoch
         with self.terminal.progress("training", total) as bar:
             bar.advance((self.position.epoch - 1) * self.batches_per_epoch + self.position.batch)
-            while self.position.epoch <= self.settings.epochs and not self.course.stopped:
+            while self.position.epoch <= self.settings.epochs and not self.history.stopped:
                 try:
                     yield from self._epoch(bar)
                 except NonFiniteLossError as error:
@@ -144,69 +149,72 @@ class Trainer:
                     self._roll_back(error, bar)
 
     @property
-    def sound(self) -> bool:
-        """Whether all is finite that must be, weights above all, in every process.
+    def all_finite(self) -> bool:
+        """Whether the weights and the losses of all processes are finite.
 
-        Waits for the device, and for the others.
+        Losses may be non-finite where such steps are skipped. Waits for the device and for the
+        other processes.
         """
         skips = self.settings.on_nonfinite is OnNonFinite.skip
-        here = (skips or self.tally.sound) and is_finite(self.model)
+        here = (skips or self.metrics.all_finite) and is_finite(self.model)
         return all(distributed.all_gather(here))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything beside the weights that the next batches depend on."""
-        course, start = asdict(self.course), self.start if self.position.batch else None
-        return {**self._moment(), "course": course, "start": start}
+        """Everything that the next batches depend on, except the weights."""
+        start = self.epoch_start if self.position.batch else None
+        return {**self._rollback_state(), "course": asdict(self.history), "start": start}
 
     def per_process_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """What of `state`, which `state_dict` has given, this process has for itself.
+        """The part of `state`, a `state_dict`, that differs from process to process.
 
-        With it are BatchNorm's running statistics, which are in the saved weights of the first
-        process only.
+        BatchNorm's running statistics are added to it, since the saved weights have those of the
+        first process only.
         """
         running = ddp.statistics(self.model)
         statistics = {name: value.cpu() for name, value in running.items()}
         return {**{key: state[key] for key in PER_PROCESS}, "statistics": statistics}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; the weights are the model's.
+        """Continue from `state`; the model already has its weights.
 
-        It may have the `per_process_state` of this process in it.
+        `state` may include the `per_process_state` of this process.
         """
         self.model.load_state_dict(state.get("statistics", {}), strict=False)
-        self._go_to(state)
-        self.course, self.start = TrainingHistory(**state["course"]), state["start"]
+        self._restore(state)
+        self.history = TrainingHistory(**renames.history(state["course"]))
+        self.epoch_start = state["start"]
 
-    def _moment(self) -> dict[str, Any]:
-        """What a rollback undoes, beside the weights."""
+    def _rollback_state(self) -> dict[str, Any]:
+        """The state that a rollback restores, except the weights."""
+        defense = self.scheduled_defense
         return {
             **self.engine.state_dict(),
             "position": asdict(self.position),
-            "tally": self.tally.state_dict(),
+            "tally": self.metrics.state_dict(),
             "accuracies": self.accuracies,
-            "defense": self.present.state_dict() if isinstance(self.present, Stateful) else {},
+            "defense": defense.state_dict() if isinstance(defense, Stateful) else {},
         }
 
-    def _go_to(self, state: Mapping[str, Any]) -> None:
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.position = _Position(**state["position"])
-        self.tally = EpochMetrics()
-        self.tally.load_state_dict(state["tally"], self.train.device)
+        self.metrics = EpochMetrics()
+        self.metrics.load_state_dict(state["tally"], self.train.device)
         self.accuracies = dict(state["accuracies"])
-        if isinstance(self.present, Stateful):
-            self.present.load_state_dict(state["defense"])
+        if isinstance(self.scheduled_defense, Stateful):
+            self.scheduled_defense.load_state_dict(state["defense"])
         self.engine.load_state_dict(state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the model have its averaged weights in this block, where weights are averaged."""
+        """Give the model its averaged weights in this block, if weights are averaged."""
         with self.engine.average.installed(self._recompute_statistics):
             yield
 
     def _recompute_statistics(self) -> None:
-        """Let BatchNorm's running statistics be those of the clean training images."""
+        """Set BatchNorm's running statistics to those of the clean training images."""
         before = self.engine.randomness.state_dict()
         order = batches(
-            self.train, self.course.most or self.settings.batch_size,
+            self.train, self.history.microbatch_size or self.settings.batch_size,
             generator_for(self.seed, "statistics"),
             part=distributed.rank(), parts=distributed.size(),
         )  # fmt: skip
@@ -218,9 +226,10 @@ class Trainer:
         settings, position = self.settings, self.position
         number = position.epoch
         if settings.rolls_back and position.batch == 0:
-            self.start = copy.deepcopy({"model": self.model.state_dict(), **self._moment()})
-        defense = self._defense_in(number)
-        self._draw_order()
+            state = {"model": self.model.state_dict(), **self._rollback_state()}
+            self.epoch_start = copy.deepcopy(state)
+        defense = self._defense_for(number)
+        self._set_order()
         started = time.perf_counter() - position.seconds
         order = batches(
             self.train, settings.batch_size, self.engine.streams["batches"],
@@ -228,12 +237,12 @@ class Trainer:
         )  # fmt: skip
         self.model.train()
         for x, y in order:
-            if settings.curriculum.smooth:
-                defense = self._defense_in(number)
-            rate = self.engine.lr * self.course.rate_share
-            batch = Batch(x, y, number, self._weight(len(y)))
-            for objective in self.engine.train_batch_within_memory(defense, batch, self.course):
-                self.tally.add(position.batch + 1, rate, objective, y)
+            if settings.curriculum.per_batch:
+                defense = self._defense_for(number)
+            rate = self.engine.lr * self.history.lr_factor
+            batch = Batch(x, y, number, self._loss_weight(len(y)))
+            for objective in self.engine.train_batch_within_memory(defense, batch, self.history):
+                self.metrics.add(position.batch + 1, rate, objective, y)
             position.batch += 1
             position.seconds = time.perf_counter() - started
             bar.advance()
@@ -241,74 +250,75 @@ class Trainer:
                 self._check()
             if bar.due:
                 where = f"{position.batch}/{self.batches_per_epoch}"
-                loss, accuracies = self.tally.shown()
+                loss, accuracies = self.metrics.latest()
                 figures = {**self.accuracies, **accuracies, "loss": loss}
                 bar.show(f"epoch {number}/{settings.epochs} {where}", **figures)
             if position.batch < self.batches_per_epoch:
                 yield None
-        yield self._ended()
+        yield self._finish_epoch()
 
-    def _defense_in(self, epoch: int) -> Defense:
-        """The defense as it is now, in `epoch`, with what it has kept of earlier batches."""
-        before, passed = self.present, self.position.batch / self.batches_per_epoch
+    def _defense_for(self, epoch: int) -> Defense:
+        """The defense as the curriculum schedules it for the next batch of `epoch`."""
+        before, passed = self.scheduled_defense, self.position.batch / self.batches_per_epoch
         curriculum = self.settings.curriculum
-        self.present = curriculum.at(self.defense, epoch, self.settings.epochs, passed)
-        if isinstance(before, Stateful) and isinstance(self.present, Stateful):
-            self.present.load_state_dict(before.state_dict())
-        return self.present
+        defense = curriculum.at(self.defense, epoch, self.settings.epochs, passed)
+        if isinstance(before, Stateful) and isinstance(defense, Stateful):
+            defense.load_state_dict(before.state_dict())
+        self.scheduled_defense = defense
+        return defense
 
-    def _draw_order(self) -> None:
-        """Have the order of an epoch drawn, anew or as it was when the epoch began."""
+    def _set_order(self) -> None:
+        """Set the generator of the order of batches to its state at the start of the epoch."""
         if self.position.order is None:
             self.position.order = self.engine.streams["batches"].get_state()
-            self.position.lr = self.engine.lr * self.course.rate_share
+            self.position.lr = self.engine.lr * self.history.lr_factor
         self.engine.streams["batches"].set_state(self.position.order)
 
-    def _ended(self) -> Epoch:
+    def _finish_epoch(self) -> Epoch:
         """Finish the epoch: validate, build its row, and reset for the next one."""
         position = self.position
         self._check()
         if not is_finite(self.model):
             raise NonFiniteLossError(f"non-finite weights in epoch {position.epoch}")
-        figures = self.tally.figures(position.epoch)
+        figures = self.metrics.figures(position.epoch)
         ddp.average_statistics(self.model)
-        size, attack = self.course.most or self.settings.batch_size, self.settings.validation_attack
+        size = self.history.microbatch_size or self.settings.batch_size
+        attack, on_overfit = self.settings.validation_attack, self.settings.on_overfit
         with self.averaged():
             clean, robust = self.validate("validation", self.validation, attack, size)
-        _, pgd = self.validate("overfitting", self.watched, probe(self.threat), size)
-        own = figures["train_robust_accuracy"]
-        full = covers(self.present, self.threat)
-        course = self.course.judged(pgd, self.settings.on_overfit, own if full else None)
+        _, pgd = self.validate("overfitting", self.probe_images, probe(self.threat), size)
+        whole_ball = trains_on_ball(self.scheduled_defense, self.threat)
+        training = figures["train_robust_accuracy"] if whole_ball else None
+        overfitting = self.history.end_epoch(pgd, on_overfit, training)
         epoch = Epoch(
-            position.epoch, position.seconds, position.lr, **figures,
-            val_clean_accuracy=clean, val_robust_accuracy=robust, train_pgd_accuracy=pgd, **course,
+            position.epoch, position.seconds, position.lr, **figures, val_clean_accuracy=clean,
+            val_robust_accuracy=robust, train_pgd_accuracy=pgd, **overfitting,
         )  # fmt: skip
         self.accuracies = {"clean": clean, "robust": robust}
-        self.position, self.tally = _Position(position.epoch + 1), EpochMetrics()
+        self.position, self.metrics = _Position(position.epoch + 1), EpochMetrics()
         return epoch
 
     def _check(self) -> None:
         if self.settings.on_nonfinite is not OnNonFinite.skip:
-            self.tally.check(self.position.epoch)
+            self.metrics.check(self.position.epoch)
 
-    def _weight(self, images: int) -> float:
-        """Weight of this process's mean loss in the mean over processes."""
-        parts = distributed.size()
-        at = self.train.size, self.settings.batch_size, self.position.batch, parts
-        start, stop = bounds(*at)
-        return parts * images / (stop - start)
+    def _loss_weight(self, images: int) -> float:
+        """Weight of the mean loss over this process's `images` in the mean over processes."""
+        processes, settings = distributed.size(), self.settings
+        start, stop = bounds(self.train.size, settings.batch_size, self.position.batch, processes)
+        return processes * images / (stop - start)
 
     def _roll_back(self, reason: Exception, bar: Bar) -> None:
-        """Go back to where the epoch began, at half the learning rate from there on."""
-        if not self.course.may_roll_back:
-            raise NonFiniteLossError(f"{reason} ({MOST_ROLLBACKS} rollbacks did not help)")
-        assert self.start is not None
+        """Return to the start of the epoch, and halve the learning rate from there on."""
+        if not self.history.may_roll_back:
+            raise NonFiniteLossError(f"{reason} ({MAX_ROLLBACKS} rollbacks did not help)")
+        assert self.epoch_start is not None
         bar.advance(-self.position.batch)
-        self.model.load_state_dict(self.start["model"])
-        self._go_to(self.start)
-        self.course.roll_back()
+        self.model.load_state_dict(self.epoch_start["model"])
+        self._restore(self.epoch_start)
+        self.history.roll_back()
         number = self.position.epoch
-        self.terminal.say(f"epoch {number} begins again at half the learning rate: {reason}")
+        self.terminal.say(f"restarting epoch {number} at half the learning rate: {reason}")
 
 
 def _refuse_too_few(train: Samples) -> None:

@@ -17,14 +17,16 @@ from robusttrain.threat import Threat
 
 @dataclass(frozen=True)
 class Validator:
-    """Accuracies that are measured as an evaluation measures them, but with less effort.
+    """Measures accuracies as an evaluation does, but with fewer draws of noise.
 
     Parameters
     ----------
     model
-        In any mode.
+        The model, in any mode.
     threat, seed
-        Of the run.
+        Threat model and seed of the run.
+    terminal
+        Where the progress is shown.
     """
 
     model: nn.Module
@@ -35,21 +37,21 @@ class Validator:
     def __call__(
         self, name: str, samples: Samples, attack: Attack | None, batch_size: int
     ) -> tuple[float | None, float | None]:
-        """Clean accuracy, and that under `attack`, with draws that are those of `name` alone.
+        """Clean accuracy, and accuracy under `attack`; both None without images or without attack.
 
-        No more than `batch_size` images are in one pass. Both are None where there are no images,
-        or no attack. Several processes share the images.
+        Random numbers come from the stream `name`. A pass has at most `batch_size` images. Several
+        processes share the images.
         """
         if samples.size == 0 or attack is None:
             return None, None
-        # Few draws for a model that predicts at random: this only compares epochs.
+        # A few draws of a randomised model are enough to compare epochs.
         votes = max(10, least_votes(self.model))
         settings = Evaluation({name: attack}, batch_size=batch_size, eot=1, votes=votes)
         seed = distributed.own_seed(seeding.derived_seed(self.seed, name))
-        mine = _part(samples)
-        wrong = {"clean": 0, "attacked": 0}
-        with self.terminal.progress(name, mine.size) as bar:
-            for portion in portions(mine, batch_size):
+        own = _share(samples)
+        wrong = {"clean": 0, "adversarial": 0}
+        with self.terminal.progress(name, own.size) as bar:
+            for portion in portions(own, batch_size):
                 ledger = evaluate(
                     self.model,
                     portion,
@@ -59,13 +61,13 @@ class Validator:
                     progress=bar,
                 )
                 wrong["clean"] += int(ledger.misclassified.sum())
-                wrong["attacked"] += int(ledger.union.sum())
+                wrong["adversarial"] += int(ledger.union.sum())
         total = distributed.summed(wrong)
-        return 1 - total["clean"] / samples.size, 1 - total["attacked"] / samples.size
+        return 1 - total["clean"] / samples.size, 1 - total["adversarial"] / samples.size
 
 
-def _part(samples: Samples) -> Samples:
-    """What this process looks at of them."""
+def _share(samples: Samples) -> Samples:
+    """The samples that this process evaluates."""
     if distributed.size() == 1:
         return samples
     return samples.take(torch.arange(samples.size)[distributed.share(samples.size)])

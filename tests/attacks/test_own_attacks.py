@@ -41,7 +41,7 @@ from robusttrain.runtime.progress import unreported
 from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 from robusttrain.training.curriculum import Curriculum
-from robusttrain.training.overfitting import covers, watched_images
+from robusttrain.training.overfitting import probe_images, trains_on_ball
 
 RADIUS = 0.11
 CONTROL = "suite at eps 0 differs from clean by"
@@ -219,16 +219,16 @@ def test_what_a_warm_up_cannot_change_it_refuses(defense: Any) -> None:
 def test_a_training_with_it_is_watched_for_catastrophic_overfitting() -> None:
     split = Split(torch.zeros(100, 1, 1, 1), torch.zeros(100))
     watches = {
-        type(attack): watched_images(split, WorstCase(attack), 0.1).size
+        type(attack): probe_images(split, WorstCase(attack), 0.1).size
         for attack in (Radial(), Silent())
     }
     assert watches == {Radial: 32, Silent: 32}
-    assert watched_images(split, Standard(), 0.1).size == 0
-    assert covers(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.1))
-    assert not covers(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.2))
-    assert not covers(WorstCase(Radial(0.1)), Threat(Norm.l2, 0.2))
-    assert not covers(WorstCase(Silent()), Threat(Norm.linf, 0.1))
-    assert not covers(IBP(Silent(), eps=0.1), Threat(Norm.linf, 0.1))
+    assert probe_images(split, Standard(), 0.1).size == 0
+    assert trains_on_ball(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.1))
+    assert not trains_on_ball(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.2))
+    assert not trains_on_ball(WorstCase(Radial(0.1)), Threat(Norm.l2, 0.2))
+    assert not trains_on_ball(WorstCase(Silent()), Threat(Norm.linf, 0.1))
+    assert not trains_on_ball(IBP(Silent(), eps=0.1), Threat(Norm.linf, 0.1))
 
 
 # Evaluation.

@@ -1,4 +1,4 @@
-"""Checkpoints: nothing is lost, nothing damaged is believed, nothing foreign is run."""
+"""Checkpoints: nothing is lost, damaged files are refused, and no foreign code is run."""
 
 import re
 import zipfile
@@ -83,7 +83,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_weights_are_refused_or_whole(tmp_path: Path) -> None:
-    """Wherever a byte is wrong, the weights are never silently other ones."""
+    """Whichever byte is wrong, the loaded weights are never silently different."""
     path = tmp_path / "best.pt"
     written = saved()
     written.save(path)
@@ -103,7 +103,7 @@ def test_damaged_weights_are_refused_or_whole(tmp_path: Path) -> None:
 
 
 class _Executes:
-    """Would touch a file if it were unpickled."""
+    """An object that would create a file if it were unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,7 +146,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     for place in (tmp_path / "no.pt", tmp_path, tmp_path / "no" / "run"):
         with pytest.raises(InputError, match=r"^checkpoint=.* is not there"):
             checkpoint.load(place)
-        # Whoever calls this gives it as `run`.
+        # The caller's key is in the message.
         with pytest.raises(InputError, match=r"^run=.* is not there"):
             load_model(place)
 
@@ -219,7 +219,7 @@ def test_a_configuration_builds_only_classes_of_the_project(
 ) -> None:
     executed = tmp_path / "executed"
     evil = touching(executed, target)
-    # OmegaConf takes tuples for lists, and weights_only lets them through.
+    # OmegaConf accepts tuples as lists, and weights_only allows them.
     for node in (evil, {**MODEL, "widths": [evil]}, {**MODEL, "widths": ({"a": evil},)}):
         saved(**{key: node}).save(tmp_path / "best.pt")
         named = rf"would build {re.escape(target)}, which is not a class of robusttrain: .*trust"
@@ -255,7 +255,7 @@ def test_no_reference_leads_around_that(tmp_path: Path, text: str) -> None:
 def test_a_saved_network_of_the_users_own_is_loaded_without_global_randomness(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is a module as soon as its configuration is built, which draws its first weights."""
+    """Building its configuration creates the module, which draws its initial weights."""
     (tmp_path / "house_networks.py").write_text(
         "from torch import nn\nclass Flat(nn.Sequential):\n"
         "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(4, 3))\n"

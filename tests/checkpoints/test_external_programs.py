@@ -1,4 +1,4 @@
-"""Programs of others, TorchScript and torch.export: they are attacked as they are, or refused."""
+"""Programs of TorchScript and torch.export: they are attacked as they are, or refused."""
 
 import warnings
 import zipfile
@@ -29,7 +29,7 @@ from toys.external import CLASSES, SHAPE, Write, exported, images, scripted, wri
 
 
 def plain() -> nn.Module:
-    """A network of torch's own layers, of all kinds that have a mode."""
+    """A network with all kinds of torch's layers that have a mode."""
     torch.manual_seed(7)
     front = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(1)]
     network = nn.Sequential(*front, nn.Dropout(0.5), nn.Linear(256, CLASSES))
@@ -71,11 +71,11 @@ def program_in(path: Path) -> ExportedProgram:
     return program
 
 
-# --- what is taken -------------------------------------------------------------------------------
+# --- accepted programs ---------------------------------------------------------------------------
 
 
 class Opened:
-    """A program as it was written, and what was made of it."""
+    """A module, and the model that was loaded from its program."""
 
     def __init__(self, write: Write, folder: Path) -> None:
         self.eager = plain()
@@ -90,7 +90,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_program_computes_what_its_author_wrote(opened: Opened) -> None:
-    """The module that wrote it is the reference."""
+    """The module that was exported is the reference."""
     for count in (1, 2, 3, 65):
         x = images(count)
         torch.testing.assert_close(opened.model(x), opened.eager(x))
@@ -98,7 +98,7 @@ def test_a_program_computes_what_its_author_wrote(opened: Opened) -> None:
     assert str(opened.program) == f"checkpoint={opened.path}"
 
 
-def test_a_program_lives_with_any_mode(opened: Opened) -> None:
+def test_a_program_accepts_any_mode(opened: Opened) -> None:
     model, x = opened.model, images()
     expected = opened.eager(x)
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -135,7 +135,7 @@ def test_attacks_see_through_a_program(opened: Opened, attack: Attack) -> None:
     assert isinstance(attack, BallAttack)
     reached = cross_entropy(opened.eager(expected), y)
     assert (reached != cross_entropy(opened.eager(x), y)).all()
-    # Where a gradient is all but 0, its sign hangs on rounding, on both sides.
+    # If a gradient is nearly 0, its sign depends on rounding, for both models.
     assert (actual - expected).abs().gt(1e-4).float().mean() < 0.01
     torch.testing.assert_close(
         cross_entropy(opened.eager(actual), y), reached, rtol=0.01, atol=0.01
@@ -178,7 +178,7 @@ def test_a_program_is_not_run_before_it_is_built(
 def test_loading_a_program_warns_of_nothing(
     opened: Opened, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Formats that go out of use are no matter of whoever evaluates a file."""
+    """Deprecation of a format does not concern those who evaluate a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opened.program.build(CLASSES, SHAPE)
@@ -186,7 +186,7 @@ def test_loading_a_program_warns_of_nothing(
 
 
 class WithConstants(nn.Module):
-    """Code that makes tensors, on the device where it was exported."""
+    """Code that creates tensors, on the device where it was exported."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,13 +198,13 @@ class WithConstants(nn.Module):
 
 
 def test_an_exported_program_moves_with_its_constants(tmp_path: Path) -> None:
-    """The device without memory stands for one that is not here."""
+    """The meta device stands for a device that this machine does not have."""
     program = program_in(written(exported, WithConstants(), tmp_path / "net.pt2"))
     model = build_model(program, CLASSES, SHAPE).to("meta")
     assert model(images(3).to("meta")).device == torch.device("meta")
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- refused programs ----------------------------------------------------------------------------
 
 
 def fixed(model: nn.Module, path: Path) -> None:
@@ -220,7 +220,7 @@ def at_least_4(model: nn.Module, path: Path) -> None:
 
 
 class EvenOnly(nn.Module):
-    """Wants pairs of images."""
+    """A network that needs an even number of images."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = x.unflatten(0, (-1, 2)).flatten(0, 1).flatten(1)
@@ -270,7 +270,7 @@ def test_a_program_for_other_images_is_refused_in_a_line(opened: Opened) -> None
         message = str(caught.value)
         assert message.startswith(f"model checkpoint={opened.path} cannot take images of shape")
         assert "\n" not in message
-        # What was wrong, not that something was.
+        # The message names the cause.
         assert any(w in message for w in ("channels", "size()[1]", "shape[1]")), message
 
 

@@ -1,4 +1,4 @@
-"""State dicts of others: what is believed of them; and files that hold no model."""
+"""State dicts of other tools: how they are loaded; and files without a model."""
 
 import re
 import zipfile
@@ -26,7 +26,7 @@ RESNET = PreActResNet(blocks=[1, 1], width=4, mean=[0.4], std=[0.2])
 
 
 def trained(architecture: Any = RESNET) -> nn.Module:
-    """A network whose weights and statistics are none that a fresh one has."""
+    """A network whose weights and statistics differ from those of any new one."""
     torch.manual_seed(7)
     network: nn.Module = architecture.build(CLASSES, SHAPE)
     network(torch.rand(30, *SHAPE))
@@ -40,7 +40,7 @@ def weights_in(path: Path) -> Weights:
 
 
 def loaded(path: Path, architecture: Any = RESNET) -> tuple[nn.Module, str]:
-    """The architecture with the weights of a file, and what was said of it."""
+    """The architecture with the weights of a file, and the line that was printed."""
     torch.manual_seed(8)
     model = build_model(architecture, CLASSES, SHAPE)
     return model.eval(), weights_in(path).load_into(model, path)
@@ -77,7 +77,7 @@ def test_other_ways_to_save_a_state_dict(tmp_path: Path) -> None:
         lambda: torch.save({k: nn.Parameter(v, False) for k, v in state.items()}, path),
         lambda: torch.save({k: v.double() if v.is_floating_point() else v
                             for k, v in state.items()}, path),
-        # Before torch 0.4.1, BatchNorm counted nothing.
+        # Before torch 0.4.1, BatchNorm had no counter.
         lambda: torch.save({k: v for k, v in state.items() if "num_batches" not in k}, path),
     ]  # fmt: skip
     for save in ways:
@@ -87,7 +87,7 @@ def test_other_ways_to_save_a_state_dict(tmp_path: Path) -> None:
 
 
 def test_a_wrapped_model_is_loaded_as_it_was_wrapped(tmp_path: Path) -> None:
-    """The prefixes are those that torch gives, not those that the tests make up."""
+    """The prefixes are real ones of torch, not invented by the test."""
     theirs, path = trained(), tmp_path / "theirs.pt"
     for wrapped in (nn.DataParallel(theirs), torch.compile(theirs)):
         torch.save(wrapped.state_dict(), path)
@@ -100,7 +100,7 @@ def test_statistics_in_the_file_are_the_models(tmp_path: Path) -> None:
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     model, line = loaded(tmp_path / "theirs.pt", PreActResNet(blocks=[1, 1], width=4))
     assert torch.equal(model(images()), theirs(images()))
-    assert line.endswith("the model normalises as it says: mean [0.4], std [0.2]")
+    assert line.endswith("the model normalises with the values of the file: mean [0.4], std [0.2]")
 
 
 def test_statistics_that_are_missing_are_those_of_the_configuration(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_statistics_that_are_missing_are_those_of_the_configuration(tmp_path: Pa
     )
     network = theirs[1:]
     assert torch.equal(model(images()), network((images() - 0.7) / 0.1))
-    assert line.endswith("normalises as the configuration says: mean [0.7], std [0.1]")
+    assert line.endswith("normalises with the values of the configuration: mean [0.7], std [0.1]")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -185,7 +185,7 @@ class _Executes:
         return (Path.touch, (self.path,))
 
 
-def test_what_is_no_model_is_refused_in_a_line(tmp_path: Path) -> None:
+def test_files_without_a_model_are_refused_in_a_line(tmp_path: Path) -> None:
     path, executed = tmp_path / "theirs.pt", tmp_path / "executed"
 
     def refused(reason: str) -> None:
@@ -204,7 +204,7 @@ def test_what_is_no_model_is_refused_in_a_line(tmp_path: Path) -> None:
     refused("cannot be read")
     for content in (trained(), {"state_dict": {}, "x": _Executes(executed)}):
         torch.save(content, path)
-        refused("cannot be read: .*save the state dict by itself")
+        refused("cannot be read: .*save only the state dict of another model")
     torch.save({"x": _Executes(executed)}, path, _use_new_zipfile_serialization=False)
     refused("cannot be read")
     others: list[Any] = [
@@ -221,19 +221,19 @@ def ours() -> Checkpoint:
     return Checkpoint(state, CLASSES, list(SHAPE), {}, {"model": "preact_resnet18"}, 1, {})
 
 
-def test_a_checkpoint_of_ours_is_no_stranger(tmp_path: Path) -> None:
+def test_a_checkpoint_of_robusttrain_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     ours().save(path)
     for place in (path, tmp_path):
         assert isinstance(external.load(place), Checkpoint)
-    # Its weights under `model` would otherwise pass for somebody else's.
+    # Its weights under `model` could otherwise be taken for another tool's state dict.
     torch.save({**vars(ours()), "format": "robusttrain checkpoint 0"}, path)
     with pytest.raises(InputError, match="is not a checkpoint of robusttrain"):
         external.load(path)
 
 
 def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
-    """torch reads them as they are."""
+    """torch itself reads them without a check."""
     path = tmp_path / "theirs.pt"
     torch.save({"weight": torch.arange(1000.0)}, path)
     content = path.read_bytes()
@@ -243,7 +243,7 @@ def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
         external.load(path)
 
 
-def test_code_of_others_gets_no_models_from_them(tmp_path: Path) -> None:
+def test_load_model_refuses_files_of_other_tools(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "theirs.pt")
     with pytest.raises(InputError, match="is not a checkpoint of robusttrain"):
         load_model(tmp_path / "theirs.pt")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 import robusttrain
@@ -288,6 +289,40 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_trained(
     for name in ("best.pt", "checkpoint.pt"):
         model = robusttrain.load_model(run_dir / name)
         assert all(bool(weights.isfinite().all()) for weights in model.parameters())
+
+
+# --- names of earlier versions -------------------------------------------------------------------
+
+
+def test_an_old_key_works_and_the_new_one_is_printed(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    answer = command_line.run("--cfg", "job", "training.curriculum.smooth=true", cwd=tmp_path)
+    assert answer.code == 0, answer.err
+    assert OmegaConf.create(answer.out).training.curriculum.per_batch is True
+    assert answer.err == (
+        "warning: training.curriculum.smooth=true is now spelt training.curriculum.per_batch=true\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("smooth: true", ["training.curriculum.smooth", "mean training.curriculum.per_batch?"]),
+        ("eps_warmpu: 1", ["training.curriculum.eps_warmpu", "training.curriculum.eps_warmup"]),
+        ("eps_warmup: [a]", ["training.curriculum.eps_warmup", "could not be converted to Float"]),
+    ],
+)
+def test_a_recipe_with_a_wrong_line_is_refused_by_name(
+    line: str, names: list[str], command_line: CommandLine, tmp_path: Path
+) -> None:
+    """An old key is one that is not there; the message has the new one."""
+    recipe, cwd = tmp_path / "experiment" / "mine.yaml", tmp_path / "cwd"
+    recipe.parent.mkdir()
+    cwd.mkdir()
+    recipe.write_text(f"# @package _global_\ntraining:\n  curriculum:\n    {line}\n")
+    answer = command_line.run(f"--config-dir={tmp_path}", "experiment=mine", cwd=cwd)
+    assert_refused(answer, ["In 'experiment/mine': ", *names])
 
 
 # --- refusals ----------------------------------------------------------------------------------

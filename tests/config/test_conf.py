@@ -54,7 +54,7 @@ NEEDED = {
     ("noise", "stack"): ["+noise@noise.mechanisms.one=rse"],
 }
 
-# What a defense refuses: attacks that start where its divergence has no slope.
+# What a defense refuses: attacks that start where its divergence has gradient 0.
 REFUSED = {("trades", "fgsm"), ("trades", "mim"), ("trades", "none")}
 
 # What the run of a transfer attack holds here.

@@ -1,4 +1,4 @@
-"""Augmentation against all the pictures that shifting and mirroring can give."""
+"""Augmentation against all images that shifting and mirroring can give."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_all_offsets_and_both_directions_are_equally_likely() -> None:
     results = augment(image.expand(count, 1, 3, 4), crop, True, generator_for(0, "augment"))
     hits = (results[:, None] == candidates).flatten(2).all(2).sum(0)
     expected = count / len(candidates)
-    # Chi-square with 17 degrees of freedom: 40.8 is passed once in a thousand draws.
+    # Chi-square with 17 degrees of freedom exceeds 40.8 once in a thousand draws.
     assert float(((hits - expected) ** 2 / expected).sum()) < 40.8
     assert int(hits.sum()) == count
 
@@ -80,7 +80,7 @@ def test_the_generator_alone_decides() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 3])
-def test_nothing_asked_for_changes_nothing_and_draws_nothing(size: int) -> None:
+def test_without_shift_and_mirror_nothing_changes_and_nothing_is_drawn(size: int) -> None:
     images = torch.rand(size, 1, 4, 4)
     generator = generator_for(0, "augment")
     state = generator.get_state()

@@ -1,4 +1,4 @@
-"""Batches: each image once, none alone, in an order that the generator decides."""
+"""Batches: each image once, no single images, in an order that the generator determines."""
 
 from itertools import chain
 
@@ -65,7 +65,7 @@ def test_one_generator_gives_a_new_order_each_epoch() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])
-def test_batches_of_one_are_single_when_asked_for(size: int) -> None:
+def test_a_batch_size_of_one_gives_single_images(size: int) -> None:
     assert [len(y) for _, y in batches(numbered(size), 1, None)] == [1] * size
     assert batch_count(size, 1) == size
 
@@ -85,7 +85,7 @@ def test_parts_make_up_the_batches_of_all(
     assert all(len(batch) == parts * batch_size for batch in whole[:-1])
     sizes = [len(each[-1]) for each in divided]
     assert max(sizes) - min(sizes) <= 1
-    # None is left with fewer than two, unless there are no more.
+    # No part has fewer than two images, unless there are no more.
     assert min(sizes) >= min(2, batch_size, size // parts)
     again = batches(split, batch_size, generator_for(0, "order"), first=first, part=1, parts=parts)
     assert [y.tolist() for _, y in again] == [y.tolist() for y in divided[1][first:]]

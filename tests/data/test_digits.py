@@ -24,7 +24,7 @@ def test_the_two_parts_are_scikit_learns_digits_in_bytes() -> None:
     assert rows[:, :64].min() == 0
 
 
-def test_info_tells_what_load_brings() -> None:
+def test_info_agrees_with_the_loaded_data() -> None:
     info = Digits().info()
     train, test = Digits().load()
     for part in (train, test):

@@ -1,4 +1,4 @@
-"""Image folders: layouts, decoding, and one clear line for each way to get them wrong."""
+"""Image folders: layouts, decoding, and one clear message for each mistake."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from robusttrain.errors import InputError
 
 
 def save(path: Path, value: int | Sequence[int], size: tuple[int, int] = (6, 4)) -> Path:
-    """A picture of one colour, `size` = (width, height)."""
+    """An image of one colour, `size` = (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = "L" if isinstance(value, int) else "RGB"
     Image.new(mode, size, value if isinstance(value, int) else tuple(value)).save(path)
@@ -61,7 +61,7 @@ def test_train_and_test_folders_are_read_in_order(tmp_path: Path) -> None:
     assert train.labels.dtype == torch.int64
 
 
-def test_info_tells_shape_and_names(tmp_path: Path) -> None:
+def test_info_has_shape_and_names(tmp_path: Path) -> None:
     classes(tmp_path)
     info = Folder(str(tmp_path), channels=1).info()
     assert info == ((1, 4, 6), 2, ("a", "b"))
@@ -123,11 +123,11 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(
     left, top = (width - 4) // 2, (height - 4) // 2
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     expected = np.asarray(resized.crop((left, top, left + 4, top + 4))).astype(int)
-    # The two ways round a half at different places.
+    # Two ways to resize may round a half differently.
     assert np.abs(images[0].permute(1, 2, 0).numpy() - expected).max() <= 1
 
 
-def test_sizes_may_differ_when_one_is_asked_for(tmp_path: Path) -> None:
+def test_sizes_may_differ_if_image_size_is_given(tmp_path: Path) -> None:
     classes(tmp_path)
     save(tmp_path / "b" / "tall.png", 7, (3, 50))
     train, test = load(Folder(str(tmp_path), image_size=5))
@@ -135,7 +135,7 @@ def test_sizes_may_differ_when_one_is_asked_for(tmp_path: Path) -> None:
     assert train.images.shape[1:] == (3, 5, 5)
 
 
-def test_hidden_and_other_files_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
     classes(tmp_path)
     (tmp_path / "a" / "notes.txt").write_text("notes")
     (tmp_path / "a" / "._000.png").write_bytes(b"left by a Mac")

@@ -1,4 +1,4 @@
-"""Images that stay in files: what is read is what is there, whoever reads, and nobody is left."""
+"""Images that stay in files: any number of workers reads the same, and all workers exit."""
 
 import json
 import multiprocessing
@@ -31,7 +31,7 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of `COUNT` noise pictures each."""
+    """Two classes of `COUNT` images of noise each."""
     root = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     for name in "ab":
@@ -89,7 +89,7 @@ def test_batches_are_those_from_memory_for_any_number_of_workers(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_goes_on_in_its_middle(workers: int, pictures: Path) -> None:
+def test_an_epoch_is_resumed_in_its_middle(workers: int, pictures: Path) -> None:
     whole = order(of(pictures))
     assert equal(order(of(pictures, workers=workers), first=2), whole[4:])
     assert order(of(pictures, workers=workers), first=5) == []
@@ -130,7 +130,7 @@ def test_portions_are_all_samples_in_their_order(
     ("setting", "free", "stays"),
     [(True, 1e9, True), (False, 1, False), ("auto", 1, True), ("auto", 1e9, False)],
 )
-def test_images_stay_in_files_where_they_are_to_or_memory_is_short(
+def test_images_stay_in_files_if_set_or_if_memory_is_short(
     setting: bool | str, free: float, stays: bool, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(free_memory, "available", lambda: free)
@@ -202,7 +202,7 @@ def copy(pictures: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_digest_is_of_the_data_not_of_how_it_is_held(pictures: Path, copy: Path) -> None:
+def test_the_digest_depends_on_the_data_alone(pictures: Path, copy: Path) -> None:
     digest = of(pictures).digest()
     assert digest.startswith("files:")
     assert of(pictures, stream=False, workers=2).digest() == digest
@@ -237,7 +237,7 @@ def test_the_digest_changes_with_a_label(pictures: Path) -> None:
     assert other.digest() != samples.digest()
 
 
-def test_all_images_are_told_to_who_wants_to_know(pictures: Path) -> None:
+def test_progress_counts_all_images(pictures: Path) -> None:
     samples = of(pictures)
     for work in (samples.digest, samples.loaded):
         told: list[int] = []
@@ -245,11 +245,11 @@ def test_all_images_are_told_to_who_wants_to_know(pictures: Path) -> None:
         assert sum(told) == samples.size
 
 
-# What cannot be read
+# Unreadable files
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_breaks_off_is_named_when_it_is_met(workers: int, copy: Path) -> None:
+def test_a_truncated_file_is_named_when_it_is_decoded(workers: int, copy: Path) -> None:
     samples = of(copy, workers=workers)
     bad = Path(samples.paths[int(samples.rows[-1])])
     bad.write_bytes(bad.read_bytes()[:70])
@@ -269,7 +269,7 @@ def test_a_file_that_breaks_off_is_named_when_it_is_met(workers: int, copy: Path
         (Image.fromarray(np.zeros((5, 6), np.uint16)), "{bad} has pixels of mode I"),
     ],
 )
-def test_what_the_head_of_a_file_shows_is_told_without_decoding(
+def test_a_bad_header_is_reported_without_decoding(
     content: bytes | Image.Image, message: str, copy: Path
 ) -> None:
     samples = of(copy)
@@ -283,13 +283,13 @@ def test_what_the_head_of_a_file_shows_is_told_without_decoding(
     assert str(caught.value).startswith(message.format(bad=bad))
 
 
-def test_a_dead_worker_is_told_with_the_key_to_turn(
+def test_a_dead_worker_is_reported_with_the_key_to_change(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(loader: object) -> Iterator[Tensor]:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nMore")
 
-    monkeypatch.setattr(streamed, "_started", broken)
+    monkeypatch.setattr(streamed, "_iterate", broken)
     with pytest.raises(InputError, match=r"workers=1 has failed \(DataLoader worker \(pid 7\)"):
         order(of(pictures, workers=1))
 
@@ -298,7 +298,7 @@ def test_a_dead_worker_is_told_with_the_key_to_turn(
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has asked for its exit code yet does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -313,7 +313,7 @@ def gone(pids: list[int], within: float) -> bool:
 
 
 class Reading:
-    """A process that reads a batch with two workers, and then does what it is told."""
+    """A process that reads a batch with two workers, and then follows commands."""
 
     def __init__(self, samples: Streamed) -> None:
         said, says = os.pipe()
@@ -346,7 +346,7 @@ class Reading:
             os._exit(code)
 
     def kill(self) -> None:
-        """End it, whatever it does, where it has not been waited for."""
+        """Kill the process, unless it was waited for."""
         if alive(self.pid):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -373,7 +373,7 @@ def test_workers_leave_signals_to_their_parent(signum: int, reading: Reading) ->
         os.kill(worker, signum)
     time.sleep(0.1)
     assert all(map(alive, reading.workers))
-    # It has read the ten batches that were left.
+    # It has read the ten remaining batches.
     assert reading.end(b"go on") == 0
     assert gone(reading.workers, within=1)
 
@@ -381,16 +381,16 @@ def test_workers_leave_signals_to_their_parent(signum: int, reading: Reading) ->
 def test_workers_die_with_their_parent(reading: Reading) -> None:
     os.kill(reading.pid, signal.SIGKILL)
     os.waitpid(reading.pid, 0)
-    # Without being told, they would look for it after five seconds.
+    # Without the signal, they would check for their parent only after five seconds.
     assert gone(reading.workers, within=2)
 
 
-def test_workers_end_when_their_parent_tells_them(reading: Reading) -> None:
-    """As it does when it ends by an error, before it waits for them."""
+def test_workers_exit_on_sigterm_from_their_parent(reading: Reading) -> None:
+    """A parent that ends by an error sends it before it waits for them."""
     assert reading.end(b"tell") == 0
     assert gone(reading.workers, within=1)
 
 
-def test_workers_end_with_an_epoch_that_is_broken_off(reading: Reading) -> None:
+def test_workers_end_with_an_interrupted_epoch(reading: Reading) -> None:
     assert reading.end(b"leave") == 0
     assert gone(reading.workers, within=1)

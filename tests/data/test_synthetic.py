@@ -1,4 +1,4 @@
-"""The made-up problem: reproducible, balanced, learnable."""
+"""The synthetic problem: reproducible, balanced, learnable."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from robusttrain.errors import InputError
 
 
 @pytest.mark.parametrize("shape", [[1, 8, 8], [3, 5, 9], [2, 1, 1]])
-def test_info_tells_what_load_brings(shape: list[int]) -> None:
+def test_info_agrees_with_the_loaded_data(shape: list[int]) -> None:
     made = Synthetic(image_shape=shape, num_classes=4, train_size=30, test_size=20)
     train, test = made.load()
     assert (train.size, test.size) == (30, 20)
@@ -29,7 +29,7 @@ def test_the_nearest_class_mean_solves_it() -> None:
     assert float((guesses == test.labels).float().mean()) > 0.95
 
 
-def test_the_noise_has_the_size_asked_for() -> None:
+def test_the_noise_has_the_given_standard_deviation() -> None:
     quiet = as_input(Synthetic(noise=0, train_size=2000).load()[0].images)
     noisy = as_input(Synthetic(noise=0.05, train_size=2000).load()[0].images)
     unclipped = (quiet - 0.5).abs() < 0.3

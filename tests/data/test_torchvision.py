@@ -1,4 +1,4 @@
-"""The torchvision benchmarks, on tiny files in their formats."""
+"""The data sets of torchvision, on tiny files in their formats."""
 
 import pickle
 from pathlib import Path

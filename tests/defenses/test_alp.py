@@ -40,7 +40,7 @@ def test_adversarial_pairs(weight: float) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6])
 def test_clean_pairs(count: int) -> None:
-    """An image left over has no pair; the attack is not asked for anything."""
+    """A single remaining image has no pair, and the attack is never called."""
     x, y = (part[:count] for part in batch())
     values, half = logits(x), count // 2
     apart = [((values[i] - values[i + half]) ** 2).mean() for i in range(half)]

@@ -1,4 +1,4 @@
-"""AlphaMix: its ends, its middle, and what its gradient must not reach."""
+"""AlphaMix: its limits, its mixture, and what its gradient must not reach."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What holds for every defense: its cost, its limit at radius 0, where its loss is applied."""
+"""Properties of every defense: its cost, its limit at radius 0, where its loss is applied."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def objective_of(defense: Defense, model: nn.Module, loss: Any = cross_entropy) 
 
 
 class _Passes(torch.autograd.Function):
-    """The identity, which tells how often gradients come through it, and to where."""
+    """The identity, which counts the backward passes through it by their destination."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, seen: Counter[str]) -> Tensor:
@@ -148,7 +148,7 @@ def test_at_radius_zero_every_defense_is_standard_training(
 
 
 @every_defense
-def test_several_draws_of_no_noise_are_like_one(defense: Defense) -> None:
+def test_several_draws_of_zero_noise_are_like_one(defense: Defense) -> None:
     """With `noise.draws` an image has several rows of logits in training, one for the attack."""
     noisy = network()
     Gaussian(0.0, draws=3).install(noisy, 0)

@@ -1,4 +1,4 @@
-"""Distillation against its formula in float64, and where its teacher comes from."""
+"""Distillation against its formula in float64, and the loading of its teacher."""
 
 import io
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_the_attack_climbs_the_divergence_from_the_teacher() -> None:
     np.testing.assert_allclose(found, (t * np.log(t / q)).sum(1), rtol=1e-12)
 
 
-def test_the_teacher_stays_as_it_is_and_speaks_in_eval_mode() -> None:
+def test_the_teacher_stays_as_it_is_and_predicts_in_eval_mode() -> None:
     teacher = network(TEACHER)
     teacher.append(nn.BatchNorm1d(4).double()).append(nn.Dropout(0.5))
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
@@ -103,7 +103,7 @@ def test_the_noise_of_a_teacher_is_drawn_by_the_generator_of_the_training() -> N
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+def test_attacks_with_labels_are_refused() -> None:
     with pytest.raises(InputError, match=r"^attack\.label=least_likely is not allowed"):
         Distill(FGSM(label="least_likely"), network())
     with pytest.raises(InputError, match=r"^alpha=1\.1 is not allowed"):
@@ -146,7 +146,7 @@ def test_a_run_learns_from_the_model_of_another(tmp_path: Path) -> None:
     teacher = saved(tmp_path / "teacher", 6, 3)
     run(tmp_path / "student", teacher, [Stage.train])
     assert checkpoint.load(tmp_path / "student").num_classes == 3
-    # Who evaluates the student does not need the teacher any more.
+    # An evaluation of the student does not need the teacher.
     gone = tmp_path / "gone"
     run(tmp_path / "later", gone, [Stage.evaluate], tmp_path / "student")
     assert (tmp_path / "later" / "report.csv").exists()
@@ -171,6 +171,6 @@ def test_a_teacher_that_does_not_fit_is_refused_by_name_before_any_work(
     assert not list((tmp_path / "student").iterdir())
 
 
-def test_a_teacher_that_is_there_is_not_loaded() -> None:
+def test_a_teacher_that_is_a_module_is_not_loaded() -> None:
     defense = Distill(FGSM(), network())
     assert defense.with_models(lambda key, run: pytest.fail("loaded")) is defense

@@ -1,4 +1,4 @@
-"""Free adversarial training against the loop of the paper, and its way through checkpoints."""
+"""Free adversarial training against the loop of the paper, and its state in checkpoints."""
 
 import io
 from pathlib import Path
@@ -38,7 +38,7 @@ def network() -> nn.Sequential:
 
 
 def batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:
-    """Images that the box is out of reach of."""
+    """Images so far from the faces of the box that no perturbation reaches them."""
     draws = generator()
     return [
         (0.3 + 0.4 * torch.rand(n, 1, 4, 4, generator=draws).double(), torch.arange(n) % 3)
@@ -59,7 +59,7 @@ def descended(defense: Free, model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 @pytest.mark.parametrize("step", [None, 0.03])
 def test_it_is_the_loop_of_the_paper(step: float | None) -> None:
-    """Algorithm 1, with a shorter and a longer batch on the way."""
+    """Algorithm 1, with a shorter and a longer batch among the others."""
     free, model = Free(eps=EPS, replays=3, step_size=step), network()
     for x, y in batches(6, 4, 7, 6):
         descended(free, model, x, y)
@@ -100,7 +100,7 @@ def test_the_perturbation_stays_in_the_ball_and_images_in_the_box(norm: Norm) ->
 
 
 class Counted(nn.Module):
-    """Tells its forward passes, and the backward passes to the input and to the parameters."""
+    """Counts its forward passes, and the backward passes to the input and to the parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def test_settings_out_of_range_are_refused() -> None:
             Free(**keys)
 
 
-# In a training that is stopped
+# Resuming
 
 DATA = Synthetic([1, 4, 4], 3, train_size=130, test_size=10, noise=0.3, validation=30)
 
@@ -172,13 +172,13 @@ def weights(made: Trainer) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "curriculum", [Curriculum(), Curriculum(1.0), Curriculum(1.0, smooth=True)], ids=str
+    "curriculum", [Curriculum(), Curriculum(1.0), Curriculum(1.0, per_batch=True)], ids=str
 )
 @pytest.mark.parametrize("done", [2, 4, 5])
-def test_a_training_that_goes_on_ends_the_same(
+def test_a_training_that_is_resumed_ends_the_same(
     done: int, curriculum: Curriculum, tmp_path: Path
 ) -> None:
-    """Stopped in an epoch, at its end, and behind the first batch of the next one."""
+    """Stopped within an epoch, at its end, and after the first batch of the next one."""
     whole = trainer(curriculum)
     list(whole.batches())
     stopped = trainer(curriculum)

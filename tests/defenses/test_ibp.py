@@ -1,4 +1,4 @@
-"""IBP and MTL-IBP: the loss by hand, its ends, its cost, and that it proves what it says."""
+"""IBP and MTL-IBP: the loss by hand, its limits, its cost, and that its bounds hold."""
 
 from collections import Counter
 from typing import Any
@@ -95,7 +95,7 @@ def test_logits_are_those_of_the_images() -> None:
 
 
 class _Counted(nn.Module):
-    """The toy network, which counts what goes through it."""
+    """The toy network, which counts its passes of images and of intervals."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Counted(nn.Module):
 
 
 @pytest.mark.parametrize(("defense", "images"), [(IBP(NoAttack()), 1), (IBP(PGD(steps=5)), 6)])
-def test_a_batch_costs_one_pass_of_intervals_and_none_of_images_too_many(
+def test_a_batch_costs_one_pass_of_intervals_and_no_superfluous_pass_of_images(
     defense: IBP, images: int
 ) -> None:
     model = _Counted()
@@ -116,8 +116,8 @@ def test_a_batch_costs_one_pass_of_intervals_and_none_of_images_too_many(
     assert model.seen == {"images": images, "intervals": 1}
 
 
-def test_bounds_are_those_of_the_network_as_it_predicts() -> None:
-    """Running statistics, no dropout; they move with the images alone, and no mode changes."""
+def test_bounds_are_those_of_the_network_in_eval_mode() -> None:
+    """With running statistics, which only images update, and without dropout; no mode changes."""
     layers = nn.Flatten(1), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 4)
     model = nn.Sequential(*layers).double().train()
     x, y = batch()

@@ -38,7 +38,7 @@ STEEPEST: dict[Norm, Callable[[Array], Array]] = {
 def problem() -> tuple[nn.Sequential, Tensor, Tensor]:
     torch.manual_seed(3)
     layer = nn.Linear(PIXELS, CLASSES)
-    # Slopes of different steepness: the nearest class is not always the one second in line.
+    # Weights of different sizes, so that the nearest class is not always the runner-up.
     layer.weight.detach().mul_(torch.tensor([[1.0], [0.3], [2.0]]))
     model = nn.Sequential(nn.Flatten(1), layer).double()
     # Away from the edges of the box, so that only the ball matters.

@@ -21,7 +21,7 @@ def problem(low: float = 0.3, high: float = 0.7) -> tuple[nn.Sequential, Tensor,
 
 
 def trained_on(defense: NFGSM, model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
-    """The images of the pass that is descended."""
+    """The images of the pass whose loss is minimised."""
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     asked(defense, model, x, y, draws=torch.Generator().manual_seed(5))
@@ -50,7 +50,7 @@ def test_the_perturbation_is_noise_and_a_whole_step(norm: Norm) -> None:
     assert (ball(Threat(norm, 0.05)).norm(x_adv - x) > 0.05).any()
 
 
-def test_noise_and_step_are_cut_with_the_box_each() -> None:
+def test_noise_and_step_are_each_clipped_to_the_box() -> None:
     model, x, y = problem(0.0, 1.0)
     weight = dict(model.named_parameters())["1.weight"].detach()
     towards = (weight[1 - y] - weight[y]).view_as(x)

@@ -119,7 +119,7 @@ def test_the_penalty_reaches_the_parameters(norm: Norm) -> None:
     full = parameter_gradient(model, rt_loss(model, norm, x, y))
     standard = parameter_gradient(model, cross_entropy(model(x), y).mean())
     assert (full - standard).norm() > 0.05 * standard.norm()
-    # The last bias moves the input gradient only through the softmax: the subtlest part of it.
+    # The last bias changes the input gradient only through the softmax, the subtlest path.
     assert not torch.allclose(full[-CLASSES:], standard[-CLASSES:], rtol=1e-3)
 
 

@@ -76,7 +76,7 @@ def test_the_attack_climbs_the_divergence_from_the_clean_output(norm: Norm) -> N
 
 
 def normalised() -> nn.Sequential:
-    """A network whose outputs hang on the mode, and whose running statistics stay."""
+    """A network whose outputs depend on the mode, and whose running statistics stay."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         norm = nn.BatchNorm1d(6, momentum=0.0)
@@ -87,7 +87,7 @@ def normalised() -> nn.Sequential:
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_the_attack_moves_away_from_the_output_in_its_own_mode(mode: Mode) -> None:
-    """Else the divergence is not 0 at x, and what is climbed is partly that of the modes."""
+    """Otherwise the divergence at x is not 0, since it includes the difference of the modes."""
     model, (x, y) = normalised(), batch()
     in_eval = normalised().eval()(x)
     modes: list[bool] = []
@@ -104,7 +104,7 @@ def test_the_attack_moves_away_from_the_output_in_its_own_mode(mode: Mode) -> No
     assert all(module.training for module in model.modules())
 
 
-def test_what_it_cannot_climb_is_refused() -> None:
+def test_attacks_that_cannot_climb_the_divergence_are_refused() -> None:
     with pytest.raises(InputError, match=r"^attack=none is not allowed: .* moves away"):
         TRADES(NoAttack())
     with pytest.raises(InputError, match=r"^attack\.random_start=False is not allowed"):

@@ -17,7 +17,7 @@ from toys.external import TINY, Answer
 from toys.logged import Scalars, in_events
 from toys.runs import SAYS_LOADED, Answers, assert_refused
 
-# Four targets are all that five classes leave, and the row says so in its name: "t targets=4".
+# Five classes allow four targets only, and the name of the row has that: "t targets=4".
 QUICK = [
     *TINY, "model=linear", "epochs=3", "evaluation.attacks.pgd.steps=3",
     "+attack@evaluation.attacks.t=apgd_t", "evaluation.attacks.t.steps=2",
@@ -44,7 +44,7 @@ needs_mlflow = pytest.mark.skipif(
 
 
 def in_files(run_dir: Path) -> Scalars:
-    """What a logger has to have got, from the tables that the run has left."""
+    """The figures that a logger must have received, from the tables of the run."""
     table = pd.read_csv(run_dir / "train.csv")
     kept = {
         (f"train/{column}", int(row["epoch"])): row[column]
@@ -64,7 +64,7 @@ def answers(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("loggers")
     commands = {"none": QUICK, **{name: [*QUICK, f"logger={name}"] for name in INSTALLED}}
     if "mlflow" in INSTALLED:
-        # In the database of the run before it.
+        # In the database of the previous run.
         place = folder / str(list(commands).index("mlflow")) / "outputs" / "mlflow"
         commands["diverging"] = [*DIVERGING, f"logger.folder={place}"]
     return command_line.each(commands, folder)
@@ -87,12 +87,12 @@ def tracked(answers: Answers) -> Path:
 
 @pytest.fixture(scope="module")
 def database(answers: Answers) -> Path:
-    """Where it is if nothing else is said."""
+    """The default place of the database."""
     return answers["mlflow"].cwd / "outputs" / "mlflow" / "mlflow.db"
 
 
 def rows(database: Path, sql: str, *values: str) -> list[tuple[Any, ...]]:
-    """Straight from the database, without MLflow."""
+    """The rows of a query, read from the database without MLflow."""
     return sqlite3.connect(database).execute(sql, values).fetchall()
 
 
@@ -135,7 +135,7 @@ def test_mlflow_gets_the_options_and_the_resolved_configuration(
     "logger",
     [pytest.param("watched", marks=needs_tensorboard), pytest.param("tracked", marks=needs_mlflow)],
 )
-def test_a_logger_changes_nothing_that_is_computed(
+def test_a_logger_changes_no_results(
     plain: Path, logger: str, request: pytest.FixtureRequest
 ) -> None:
     other = request.getfixturevalue(logger)
@@ -178,7 +178,7 @@ def test_a_run_that_diverges_is_marked_as_failed(answers: Answers, database: Pat
 def test_a_logger_without_its_package_is_refused_before_any_work(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
-    """Modules that cannot be imported stand before those that may be installed."""
+    """Modules that cannot be imported precede installed ones in the path."""
     for name in ("tensorboard", "mlflow"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n")
     options = {name: ["dataset=synthetic", f"logger={name}"] for name in ("tensorboard", "mlflow")}
@@ -192,7 +192,7 @@ def test_a_logger_without_its_package_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize(("logger", "own"), [("tensorboard", {"tensorboard"}), ("mlflow", set())])
-def test_a_logger_adds_no_words_and_no_files_but_its_own(
+def test_a_logger_prints_nothing_and_adds_only_its_own_files(
     answers: Answers, logger: str, own: set[str]
 ) -> None:
     if logger not in INSTALLED:

@@ -1,4 +1,4 @@
-"""Loggers: what is read back from them is what they were given, under the same names."""
+"""Loggers: figures are read back as they were written, under the same names."""
 
 import importlib.util
 import math
@@ -13,7 +13,7 @@ import pytest
 
 from robusttrain import loggers
 from robusttrain.errors import InputError
-from robusttrain.loggers import Logger, flat, of_epoch, of_report
+from robusttrain.loggers import Logger, epoch_figures, flattened, report_figures
 from robusttrain.loggers.mlflow import MLflow
 from robusttrain.loggers.none import NoLogger
 from robusttrain.loggers.tensorboard import TensorBoard
@@ -29,7 +29,7 @@ needs_mlflow = pytest.mark.skipif(
 
 
 def query(folder: Path, sql: str) -> list[Any]:
-    """Straight from the database, without MLflow."""
+    """The rows of a query, read from the database without MLflow."""
     return sqlite3.connect(folder / "mlflow.db").execute(sql).fetchall()
 
 
@@ -59,7 +59,10 @@ def keep(logger: Logger, run_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a database of MLflow, which takes seconds to make; with signs that a URL gives meaning."""
+    """The folder of an MLflow database, which takes seconds to create.
+
+    Its name has characters with a meaning in URLs.
+    """
     return tmp_path_factory.mktemp("a b%20c?d") / "not" / "there yet"
 
 
@@ -95,7 +98,7 @@ def test_tensorboard_shows_the_configuration(tmp_path: Path) -> None:
 
 
 @needs_tensorboard
-def test_tensorboard_figures_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
+def test_tensorboard_figures_can_be_read_during_the_run(tmp_path: Path) -> None:
     with TensorBoard().record(tmp_path, {}) as record:
         for epoch in (1, 2, 3):
             record({"train/loss": 0.5}, epoch)
@@ -103,7 +106,7 @@ def test_tensorboard_figures_can_be_read_while_the_run_goes_on(tmp_path: Path) -
 
 
 @needs_tensorboard
-def test_tensorboard_keeps_what_a_failing_run_has_given(tmp_path: Path) -> None:
+def test_tensorboard_keeps_the_figures_of_a_failed_run(tmp_path: Path) -> None:
     with suppress(ZeroDivisionError), TensorBoard().record(tmp_path, {}) as record:
         record({"train/loss": 0.5}, 1)
         raise ZeroDivisionError
@@ -148,7 +151,7 @@ def test_mlflow_gathers_runs_under_their_experiment(database: Path, tmp_path: Pa
 
 
 @needs_mlflow
-def test_mlflow_says_nothing_and_leaves_the_working_directory_alone(
+def test_mlflow_prints_nothing_and_leaves_the_working_directory_alone(
     tmp_path: Path, database: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -185,7 +188,7 @@ def test_a_place_that_mlflow_cannot_use_is_refused(
 
 def test_figures_are_named_by_file_row_and_column() -> None:
     epoch = {"epoch": 3, "seconds": 1.5, "train_clean_accuracy": None, "loss": math.inf}
-    assert of_epoch(epoch) == {"train/seconds": 1.5, "train/loss": math.inf}
+    assert epoch_figures(epoch) == {"train/seconds": 1.5, "train/loss": math.inf}
     row = dict.fromkeys(loggers.MEASURED, 0.5) | {"forward": math.nan, "n": 40}
     rows = [
         row | {"attack": "fab_t targets=4", "norm": "l2", "seed": 0, "defense": "madry"},
@@ -193,7 +196,7 @@ def test_figures_are_named_by_file_row_and_column() -> None:
     ]
     named = dict.fromkeys(loggers.MEASURED, 0.5) | {"n": 40.0}
     del named["forward"]
-    assert of_report(rows) == {
+    assert report_figures(rows) == {
         f"report/{attack}/{key}": value
         for attack in ("fab_t_targets_4", "eot_20")
         for key, value in named.items()
@@ -202,7 +205,7 @@ def test_figures_are_named_by_file_row_and_column() -> None:
 
 def test_parameters_go_by_their_full_keys() -> None:
     config = {"eps": 0.1, "attack": {"steps": 3, "inner": {"list": [1, {"a": 2}]}, "none": {}}}
-    assert flat(config) == {"eps": 0.1, "attack.steps": 3, "attack.inner.list": [1, {"a": 2}]}
+    assert flattened(config) == {"eps": 0.1, "attack.steps": 3, "attack.inner.list": [1, {"a": 2}]}
 
 
 @pytest.mark.parametrize("option", ["tensorboard", "mlflow"])

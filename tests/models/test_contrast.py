@@ -1,4 +1,4 @@
-"""The contrast layer: its values, the gradient that does not hide, and what an attacker keeps."""
+"""The contrast layer: its values, its unmasked gradient, and the pixels that attacks can use."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_pixels_that_cannot_cross_do_not_change(contrast: float, eps: float) -> 
 
 
 def test_attacks_see_past_the_flat_ends() -> None:
-    """A dark pixel that an attack can make bright: the clip has no slope there, nor next to it."""
+    """An attack can make a dark pixel bright, although the clip has gradient 0 at and near it."""
     bright = nn.Linear(1, 2)
     with torch.no_grad():
         bright.weight.copy_(torch.tensor([[-1.0], [1.0]]))
@@ -58,7 +58,7 @@ def test_bounds_are_those_of_the_values() -> None:
     torch.testing.assert_close(ends.upper, torch.tensor([0.0, 1.0, 1.0]))
 
 
-def test_a_network_has_the_layer_where_it_is_asked_for() -> None:
+def test_a_network_has_the_layer_if_contrast_is_above_1() -> None:
     kinds = [type(layer) for layer in ConvNet(contrast=2.5).build(10, (1, 28, 28))]
     assert kinds[0] is Contrast
     assert kinds[1:] == [type(layer) for layer in ConvNet().build(10, (1, 28, 28))]

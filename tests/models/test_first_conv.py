@@ -1,4 +1,4 @@
-"""The first convolution is torch's own, with another way to the gradient of the image."""
+"""The first convolution equals torch's, with another computation of the image gradient."""
 
 import pytest
 import torch

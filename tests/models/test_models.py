@@ -25,7 +25,7 @@ from robusttrain.models.wide_resnet import WideResNet
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
-# Every family, small enough to differentiate twice in a moment.
+# Every family, small enough to differentiate twice quickly.
 SMALL: dict[str, Architecture] = {
     "linear": Linear(),
     "mlp": MLP(widths=[12, 7]),
@@ -258,7 +258,7 @@ class TestResidual:
 
     @pytest.mark.parametrize("width", [3, 8])
     def test_a_narrow_shortcut_is_a_strided_convolution(self, width: int) -> None:
-        """Where oneDNN's own would write beyond its memory."""
+        """Where oneDNN's own convolution would write out of bounds."""
         model = built(PreActResNet(blocks=[1, 1], width=width), (1, 8, 8))
         (shortcut,) = (m.shortcut for m in model.modules() if getattr(m, "shortcut", None))
         x = images((width, 7, 8))
@@ -266,7 +266,7 @@ class TestResidual:
         assert torch.allclose(shortcut(x), expected, atol=1e-6)
 
     def test_a_narrow_network_trains_in_channels_last(self) -> None:
-        """In a process of its own: memory that is written over may end it anywhere, later."""
+        """In a separate process, since overwritten memory may crash it anywhere, later."""
         code = (
             "import torch\n"
             "from robusttrain.models.preact_resnet import PreActResNet\n"

@@ -196,7 +196,7 @@ def test_the_descended_loss_is_the_mean_over_the_same_draws() -> None:
     made = trainer(model, WorstCase(PGD(eps=0.1, steps=3)))
     x, y = images(8), torch.arange(8) % CLASSES
     made.model.train()
-    (objective,) = made.engine.train_batch(made.defense, Batch(x, y), made.course)
+    (objective,) = made.engine.train_batch(made.defense, Batch(x, y), made.history)
     drawn = seen(model)
     assert len(drawn) == 4
     # The weights of the reference are those before the step.
@@ -209,7 +209,7 @@ def test_a_batch_keeps_its_draws_and_the_next_one_gets_others() -> None:
     made = trainer(model, WorstCase(PGD(eps=0.0, steps=3)))
     x, y = images(8), torch.arange(8) % CLASSES
     for _ in range(2):
-        made.engine.train_batch(made.defense, Batch(x, y), made.course)
+        made.engine.train_batch(made.defense, Batch(x, y), made.history)
     drawn = seen(model)
     assert len(drawn) == 8
     for batch in (drawn[:4], drawn[4:]):
@@ -238,7 +238,7 @@ def test_label_smoothing_is_that_of_each_draw() -> None:
     made = trainer(model, Standard(), label_smoothing=0.3)
     x, y = images(8), torch.arange(8) % CLASSES
     weight, bias = (p.detach().clone() for p in model[2].parameters())
-    (objective,) = made.engine.train_batch(made.defense, Batch(x, y), made.course)
+    (objective,) = made.engine.train_batch(made.defense, Batch(x, y), made.history)
     logits = seen(model)[0].flatten(1) @ weight.T + bias
     expected = F.cross_entropy(logits, y.repeat_interleave(DRAWS), label_smoothing=0.3)
     assert objective.loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -278,7 +278,7 @@ def test_every_defense_trains_on_draws(
     made = trainer(model, defense)
     made.model.train()
     images_, labels = DATA.load()[0].take(torch.arange(8))
-    (objective,) = made.engine.train_batch(defense, Batch(as_input(images_), labels), made.course)
+    (objective,) = made.engine.train_batch(defense, Batch(as_input(images_), labels), made.history)
     assert objective.loss.isfinite()
     assert passes == Counter({8 * 2: expected})
     for p, old in zip(model.parameters(), before, strict=True):

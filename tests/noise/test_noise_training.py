@@ -46,7 +46,7 @@ def test_every_pass_of_adversarial_training_sees_another_draw(attack: Attack) ->
     model = nn.Sequential(witness, *network()).train()
     Gaussian(0.2).install(model, 7)
     made = trainer(model, WorstCase(attack))
-    made.engine.train_batch(made.defense, Batch(x, torch.zeros(5).long()), made.course)
+    made.engine.train_batch(made.defense, Batch(x, torch.zeros(5).long()), made.history)
     assert len(witness.inputs) > 1
     for one, other in pairwise([x, *witness.inputs]):
         assert 0.1 < (one - other).std() < 0.4

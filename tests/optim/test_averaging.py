@@ -1,4 +1,4 @@
-"""Averaged weights: what counts in them, where they are used, and that they change nothing else."""
+"""Averaged weights: what enters them, where they are used, and that they change nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from robusttrain.data import as_input
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
 from robusttrain.noise.gaussian import Gaussian
-from robusttrain.optim.averaging import EMA, SWA, Average, Averaging, Moment
+from robusttrain.optim.averaging import EMA, SWA, Average, Averaging, TrainingStep
 from robusttrain.optim.schedules import Constant
 from robusttrain.training.checkpointing import TrainingRun
 from robusttrain.training.trainer import Trainer
@@ -31,12 +31,12 @@ def parameters(model: nn.Module) -> Tensor:
 
 
 def moved(settings: Averaging, steps: int, per_epoch: int) -> tuple[np.ndarray, Average]:
-    """Random places that weights were at, and their average."""
+    """Random weights after each step, and their average."""
     model = nn.Linear(2, 2, bias=False).double()
     average, places = Average(model, settings), torch.randn(steps, 2, 2).double()
     for number, place in enumerate(places, 1):
         model.weight.data.copy_(place)
-        average.update(number / steps, epoch_ends=number % per_epoch == 0)
+        average.update(number / steps, ends_epoch=number % per_epoch == 0)
     return places.numpy(), average
 
 
@@ -59,11 +59,11 @@ def test_swa_is_the_mean_of_the_ends_of_epochs(start: float, epochs: int, per_ep
     places, average = moved(SWA(start), epochs * per_epoch, per_epoch)
     ends = places[per_epoch - 1 :: per_epoch]
     counted = [end for number, end in enumerate(ends, 1) if number / epochs > start]
-    assert average.taken == len(counted) >= 1
+    assert average.updates == len(counted) >= 1
     np.testing.assert_allclose(average.weights[0].numpy(), np.mean(counted, 0), rtol=1e-12)
 
 
-def test_the_weights_of_a_training_are_averaged_and_it_goes_on_as_without() -> None:
+def test_averaging_does_not_change_the_training() -> None:
     plain, swa = (trainer(averaging=averaging, epochs=4) for averaging in (None, SWA(0.5)))
     ends = [parameters(plain.model) for _ in plain.epochs()]
     for _ in swa.epochs():
@@ -76,8 +76,8 @@ def test_the_weights_of_a_training_are_averaged_and_it_goes_on_as_without() -> N
 
 
 @pytest.mark.parametrize("averaging", AVERAGES)
-def test_who_looks_at_the_average_changes_nothing(averaging: Averaging) -> None:
-    """Also where everything draws: noise, dropout and the order of images."""
+def test_installing_the_average_changes_no_training(averaging: Averaging) -> None:
+    """Not even where noise, dropout and the order of images draw random numbers."""
     results = []
     for looks in (False, True):
         model = network()
@@ -95,7 +95,7 @@ def test_who_looks_at_the_average_changes_nothing(averaging: Averaging) -> None:
     assert torch.equal(*results)
 
 
-def test_swa_computes_the_statistics_of_batch_norm_anew() -> None:
+def test_swa_recomputes_the_statistics_of_batch_norm() -> None:
     made = trainer(averaging=SWA(0.5), batch_size=100)
     list(made.epochs())
     x = as_input(made.train.images)
@@ -107,7 +107,7 @@ def test_swa_computes_the_statistics_of_batch_norm_anew() -> None:
 
 
 class Frozen(nn.BatchNorm1d):
-    """As for fine-tuning: it stays in eval mode."""
+    """As for fine-tuning, the layer stays in eval mode."""
 
     def train(self, mode: bool = True) -> "Frozen":
         super().train(False)
@@ -157,18 +157,18 @@ def test_averaged_weights_are_validated_and_kept(averaging: Averaging, tmp_path:
     attacked = FGSM(eps=EPS)(model, images, labels)
     right = (model(attacked).argmax(1) == labels) & (model(images).argmax(1) == labels)
     assert best.val_robust_accuracy == pytest.approx(right.double().mean().item())
-    # What training goes on from are the weights themselves.
+    # Training resumes from the weights themselves.
     last = checkpoint.load(tmp_path / "checkpoint.pt")
     model.load_state_dict(last.model)
     with made.averaged():
         pass
     assert not torch.equal(parameters(model), parameters(made.model))
-    assert last.training["average"]["taken"] == made.engine.average.taken
+    assert last.training["average"]["taken"] == made.engine.average.updates
 
 
 @pytest.mark.parametrize("averaging", AVERAGES)
 @pytest.mark.parametrize("batches", [0, 1, 4, 6])
-def test_an_average_goes_on_where_it_was(
+def test_an_average_is_resumed_where_it_was(
     averaging: Averaging, batches: int, tmp_path: Path
 ) -> None:
     whole = trainer(averaging=averaging, epochs=2)
@@ -189,20 +189,20 @@ def test_an_average_goes_on_where_it_was(
     assert torch.equal(*found)
 
 
-def test_what_an_average_goes_on_from_stays_as_it_is() -> None:
+def test_a_loaded_state_is_not_changed_by_the_average() -> None:
     model = nn.Linear(2, 2)
     state = {"taken": 1, "weights": [parameter.detach() + 1 for parameter in model.parameters()]}
     kept = [weight.clone() for weight in state["weights"]]
     average = Average(model, EMA(0.5))
     average.load_state_dict(state)
-    average.update(0.5, epoch_ends=False)
+    average.update(0.5, ends_epoch=False)
     assert all(torch.equal(*pair) for pair in zip(state["weights"], kept, strict=True))
 
 
 class Latest:
-    """An average of a user's own, which says nothing of BatchNorm."""
+    """An average of a user's own, which is not `Recomputing`."""
 
-    def share(self, moment: Moment) -> float:
+    def share(self, step: TrainingStep) -> float:
         return 1.0
 
 
@@ -233,5 +233,5 @@ def test_a_schedule_of_a_users_own_need_not_count() -> None:
     )
     for made in (own, known):
         list(made.epochs())
-    assert own.engine.average.taken == known.engine.average.taken == 1
+    assert own.engine.average.updates == known.engine.average.updates == 1
     assert torch.equal(own.engine.average.weights[0], known.engine.average.weights[0])

@@ -13,7 +13,7 @@ START, SLOPE = 2.0, 0.5
 
 
 def steps(optimizer: Optimizer, count: int) -> list[float]:
-    """The parameter after each step down a line of fixed slope."""
+    """The parameter after each step on a linear function of fixed slope."""
     parameter = nn.Parameter(torch.tensor([START]))
     built = optimizer.build([parameter])
     seen = []
@@ -44,7 +44,7 @@ def test_adam_moves_by_the_rate_on_a_line() -> None:
 
 
 def test_the_weight_decay_of_adamw_is_decoupled_and_that_of_adam_is_not() -> None:
-    # Adam divides the penalty away together with the gradient, AdamW shrinks the weight by itself.
+    # Adam divides the penalty away together with the gradient, AdamW shrinks the weight separately.
     assert steps(Adam(0.01, 0.5), 1) == pytest.approx([START - 0.01], rel=1e-5)
     assert steps(AdamW(0.01, 0.5), 1) == pytest.approx([START * (1 - 0.005) - 0.01], rel=1e-5)
 

@@ -14,7 +14,7 @@ PEAK = 0.8
 
 
 def rates(schedule: Schedule, steps: int) -> list[float]:
-    """The rate of each step, and what is left after the last one."""
+    """The rate of each step, and the rate after the last one."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
     scheduler = schedule.build(optimizer, steps)
     seen = []

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: its size, the step that is taken from there, and what stays."""
+"""Adversarial weight perturbation: its size, the step that it gives, and what stays unchanged."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -77,14 +77,14 @@ def test_weights_and_statistics_come_back_bit_for_bit() -> None:
     with perturbed(model, AWP(0.3).offsets):
         model(x + 1)
         moved = {name for name, v in model.state_dict().items() if not torch.equal(v, before[name])}
-    # The two weight matrices, and neither biases, nor BatchNorm's scales, nor the sizes of noise.
+    # Only the two weight matrices move: no biases, BatchNorm scales or sizes of noise.
     running = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
     assert moved == {"0.weight", "4.weight"} | running
     assert sum(value.dim() > 1 for value in before.values()) > 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_frozen_weights_stay_and_the_others_get_what_is_theirs() -> None:
+def test_frozen_weights_stay_and_the_others_get_their_own_offsets() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].requires_grad_(False)
     model(torch.rand(8, 4)).square().sum().backward()
@@ -98,7 +98,7 @@ def test_frozen_weights_stay_and_the_others_get_what_is_theirs() -> None:
         torch.testing.assert_close(moved[number], expected)
 
 
-def test_they_come_back_where_the_step_fails() -> None:
+def test_weights_are_restored_if_the_step_fails() -> None:
     model = network()
     model(torch.rand(8, 1, 4, 4)).sum().backward()
     before = state_of(model)
@@ -136,15 +136,15 @@ def test_the_step_is_that_of_the_paper() -> None:
     made = trainer(
         Standard(), model=model, optimizer=SGD(0.3, 0.0, 0.0), weight_perturbation=AWP(0.1)
     )
-    (objective,) = made.engine.train_batch(Standard(), Batch(x, y), made.course)
+    (objective,) = made.engine.train_batch(Standard(), Batch(x, y), made.history)
     assert float(objective.loss) == pytest.approx(loss, rel=1e-6)
     for value, w, slope in zip(model.parameters(), weights, slopes, strict=True):
         np.testing.assert_allclose(value.detach().numpy(), w - 0.3 * slope, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("defense", DEFENSES.values(), ids=DEFENSES)
-def test_without_size_it_is_the_training_without_it(defense: Defense) -> None:
-    """Bit for bit, with the statistics of BatchNorm, and what Free keeps from step to step."""
+def test_offsets_of_size_zero_change_nothing(defense: Defense) -> None:
+    """Bit for bit, including the statistics of BatchNorm and the state of Free."""
     plain, none = (
         trainer(replace(defense), weight_perturbation=wp)  # type: ignore[type-var]
         for wp in (None, AWP(0.0))
@@ -155,7 +155,7 @@ def test_without_size_it_is_the_training_without_it(defense: Defense) -> None:
 
 
 class Pull(NoiseLayer):
-    """No noise, but a penalty on the weights that it is attached to."""
+    """A mechanism without noise, but with a penalty on the weights that it is attached to."""
 
     def __init__(self, pulled: Tensor) -> None:
         super().__init__(Switches(), 0)
@@ -167,40 +167,40 @@ class Pull(NoiseLayer):
 
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
 @pytest.mark.parametrize("weight", [1.0, 2.0])
-def test_without_size_the_second_gradient_is_the_first(precision: Precision, weight: float) -> None:
-    """With a penalty, in the precision of the training, and weighted among several processes."""
+def test_at_size_zero_the_second_gradient_is_the_first(precision: Precision, weight: float) -> None:
+    """Also with a penalty, in the precision of the training, and weighted among processes."""
     ends = []
     for perturbation in (None, AWP(0.0)):
         model = plain()
         attach(model, Pull(model[1].weight))
         made = trainer(model=model, weight_perturbation=perturbation, precision=precision)
         x, y = as_input(made.train.images[:40]), made.train.labels[:40]
-        made.engine.train_batch(made.defense, Batch(x, y, weight=weight), made.course)
+        made.engine.train_batch(made.defense, Batch(x, y, weight=weight), made.history)
         ends.append(state_of(model))
     assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("defense", [Standard(), RT(eps=EPS), WorstCase(FIXED), AlphaMix(FIXED)])
 def test_a_batch_in_parts_is_perturbed_as_a_whole_one(defense: Defense) -> None:
-    """The offsets are those of the gradient of all images."""
+    """The offsets come from the gradient of all images."""
     whole, parts = (
         trainer(defense, model=plain(), weight_perturbation=AWP(0.2), epochs=1, batch_size=100)
         for _ in range(2)
     )
-    parts.course.most = 40
+    parts.history.microbatch_size = 40
     for made in (whole, parts):
         list(made.epochs())
     torch.testing.assert_close(state_of(parts.model), state_of(whole.model), rtol=0, atol=2e-6)
 
 
 def plain() -> nn.Module:
-    """Without BatchNorm, which would normalise each part by itself."""
+    """A network without BatchNorm, which would normalise each part separately."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(1), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
 class _Counting(nn.Module):
-    """Notes passes as f, and gradients as b where they go on to the weights, else as i."""
+    """Counts forward passes as f, and backward passes as b (to weights) or i (to the input)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class _Counting(nn.Module):
         ("madry", network, {"f": 5, "i": 3, "b": 2}),
         # The clean pass serves the attack, and the objective at the weights themselves.
         ("trades", plain, {"f": 7, "i": 3, "b": 4}),
-        # With BatchNorm it does not serve the attack, which has the model in another mode.
+        # With BatchNorm it does not serve the attack, which needs the model in another mode.
         ("trades", network, {"f": 8, "i": 3, "b": 4}),
         ("free", network, {"f": 6, "b": 6}),
     ],
@@ -236,13 +236,13 @@ def test_it_costs_a_second_objective_and_no_second_attack(
     images = DATA.load()[0]
     model.train()
     made.engine.train_batch(
-        made.defense, Batch(as_input(images.images[:10]), images.labels[:10]), made.course
+        made.defense, Batch(as_input(images.images[:10]), images.labels[:10]), made.history
     )
     assert model.seen == passes
 
 
-def test_the_warm_up_goes_without() -> None:
-    """Four batches each epoch, of which the first half is as it would be."""
+def test_the_warm_up_has_no_perturbation() -> None:
+    """Two epochs of four batches each, the first of them without perturbation."""
     late, plain, always = (
         trainer(WorstCase(FIXED), weight_perturbation=wp)
         for wp in (AWP(0.3, warmup=0.5), None, AWP(0.3))
@@ -258,7 +258,7 @@ def test_the_warm_up_goes_without() -> None:
 
 
 class Mine:
-    """A defense of a user's, which knows of nothing but the two methods."""
+    """A defense of a user's own, with nothing but the two methods."""
 
     def inner(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> dict[str, Tensor]:
         return {"images": x}
@@ -278,7 +278,7 @@ def test_a_defense_of_the_users_own_is_perturbed_like_any_other() -> None:
     torch.testing.assert_close(state_of(mine.model), state_of(standard.model), rtol=0, atol=1e-6)
 
 
-def test_what_is_no_defense_is_refused() -> None:
+def test_anything_but_a_defense_is_refused() -> None:
     with pytest.raises(InputError, match=r"^defense=function is not allowed: .* inner and outer"):
         trainer(lambda model, x, y: None)  # type: ignore[arg-type]
 
@@ -303,10 +303,10 @@ class Nowhere:
         return lambda weights, slopes: [torch.full_like(weight, torch.nan) for weight in weights]
 
 
-def test_where_it_leads_to_no_number_the_step_can_be_left_out() -> None:
+def test_a_step_with_a_non_finite_perturbed_loss_can_be_skipped() -> None:
     nowhere: WeightPerturbation = Nowhere()
     made = trainer(Standard(), weight_perturbation=nowhere, epochs=1, on_nonfinite="skip")
     before = state_of(made.model)
     first = DATA.load()[0].take(torch.arange(10))
-    made.engine.train_batch(made.defense, Batch(as_input(first.images), first.labels), made.course)
+    made.engine.train_batch(made.defense, Batch(as_input(first.images), first.labels), made.history)
     assert torch.equal(state_of(made.model), before)

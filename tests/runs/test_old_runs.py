@@ -15,6 +15,7 @@ from robusttrain import load_model
 from robusttrain.checkpoints import checkpoint
 from robusttrain.data import as_input
 from robusttrain.data.digits import Digits
+from robusttrain.runs.resume import Command
 from robusttrain.sweeps.records import Job, read_job
 from toys.command_line import CommandLine
 
@@ -65,11 +66,18 @@ def test_it_is_compared(command_line: CommandLine, tmp_path: Path) -> None:
     assert answer.code == 0, answer.said
 
 
-def test_a_job_of_its_sweep_has_the_names_of_today(tmp_path: Path) -> None:
-    """So that a sweep that was started again knows what has finished."""
-    Job(0, "0", ("seed=1",), config="optimizer:\n  _target_: robusttrain.optimizers.SGD\n").save(
-        tmp_path
-    )
-    read = read_job(tmp_path, "0")
-    assert read is not None
-    assert read.config == "optimizer:\n  _target_: robusttrain.optim.optimizers.SGD\n"
+def test_a_job_of_its_sweep_has_current_names(tmp_path: Path) -> None:
+    """A sweep that was started again has to find the jobs that have finished."""
+    old = "training:\n  curriculum:\n    smooth: true\n    _target_: robusttrain.optimizers.SGD\n"
+    Job(0, "0", ("training.curriculum.smooth=true",), config=old).save(tmp_path)
+    job = read_job(tmp_path, "0")
+    assert job is not None
+    assert job.overrides == ("training.curriculum.per_batch=true",)
+    assert job.config == old.replace("smooth", "per_batch").replace(".opt", ".optim.opt")
+
+
+def test_a_command_line_that_was_stored_has_current_keys(tmp_path: Path) -> None:
+    """`resume=auto` has to find a run by what the user types today."""
+    old, new = (["seed=1", f"training.curriculum.{key}=true"] for key in ("smooth", "per_batch"))
+    Command(old, old).write(tmp_path)
+    assert Command.read(tmp_path) == Command(new, new)

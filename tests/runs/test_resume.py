@@ -92,7 +92,7 @@ def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_spac
     # Room for nothing, and for the model but not for the optimiser's memory of it.
     for size in (1, (whole / "checkpoint.pt").stat().st_size * 3 // 4):
         said = refused(begin(*RUN, "hydra.run.dir=full", first=full(size)))
-    assert "checkpoint.pt cannot be used: it could not be written whole" in said
+    assert "checkpoint.pt cannot be used: it could not be written completely" in said
     resumed = finished(begin("resume=full"))
     assert "no checkpoint was written yet: starting from scratch" in resumed.said
     same(tmp_path / "full", whole)
@@ -173,12 +173,12 @@ def test_directories_may_have_any_name(command_line: CommandLine, tmp_path: Path
 LATE = """
 import os, signal
 from robusttrain.training.checkpointing import TrainingRun
-keep = TrainingRun._keep
+keep = TrainingRun._record
 def kept(self, epoch):
     keep(self, epoch)
     if epoch.epoch == self.trainer.settings.epochs:
         os.kill(os.getpid(), signal.SIGTERM)
-TrainingRun._keep = kept
+TrainingRun._record = kept
 """
 
 

@@ -231,8 +231,8 @@ def overheard(defense: Defense, sync: bool) -> str:
         ).get_future()
         return future.then(lambda done: done.value()[0] / 2)
 
-    made.engine.forward.together.register_comm_hook(None, reduce)
-    made.engine.forward.together.register_forward_pre_hook(lambda *_: TRAFFIC.append("f"))
+    made.engine.forward.synchronised.register_comm_hook(None, reduce)
+    made.engine.forward.synchronised.register_forward_pre_hook(lambda *_: TRAFFIC.append("f"))
     with pytest.MonkeyPatch.context() as patched:
         for name in ("all_reduce", "broadcast", "all_gather_object", "gather_object"):
             patched.setattr(dist, name, noted(getattr(dist, name)))
@@ -285,7 +285,7 @@ def test_processes_agree_on_what_is_not_finite(value: float, tmp_path: Path) -> 
             made = trainer(defense, BATCH, on_nonfinite=on_nonfinite)
             message = failure(lambda made=made: list(made.epochs()))  # type: ignore[misc]
             weights = torch.cat([p.detach().flatten() for p in made.model.parameters()])
-            results.append((made.course.rollbacks, made.course.rate_share, message, weights))
+            results.append((made.history.rollbacks, made.history.lr_factor, message, weights))
         return results
 
     first, second = together(work, tmp_path)

@@ -312,7 +312,7 @@ def handlers() -> Iterator[list[int]]:
     signal.signal(signal.SIGUSR2, lambda signum, frame: heard.append(signum))
     with signals.handle_signals():
         yield heard
-    signals._signals.came, signals._signals.deferred = None, False
+    signals._signals.received, signals._signals.deferred = None, False
     for signum, handler in before.items():
         signal.signal(signum, handler)
 

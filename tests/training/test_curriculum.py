@@ -1,4 +1,4 @@
-"""Growth of the training attack, and what cannot grow."""
+"""The schedule of the training attack, and what cannot be scheduled."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +31,12 @@ def test_the_radius_grows_in_a_straight_line_and_stays() -> None:
     grown = [curriculum.at(defense, epoch, 8) for epoch in range(1, 9)]
     radii = [0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert grown == [WorstCase(PGD(eps=radius, steps=7)) for radius in radii]
-    # What is trained next starts from the settings, not from what the last epoch made of them.
+    # The next epoch starts from the settings, not from the copy of the last epoch.
     assert defense == WorstCase(PGD(eps=0.5, steps=7))
 
 
-def test_a_radius_grows_with_every_batch_where_it_is_to_be_smooth() -> None:
-    curriculum, defense = Curriculum(eps_warmup=0.5, smooth=True), WorstCase(PGD(eps=0.5))
+def test_a_radius_grows_with_every_batch_if_set() -> None:
+    curriculum, defense = Curriculum(eps_warmup=0.5, per_batch=True), WorstCase(PGD(eps=0.5))
     at = [(1, 0.0), (1, 0.5), (2, 0.0), (4, 0.75), (5, 0.0), (8, 0.5)]
     radii = [curriculum.at(defense, epoch, 8, passed).attack.eps for epoch, passed in at]  # type: ignore[attr-defined]
     assert radii == [0.0, 0.0625, 0.125, 0.46875, 0.5, 0.5]
@@ -85,7 +85,7 @@ def test_radius_and_steps_grow_together() -> None:
 
 @dataclass
 class Stateful:
-    """An attack with a history that is no setting of it."""
+    """An attack with a field `steps` that is a counter, not a setting."""
 
     eps: float = 0.4
     steps: int = field(default=3, init=False)
@@ -95,7 +95,7 @@ class Stateful:
 
 
 class Foreign:
-    """An attack that is no dataclass."""
+    """An attack that is not a dataclass."""
 
     eps = 0.4
     steps = 3

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory, against the same batches where it is large enough."""
+"""Batches that do not fit into memory, against the same batches with enough memory."""
 
 import io
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from robusttrain.errors import InputError
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime.out_of_memory import is_out_of_memory, refused_where_too_large
-from robusttrain.training.microbatches import divided, halved
+from robusttrain.training.microbatches import halved_size, split_batch
 from robusttrain.training.trainer import Trainer
 from toys.training import DATA, EPS, Twice, network, state_of, trainer
 
@@ -32,7 +32,7 @@ FIXED = PGD(eps=EPS, steps=2, random_start=False)
 
 @dataclass
 class Short:
-    """A forward pre-hook: there is room for so many images, or for any after so many refusals."""
+    """A forward pre-hook: more than `room` images do not fit, until `refusals` passes failed."""
 
     room: int
     refusals: int | None = None
@@ -78,9 +78,9 @@ def test_a_batch_in_parts_is_descended_as_a_whole_one(
     data = replace(DATA, train_size=127)
     whole = trainer(defense, model=plain(), data=data)
     made = short(plain(), Short(room, error=error), defense, data=data, clip_gradient=0.3)
-    whole.engine.clip_gradient = 0.3
+    whole.engine.max_gradient_norm = 0.3
     pairs = list(zip(whole.epochs(), made.epochs(), strict=True))
-    assert made.course.most == size
+    assert made.history.microbatch_size == size
     torch.testing.assert_close(state_of(made.model), state_of(whole.model), rtol=0, atol=2e-6)
     for expected, epoch in pairs:
         assert epoch.loss == pytest.approx(expected.loss, rel=1e-5)
@@ -91,15 +91,17 @@ def test_a_batch_in_parts_is_descended_as_a_whole_one(
 
 
 def test_what_a_defense_keeps_for_each_place_in_a_batch_is_not_split() -> None:
-    """Free would go on from the perturbation of one part in all of them."""
+    """Free would use the perturbation of one part for all parts."""
     made = short(plain(), Short(10), Free(eps=EPS, replays=2))
-    message = r"^batch_size=32 does not fit .* from batch to batch does not .* try batch_size=16$"
+    message = (
+        r"^batch_size=32 does not fit .* from batch to batch cannot split it: try batch_size=16$"
+    )
     with pytest.raises(InputError, match=message):
         list(made.epochs())
 
 
 def random_training(refusals: int, room: int = 0) -> Trainer:
-    """Everything that draws."""
+    """A training in which every component draws random numbers."""
     model = network()
     model.append(nn.Dropout(0.2))
     Gaussian(0.2, draws=2).install(model, 5)
@@ -109,12 +111,12 @@ def random_training(refusals: int, room: int = 0) -> Trainer:
     return short(model, Short(room, refusals), attack, data=data)
 
 
-def test_the_draws_of_a_batch_are_those_that_it_would_have_had_in_parts() -> None:
-    """Whenever memory runs out: what was drawn for the whole batch has not been."""
+def test_a_batch_that_is_split_late_has_the_draws_of_one_that_was_split_before() -> None:
+    """Whenever memory runs out, the streams return to where the whole batch began."""
     ready = random_training(0)
-    ready.course.most = 16
+    ready.history.microbatch_size = 16
     expected = [replace(epoch, seconds=0) for epoch in ready.epochs()]
-    # In the attack, and behind it.
+    # In the attack, and after it.
     for passes in (1, 3):
         made = random_training(0)
         hook = Late(passes)
@@ -122,7 +124,7 @@ def test_the_draws_of_a_batch_are_those_that_it_would_have_had_in_parts() -> Non
         assert [replace(epoch, seconds=0) for epoch in made.epochs()] == expected
         assert hook.left == -1
         assert torch.equal(state_of(made.model), state_of(ready.model))
-    assert "BatchNorm normalises each part by itself" in told(made)
+    assert "BatchNorm normalises each part separately" in told(made)
 
 
 @dataclass
@@ -138,7 +140,7 @@ class Late:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_training_in_parts_goes_on_in_parts(tmp_path: Path) -> None:
+def test_a_training_in_parts_is_resumed_in_parts(tmp_path: Path) -> None:
     whole = short(plain(), Short(20), WorstCase(FIXED))
     list(whole.epochs())
     made = short(plain(), Short(20), WorstCase(FIXED))
@@ -156,7 +158,7 @@ def test_a_training_in_parts_goes_on_in_parts(tmp_path: Path) -> None:
 
 @dataclass
 class BreaksBehind(Standard):
-    """Memory runs out in a backward pass, where the weights have gradients of other parts."""
+    """Memory runs out in a backward pass, after other parts have left gradients at the weights."""
 
     room: int
 
@@ -197,7 +199,7 @@ def test_what_does_not_fit_in_the_smallest_parts_ends_with_a_message(
         list(made.epochs())
 
 
-def test_other_errors_are_not_taken_for_it() -> None:
+def test_other_errors_are_not_taken_for_out_of_memory() -> None:
     @dataclass
     class Broken(Standard):
         def inner(self, *arguments: Any, **keys: Any) -> Tensor:
@@ -207,7 +209,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         list(trainer(Broken()).epochs())
 
 
-def test_torch_says_it_of_a_cpu_as_expected() -> None:
+def test_the_message_of_torch_on_a_cpu_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**52, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
@@ -217,14 +219,14 @@ def test_torch_says_it_of_a_cpu_as_expected() -> None:
 def test_parts_are_a_batch_cut_evenly(size: int, most: int | None, norm: bool) -> None:
     model = network() if norm else plain()
     x = torch.arange(size, dtype=torch.float32)[:, None]
-    parts = divided(x, x[:, 0].long(), most, model)
+    parts = split_batch(x, x[:, 0].long(), most, model)
     assert torch.equal(torch.cat([part for part, _ in parts]), x)
     assert all(torch.equal(images[:, 0].long(), labels) for images, labels in parts)
     sizes = [len(labels) for _, labels in parts]
     assert max(sizes) - min(sizes) <= 1
     least = 2 if norm else 1
     assert min(sizes) >= min(least, size)
-    # With a part of one image nowhere, one of three cannot be cut.
+    # BatchNorm allows no part of one image, so a batch of three cannot be split.
     assert max(sizes) <= (most or size) + norm * (least if (most or 2) < 2 else 1)
 
 
@@ -233,10 +235,10 @@ def test_parts_get_smaller_until_they_cannot(size: int, most: int | None) -> Non
     for model, least in ((plain(), 1), (network(), 2)):
         sizes = [min(size, most or size)]
         while sizes[-1] > least:
-            sizes.append(halved(size, most if len(sizes) == 1 else sizes[-1], model))
+            sizes.append(halved_size(size, most if len(sizes) == 1 else sizes[-1], model))
             assert least <= sizes[-1] < sizes[-2]
         with pytest.raises(InputError):
-            halved(size, sizes[-1], model)
+            halved_size(size, sizes[-1], model)
 
 
 @pytest.mark.parametrize(("images", "advice"), [(9, "try size=4"), (1, "try a device with more")])

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: stopped at, left out, or done again."""
+"""Steps whose loss or gradient is non-finite: they stop training, are skipped or rolled back."""
 
 import io
 from collections.abc import Callable
@@ -34,7 +34,7 @@ NAN, INF = float("nan"), float("inf")
 
 @dataclass
 class Own:
-    """An optimiser that is not fused, as a user may have."""
+    """An optimiser that is not fused, as a user's own may be."""
 
     lr: float = 0.1
 
@@ -70,7 +70,7 @@ def descended(made: Trainer, function: Callable[[Tensor, Tensor], Tensor], slope
     assert isinstance(made.defense, Given)
     made.defense.function, made.defense.slope = function, slope
     batch = Batch(torch.zeros(1, 1, 4, 4), torch.zeros(1).long())
-    (objective,) = made.engine.train_batch(made.defense, batch, made.course)
+    (objective,) = made.engine.train_batch(made.defense, batch, made.history)
     return objective.loss
 
 
@@ -80,10 +80,10 @@ def descended(made: Trainer, function: Callable[[Tensor, Tensor], Tensor], slope
 @pytest.mark.parametrize(
     "bad", [(linear, NAN), (linear, INF), (edge, 0.0)], ids=["nan", "inf", "slope"]
 )
-def test_a_step_that_is_skipped_has_not_been(
+def test_a_skipped_step_leaves_no_trace(
     optimizer: Optimizer, bad: tuple[Callable[[Tensor, Tensor], Tensor], float], clip: float | None
 ) -> None:
-    """Also where it is the first, and the optimiser has not made its memory yet."""
+    """This holds for the first step too, when the optimiser has no state yet."""
     slopes = [torch.full((3,), value) for value in (1.0, -2.0, 0.5)]
     weights, losses = [], []
     for places in ((), (0,), (1, 2)):
@@ -99,15 +99,15 @@ def test_a_step_that_is_skipped_has_not_been(
                 losses.append(descended(made, function, at))
         weights.append(model[0].detach())
     assert all(torch.equal(weights[0], other) for other in weights[1:])
-    # Not everything is a NaN, nor is the gradient always looked at through the loss.
+    # Not every non-finite number is a NaN, and a finite loss may have a non-finite gradient.
     assert sum(not loss.isfinite() for loss in losses) == 3
     assert weights[0].isfinite().all()
 
 
-def test_the_share_of_a_step_is_that_of_its_rate() -> None:
+def test_the_factor_of_the_learning_rate_scales_the_step() -> None:
     model = nn.ParameterList([nn.Parameter(torch.zeros(1))])
     made = trainer(Given(), model=model, optimizer=SGD(0.1, 0.0, 0.0))
-    made.course.rate_share = 0.25
+    made.history.lr_factor = 0.25
     descended(made, linear, torch.tensor([2.0]))
     assert model[0].item() == pytest.approx(-0.05)
     assert made.engine.optimizer.param_groups[0]["lr"] == 0.1
@@ -118,7 +118,7 @@ def test_the_share_of_a_step_is_that_of_its_rate() -> None:
 
 @dataclass
 class Poisoned(Standard):
-    """Standard training; at the steps in `at`, of images that are `value`."""
+    """Standard training, on images that are `value` at the steps in `at`."""
 
     at: tuple[int, ...]
     value: float = NAN
@@ -131,7 +131,7 @@ class Poisoned(Standard):
 
 
 def leave_out(made: Trainer, at: tuple[int, ...]) -> None:
-    """Have the steps in `at` not taken at all, as if there were no such batches."""
+    """Skip the steps in `at` altogether, as if there were no such batches."""
     engine, train_batch = made.engine, made.engine.train_batch
 
     def train_unless_left_out(*arguments: Any) -> list[Objective]:
@@ -171,7 +171,7 @@ def test_images_whose_logits_are_not_finite_are_not_right() -> None:
     made = trainer(Poisoned((1, 2, 3)), epochs=1, on_nonfinite="skip")
     (epoch,) = made.epochs()
     assert epoch.train_clean_accuracy is not None
-    # Four images at most were seen.
+    # At most four images were counted as correct.
     assert epoch.train_clean_accuracy <= 4 / made.train.size
 
 
@@ -193,7 +193,7 @@ def test_weights_that_overflow_behind_the_last_loss_stop_the_training() -> None:
 
 @dataclass
 class Fragile(WorstCase):
-    """Adversarial training that breaks down wherever weights have grown longer than `most`."""
+    """Adversarial training whose loss is NaN where weights are longer than `most`."""
 
     most: float = INF
 
@@ -205,7 +205,7 @@ class Fragile(WorstCase):
 
 
 def fragile(most: float = 4.6, **settings: Any) -> Trainer:
-    """Every stream that training can draw from is in use."""
+    """A training that draws from every random stream there is."""
     model = network()
     model.append(nn.Dropout(0.1))
     Gaussian(0.1).install(model, 5)
@@ -220,35 +220,35 @@ def figures(epochs: list[Epoch]) -> list[dict[str, Any]]:
     return [{**epoch.row(), "seconds": 0} for epoch in epochs]
 
 
-def test_an_epoch_is_begun_again_at_half_the_rate() -> None:
-    """As if the rate had been half from there on, and the broken attempt had never been."""
+def test_an_epoch_is_restarted_at_half_the_learning_rate() -> None:
+    """The result is that of half the rate from there on, without a trace of the failed attempt."""
     made = fragile()
     epochs = list(made.epochs())
     counts = [epoch.rollbacks for epoch in epochs]
-    # What the test needs: a whole epoch before the first one, and two of the same epoch.
+    # What the test needs: a whole epoch before the first rollback, and two rollbacks of one epoch.
     assert counts == [0, 0, 2, 1]
     assert [epoch.lr for epoch in epochs] == pytest.approx([0.5, 0.5, 0.125, 0.0625])
     plain = fragile(most=INF)
     for epoch in plain.epochs():
-        plain.course.rate_share = 0.25 if epoch.epoch == 2 else 0.125 if epoch.epoch == 3 else 1.0
+        plain.history.lr_factor = 0.25 if epoch.epoch == 2 else 0.125 if epoch.epoch == 3 else 1.0
     assert torch.equal(state_of(made.model), state_of(plain.model))
 
 
-def test_streams_that_began_in_a_broken_attempt_begin_again() -> None:
-    """Noise layers make theirs when they draw for the first time."""
+def test_streams_that_began_in_a_failed_attempt_are_reset() -> None:
+    """Noise layers create their streams when they first draw."""
     ends = []
     for at, share in (((2,), 1.0), ((), 0.5)):
         model = network()
         Gaussian(0.1).install(model, 5)
         made = trainer(Poisoned(at), model=model, epochs=1, on_nonfinite="rollback")
-        made.course.rate_share = share
+        made.history.lr_factor = share
         list(made.epochs())
-        assert made.course.rate_share == 0.5
+        assert made.history.lr_factor == 0.5
         ends.append(state_of(model))
     assert torch.equal(*ends)
 
 
-def test_when_losses_are_looked_at_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_losses_are_checked_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = []
     for every in (1, 50):
         monkeypatch.setattr(training, "BATCHES_BETWEEN_CHECKS", every)
@@ -259,13 +259,13 @@ def test_when_losses_are_looked_at_changes_nothing(monkeypatch: pytest.MonkeyPat
     assert ends[0][1] == ends[1][1]
 
 
-def test_a_training_that_rolls_back_goes_on_from_any_batch(tmp_path: Path) -> None:
+def test_a_training_that_rolls_back_can_be_resumed_from_any_batch(tmp_path: Path) -> None:
     whole = fragile()
     expected = figures(list(whole.epochs()))
     made, done, taken = fragile(), [], 0
     for epoch in made.batches():
         done += [] if epoch is None else [epoch]
-        if not made.sound:
+        if not made.all_finite:
             continue
         taken += 1
         path = tmp_path / "state.pt"
@@ -288,14 +288,14 @@ def test_three_rollbacks_are_enough() -> None:
     message = r"epoch 1, batch 1, at learning rate 0\.0625; .* \(3 rollbacks did not help\)"
     with pytest.raises(NonFiniteLossError, match=message):
         list(made.epochs())
-    assert said.getvalue().count("epoch 1 begins again at half the learning rate: the loss") == 3
+    assert said.getvalue().count("restarting epoch 1 at half the learning rate: the loss") == 3
 
 
 @pytest.mark.parametrize("wanted", ["stop", "rollback"])
 def test_weights_that_are_not_finite_are_never_written(
     wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a checkpoint after every batch, and nobody who looks before the epoch ends."""
+    """A checkpoint is due after every batch; losses are checked only when the epoch ends."""
     written = []
     save = checkpoint.Checkpoint.save
 
@@ -317,7 +317,7 @@ def test_weights_that_are_not_finite_are_never_written(
     assert len(written) >= 6
 
 
-def test_what_is_no_choice_is_refused() -> None:
+def test_an_unknown_choice_is_refused() -> None:
     for key in ("on_nonfinite", "on_overfit"):
         with pytest.raises(InputError, match=rf"^{key}=later is not allowed"):
             Training(**{key: "later"})

@@ -1,4 +1,4 @@
-"""Signs of a training that goes wrong: shown on one that does, and on rows that are made up."""
+"""Detection of training problems, on a training that overfits and on made-up rows."""
 
 import io
 from dataclasses import replace
@@ -34,14 +34,14 @@ from robusttrain.training.metrics import Epoch
 from robusttrain.training.overfitting import (
     OverfittedError,
     TrainingHistory,
-    covers,
-    watched_images,
+    probe_images,
+    trains_on_ball,
 )
 from robusttrain.training.settings import OnOverfit
 from robusttrain.training.trainer import Trainer
 from toys.training import EPS, network, state_of, trainer
 
-# Single-step training on it holds its own attack, and gives way to PGD from one epoch to the next.
+# Single-step training on this data resists its own attack, but loses to PGD within one epoch.
 HARD = Synthetic([3, 16, 16], 10, train_size=600, noise=0.2, validation=0)
 RADIUS = 0.16
 
@@ -68,7 +68,7 @@ def finished(made: Trainer, folder: Path) -> tuple[TrainingRun, str]:
 
 
 def accuracy(model: nn.Module, eps: float) -> float:
-    """That of all training images under PGD-20, measured from outside."""
+    """Accuracy on all training images under PGD-20, measured independently of the trainer."""
     split = HARD.load()[0]
     ledger = evaluate(
         model, split, Evaluation({"pgd": PGD(eps=eps, steps=20)}), threat=Threat(Norm.linf, eps),
@@ -77,7 +77,7 @@ def accuracy(model: nn.Module, eps: float) -> float:
     return 1 - float(ledger.worst_case.mean())
 
 
-def test_single_step_training_overfits_catastrophically_and_it_is_said(tmp_path: Path) -> None:
+def test_single_step_training_overfits_catastrophically_and_warns(tmp_path: Path) -> None:
     run, said = finished(overfitting(), tmp_path)
     assert [epoch.overfit for epoch in run.epochs] == [False, False, True, True]
     words = "warning: catastrophic overfitting in epoch 3: accuracy on training images under PGD-10"
@@ -85,7 +85,7 @@ def test_single_step_training_overfits_catastrophically_and_it_is_said(tmp_path:
     table = pd.read_csv(tmp_path / "train.csv")
     assert table["overfit"].tolist() == [False, False, True, True]
     pgd, fgsm = table["train_pgd_accuracy"], table["train_robust_accuracy"]
-    # Its own attack, meanwhile, has less and less success.
+    # Meanwhile its accuracy under its own attack rises.
     assert pgd[2] < pgd[1] - 0.2
     assert fgsm[3] > fgsm[1]
     assert summary(run.epochs)["overfit_epochs"] == [3, 4]
@@ -102,31 +102,31 @@ def test_training_can_stop_there(tmp_path: Path) -> None:
     run, _ = finished(made, tmp_path)
     assert [epoch.overfit for epoch in run.epochs] == [False, False, True]
     assert run.best is run.epochs[1]
-    # Who was killed behind it has nothing left to train.
+    # A run that was killed after that has nothing left to train.
     again = overfitting(on_overfit="stop")
     again.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt").training)
     assert list(again.epochs()) == []
 
 
-def test_training_can_go_back_and_half_the_rate_mends_it(tmp_path: Path) -> None:
+def test_a_rollback_to_half_the_learning_rate_prevents_overfitting(tmp_path: Path) -> None:
     run, said = finished(overfitting(on_overfit="rollback"), tmp_path)
     assert [epoch.rollbacks for epoch in run.epochs] == [0, 0, 1, 0]
     assert not any(epoch.overfit for epoch in run.epochs)
     assert [epoch.lr for epoch in run.epochs] == pytest.approx([2e-3, 2e-3, 1e-3, 1e-3])
-    assert "epoch 3 begins again at half the learning rate: catastrophic overfitting" in said
+    assert "restarting epoch 3 at half the learning rate: catastrophic overfitting" in said
     assert run.best is run.epochs[-1]
     assert accuracy(run.trainer.model, RADIUS) > 0.4
 
 
-def test_three_rollbacks_end_as_a_stop_does() -> None:
-    course = TrainingHistory(best_pgd=0.9)
+def test_training_stops_at_the_fourth_overfitting() -> None:
+    history = TrainingHistory(best_pgd=0.9)
     for _ in range(3):
         with pytest.raises(OverfittedError):
-            course.judged(0.6, OnOverfit.rollback)
-        course.roll_back()
-    assert course.judged(0.6, OnOverfit.rollback) == {"rollbacks": 3, "overfit": True}
-    assert course.stopped
-    assert course.rate_share == 1 / 8
+            history.end_epoch(0.6, OnOverfit.rollback)
+        history.roll_back()
+    assert history.end_epoch(0.6, OnOverfit.rollback) == {"rollbacks": 3, "overfit": True}
+    assert history.stopped
+    assert history.lr_factor == 1 / 8
 
 
 @pytest.mark.parametrize(
@@ -141,26 +141,28 @@ def test_three_rollbacks_end_as_a_stop_does() -> None:
 def test_a_fall_is_measured_from_the_best_so_far(
     accuracies: list[float | None], falls: list[bool]
 ) -> None:
-    course = TrainingHistory()
-    assert [course.judged(a, OnOverfit.warn)["overfit"] for a in accuracies] == falls
-    assert not course.stopped
+    history = TrainingHistory()
+    assert [history.end_epoch(a, OnOverfit.warn)["overfit"] for a in accuracies] == falls
+    assert not history.stopped
 
 
 @pytest.mark.parametrize(
     ("own", "overfit"), [(None, False), (0.5, False), (0.59, False), (0.61, True), (1.0, True)]
 )
-def test_an_attack_that_is_held_tells_where_pgd_is_not(own: float | None, overfit: bool) -> None:
-    course = TrainingHistory()
-    assert course.judged(0.1, OnOverfit.stop, own)["overfit"] == overfit == course.stopped
+def test_a_gap_between_the_training_attack_and_pgd_is_overfitting(
+    own: float | None, overfit: bool
+) -> None:
+    history = TrainingHistory()
+    assert history.end_epoch(0.1, OnOverfit.stop, own)["overfit"] == overfit == history.stopped
 
 
 @pytest.mark.parametrize(
     ("norm", "eps", "overfit"), [("linf", 0.3, True), ("linf", 0.2, False), ("l2", 0.3, False)]
 )
-def test_training_that_holds_its_own_attack_alone_is_noticed_without_a_fall(
+def test_overfitting_from_the_first_epoch_on_is_noticed_without_a_fall(
     norm: str, eps: float, overfit: bool, tmp_path: Path
 ) -> None:
-    """It never held PGD; where it trains on another ball, there is nothing to compare."""
+    """The model never resisted PGD. Accuracies on different balls are not compared."""
     feeble = PGD(norm=Norm(norm), eps=eps, steps=1, step_size=1e-3, random_start=False)
     model = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 16 * 16, 10))
     made = trainer(
@@ -188,20 +190,20 @@ def test_training_that_holds_its_own_attack_alone_is_noticed_without_a_fall(
         (WorstCase(FGSM(Norm.l2, 0.1)), Norm.linf, 0.1, False),
         (LSA(norm=Norm.l2, eps=0.1), Norm.l2, 0.1, True),
         (Standard(), Norm.linf, 0.1, False),
-        # The images are those of the attack, whatever the bounds are of.
+        # What counts is the attack, whatever the radius of the bounds is.
         (IBP(PGD(eps=0.1), eps=0.3), Norm.linf, 0.3, False),
         (IBP(PGD(eps=0.3), eps=0.3), Norm.linf, 0.3, True),
     ],
 )
 def test_balls_are_compared(defense: Defense, norm: Norm, eps: float, covered: bool) -> None:
-    assert covers(defense, Threat(norm, eps)) == covered
+    assert trains_on_ball(defense, Threat(norm, eps)) == covered
 
 
-# Looking
+# The probe
 
 
 @pytest.mark.parametrize(
-    ("defense", "eps", "seen"),
+    ("defense", "eps", "probed"),
     [
         (WorstCase(FGSM(eps=0.1)), 0.1, True),
         (LSA(eps=0.1), 0.1, True),
@@ -210,14 +212,14 @@ def test_balls_are_compared(defense: Defense, norm: Norm, eps: float, covered: b
         (Standard(), 0.1, False),
     ],
 )
-def test_only_adversarial_training_is_watched(defense: Defense, eps: float, seen: bool) -> None:
+def test_only_adversarial_training_is_probed(defense: Defense, eps: float, probed: bool) -> None:
     for size, most in ((20, 20), (100, 32), (1000, 50), (50_000, 128)):
         split = Split(torch.zeros(size, 1, 1, 1), torch.zeros(size))
-        assert watched_images(split, defense, eps).size == (most if seen else 0)
+        assert probe_images(split, defense, eps).size == (most if probed else 0)
 
 
 @pytest.mark.parametrize("predict", [False, True])
-def test_watching_does_not_change_the_training(predict: bool) -> None:
+def test_the_probe_does_not_change_the_training(predict: bool) -> None:
     ends = []
     for size in (None, 0):
         model = network()
@@ -225,7 +227,7 @@ def test_watching_does_not_change_the_training(predict: bool) -> None:
         Gaussian(0.2, predict=predict).install(model, 5)
         torch.manual_seed(3)
         made = trainer(WorstCase(PGD(eps=EPS, steps=2)), model=model)
-        made.watched = Split(made.watched.images[:size], made.watched.labels[:size])
+        made.probe_images = Split(made.probe_images.images[:size], made.probe_images.labels[:size])
         epochs = list(made.epochs())
         assert all((epoch.train_pgd_accuracy is None) == (size == 0) for epoch in epochs)
         ends.append((state_of(model), torch.get_rng_state()))
@@ -234,7 +236,7 @@ def test_watching_does_not_change_the_training(predict: bool) -> None:
 
 
 def test_the_accuracy_is_that_of_pgd_10_on_the_first_images() -> None:
-    """Of a linear model: the worst case in linf is known in closed form."""
+    """For a linear model the worst case in linf is known in closed form."""
     model = nn.Sequential(nn.Flatten(1), nn.Linear(16, 3))
     made = trainer(WorstCase(FGSM(eps=EPS)), model=model)
     (*_, epoch) = made.epochs()
@@ -251,7 +253,7 @@ def test_the_accuracy_is_that_of_pgd_10_on_the_first_images() -> None:
     assert epoch.train_pgd_accuracy == pytest.approx(share, abs=1e-9)
 
 
-# What is said
+# Warnings
 
 
 GOOD = Epoch(
@@ -277,7 +279,7 @@ GOOD = Epoch(
         ([{"train_robust_accuracy": 0.93, "train_clean_accuracy": None}, {}], ""),
     ],
 )
-def test_what_is_wrong_is_said_once(changes: list[dict[str, Any]], words: str) -> None:
+def test_each_problem_gives_one_warning(changes: list[dict[str, Any]], words: str) -> None:
     epochs = [replace(GOOD, epoch=number, **change) for number, change in enumerate(changes, 1)]
     said = list(warnings_for(epochs, 10, 20))
     assert len(said) == bool(words)
@@ -286,7 +288,7 @@ def test_what_is_wrong_is_said_once(changes: list[dict[str, Any]], words: str) -
 
 @pytest.mark.parametrize(("accuracy", "stuck"), [(0.119, True), (0.121, False), (None, False)])
 def test_a_model_that_guesses_is_stuck(accuracy: float | None, stuck: bool) -> None:
-    """Halfway, when no warm-up is an excuse any more."""
+    """The check comes halfway, when no warm-up can be the reason any more."""
     found = []
     for planned in range(1, 6):
         epochs = [

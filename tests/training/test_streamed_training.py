@@ -1,4 +1,4 @@
-"""Training and evaluation on images that stay in files, against the same from memory."""
+"""Training and evaluation on images that stay in files, against the same images in memory."""
 
 import io
 from pathlib import Path
@@ -71,7 +71,7 @@ def trainer(data: Folder) -> Trainer:
 
 
 def outcome(made: Trainer) -> tuple[Tensor, list[dict[str, Any]]]:
-    """All weights, and the figures of the epochs but their seconds."""
+    """All weights, and the figures of the epochs except their seconds."""
     rows = [{k: v for k, v in e.row().items() if k != "seconds"} for e in made.epochs()]
     return torch.cat([value.flatten() for value in made.model.state_dict().values()]), rows
 
@@ -84,7 +84,7 @@ def test_training_is_that_from_memory_bit_for_bit(workers: int, pictures: Path) 
     assert told == figures
 
 
-def test_training_goes_on_in_the_middle_of_an_epoch(pictures: Path) -> None:
+def test_training_is_resumed_in_the_middle_of_an_epoch(pictures: Path) -> None:
     weights, _ = outcome(trainer(folder(pictures, stream=False)))
     stopped = trainer(folder(pictures, stream=True, workers=2))
     under_way = stopped.batches()

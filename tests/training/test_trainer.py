@@ -1,4 +1,4 @@
-"""The training loop: figures, random streams, refusals, and what it must never look at."""
+"""The training loop: figures, random streams, refusals, and no use of the test set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ from toys.training import DATA, EPS, Diverging, Twice, network, quiet, state_of,
 
 
 def test_the_loss_and_accuracy_of_an_epoch_are_those_of_its_images() -> None:
-    """100 images in batches of 32: a mean over batches would count the last four eightfold."""
+    """100 images in batches of 32: a mean over batches would give the last four weight eight."""
     model = nn.Sequential(nn.Flatten(1), nn.Linear(16, 3))
     made = trainer(model=model, optimizer=SGD(1e-12), epochs=1)
     (epoch,) = made.epochs()
@@ -79,7 +79,7 @@ def test_the_rate_of_an_epoch_is_that_of_its_first_step() -> None:
     assert [epoch.lr for epoch in made.epochs()] == pytest.approx([0, 0.1, 0.2, 0.1], abs=1e-4)
 
 
-def test_validation_is_in_eval_mode_and_training_goes_on_in_train_mode() -> None:
+def test_validation_is_in_eval_mode_and_training_continues_in_train_mode() -> None:
     modes: list[tuple[str, bool]] = []
 
     class Attack:
@@ -121,7 +121,7 @@ def test_the_seed_decides_the_weights(defense: Defense) -> None:
 
 @pytest.mark.parametrize("noise", [NoNoise(), Gaussian(0.2), Gaussian(0.2, predict=True)])
 @pytest.mark.parametrize("attack", [FGSM(eps=EPS), PGD(eps=EPS, steps=3, restarts=2)])
-def test_looking_does_not_change_the_training(noise: Noise, attack: Attack) -> None:
+def test_validation_does_not_change_the_training(noise: Noise, attack: Attack) -> None:
     data = replace(DATA, crop=1, flip=True)
     weights = []
     for validation_attack in (None, attack):
@@ -159,7 +159,7 @@ def test_one_image_left_over_does_not_stop_batch_norm(size: int) -> None:
 
 @pytest.mark.parametrize("largest", [1e-3, 0.05, 1e3])
 def test_clipping_bounds_the_norm_of_the_whole_gradient(largest: float) -> None:
-    """One step of plain descent at rate 1 moves the weights by the gradient itself."""
+    """One step of plain gradient descent at rate 1 moves the weights by the gradient itself."""
     moves = []
     for clip in (None, largest):
         made = trainer(optimizer=SGD(1.0, 0.0, 0.0), epochs=1, batch_size=100, clip_gradient=clip)
@@ -173,7 +173,7 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(largest: float) -> None:
     assert cosine.item() == pytest.approx(1, abs=1e-4)
 
 
-def test_label_smoothing_is_descended() -> None:
+def test_label_smoothing_is_part_of_the_loss() -> None:
     model = nn.Sequential(nn.Flatten(1), nn.Linear(16, 3))
     made = trainer(model=model, optimizer=SGD(1e-12), epochs=1, label_smoothing=0.3)
     (epoch,) = made.epochs()
@@ -221,7 +221,7 @@ def test_the_curriculum_reaches_the_attack() -> None:
     assert seen == [(0.25, 1), (0.5, 1), (0.5, 3), (0.5, 3)]
 
 
-def test_a_smooth_curriculum_reaches_the_attack_in_every_batch() -> None:
+def test_a_curriculum_per_batch_reaches_the_attack_in_every_batch() -> None:
     seen: list[float] = []
 
     @dataclass
@@ -230,7 +230,7 @@ def test_a_smooth_curriculum_reaches_the_attack_in_every_batch() -> None:
             seen.append(self.eps)
             return super().search(*arguments)
 
-    curriculum = Curriculum(eps_warmup=0.5, smooth=True)
+    curriculum = Curriculum(eps_warmup=0.5, per_batch=True)
     made = trainer(WorstCase(Noted(eps=0.5)), epochs=4, batch_size=25, curriculum=curriculum)
     per_epoch = made.batches_per_epoch
     list(made.epochs())
@@ -250,7 +250,7 @@ def test_without_epochs_nothing_happens() -> None:
 
 
 @pytest.mark.parametrize(("factor", "word"), [(float("nan"), "nan"), (float("inf"), "inf")])
-def test_a_loss_that_is_no_number_stops_the_training(factor: float, word: str) -> None:
+def test_a_non_finite_loss_stops_the_training(factor: float, word: str) -> None:
     # Four batches an epoch: the seventh step is batch 3 of epoch 2.
     made = trainer(Diverging(7, factor), optimizer=SGD(0.025), epochs=5)
     message = rf"loss or its gradient became {word} in epoch 2, batch 3, at learning rate 0\.025"
@@ -290,7 +290,7 @@ def run(folder: Path, data: Synthetic, defense: Defense | None = None, **trainin
     }  # fmt: skip
     config = Config(
         dataset=data, model=MLP([8]), noise=NoNoise(), attack=FGSM(eps=EPS),
-        # A rate this high makes the accuracy go up and down.
+        # At a rate this high the accuracy rises and falls.
         defense=defense or Standard(), optimizer=SGD(1.0), schedule=Constant(),
         weight_perturbation=NoPerturbation(), averaging=NoAveraging(),
         training=Training(**settings), evaluation=Evaluation(), logger=NoLogger(), eps=EPS,
@@ -324,7 +324,7 @@ def test_the_test_set_has_no_part_in_training(tmp_path: Path) -> None:
         assert torch.equal(value, kept[1].model[key])
 
 
-def test_what_earlier_epochs_left_survives_a_divergence(tmp_path: Path) -> None:
+def test_the_files_of_earlier_epochs_survive_a_divergence(tmp_path: Path) -> None:
     # Five batches an epoch.
     with pytest.raises(NonFiniteLossError, match="epoch 3"):
         run(tmp_path / "run", DATA, Diverging(12, float("nan")))
@@ -351,10 +351,10 @@ def test_bf16_is_chosen_where_the_device_computes_in_it(
 
 
 @pytest.mark.parametrize("side", [1, 2])
-def test_bf16_is_left_where_gradients_would_come_from_unwritten_memory(
+def test_bf16_is_avoided_where_gradients_would_come_from_uninitialised_memory(
     side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A strided convolution of a single pixel, as deep networks have on small images."""
+    """In a strided convolution over a single pixel, as deep networks have on small images."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     pixels = nn.Sequential(
         nn.AvgPool2d(4 // side), nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Flatten(),
@@ -369,7 +369,7 @@ def test_bf16_is_left_where_gradients_would_come_from_unwritten_memory(
             trainer(model=pixels, precision=Precision.bf16)
 
 
-def test_a_run_of_a_version_without_a_key_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_of_a_version_without_a_key_is_not_resumed(tmp_path: Path) -> None:
     saved = checkpoint.Checkpoint({}, 3, [1, 4, 4], {"eps": 0.1}, {}, 1, {})
     saved.save(tmp_path / "checkpoint.pt")
     about: dict[str, Any] = {"config": {"eps": 0.1, "averaging": {"decay": 0.9}}}
