@@ -1,13 +1,13 @@
-"""AutoAttack by robusttrain and by its authors' code: robust accuracy, time and passes.
+"""Compare AutoAttack in robusttrain with its authors' code: robust accuracy, time and passes.
 
     robusttrain experiment=mnist defense=madry hydra.run.dir=outputs/madry
     python benchmarks/evaluation.py outputs/madry --samples 1000
     python benchmarks/evaluation.py outputs/* --evaluation fast --samples 300
 
-For each run, the saved model is attacked on the same test images by `--evaluation` (default:
+The saved model of each run is attacked on the same test images by `--evaluation` (default:
 autoattack) and by the package pyautoattack (pip install '.[benchmark]'), which is the code of Croce
-and Hein, each in a fresh process on one thread. Seconds are CPU seconds of the attack, so that
-other programs disturb little; the reference gets torch's own convolutions, as its users have them.
+and Hein. Each attack runs in a fresh process with one thread. Seconds are CPU seconds of the
+attack, so that other programs have little influence. The reference uses torch's own convolutions.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def ours(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
 
 
 def reference(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
-    """The same of pyautoattack."""
+    """Robust accuracy, seconds and passes of pyautoattack."""
     from pyautoattack import AutoAttack
 
     built, test = composed(arguments, run)
@@ -103,9 +103,9 @@ def reference(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
     return {"accuracy": accuracy, "seconds": seconds, "passes": passes}
 
 
-def measure_afresh(arguments: argparse.Namespace, who: str, run: str) -> dict[str, Any]:
-    """One of the two in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--measure", who, "--only", run]
+def measure_afresh(arguments: argparse.Namespace, suite: str, run: str) -> dict[str, Any]:
+    """Measure one of the two in a fresh process."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--measure", suite, "--only", run]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     measured: dict[str, Any] = json.loads(output.splitlines()[-1])
     return measured
@@ -130,15 +130,15 @@ def main() -> None:
         print(json.dumps(measure(arguments, arguments.only)))
         return
     table = Table(title=f"{arguments.evaluation}, {arguments.norm}, eps {arguments.eps:g}")
-    for column in ("run", "who", "robust %", "CPU s", "passes", "ratio of s"):
-        table.add_column(column, justify="left" if column in ("run", "who") else "right")
+    for column in ("run", "suite", "robust %", "CPU s", "passes", "ratio of s"):
+        table.add_column(column, justify="left" if column in ("run", "suite") else "right")
     for run in arguments.runs:
-        found = {who: measure_afresh(arguments, who, run) for who in ("reference", "ours")}
-        for who, result in found.items():
+        found = {suite: measure_afresh(arguments, suite, run) for suite in ("reference", "ours")}
+        for suite, result in found.items():
             ratio = result["seconds"] / found["reference"]["seconds"]
             table.add_row(
-                Path(run).name, who, f"{100 * result['accuracy']:.1f}", f"{result['seconds']:.0f}",
-                f"{result['passes']:.0f}", f"{ratio:.2f}",
+                Path(run).name, suite, f"{100 * result['accuracy']:.1f}",
+                f"{result['seconds']:.0f}", f"{result['passes']:.0f}", f"{ratio:.2f}",
             )  # fmt: skip
         print(run, found["ours"]["steps"], file=sys.stderr)
     Console().print(table)

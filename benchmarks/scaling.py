@@ -1,11 +1,12 @@
-"""What a second process costs and brings: images a second of adversarial training under torchrun.
+"""Measure how adversarial training under torchrun scales with processes, in images per second.
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py
     OMP_NUM_THREADS=1 python benchmarks/scaling.py --processes 1 2 4 --rounds 5 -- defense=fgsm
 
-The batch of all processes together has always the same size, so that all train the same model. Runs
-take turns, round after round, so that a machine which slows down slows all of them; a ratio is the
-median over the rounds. The first epoch of a run is not counted. What follows `--` goes to each run.
+The batch of all processes together always has the same size, so that all train the same model. Runs
+take turns in each round, so that a machine that slows down affects all of them. Ratios are medians
+over the rounds. The first epoch of a run is not counted. Arguments after `--` are passed to every
+run.
 """
 
 import argparse
@@ -28,7 +29,7 @@ IMAGES = 1024
 
 
 def measure(processes: int, batch: int, overrides: list[str]) -> float:
-    """Images a second of all processes together."""
+    """Images per second of all processes together."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")

@@ -1,19 +1,18 @@
-"""Memory and time of a training epoch on an image folder, streamed and in memory (Linux).
+"""Measure memory and time of an epoch on an image folder, streamed and in memory (Linux only).
 
     python benchmarks/streaming_memory.py
     python benchmarks/streaming_memory.py --images 40000 --workers 0 2
 
-It makes a folder of JPEG files and has the command line train on it, once with
-`dataset.stream=false` and once for each number of workers. While that runs, the memory of the
-process and of all its workers is read many times a second from /proc. Nothing is validated, as
-the memory of an attack depends on how many images there are to attack. The figures are
+The benchmark creates a folder of JPEG files and trains on it with the command line: once with
+`dataset.stream=false`, and once for each number of workers. Meanwhile it reads the memory of the
+process and of all its workers from /proc, many times a second. There is no validation, since the
+memory of an attack depends on the number of attacked images. The columns are
 
-  main     most that the main process held: its resident set (RSS), libraries and all
-  worker   most that a worker held of its own: private memory, without what it shares with others
-  all      most that all of them held together at a time: data of theirs and shared (PSS), no
-           libraries
-  extra    `all` less that of a run on 20,000 such images: what the number of images costs
-  epoch    seconds of the epoch, by its train.csv
+  main     peak of the main process: its resident set (RSS), including libraries
+  worker   peak of a worker: its private memory, without what it shares with others
+  all      peak of all processes together: own and shared data (PSS), without libraries
+  extra    `all` minus that of a run on 20,000 such images: the cost of the number of images
+  epoch    seconds of the epoch, from train.csv
 """
 
 import argparse
@@ -41,7 +40,7 @@ FIELDS = ("Rss", "Private_Clean", "Private_Dirty", "Pss_Anon", "Pss_Shmem")
 
 
 class Peak(NamedTuple):
-    """The most memory of each kind, in bytes, and the seconds of the epoch."""
+    """The peak of each kind of memory, in bytes, and the seconds of the epoch."""
 
     main: float
     worker: float
@@ -50,7 +49,7 @@ class Peak(NamedTuple):
 
 
 def generate(folder: Path, count: int, size: int) -> None:
-    """`count` smooth coloured pictures of `size` x `size` pixels, in a folder for each class."""
+    """Write `count` smooth coloured pictures of `size` x `size` pixels, in a folder per class."""
     generator = np.random.default_rng(0)
     for label in range(CLASSES):
         (folder / f"class{label}").mkdir(parents=True)
@@ -61,13 +60,13 @@ def generate(folder: Path, count: int, size: int) -> None:
 
 
 def watch(command: list[str], results: Path) -> Peak:
-    """Run a training and look at its processes until it ends."""
+    """Run a training, and read the memory of its processes until it ends."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     everything = main = worker = 0.0
     before: set[int] = set()
     while process.poll() is None:
         now = set(_children(process.pid))
-        # What is there for one look alone is no worker, but git, say, asked for the commit.
+        # A process that is seen only once is no worker, but for example git.
         children = [_memory(child) for child in now & before]
         before = now
         parent = _memory(process.pid)
@@ -95,7 +94,7 @@ def _data(memory: dict[str, float]) -> float:
 
 
 def _memory(pid: int) -> dict[str, float]:
-    """Fields of /proc/PID/smaps_rollup, in bytes; zeros for a process that is gone."""
+    """Fields of /proc/PID/smaps_rollup, in bytes; zeros for a process that has ended."""
     nothing = dict.fromkeys(FIELDS, 0.0)
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
@@ -106,7 +105,7 @@ def _memory(pid: int) -> dict[str, float]:
 
 
 def measure(data: Path, stream: bool, workers: int) -> Peak:
-    """One epoch in processes of its own."""
+    """Measure one epoch in fresh processes."""
     with tempfile.TemporaryDirectory() as results:
         settings = (
             f"dataset.path={data}",
@@ -122,9 +121,11 @@ def main() -> None:
     """Parse the command line, generate, measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--size", type=int, default=64, help="pixels per side")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--data", type=Path, help="where images are kept, and found the next time")
+    parser.add_argument(
+        "--data", type=Path, help="directory that keeps the images for the next time"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.data or Path(temporary)
@@ -136,7 +137,7 @@ def main() -> None:
 
 
 def compare(data: Path, few: Path, arguments: argparse.Namespace) -> None:
-    """Measure each way to hold the images and print the table."""
+    """Measure every way to hold the images, and print the table."""
     decoded = arguments.images * 3 * arguments.size**2
     title = f"{arguments.images:,} images, {decoded / 1e6:,.0f} MB decoded; memory in MB"
     table = Table(title=title, title_justify="left")

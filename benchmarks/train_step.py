@@ -1,17 +1,18 @@
-"""Training speed: samples a second of every defense, and ratios against two plain loops.
+"""Measure training speed: samples per second of every defense, and ratios to two plain loops.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --network small_cnn --defense madry --rounds 5
 
-Each figure comes from fresh processes that take turns, round after round, so that a machine which
-slows down slows all of them. A ratio is the median over the rounds of ours divided by theirs in the
-same round. The plain loops train with PGD-10, and so does `madry`; they are
+Every figure comes from fresh processes that take turns in each round, so that a machine that slows
+down affects all of them. A ratio is the speed of robusttrain divided by that of a plain loop in the
+same round; the table has the median over the rounds. The plain loops, like `madry`, train with
+PGD-10:
 
-  textbook      `loss.backward()` in the inner loop, a DataLoader that transforms image by image
-  torchattacks  the PGD of torchattacks on batches cut from one tensor in memory
+  textbook      `loss.backward()` in the inner loop, and a DataLoader that transforms single images
+  torchattacks  the PGD of torchattacks, on batches of one tensor in memory
                 (pip install '.[benchmark]')
 
-Both have the network with torch's own convolutions.
+Both use the same network with torch's own convolutions.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from robusttrain.training.engine import Batch
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
 
-# Image shape, batch size, and warm-up batches that are not counted.
+# Image shape, batch size, and number of warm-up batches, which are not counted.
 NETWORKS = {"small_cnn": ((1, 28, 28), 128, 10), "preact_resnet18": ((3, 32, 32), 32, 1)}
 DEFENSES = ("standard", "alpha_mix", "fgsm", "rt", "rt_perturbed", "lsa", "madry")
 PLAIN = ("textbook", "torchattacks")
@@ -69,7 +70,7 @@ def composed(network: str, defense: str) -> Config:
 
 
 def random_split(network: str) -> Split:
-    """Images of noise: what they show does not matter to speed."""
+    """Images of noise, since their content does not affect the speed."""
     shape, batch_size, _ = NETWORKS[network]
     generator = torch.Generator().manual_seed(0)
     count = 16 * batch_size
@@ -100,7 +101,7 @@ def ours(network: str, defense: str) -> Iterator[None]:
 
 
 class _OneByOne(Dataset[tuple[Tensor, int]]):
-    """Images as files of a data set are usually read: a picture, transformed when asked for."""
+    """Single pictures that are transformed when they are read, as data sets usually are."""
 
     def __init__(self, split: Split) -> None:
         self.pictures = [to_pil_image(image) for image in split.images]
@@ -114,7 +115,7 @@ class _OneByOne(Dataset[tuple[Tensor, int]]):
 
 
 def textbook_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """PGD as it is printed in tutorials: the backward pass reaches the weights, too."""
+    """PGD as in tutorials, where the backward pass also computes gradients of the weights."""
     x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
     for _ in range(STEPS):
         x_adv = x_adv.detach().requires_grad_()
@@ -154,7 +155,7 @@ def plain_steps(network: str, loop: str) -> Iterator[None]:
 
 
 def measure(network: str, contender: str, seconds: float) -> float:
-    """Samples a second in this process, over at least `seconds` and two batches."""
+    """Samples per second in this process, over at least `seconds` and two batches."""
     _, batch_size, warmup = NETWORKS[network]
     torch.manual_seed(0)
     steps = plain_steps(network, contender) if contender in PLAIN else ours(network, contender)
@@ -168,7 +169,7 @@ def measure(network: str, contender: str, seconds: float) -> float:
 
 
 def measure_afresh(network: str, contender: str, seconds: float) -> float:
-    """Samples a second in a process of its own."""
+    """Samples per second in a fresh process."""
     command = [sys.executable, __file__, "--measure", contender, "--network", network]
     command += ["--seconds", str(seconds)]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

@@ -25,7 +25,7 @@ html_static_path = ["_static"]
 html_css_files = ["manual.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
-# Links such as guides/noise.md#certificates: headings have the anchors that GitHub gives them.
+# Headings have the same anchors as on GitHub, for links such as guides/figures.md#the-audit.
 myst_heading_anchors = 3
 
 napoleon_google_docstring = False
@@ -35,7 +35,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 
 nitpicky = True
-# Other projects' types. Their inventories would have to be downloaded for every build.
+# Types of other projects, whose inventories would have to be downloaded for every build.
 nitpick_ignore_regex = [
     (
         r"py:.*",

@@ -1,4 +1,4 @@
-"""robusttrain: train image classifiers against adversarial examples, and measure it honestly."""
+"""Train image classifiers against adversarial examples, and evaluate them honestly."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """`load_model`, imported when it is asked for: it needs torch and takes seconds."""
+        """Import `load_model` on first use: it needs torch, whose import takes seconds."""
         if name == "load_model":
             from robusttrain.runs.saved_model import load_model
 

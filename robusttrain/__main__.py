@@ -1,14 +1,14 @@
-"""`robusttrain` and `python -m robusttrain`: which command line it is."""
+"""Entry point of `robusttrain` and `python -m robusttrain`: choose the command."""
 
 import sys
 
 
 def main() -> None:
-    """Run `robusttrain compare` or `rerun`, or the job that Hydra makes of anything else."""
-    # The one place that reads the command line; all others are handed its words.
+    """Run `compare` or `rerun`; hand any other command line to Hydra."""
+    # Only this function reads the command line; all others take its words as arguments.
     program, *given = sys.argv
     command = given[0] if given else ""
-    # Each is imported where it is run: a comparison need not wait for torch.
+    # Imported here, so that `compare` does not wait for torch.
     try:
         if command == "compare":
             from robusttrain.cli import compare
@@ -23,7 +23,7 @@ def main() -> None:
 
             cli.main(program, given)
     except KeyboardInterrupt:
-        # Imports take seconds, and nothing has begun by then.
+        # Ctrl+C during the imports, which take seconds: no work has started.
         sys.exit(130)
 
 

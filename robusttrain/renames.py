@@ -25,6 +25,13 @@ DROPPED = {
 }  # fmt: skip
 
 
+# Checks of an audit, by the names in older files `audit.csv`.
+CHECKS = {
+    "gradients that are no numbers: %": "non-finite gradients, %",
+    "passes that gave no numbers: %": "non-finite outputs, %",
+}
+
+
 # Keys of the configuration, in full. A key stays in its section: only its last part changes.
 KEYS = {"training.curriculum.smooth": "training.curriculum.per_batch"}
 

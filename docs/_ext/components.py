@@ -1,4 +1,4 @@
-"""`.. components:: GROUP` and `.. choices::`: what a configuration can name, by autodoc."""
+"""`.. components:: GROUP` and `.. choices::`: what a configuration can name, from docstrings."""
 
 import dataclasses
 import inspect
@@ -14,7 +14,7 @@ from robusttrain.config import schema
 
 
 def parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
-    """The nodes of some reStructuredText, as if it stood in the place of the directive."""
+    """The nodes of some reStructuredText, parsed in place of the directive."""
     return directive.parse_text_to_nodes(
         "\n".join(lines), offset=directive.content_offset, allow_section_headings=True
     )
@@ -25,7 +25,7 @@ def path(component: type) -> str:
 
 
 class Components(SphinxDirective):
-    """Every class of a group, in the order of their names."""
+    """Every class of a group, sorted by name."""
 
     required_arguments = 1
 
@@ -38,7 +38,7 @@ class Components(SphinxDirective):
 
 
 class Choices(SphinxDirective):
-    """Every enumeration that a field of a component takes, in the order of their paths."""
+    """Every enumeration that a field of a component takes, sorted by path."""
 
     def run(self) -> list[nodes.Node]:
         used = {enum for group in schema.GROUPS for enum in _enums(schema.components(group))}

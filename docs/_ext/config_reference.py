@@ -1,8 +1,8 @@
-"""The configuration reference: every option of a group, and every key with its default.
+"""The configuration reference: every option of a group; every key with type, range and default.
 
-`.. config-run::` has the keys of a whole run, `.. config-group:: GROUP` those of a group, and
-`.. config-experiments::` the recipes. All of it is read from the dataclasses and from conf/, so
-that nothing can be forgotten: a key without a meaning fails the build.
+`.. config-run::` lists the keys of a whole run, `.. config-group:: GROUP` those of a group, and
+`.. config-experiments::` the recipes. Everything is read from the dataclasses and from conf/, and a
+key without a meaning fails the build.
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import yaml
+from allowed_values import allowed_values
 from components import parsed, path
 from docutils import nodes
 from plain_docstrings import as_rst, paragraphs
@@ -24,6 +25,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from robusttrain.config import schema
 from robusttrain.config.run_config import Config
+from robusttrain.training.settings import Training
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +36,19 @@ PARAMETERS = re.compile(r"\n\nParameters\n-{3,}\n(.*?)(?:\n\n\w[\w ]*\n-{3,}\n|\
 
 
 def meanings(component: type) -> dict[str, str]:
-    """What the docstring of a class and those of its bases say about each field."""
-    said: dict[str, str] = {}
+    """The description of each field, in the docstring of a class or of its bases."""
+    found: dict[str, str] = {}
     docstrings = [inspect.cleandoc(base.__doc__ or "") for base in component.__mro__]
     for docstring in docstrings:
         for names, text in _parameters(docstring):
             for name in names:
-                said.setdefault(name, text)
-    # What has no section of parameters speaks of its fields in sentences.
+                found.setdefault(name, text)
+    # A docstring without a section of parameters describes its fields in sentences.
     for docstring in docstrings:
         for sentence in _sentences(docstring):
             for name in re.findall(r"`(\w+)(?:=[^`]*)?`", sentence):
-                said.setdefault(name, sentence)
-    return said
+                found.setdefault(name, sentence)
+    return found
 
 
 def _parameters(docstring: str) -> Iterator[tuple[list[str], str]]:
@@ -69,25 +71,42 @@ def _sentences(docstring: str) -> Iterator[str]:
         yield from re.split(r"(?<=[.;])\s+(?=[A-Z`])", paragraph)
 
 
-def keys(component: type, prefix: str) -> Iterator[list[str]]:
-    """(key, type, default, meaning) of each field, those of nested settings behind their own.
+class Key(NamedTuple):
+    """A key as the reference shows it; `allowed` is empty if every value of the type is."""
+
+    name: str
+    kind: str
+    allowed: str
+    default: str
+    meaning: str
+
+
+def keys(component: type, prefix: str) -> Iterator[Key]:
+    """The key of each field, followed by the keys of settings in it.
 
     The groups themselves, which are fields of a run, are left out.
     """
-    hints, said = get_type_hints(component), meanings(component)
+    hints, texts = get_type_hints(component), meanings(component)
+    allowed = allowed_values(component)
+    if component is Config:
+        # A run passes `epochs` and `batch_size` on to its training, which checks them.
+        allowed = allowed_values(Training) | allowed
     for member in dataclasses.fields(component):
         if not member.init or (component is Config and member.name in schema.GROUPS):
             continue
         hint, key = hints[member.name], f"{prefix}{member.name}"
-        if member.name not in said:
+        if member.name not in texts:
             log.warning("%s.%s has no meaning in a docstring", path(component), member.name)
-        yield [key, kind(hint), default(member), said.get(member.name, "")]
+        yield Key(
+            key, kind(hint), allowed.get(member.name, ""), default(member),
+            texts.get(member.name, ""),
+        )  # fmt: skip
         for nested in _settings(hint):
             yield from keys(nested, f"{key}.")
 
 
 def _settings(hint: Any) -> list[type]:
-    """The settings within settings that a field holds, if it may hold some."""
+    """The nested settings that a field may hold."""
     return [
         each
         for each in (hint, *get_args(hint))
@@ -99,12 +118,12 @@ def _nested(component: type) -> list[type]:
     return [each for hint in get_type_hints(component).values() for each in _settings(hint)]
 
 
-# Where dataclasses are that are settings within settings, and no option of a group.
+# Modules with dataclasses that are nested settings instead of options of a group.
 SETTINGS = (".settings", ".curriculum")
 
 
 def kind(hint: Any) -> str:
-    """A type in the words of a command line."""
+    """A type, in the terms of a command line."""
     if hint in (int, float, str, bool):
         return {int: "integer", float: "number", str: "text", bool: "true or false"}[hint]
     if hint is NoneType:
@@ -158,9 +177,12 @@ def _word(value: Any) -> str:
 def key_list(component: type, prefix: str) -> list[str]:
     """A definition list of the keys of a dataclass."""
     lines = []
-    for key, kinds, default_, meaning in keys(component, prefix):
-        shown = f", default ``{default_}``" if default_ else ""
-        lines += [f"``{key}``", f"    *{kinds}*{shown}", "", f"    {as_rst(meaning)}", ""]
+    for key in keys(component, prefix):
+        facts = [f"*type:* {key.kind}"]
+        facts += [f"*allowed:* {as_rst(key.allowed)}"] if key.allowed else []
+        facts += [f"*default:* ``{key.default}``"] if key.default else []
+        lines += [f"``{key.name}``", f"    {' · '.join(facts)}", ""]
+        lines += [f"    {as_rst(key.meaning)}", ""]
     return lines
 
 
@@ -168,7 +190,7 @@ def key_list(component: type, prefix: str) -> list[str]:
 
 
 def words(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What a YAML sets, as words of a command line."""
+    """What a YAML sets, as arguments of a command line."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from words(value, f"{prefix}{key}.")
@@ -177,7 +199,7 @@ def words(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def chosen(group: str, defaults: list[Any]) -> Iterator[str]:
-    """The options that a YAML takes from other groups, as words of a command line."""
+    """The options that a YAML takes from other groups, as arguments of a command line."""
     for entry in defaults:
         if isinstance(entry, Mapping):
             for place, option in entry.items():
@@ -195,7 +217,7 @@ def built(defaults: list[Any]) -> str | None:
 
 
 def comment(file: Path) -> str:
-    """What the comments at the top of a YAML say."""
+    """The text of the comments at the top of a YAML."""
     found = []
     for line in file.read_text().splitlines():
         if not line.startswith("#"):
@@ -209,10 +231,10 @@ def option_list(group: str, classes: Mapping[str, type]) -> list[str]:
     for file in sorted((schema.CONF / group).glob("*.yaml")):
         content = yaml.safe_load(file.read_text()) or {}
         defaults = content.get("defaults", [])
-        name, told = built(defaults), comment(file)
+        name, text = built(defaults), comment(file)
         target = f" builds :py:class:`~{path(classes[name])}`" if name else ""
         lines += [f"``{group}={file.stem}``{target}"]
-        lines += [f"    {as_rst(told)}", ""] if told else []
+        lines += [f"    {as_rst(text)}", ""] if text else []
         # A recipe sets keys of all groups, an option those of its own.
         prefix = "" if group == "experiment" else f"{group}."
         given = [*chosen(group, defaults), *words(content, prefix)]

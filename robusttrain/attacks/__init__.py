@@ -15,7 +15,7 @@ that do not have it:
 * `Restarted`: several searches in one. The audit calls the probe several times.
 * `Frugal`: a cheap form. The audit takes few steps of an `Iterated` attack, or all of it.
 * `Fitted`: settings that depend on the number of classes. It is used as it is.
-* `Described`: what kind of an attack it is. It is what `Traits()` says.
+* `Described`: what kind of an attack it is. `Traits()` by default.
 * `Attacking`: an attack inside of it. There is none.
 
 A dataclass gets `Bounded` from its fields by the base `ThreatFields`, and `Iterated` by
@@ -67,7 +67,7 @@ class Bounded(Protocol):
 
 @runtime_checkable
 class Iterated(Protocol):
-    """An attack that takes steps, as many as it is told."""
+    """An attack that takes a number of steps."""
 
     @property
     def steps(self) -> int:

@@ -143,7 +143,7 @@ class APGD(StepsField, BallAttack):
         given_up = torch.zeros_like(best.fooled)
         for number, aimed in enumerate(searches):
             start = self.starts[number % len(self.starts)]
-            # For all images: where one starts must not hang on who else is still standing.
+            # For all images: a start must not depend on which other images remain.
             points = self._points(start, x, generator)
             rows = remaining_indices(best.fooled | given_up)
             if len(rows) == 0:
@@ -202,7 +202,7 @@ class APGD(StepsField, BallAttack):
         start: Tensor,
         best: BestPoints | None = None,
     ) -> "_State":
-        """Climb within `ball`; with `best`, report every point there and let go who is fooled."""
+        """Climb within `ball`; with `best`, report every point and drop images that are fooled."""
         rule: _Rule = RULES[self.norm](ball, steps, self.rho)
         state = _State.at(subject, start, FIRST_STEP[self.norm] * ball.eps).scored(best)
         reviews = rule.reviews()
@@ -219,7 +219,7 @@ class APGD(StepsField, BallAttack):
 
 @dataclass
 class _Subject:
-    """Whom a search is about: positions among all images, what to climb, and the images."""
+    """The images of a search: their positions among all, what to climb, and themselves."""
 
     rows: Tensor
     surrogate: AttackLoss
@@ -253,7 +253,7 @@ class _State(PerImageState):
         seen = subject.surrogate.evaluate(start)
         fooled = subject.surrogate.succeeded(seen.logits)
         ones = torch.ones_like(seen.value)
-        # A start that shows no way on is worth nothing: the first step goes to the image instead.
+        # A start without a usable gradient is worth nothing: the first step starts at the image.
         shown = seen.usable | fooled
         start = torch.where(per_image(shown, start), start, subject.x)
         value = torch.where(shown, _comparable(seen.value), -torch.inf)
@@ -268,7 +268,7 @@ class _State(PerImageState):
         )  # fmt: skip
 
     def look(self) -> None:
-        """Evaluate the new point; where it shows no way on, go on from the best one."""
+        """Evaluate the new point; where it has no usable gradient, return to the best one."""
         seen = self.surrogate.evaluate(self.x_adv)
         value = _comparable(seen.value)
         self.fooled = self.surrogate.succeeded(seen.logits)
@@ -283,9 +283,9 @@ class _State(PerImageState):
         self.return_to_best(lost)
         self.step_size = torch.where(lost, self.step_size / 2, self.step_size)
 
-    def return_to_best(self, who: Tensor) -> None:
-        """Go on from the best point."""
-        rows = who.nonzero().squeeze(1)
+    def return_to_best(self, lost: Tensor) -> None:
+        """Continue from the best point where `lost` (N,) holds."""
+        rows = lost.nonzero().squeeze(1)
         self.x_adv[rows] = self.best_x[rows]
         self.gradient[rows] = self.best_gradient[rows]
 

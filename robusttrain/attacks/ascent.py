@@ -1,7 +1,7 @@
 """The one loop of PGD, MIM, FGSM and friendly PGD.
 
-A walk starts somewhere. With each step the loop looks at the gradient, a stopping rule says who
-goes on, and a step rule leads from there to the next point. The attacks choose the three.
+In each step the loop takes the gradient, a stopping rule chooses the images that continue, and a
+step rule moves them to their next points. An attack chooses a start and the two rules.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from robusttrain.threat.balls import Ball, per_image
 
 @dataclass
 class Walk(PerImageState):
-    """The images that go on, and where they are.
+    """The images whose search continues, and their points.
 
     Parameters
     ----------
     surrogate
         What to climb.
     x, x_adv
-        The images, and the points that the walk has come to, (N, ...).
+        The images, and their current points, (N, ...).
     slope
         What the last step ascended, (N, ...); 0 at first.
     share
@@ -56,22 +56,22 @@ class StepRule(Protocol):
 
 
 class StoppingRule(Protocol):
-    """Who goes on."""
+    """Which images continue."""
 
     def go_on(self, walk: Walk, seen: Gradients, slope: Tensor) -> Walk:
-        """Those of a walk that take one more step, along `slope`, by what is seen where they are.
+        """The images of a walk that take one more step, along `slope`.
 
-        `seen` has the gradient there, and the logits.
+        `seen` has the gradients and the logits at their current points.
         """
 
     def end(self, walk: Walk) -> None:
-        """Take note of those who have taken all their steps."""
+        """Record the images that have taken all their steps."""
 
 
 def climb(walk: Walk, steps: int, rule: StepRule, stop: StoppingRule) -> Walk:
-    """Those who take all the steps, at their last points.
+    """The images that take all the steps, at their last points.
 
-    A step costs one forward and one backward pass of each image that is still on its way.
+    A step costs one forward and one backward pass of each image that continues.
     """
     for _ in range(steps):
         seen = walk.surrogate.evaluate(walk.x_adv)
@@ -129,7 +129,7 @@ class LinearMaximum:
         return gradient
 
     def next_point(self, walk: Walk) -> Tensor:
-        """That point, whatever the walk has come to."""
+        """That point, which does not depend on the current one."""
         return self.ball.linear_maximiser(walk.slope, walk.x)
 
 
@@ -137,10 +137,10 @@ class LinearMaximum:
 
 
 class AllSteps:
-    """Everybody takes all steps: the last iterate is what training wants."""
+    """All images take all steps: the last iterate is what training wants."""
 
     def go_on(self, walk: Walk, seen: Gradients, slope: Tensor) -> Walk:
-        """All of them."""
+        """All images."""
         walk.slope = slope
         return walk
 
@@ -152,21 +152,21 @@ class AllSteps:
 class Scored:
     """Every point is offered to `best`, the last one at the cost of one more forward pass.
 
-    From a point without a usable gradient the walk goes on with half the step from the last point
-    that had one, or from the image.
+    From a point without a usable gradient the walk returns to the last point that had one, or to
+    the image, and halves its step.
 
     Parameters
     ----------
     best
         The best points of all images.
     rows
-        Positions there of the images that go on, (N,).
+        Positions there of the images that continue, (N,).
     x_safe
         Their last points with a usable gradient; the images at first.
     share
         What is left of the step length, (N, 1, ...).
     stop_early
-        Whether who is fooled stops.
+        Whether an image stops once it is fooled.
     """
 
     best: BestPoints
@@ -182,7 +182,7 @@ class Scored:
         return cls(best, rows, x, share, stop_early)
 
     def go_on(self, walk: Walk, seen: Gradients, slope: Tensor) -> Walk:
-        """All of them, or those who are not fooled."""
+        """All images, or those that are not fooled."""
         fooled = walk.surrogate.succeeded(seen.logits)
         self.best.offer(self.rows, walk.x_adv, seen.value, fooled)
         here = per_image(seen.usable, slope)
@@ -207,16 +207,16 @@ class Scored:
 
 @dataclass
 class Friendly:
-    """Who is fooled stops, after as many more steps at fooled points as there are to `spare`.
+    """An image stops once it is fooled, after as many further fooled steps as it has to `spare`.
 
     Parameters
     ----------
     ends
         Where the walks of all images end.
     rows
-        Positions there of the images that go on, (N,).
+        Positions there of the images that continue, (N,).
     spare
-        Steps that each of them has left for when it is fooled, (N,).
+        Fooled steps that each of them has left, (N,).
     """
 
     ends: Tensor
@@ -224,7 +224,7 @@ class Friendly:
     spare: Tensor
 
     def go_on(self, walk: Walk, seen: Gradients, slope: Tensor) -> Walk:
-        """Those who are not fooled, or have steps to spare."""
+        """The images that are not fooled, or have steps to spare."""
         fooled = walk.surrogate.succeeded(seen.logits)
         self.end(walk)
         on = remaining_indices(fooled & (self.spare == 0))

@@ -49,10 +49,10 @@ class Label(StrEnum):
 
 
 class Gradients(NamedTuple):
-    """What the surrogate says about a batch of points.
+    """The loss and its gradient at a batch of points.
 
-    `gradient` is (N, ...), `value` (N,), `logits` (N, K); `usable` (N,) says whose gradient shows
-    any direction, that is, has an entry that is finite and belongs to logits that are finite.
+    `gradient` is (N, ...), `value` (N,), `logits` (N, K). `usable` (N,) marks points whose gradient
+    has a finite entry and whose logits are finite.
     """
 
     gradient: Tensor

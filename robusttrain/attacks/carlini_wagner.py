@@ -77,7 +77,7 @@ class CarliniWagner(StepsField, BallAttack):
         return self.ball.project(best.x_adv, x)
 
     def _descend(self, surrogate: AttackLoss, x: Tensor, c: Tensor, best: BestPoints) -> Tensor:
-        """One round, which offers all its points to `best`; returns who was fooled by one, (N,)."""
+        """One round, which offers all its points to `best`; returns which were fooled, (N,)."""
         w = torch.atanh((2 * x - 1) * RANGE)
         adam = torch.optim.Adam([w], lr=self.lr)
         rows, ever = torch.arange(len(x), device=x.device), torch.zeros_like(best.fooled)
@@ -85,7 +85,7 @@ class CarliniWagner(StepsField, BallAttack):
             tanh = w.tanh()
             x_adv = (tanh + 1) / 2
             delta, seen = x_adv - x, surrogate.evaluate(x_adv)
-            # Outputs that are no numbers fool the model, whatever their lead.
+            # Non-finite outputs count as fooled, whatever their lead.
             below = seen.value < self.confidence
             fooled = surrogate.succeeded(seen.logits) & ~below
             rank = torch.where(fooled, -self.ball.norm(delta), seen.value)

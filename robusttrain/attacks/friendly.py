@@ -28,7 +28,7 @@ class FriendlyPGD(BallAttack):
     Algorithm 1): training on the least adversarial of the points that fool costs less accuracy on
     clean images. An iterate that fools uses up one of the `tau` further steps; without any left,
     the image stays where it is. An image that is never fooled ends at the last iterate of PGD. At
-    most `steps` forward and `steps` backward passes, in which only images take part that go on.
+    most `steps` forward and `steps` backward passes, of the images whose search has not ended.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A model as an attack sees it: held still, its passes counted, its batches cut."""
+"""A model as an attack sees it: frozen, its passes counted, its batches bounded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def frozen(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
     modules = [module for module in model.modules() if not isinstance(module, NoiseLayer)]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    # The layers of a TorchScript program cannot be told; what they do is undone.
+    # The layers of a TorchScript program cannot be controlled, so that their changes are undone.
     scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
     buffers = [(b, b.clone()) for m in scripted for b in m.buffers(recurse=False)]
     with modes_restored(model):
@@ -77,7 +77,7 @@ class QueryCounter(nn.Module):
     draws
         How many passes of the network one call stands for: those that a mean over noise takes.
     random
-        Whether outputs hang on noise. No attack then takes a single look for a success.
+        Whether outputs are random; a single success then proves nothing.
 
     Attributes
     ----------

@@ -104,7 +104,7 @@ def targeted_losses(
     """`surrogate` with another objective, or a surrogate for each of the best-ranked targets.
 
     Targets are the classes with the largest logits at `x` but for the label, and cost one forward
-    pass; the given loss of a target is what the caller's loss says of it, with the sign turned.
+    pass. The given loss of a target is the negative of the caller's loss with it as the label.
     """
     if targets is None:
         untargeted = {

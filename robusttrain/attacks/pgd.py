@@ -184,7 +184,7 @@ class PGD(BallAttack):
     ) -> Tensor:
         best = BestPoints(x)
         for aimed in (aimed for aimed in surrogates for _ in range(self.restarts)):
-            # Drawn for all images, so that the draws of one do not hang on who else stands.
+            # For all images: the draws of one must not depend on which others remain.
             start, rows = self._start(x, generator), best.remaining
             if len(rows):
                 stop = Scored.start(best, rows, x[rows], stop_early=self.stop_early)

@@ -1,4 +1,4 @@
-"""What searches keep for each image: who still stands, the best point so far, the best weight."""
+"""What searches keep for each image: whether it is fooled, its best point, its best weight."""
 
 from dataclasses import dataclass, fields
 from typing import Self
@@ -9,9 +9,10 @@ from torch import Tensor
 
 @dataclass
 class PerImageState:
-    """Base of a search's state: every field has an entry for each image, and all are cut together.
+    """Base of a search's state, whose fields all have an entry for each image.
 
-    Fields are tensors (N, ...), know `take(rows)`, or are numbers that hold for every image.
+    Fields are tensors (N, ...), objects with a method `take(rows)`, or numbers that hold for every
+    image.
     """
 
     def take(self, rows: Tensor) -> Self:
@@ -28,11 +29,11 @@ class PerImageState:
 
 
 class BestPoints:
-    """The best point of each image: the one of highest value that fools, or else of them all."""
+    """The best point of each image: of those that fool the model, or else of all, the highest."""
 
     def __init__(self, x: Tensor) -> None:
         self.x_adv = x.clone()
-        # Whatever is offered first is taken up: no value is smaller than one that is no number.
+        # NaN, so that the first point is taken whatever its value is.
         self.value = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
@@ -42,7 +43,7 @@ class BestPoints:
         return remaining_indices(self.fooled)
 
     def offer(self, rows: Tensor, x_adv: Tensor, value: Tensor, fooled: Tensor) -> None:
-        """Take up points for the images at `rows`, where they are better."""
+        """Take the points for the images at `rows` that are better."""
         # "not smaller" instead of "greater": a value that is not a number must not look worse.
         higher = ~(value <= self.value[rows])
         before = self.fooled[rows]
@@ -60,13 +61,13 @@ WEIGHT_FACTOR = 10.0
 class WeightSearch:
     """For each image, the weight at which the outcome of a search turns.
 
-    Tenfold up or down until the threshold is known from both sides, and by the geometric mean of
-    the two sides from then on.
+    It moves tenfold up or down until the threshold is known from both sides, and to the geometric
+    mean of the two sides from then on.
 
     Parameters
     ----------
     weight
-        Those of the first round, (N,).
+        The weights of the first round, (N,).
     """
 
     def __init__(self, weight: Tensor) -> None:

@@ -176,12 +176,12 @@ class _Stripes(_Draws):
 
     def start(self, search: _Search) -> Tensor:
         signs = self.signs(search.x, search.rows, search.x.shape[-1])
-        return (search.x + self.ball.eps * signs).clamp(0, 1)
+        return self.ball.linear_maximiser(signs, search.x)
 
     def propose(self, search: _Search, target: Window, donor: Window, upright: bool) -> Tensor:
         x_new = search.x_adv.clone()
         signs = self.signs(search.x, search.rows)
-        x_new[:, :, *target] = (search.x[:, :, *target] + self.ball.eps * signs).clamp(0, 1)
+        x_new[:, :, *target] = self.ball.linear_maximiser(signs, search.x[:, :, *target])
         return x_new
 
 

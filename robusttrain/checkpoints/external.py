@@ -142,6 +142,9 @@ def load(path: Path | str) -> Checkpoint | ExternalModel:
 class _Loaded(nn.Module):
     """A program as a module whose mode can be set, even if the program has no modes."""
 
+    # No noise is put on its weights: `_Exported` makes them anew.
+    opaque = "a program"
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network

@@ -1,4 +1,4 @@
-"""What the user typed, as the words that Hydra reads."""
+"""Translate the command line that the user typed into arguments for Hydra."""
 
 import re
 import sys
@@ -11,12 +11,12 @@ from robusttrain.runtime import distributed
 
 
 def arguments(given: Sequence[str]) -> list[str]:
-    """What Hydra is to read of a command line.
+    """The arguments for Hydra that stand for those that the user typed.
 
     Raises
     ------
     InputError
-        If it cannot be.
+        If `resume=` names no run that can be resumed, or a sweep is started under torchrun.
     """
     arguments = _renamed([word for a in given for word in unstacked(a)])
     if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
@@ -37,12 +37,12 @@ def _renamed(arguments: list[str]) -> list[str]:
 
 
 def unstacked(argument: str) -> list[str]:
-    """`noise=[a,b]` as the overrides that stack the mechanisms a and b; others as they are."""
+    """Expand `noise=[a,b]` into overrides that stack mechanisms a and b; keep other arguments."""
     stacked = re.fullmatch(r"noise=\[([\w,\s]*)\]", argument)
     if stacked is None:
         return [argument]
     options = [option.strip() for option in stacked[1].split(",") if option.strip()]
-    # One that comes twice gets a number, as every mechanism needs a name of its own.
+    # Each mechanism needs a unique name, so a repeated option gets a number.
     names = [
         option if option not in options[:place] else f"{option}_{place}"
         for place, option in enumerate(options)
@@ -52,7 +52,7 @@ def unstacked(argument: str) -> list[str]:
 
 
 def _overrides_last(arguments: list[str]) -> list[str]:
-    """Options and overrides in any order, as a user types them; argparse wants them apart."""
+    """Move overrides behind options: users mix them, and Hydra's argparse rejects the mixture."""
     return sorted(
         arguments, key=lambda a: not a.startswith("-") and ("=" in a or a.startswith("~"))
     )

@@ -1,4 +1,4 @@
-"""Commands that work on finished runs. They need neither Hydra nor torch, and start fast."""
+"""`robusttrain compare`. It imports neither Hydra nor torch, so that it starts fast."""
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -10,21 +10,21 @@ import pandas as pd
 
 from robusttrain.errors import InputError
 from robusttrain.report import compare as comparison
-from robusttrain.report.compare import MEASURES, Run
+from robusttrain.report.compare import CLEAN, Measure, Run
 from robusttrain.report.files import write_csv
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import RECORDS, SUMMARY, SWEEP_TABLE
 
 DESCRIPTION = """\
-Pair finished runs sample by sample and say which of them differ. The first
-table ranks them. The others have a row for each pair of runs, for their clean
-accuracy and for their worst case over all attacks: the difference of the
-accuracies with its 95 % interval (Wald's, adjusted by Bonett and Price),
-McNemar's exact test, and its p after Holm's correction for all tests made. A
-winner is named only where the corrected p is below 0.05.
+Compare finished runs sample by sample, and report which of them differ. The
+first table ranks the runs. The second compares their clean accuracies, and the
+third their worst cases over all attacks. Each row of these two is a pair of
+runs: the difference of the accuracies with its 95 % interval (Wald's, adjusted
+by Bonett and Price), McNemar's exact test, and its p after Holm's correction
+for all tests made. A winner is named only where the corrected p is below 0.05.
 
-Runs must have been evaluated on the same data, and under the same norm and
-eps unless --clean is given."""
+All runs must have been evaluated on the same data. Their norm and eps must be
+the same, too, unless --clean is given."""
 
 EXAMPLES = """\
 examples:
@@ -32,19 +32,19 @@ examples:
   robusttrain compare outputs/sweeps/*/*/* --csv pairs.csv"""
 
 LEGEND = (
-    "difference: first run minus second, on the n samples they share",
-    "b, c: samples that only the first, only the second run gets right",
+    "difference: first run minus second, on the n samples that both have",
+    "b: samples that only the first run classifies correctly; c: only the second",
     "p: McNemar's exact test; Holm: p corrected for all tests made here",
 )
 
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (robusttrain compare --help says what is allowed)")
+        raise InputError(f"{message} (see robusttrain compare --help)")
 
 
 def compare(arguments: Sequence[str]) -> None:
-    """`robusttrain compare`; exits with 1 and one clear message where the input is at fault."""
+    """Run `robusttrain compare`; exit with code 1 and a one-line message on invalid input."""
     try:
         _compare(arguments)
     except InputError as error:
@@ -53,8 +53,8 @@ def compare(arguments: Sequence[str]) -> None:
 
 def _compare(arguments: Sequence[str]) -> None:
     chosen = _parser().parse_intermixed_args(arguments)
-    measures = MEASURES[:1] if chosen.clean else MEASURES
     runs = comparison.read_runs([folder for folder in chosen.run if not _beside_jobs(folder)])
+    measures = (Measure(CLEAN),) if chosen.clean else comparison.shared_measures(runs)
     runs = comparison.ranked(runs, measures[-1])
     pairs = comparison.compare(runs, measures)
     if chosen.csv is not None:
@@ -72,15 +72,15 @@ def _parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("run", nargs="*", type=Path, metavar="RUN", help="directory of a run")
-    parser.add_argument("--clean", action="store_true", help="compare clean accuracies alone")
+    parser.add_argument("--clean", action="store_true", help="compare clean accuracies only")
     parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="also write the pairs, a row for each and measure"
+        "--csv", type=Path, metavar="FILE", help="also write a row for each pair and accuracy"
     )
     return parser
 
 
 def _beside_jobs(path: Path) -> bool:
-    """What lies beside the jobs of a sweep, where a wildcard finds it."""
+    """Whether `path` is no job but another file of a sweep, which a wildcard also matches."""
     by_hydra = path.suffix == ".yaml" and path.is_file()
     return by_hydra or (path.name in (RECORDS, SWEEP_TABLE, SUMMARY) and path.exists())
 
@@ -94,42 +94,41 @@ def _write(path: Path, pairs: pd.DataFrame) -> None:
 
 
 def _show(
-    runs: Sequence[Run], pairs: pd.DataFrame, measures: Sequence[str], terminal: Terminal
+    runs: Sequence[Run], pairs: pd.DataFrame, measures: Sequence[Measure], terminal: Terminal
 ) -> None:
     numbers = {str(run.folder): str(number) for number, run in enumerate(runs, 1)}
-    threat = f": worst case in {runs[0].threat}" if "worst_case" in measures else ""
-    ranking = [{"run": numbers[str(run.folder)]} | _described(run, measures) for run in runs]
+    titles = comparison.titles(measures)
+    (threat,) = {f": worst case in {m.threat}" for m in measures if titles[m] != str(m)} or {""}
+    ranking = [{"run": numbers[str(run.folder)]} | _described(run, titles) for run in runs]
     terminal.table(
-        pd.DataFrame(ranking), f"{len(runs)} runs{threat}", {"run", "n", *map(_words, measures)}
+        pd.DataFrame(ranking), f"{len(runs)} runs{threat}", {"run", "n", *titles.values()}
     )
     for folder, number in numbers.items():
         terminal.say(f"run {number}: {folder}")
-    for measure, rows in pairs.groupby("measure", sort=False):
+    each = len(pairs) // len(measures)
+    for place, measure in enumerate(measures):
+        rows = pairs.iloc[place * each : (place + 1) * each]
         cells = pd.DataFrame([_tested(row, numbers) for row in rows.to_dict("records")])
         terminal.say("")
-        terminal.table(cells, f"{_words(str(measure))} accuracy", cells.columns)
+        terminal.table(cells, f"{titles[measure]} accuracy", cells.columns)
     for line in LEGEND:
         terminal.say(line)
     suites = comparison.suites(runs)
-    if "worst_case" in measures and len(suites) > 1:
-        terminal.say(f"beware: not all runs faced the same attacks, but {' or '.join(suites)}")
+    if len(measures) > 1 and len(suites) > 1:
+        terminal.say(f"warning: the runs faced different attacks: {' or '.join(suites)}")
 
 
-def _described(run: Run, measures: Sequence[str]) -> dict[str, str]:
-    rows = {measure: run.report.loc[measure] for measure in measures}
-    names = {
-        key: str(rows["clean"][key]) for key in ("dataset", "model", "defense", "noise", "seed")
-    }
-    return (
-        names
-        | {"n": f"{rows['clean']['n']:.0f}"}
-        | {
-            _words(
-                measure
-            ): f"{row['accuracy']:.2%}\n{100 * row['ci_low']:.2f}-{100 * row['ci_high']:.2f}"
-            for measure, row in rows.items()
-        }
-    )
+def _described(run: Run, titles: Mapping[Measure, str]) -> dict[str, str]:
+    clean = run.clean
+    names = {key: str(clean[key]) for key in ("dataset", "model", "defense", "noise", "seed")}
+    accuracies = {title: _accuracy(run.rows[measure]) for measure, title in titles.items()}
+    return names | {"n": f"{clean['n']:.0f}"} | accuracies
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    interval = f"{100 * row['ci_low']:.2f}-{100 * row['ci_high']:.2f}"
+    doubt = f"\naudit: {row['audit']}" if row.get("audit") in ("warn", "fail") else ""
+    return f"{row['accuracy']:.2%}\n{interval}{doubt}"
 
 
 def _tested(row: Mapping[Hashable, Any], numbers: Mapping[str, str]) -> dict[str, str]:
@@ -144,7 +143,3 @@ def _tested(row: Mapping[Hashable, Any], numbers: Mapping[str, str]) -> dict[str
         "Holm": comparison.probability(row["p_holm"]),
         "winner": numbers.get(row["winner"], ""),
     }
-
-
-def _words(measure: str) -> str:
-    return measure.replace("_", " ")

@@ -1,4 +1,4 @@
-"""The command line: configuration in, exit code out."""
+"""The command line of runs and sweeps: compose the configuration, run, exit with a code."""
 
 import copy
 import logging
@@ -44,12 +44,12 @@ from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import job as sweep
 from robusttrain.sweeps import launchers
 
-# What Hydra is told in processes whose run has its directory and its log in the first one.
+# Overrides for all processes but the first, which alone has the run directory and the log.
 WITHOUT_FILES = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 
-LOST = "another process of this run has ended or does not answer"
+LOST = "another process of this run has ended or does not respond"
 
-# Read before `main` sets the variable for its own purpose.
+# Read before `main` sets the variable itself.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 log = logging.getLogger("robusttrain")
@@ -57,20 +57,20 @@ log = logging.getLogger("robusttrain")
 
 @dataclass(frozen=True)
 class Task:
-    """What Hydra calls for a run, or for each job of a sweep.
+    """The function that Hydra calls for a run, or for each job of a sweep.
 
-    Launchers pickle it for jobs in other processes; the command line goes along.
+    Launchers pickle it, with the command line, for jobs in other processes.
 
     Parameters
     ----------
     command
-        The command line, with the name of the program.
+        The command line, starting with the name of the program.
     """
 
     command: tuple[str, ...]
 
     def __call__(self, config: DictConfig) -> float | None:
-        """One run, in the directory that Hydra has made for it."""
+        """Run once, in the directory that Hydra has created."""
         chosen = HydraConfig.get()
         if chosen.mode == RunMode.MULTIRUN:
             return sweep.job(chosen, config, self._run)
@@ -97,7 +97,7 @@ class Task:
             raise
         except EXPECTED_ERRORS as error:
             log.error(explain(error))
-            # Where the directory is gone or closed, that is what the error says.
+            # If the directory is gone or not accessible, the error reports that already.
             with suppress(OSError):
                 if distributed.is_main():
                     _remove_if_untouched(run_dir)
@@ -130,20 +130,25 @@ def _run_in(
 
 
 def main(program: str, given: Sequence[str]) -> None:
-    """Run a command line; exit with 1 and one clear message where the input is at fault.
+    """Run a command line; exit with code 1 and a one-line message on invalid input.
 
     Parameters
     ----------
     program
-        The name that it was called by.
+        The name of the program.
     given
-        What the user typed behind it.
+        The words that the user typed after it.
     """
     schema.register()
     launchers.register()
-    # Hydra would print a shortened traceback of its own and leave; this has it raise instead.
+    # Makes Hydra raise the error, where it would print a shortened traceback and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with distributed.torchrun_group(), _one_voice(), _leaving(), signals.handle_signals():
+    with (
+        distributed.torchrun_group(),
+        _only_first_prints(),
+        _exit_codes(),
+        signals.handle_signals(),
+    ):
         words = distributed.broadcast(lambda: arguments(given))
         if not distributed.is_main():
             words = [*words, *WITHOUT_FILES]
@@ -152,9 +157,9 @@ def main(program: str, given: Sequence[str]) -> None:
 
 
 def _by_hydra(command: tuple[str, ...]) -> None:
-    """Have Hydra run `command`."""
+    """Run `command` through Hydra."""
     decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    # Hydra reads its words there and nowhere else; nobody else does.
+    # Hydra takes its arguments from sys.argv only; no other code reads it.
     before, sys.argv = sys.argv, list(command)
     try:
         decorated(Task(command))()
@@ -163,20 +168,20 @@ def _by_hydra(command: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _leaving() -> Iterator[None]:
-    """Exit as `main` says where something foreseen happens in the block."""
+def _exit_codes() -> Iterator[None]:
+    """Turn expected errors and interrupts in the block into exit codes."""
     try:
         yield
     except EXPECTED_ERRORS as error:
         _leave(error)
     except ValueError as error:
-        # So logging says that it cannot write to its file, the first that a run writes to.
+        # logging raises this if it cannot open its file, the first that a run writes.
         if not isinstance(error.__cause__, OSError):
             raise
         _leave(error.__cause__)
     except Interrupted as interrupted:
         if distributed.is_lost_peer(interrupted):
-            # torchrun ends all processes when one has gone.
+            # torchrun terminates all processes when one has ended.
             _leave(ProcessLostError(LOST))
         sys.exit(128 + interrupted.signum)
     except RuntimeError as error:
@@ -186,25 +191,25 @@ def _leaving() -> Iterator[None]:
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
-    """Let one of several processes speak, and the others only when they fail."""
+def _only_first_prints() -> Iterator[None]:
+    """Silence every process but the first; a failure is still reported by each."""
     if distributed.is_main():
         yield
         return
     warnings.simplefilter("ignore")
-    # Without any handler, Python would print what goes to the log.
+    # Without a handler, Python would print log records to the standard error.
     log.addHandler(logging.NullHandler())
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         yield
 
 
 def rerun(program: str, given: Sequence[str]) -> None:
-    """`robusttrain rerun RUN`: run it again beside it, and say where the results differ.
+    """Run `robusttrain rerun RUN`: repeat the run in `RUN-rerun`, and compare the results.
 
-    Exits with 1 where they do.
+    Exits with code 1 if they differ.
     """
     if os.environ.get("RANK", "0") != "0":
-        # The first process says what to do, and compares.
+        # The first process broadcasts the command, and compares.
         main(program, [])
         return
     try:
@@ -219,7 +224,7 @@ def rerun(program: str, given: Sequence[str]) -> None:
 
 
 def _leave(error: Exception) -> NoReturn:
-    """Exit with the message of a foreseen error, or with its traceback where that is wanted."""
+    """Exit with the message of an expected error, or raise it if HYDRA_FULL_ERROR=1."""
     if WANTS_TRACEBACK:
         raise error
     sys.exit(distributed.exit_message(f"robusttrain: {explain(error)}"))
@@ -228,21 +233,21 @@ def _leave(error: Exception) -> NoReturn:
 def prepared(
     config: DictConfig, names: Mapping[str, str], overrides: Sequence[str]
 ) -> tuple[Config, Origin]:
-    """Everything built, and what a checkpoint has to say of the run.
+    """Build every component, and describe where the configuration comes from.
 
     Parameters
     ----------
     config
-        As Hydra has composed it.
+        The configuration as Hydra composed it.
     names
-        The option of each group.
+        The chosen option of each group.
     overrides
-        What the user gave of the configuration.
+        The overrides that the user gave.
 
     Raises
     ------
     InputError
-        If a value, or what is named as `checkpoint`, cannot be used.
+        If a value is not allowed, or `checkpoint` cannot be used.
     """
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
@@ -250,10 +255,10 @@ def prepared(
         config, others = inherit_config(config, overrides)
         names = {**names, **others}
     config = configs.with_numbers(config)
-    # A model that is a network already is initialised as soon as it is built.
+    # A model that is already an `nn.Module` is initialised when it is built.
     torch.manual_seed(seeding.derived_seed(config.seed, "initialisation"))
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
-    # A run that goes on is the run that it was.
+    # A resumed run has the configuration of the run that was interrupted.
     plain["resume"] = None
     built = configs.build(config)
     check_settings(built)
@@ -261,17 +266,17 @@ def prepared(
 
 
 def _names(choices: dict[str, str], noise: DictConfig) -> dict[str, str]:
-    """The option of each group; a stack of noises goes by those of its mechanisms, in order."""
+    """The option of each group; for a stack of noises, those of its mechanisms, in order."""
     stacked = [f"noise@noise.mechanisms.{name}" for name in noise.get("mechanisms", {})]
     options = [choices[group] for group in stacked if group in choices]
     return {**choices, "noise": "+".join(options)} if options else choices
 
 
 def _remove_if_untouched(run_dir: Path) -> None:
-    """Remove a run directory that holds no result, and the folders that were made for it alone."""
+    """Remove a run directory without results, and parent folders that hold nothing else."""
     here = Path.cwd()
     for folder in (run_dir, *run_dir.parents):
-        made_for_it = here in folder.parents or folder == run_dir != here
-        if not made_for_it or {path.name for path in folder.iterdir()} - PREAMBLE:
+        may_go = here in folder.parents or folder == run_dir != here
+        if not may_go or {path.name for path in folder.iterdir()} - PREAMBLE:
             return
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""From YAML and command line to objects: schemas, fractions, and building with clear refusals."""
+"""Build the objects of a composed configuration; errors name the full key."""
 
 import re
 from typing import Any, cast
@@ -13,7 +13,7 @@ from robusttrain.errors import InputError
 
 
 def with_numbers(config: DictConfig) -> DictConfig:
-    """The configuration with fractions such as eps=8/255 as numbers.
+    """A copy of the configuration in which fractions such as 8/255 are numbers.
 
     Raises
     ------
@@ -30,11 +30,11 @@ def build(config: DictConfig) -> Config:
     Raises
     ------
     InputError
-        If a component refuses a value; the message starts with the full key.
+        If a component rejects a value; the message starts with the full key.
     """
     for group in GROUPS:
         if "_target_" not in config[group]:
-            raise InputError(group, allowed="its YAML lacks a _target_", problem="names no class")
+            raise InputError(group, allowed="its YAML has no _target_", problem="names no class")
     return cast(Config, build_component(config))
 
 
@@ -58,7 +58,7 @@ def _with_numbers(node: Any, where: str) -> Any:
 
 
 def _pixels(key: str, value: Any) -> Any:
-    """A number from a number or a fraction; interpolations, and a step size left out, stay."""
+    """Parse a number or a fraction; keep interpolations and an omitted step size as they are."""
     left_out = value is None and key.endswith("step_size")
     if left_out or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
@@ -73,20 +73,20 @@ def _pixels(key: str, value: Any) -> Any:
 
 
 def _refusal(config: DictConfig, error: InstantiationException) -> InputError:
-    """What a component said, under its full key, from an exception that Hydra wrapped."""
+    """The error of a component, with its full key, from the exception that Hydra wrapped."""
     found = re.search(r"full_key: (\S+)", str(error))
     where = found[1] if found else ""
     cause = error.__cause__
     if isinstance(cause, InputError):
         return _at_its_source(config, where, cause)
-    # Where a class cannot be imported, Hydra says why in the second line.
+    # If a class cannot be imported, the second line of Hydra's message has the reason.
     reason = " ".join(str(cause or error).splitlines()[:2])
     problem = "cannot be built"
     return InputError(where or "config", allowed=reason or type(cause).__name__, problem=problem)
 
 
 def _at_its_source(config: DictConfig, where: str, error: InputError) -> InputError:
-    """A mistake in the node `where`, by the key that the value is from."""
+    """An error in the node `where`, under the key that the rejected value was taken from."""
     node = OmegaConf.select(config, where) if where else config
     if error.key in node and OmegaConf.is_interpolation(node, error.key):
         plain = cast("dict[str, str]", OmegaConf.to_container(node, resolve=False))

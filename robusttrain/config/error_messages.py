@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse over many lines, said in at most two."""
+"""Messages for expected errors, in at most two lines where Hydra and OmegaConf print many."""
 
 import difflib
 import re
@@ -23,7 +23,7 @@ from yaml import YAMLError
 from robusttrain import renames
 from robusttrain.errors import InputError, JobError, NonFiniteLossError, ProcessLostError
 
-# What is no defect of ours: it ends with a message instead of a traceback.
+# Errors that are no defects of the program: they end it with a message instead of a traceback.
 EXPECTED_ERRORS = (
     InputError,
     JobError,
@@ -41,30 +41,30 @@ _IN_FILE = re.compile(r"In '[^']*': ")
 
 
 def explain(error: BaseException) -> str:
-    """The message of a foreseen error: it names the key, its value and what is allowed."""
+    """The message of an expected error: it names the key, its value and what is allowed."""
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException):
         # A file of the configuration is at fault. Hydra does not chain its error to the cause.
         cause = cause or error.__context__
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read as key=value: {_lines(error)[0]}"
+        return f"{error.override} cannot be parsed as key=value: {_lines(error)[0]}"
     if isinstance(error, MissingConfigException):
         return _missing(error)
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is not given: add {error.full_key}=... to the command line"
+        return f"{error.full_key} is missing: add {error.full_key}=... to the command line"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(error, cause)
     if isinstance(cause, OmegaConfBaseException):
         return _wrong_value(error, cause)
     if isinstance(error, OSError) and error.filename:
-        place = "runs go to hydra.run.dir, sweeps to hydra.sweep.dir"
+        place = "runs are written to hydra.run.dir, sweeps to hydra.sweep.dir"
         return f"{error.filename} cannot be used: {error.strerror}\n({place})"
     first, *others = _lines(error)
     return "\n".join([first, " ".join(others)]).strip()
 
 
 def _missing(error: MissingConfigException) -> str:
-    """Where there is no such option; an extra may bring it along."""
+    """The message for an option that does not exist, or that needs an extra."""
     file = str(error.missing_cfg_file)
     group, _, option = file.rpartition("/")
     if not error.options:
@@ -74,7 +74,7 @@ def _missing(error: MissingConfigException) -> str:
 
 
 def _wrong_value(error: BaseException, cause: OmegaConfBaseException) -> str:
-    """Where a value does not have the type that its key asks for."""
+    """The message for a value of the wrong type."""
     override = str(error).partition("Error merging override ")[2]
     line = _lines(error)[0].removesuffix(":")
     place = f"{override} is not allowed" if override else f"{line}: {cause.full_key}"
@@ -82,7 +82,7 @@ def _wrong_value(error: BaseException, cause: OmegaConfBaseException) -> str:
 
 
 def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
-    """Where a key is not in the configuration: which ones are, and which look like it."""
+    """The message for an unknown key: similar keys, and all keys next to it."""
     key = str(cause.full_key)
     override = str(error).partition("config use +")[2]
     parent = cause.parent_node
@@ -93,18 +93,18 @@ def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
     there = ", ".join(_own_keys(parent)) or "none"
     file = _IN_FILE.match(str(error))
     word = override or (f"{file[0]}{key}" if file else key)
-    return f"{word} is not allowed: no such key{hint}\nThe keys of {where}: {there}"
+    return f"{word} is not allowed: no such key{hint}\nKeys of {where}: {there}"
 
 
 def _near(key: str, root: Any) -> list[str]:
-    """Up to three keys whose last part is nearest to that of `key`, the most similar first."""
+    """Up to three keys whose last part resembles that of `key`, the most similar first."""
     known = list(_keys(root, ""))
     word = difflib.get_close_matches(_last(key), {_last(k) for k in known}, 1, 0.7)
     return difflib.get_close_matches(key, [k for k in known if _last(k) in word], cutoff=0)
 
 
 def _keys(node: Any, prefix: str) -> Iterator[str]:
-    """The full keys of a configuration, those of interpolated nodes left out."""
+    """The full keys of a configuration, without those of interpolated nodes."""
     for key in _own_keys(node):
         yield prefix + key
         if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
@@ -126,7 +126,7 @@ def _lines(error: BaseException) -> list[str]:
     return [line for line in lines if line] or [type(error).__name__]
 
 
-# What brings an option of these groups along.
+# The extra that installs each option of these groups.
 EXTRAS = {
     "hydra/launcher": {
         "joblib": "joblib",
@@ -140,9 +140,9 @@ EXTRAS = {
 
 
 def extra(missing: str) -> str | None:
-    """What to install for a file of the configuration, such as `hydra/launcher/ray`, if it helps.
+    """Which extra installs a missing file of the configuration, such as `hydra/launcher/ray`.
 
-    Returns a sentence, or None where no extra has such a file.
+    Returns a sentence, or None if no extra has such a file.
     """
     for group, options in EXTRAS.items():
         for option, name in options.items():

@@ -1,4 +1,4 @@
-"""A run, with every component built."""
+"""The configuration of a run, with every component built."""
 
 import dataclasses
 from enum import StrEnum
@@ -28,35 +28,41 @@ class Stage(StrEnum):
 
 @dataclasses.dataclass
 class Config:
-    """A run, with every component built.
+    """The configuration of a run, with every component built.
 
     Parameters
     ----------
-    norm, eps
-        The threat model that attacks, defenses and evaluation share unless told otherwise; `eps`
-        in pixel units of [0, 1].
+    norm
+        Norm of the threat model. Attacks, defenses and evaluation use it unless they set their own.
+    eps
+        Radius of the threat model, in pixel units of [0, 1]. Attacks, defenses and evaluation use
+        it unless they set their own.
     seed
-        From which every random stream is derived, 0 or more.
+        Seed that every random stream is derived from.
+    epochs
+        Passes over the training split.
+    batch_size
+        Images per step; of each process, if several train together.
     device
-        `auto` (CUDA where there is one), or a device of torch: cpu, cuda, cuda:1, mps.
-    epochs, batch_size
-        Passes over the training split, and images a step of each process.
+        `auto` (CUDA if available), or a device of torch: cpu, cuda, cuda:1, mps.
     stages
-        What to do, of train and evaluate.
+        What the run does. `evaluate` alone needs a `checkpoint`.
     checkpoint
-        A saved model to evaluate, or to train further from; somebody else's state dict, TorchScript
+        A saved run, a checkpoint or a state dict to evaluate or to train further, or a TorchScript
         file or exported program to evaluate.
     resume
-        The directory of a run to go on with, which was stopped or killed, or `auto`: the newest
-        unfinished one of this command. The command line takes the configuration from there.
+        The directory of an interrupted run, which is resumed with its own configuration; or `auto`
+        for the newest unfinished run of the same command.
     deterministic
-        Whether torch uses algorithms only that give the same bits every time.
+        Whether torch uses deterministic algorithms only.
     keep_memory
-        Whether the process keeps freed memory for its next tensors (glibc only; for speed).
-    data_dir, download
-        Where data sets lie, and whether missing ones are downloaded to there.
+        Whether the process keeps freed memory for its next tensors, which is faster (glibc only).
+    data_dir
+        Directory of the data sets.
+    download
+        Whether missing data sets are downloaded to `data_dir`.
     trust
-        Packages of yours whose classes may be built from a checkpoint's configuration.
+        Your own packages whose classes the configuration in a checkpoint may build.
     """
 
     dataset: Dataset
@@ -98,5 +104,5 @@ class Config:
 
     @property
     def threat(self) -> Threat:
-        """The threat model of the run."""
+        """`norm` and `eps` as one value."""
         return Threat(self.norm, self.eps)

@@ -1,4 +1,4 @@
-"""Every component's dataclass as a structured config, found by the method of its group."""
+"""Structured configs for Hydra, made from the dataclass of every component."""
 
 import dataclasses
 import importlib
@@ -16,10 +16,10 @@ from robusttrain.config.run_config import Config
 
 
 class Group(NamedTuple):
-    """A config group: where its components are defined, and the method that makes one of them.
+    """A config group: where its components are defined, and the method that marks a component.
 
-    The place is a package of one file each, or one module. Of settings, which only hold values, all
-    are components.
+    `place` is a module, or a package of which every module is searched. `method` is None for
+    settings, which only hold values: there every dataclass is a component.
     """
 
     place: str
@@ -42,7 +42,7 @@ GROUPS = {
 }
 
 
-# What a defense is combined with, and goes by in a report unless it is `NOTHING`.
+# Groups that extend a defense; a report appends their options to its name, except `NOTHING`.
 COMPANIONS, NOTHING = ("weight_perturbation", "averaging"), "none"
 
 
@@ -51,7 +51,7 @@ PIXEL_KEYS = ("eps", "step_size", "sigma")
 
 
 def register() -> None:
-    """Make the schema of every component known to Hydra, as `schema/<group>/<class>`."""
+    """Register the schema of every component with Hydra, as `schema/<group>/<class>`."""
     store = ConfigStore.instance()
     store.store(group="schema", name="Config", node=schema(Config))
     for group in GROUPS:
@@ -72,9 +72,9 @@ def schema(component: type) -> type:
 
 
 def components(group: str) -> list[type]:
-    """What a YAML of `group` can name: the dataclasses there that have the method of the group.
+    """The dataclasses that an option of `group` can name: those with the method of the group.
 
-    A base that leaves a method to its subclasses is none.
+    Abstract base classes are left out.
     """
     place, method = GROUPS[group]
     return [
@@ -125,5 +125,5 @@ def _path(component: type) -> str:
 PACKAGE = Path(__file__).parents[1]
 
 
-# An installed package carries conf/ inside, a checkout beside it.
+# An installed package contains conf/; in a checkout, conf/ lies next to the package.
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())

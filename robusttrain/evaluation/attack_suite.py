@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from robusttrain.attacks import Attack, threat_of
 from robusttrain.data import Samples, as_input
 from robusttrain.evaluation.session import AttackResult, EvaluationSession, Predictions
 from robusttrain.evaluation.settings import Evaluation
+from robusttrain.evaluation.worst_points import WorstPoints
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, Row
 from robusttrain.runtime.progress import SILENT, Progress
@@ -78,30 +79,40 @@ def attack_all(
         margin=clean.margin,
         seconds=time.perf_counter() - started,
     )
-    worst = _Worst(subject, clean)
+    stated = {name: threat_of(attack) or threat for name, attack in suite.items()}
+    worst = {each: WorstPoints.of(subject, clean) for each in dict.fromkeys(stated.values())}
     for name, attack in suite.items():
         progress.show(name)
-        stated = threat_of(attack) or threat
-        fallen = ledger.worst_case if survivors_only else ledger.misclassified
+        own = stated[name]
+        fallen = ledger.worst_case(own) if survivors_only else ledger.misclassified
         progress.advance(int(fallen.sum()))
         started = time.perf_counter()
-        crafted = subject.attack(attack, np.flatnonzero(~fallen), name, advance=progress.advance)
+        rows, advance = np.flatnonzero(~fallen), progress.advance
+        crafted = subject.attack(attack, rows, name, threat=own, advance=advance)
         seen = subject.predict(crafted.x_adv)
         seconds = time.perf_counter() - started
-        ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, stated, seconds)
-        worst.offer(crafted.x_adv, seen)
-    ledger.adversarial = worst.x_adv.cpu().numpy()
+        ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, own, seconds)
+        for each, points in worst.items():
+            if each.covers(own):
+                points.offer(crafted.x_adv, seen)
+    ledger.adversarial = {each: points.x_adv.cpu().numpy() for each, points in worst.items()}
     return ledger
 
 
-def rounded(subject: EvaluationSession, ledger: Ledger, threat: Threat) -> list[Row]:
-    """The row `uint8`: accuracy on the attacked images when they are rounded to bytes."""
-    if ledger.adversarial is None:
-        return []
-    images = torch.from_numpy(ledger.adversarial).to(subject.x)
-    seen = subject.predict((images * 255).round() / 255)
+def rounded(subject: EvaluationSession, ledger: Ledger) -> list[Row]:
+    """The rows `uint8`: accuracy on the attacked images when they are rounded to bytes."""
+    return [
+        _rounded(subject, ledger, threat, images)
+        for threat, images in (ledger.adversarial or {}).items()
+    ]
+
+
+def _rounded(
+    subject: EvaluationSession, ledger: Ledger, threat: Threat, images: NDArray[np.floating]
+) -> Row:
+    seen = subject.predict((torch.from_numpy(images).to(subject.x) * 255).round() / 255)
     broken = np.not_equal(seen.prediction, ledger.label)
-    return [Row.counted("uint8", threat.at(ledger.largest_eps), np.asarray(broken))]
+    return Row.counted("uint8", threat, np.asarray(broken))
 
 
 def _outcome(
@@ -122,21 +133,5 @@ def _outcome(
         forward_passes=crafted.forward_passes,
         backward_passes=crafted.backward_passes,
         non_finite=crafted.non_finite,
+        invalid=crafted.invalid,
     )
-
-
-class _Worst:
-    """For each image the first point that broke it, or else the one of smallest margin."""
-
-    def __init__(self, subject: EvaluationSession, clean: Predictions) -> None:
-        self.x_adv, self.margin = subject.x.clone(), clean.margin.copy()
-        self.label = subject.y.cpu().numpy()
-        self.broken = np.not_equal(clean.prediction, self.label)
-
-    def offer(self, x_adv: Tensor, seen: Predictions) -> None:
-        """Take up the points of one more attack."""
-        broken = np.not_equal(seen.prediction, self.label)
-        worse = ~self.broken & (broken | (seen.margin < self.margin))
-        self.x_adv[worse] = x_adv[worse]
-        self.margin[worse] = seen.margin[worse]
-        self.broken |= broken

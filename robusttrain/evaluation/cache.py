@@ -1,4 +1,4 @@
-"""What an evaluation under way has finished, kept so that a killed one can go on."""
+"""The finished pieces of an evaluation, kept so that a killed one can be resumed."""
 
 import hashlib
 import shutil
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from robusttrain.checkpoints import tensor_files
 from robusttrain.report.files import whole
+
+# Rises when pieces change: those of another version are made again.
+FORMAT = 2
 
 
 class Cache(Protocol):
@@ -81,7 +84,7 @@ class FolderCache:
 
 def description(model: nn.Module, x: Tensor, y: Tensor, settings: object) -> str:
     """Names a piece of work: the same for the same weights, images, labels and settings only."""
-    digest = hashlib.sha256(repr(settings).encode())
+    digest = hashlib.sha256(repr((FORMAT, settings)).encode())
     for tensor in (*model.state_dict().values(), x, y):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -222,7 +222,8 @@ def _broken(
         steps=settings.attack_steps,
         objective=AttackObjective.margin,
     )
-    x_adv = part.attack(attack, np.arange(len(part.y)), f"inside certificates {number}").x_adv
+    rows, name = np.arange(len(part.y)), f"inside certificates {number}"
+    x_adv = part.attack(attack, rows, name, threat=threat).x_adv
     draws = max(part.votes, settings.n0, VOTES)
     vote = MajorityVote(part.model, draws, settings.alpha)
     with torch.no_grad(), part.drawing(f"vote inside certificates {number}"):

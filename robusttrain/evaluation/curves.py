@@ -1,16 +1,22 @@
 """Accuracy over the radius, the steps and, for a random model, the draws of an attack."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from robusttrain.attacks import Attack, ProbeAttack
-from robusttrain.evaluation.session import EvaluationSession
-from robusttrain.report.ledger import Point, Row
+from robusttrain.attacks import Attack, ProbeAttack, threat_of
+from robusttrain.evaluation.session import VOTES, AttackResult, EvaluationSession, Predictions
+from robusttrain.evaluation.worst_points import WorstPoints
+from robusttrain.report.ledger import PROBE, Ledger, Outcome, Point, Row
 from robusttrain.runtime.progress import Advance
+from robusttrain.threat import Threat
+from robusttrain.threat.balls import ball
 
 EPS_MULTIPLES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 STEPS = (1, 2, 5, 10, 20, 40, 80)
@@ -29,25 +35,115 @@ class Probe:
         The attack at the radius and with the steps of the evaluation.
     rows
         Where its images stand among the evaluated ones; all of them, in order, where not given.
+    searches
+        What all searches have found that look no further than `attack`.
     """
 
     subject: EvaluationSession
     attack: ProbeAttack
     rows: NDArray[np.int64] | EllipsisType = ...
+    searches: "Searches" = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "searches", Searches(self.subject))
 
     def broken(
-        self, attack: Attack, name: str, *, eot: int | None = None, draw: str = "votes"
+        self, attack: Attack, name: str, *, eot: int | None = None, draw: str = VOTES
     ) -> NDArray[np.bool_]:
         """Whether each image is misclassified, by itself or under `attack`."""
+        started = time.perf_counter()
         clean = self.wrong(draw=draw)
-        rows = np.flatnonzero(~clean)
-        x_adv = self.subject.attack(attack, rows, f"audit {name}", eot=eot).x_adv
-        return clean | self.wrong(x_adv, draw)
+        rows, named, threat = np.flatnonzero(~clean), f"audit {name}", self.attack.threat
+        found = self.subject.attack(attack, rows, named, threat=threat, eot=eot)
+        self.searches.invalid += found.invalid
+        seen = self.subject.predict(found.x_adv, draw=draw)
+        own = threat_of(attack)
+        if draw == VOTES and own is not None and threat.covers(own):
+            self.searches.add(found, seen, time.perf_counter() - started)
+        return clean | np.not_equal(seen.prediction, self.searches.points.label)
 
-    def wrong(self, x: Tensor | None = None, draw: str = "votes") -> NDArray[np.bool_]:
-        """Whether each of the images, or of `x` in their place, is misclassified."""
-        seen = self.subject.predict(self.subject.x if x is None else x, draw=draw)
-        return np.asarray(np.not_equal(seen.prediction, self.subject.y.cpu().numpy()))
+    def wrong(self, *, draw: str = VOTES) -> NDArray[np.bool_]:
+        """Whether each of the images is misclassified by itself."""
+        seen = self.searches.clean(draw)
+        return np.asarray(np.not_equal(seen.prediction, self.searches.points.label))
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Which images are misclassified, by themselves or after one of the searches."""
+        return self.searches.points.broken
+
+
+class Searches:
+    """What searches on the same images have found together, and what they cost.
+
+    Parameters
+    ----------
+    subject
+        The model and the images.
+
+    Attributes
+    ----------
+    invalid
+        How many images were returned, by these searches and others, that are no points of their
+        threat model.
+    """
+
+    def __init__(self, subject: EvaluationSession) -> None:
+        self._subject = subject
+        self._clean: dict[str, Predictions] = {}
+        self._cost = AttackResult(subject.x, 0, 0, 0, 0)
+        self._seconds = 0.0
+        self.invalid = 0
+
+    @cached_property
+    def points(self) -> WorstPoints:
+        """The worst point of each image."""
+        return WorstPoints.of(self._subject, self.clean(VOTES))
+
+    def clean(self, draw: str) -> Predictions:
+        """What the model says of the images, with the noise of `draw`."""
+        if draw not in self._clean:
+            self._clean[draw] = self._subject.predict(self._subject.x, draw=draw)
+        return self._clean[draw]
+
+    def enter(self, ledger: Ledger, threat: Threat, rows: NDArray[np.int64]) -> None:
+        """Let what was found within `threat` count; the images stand at `rows` of the ledger."""
+        for each, images in (ledger.adversarial or {}).items():
+            if each.covers(threat):
+                new = self.points.broken & ~ledger.worst_case(each)[rows]
+                images[rows[new]] = self.points.x_adv[torch.from_numpy(new)].cpu().numpy()
+        ledger.outcomes[PROBE] = self._outcome(threat, rows, len(ledger.index))
+
+    def add(self, found: AttackResult, seen: Predictions, seconds: float) -> None:
+        """Take the points of one more search, where the model says what was `seen`."""
+        self.points.offer(found.x_adv, seen)
+        counts = (a + b for a, b in zip(self._cost[1:], found[1:], strict=True))
+        self._cost = AttackResult(found.x_adv, *counts)
+        self._seconds += seconds
+
+    def _outcome(self, threat: Threat, rows: NDArray[np.int64], count: int) -> Outcome:
+        points, subject = self.points, self._subject
+        size = ball(threat).norm(points.x_adv - subject.x).cpu().numpy()
+        wrong = np.not_equal(self.clean(VOTES).prediction, points.label)
+
+        def among_all(values: NDArray[Any]) -> NDArray[Any]:
+            scattered = np.zeros(count, values.dtype)
+            scattered[rows] = values
+            return scattered
+
+        return Outcome(
+            threat=threat,
+            broken=among_all(points.broken),
+            margin=among_all(points.margin),
+            size=among_all(size),
+            seconds=self._seconds,
+            attacked=among_all(~wrong),
+            sampled=among_all(np.ones_like(wrong)),
+            forward_passes=self._cost.forward_passes,
+            backward_passes=self._cost.backward_passes,
+            non_finite=self._cost.non_finite,
+            invalid=self._cost.invalid,
+        )
 
 
 def over_eps(probe: Probe, advance: Advance) -> list[Point]:

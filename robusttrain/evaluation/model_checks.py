@@ -1,7 +1,7 @@
-"""What can be wrong with a model or its images before anybody attacks: looked at, and said.
+"""Checks of a model and its images before any attack.
 
-Each check only looks: mode, noise streams and torch's global random stream on the CPU stay as they
-were. Images are floats (N, C, H, W) in [0, 1], labels are integers (N,).
+A check leaves mode, noise streams and torch's global random stream on the CPU as they were.
+Images are floats (N, C, H, W) in [0, 1], labels are integers (N,).
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from robusttrain import seeding
 from robusttrain.attacks.model_view import frozen, predictions
 from robusttrain.data import Samples, Split, Streamed, as_input
 from robusttrain.errors import InputError
+from robusttrain.evaluation.randomness import apart, repeated
 from robusttrain.models.modes import modes_restored
 from robusttrain.models.normalize import Normalize
 from robusttrain.noise.control import drawing_from
@@ -32,7 +33,7 @@ EVALUATED = 16
 # Images in a pass; and how many of them are looked at without the others too.
 BATCH, ALONE = 32, 8
 
-# Differences of outputs up to this share of the largest one may be rounding, on any device.
+# What batches of other sizes, or a sum to 1, may differ by through rounding, on any device.
 ROUNDING = 1e-2
 
 # Odds of a gain in accuracy by luck below which another normalisation is clearly better.
@@ -56,7 +57,7 @@ class Finding:
     name
         The check.
     figure
-        What it measured; each check says what that is.
+        What it measured, as the check defines it.
     message
         What to tell the user, in one line; empty where all is well.
     """
@@ -144,27 +145,26 @@ def train_mode(model: nn.Module, x: Tensor) -> Finding:
     """Whether layers behave as in training although the model is in eval mode.
 
     The figure is the largest difference between two outputs for the same image, as a share of the
-    largest output: between two passes, where it shows dropout, and between a small batch and a
-    larger one, where it shows BatchNorm with the statistics of the batch. Noise of a `NoiseLayer`
-    is drawn the same for both, and where it takes part in predictions batches are not compared.
+    spread of the outputs, and 0 where that may be rounding (`apart`): between passes, where it
+    shows dropout, and between a small batch and a larger one, where it shows BatchNorm with the
+    statistics of the batch. Noise of a `NoiseLayer` is drawn the same for both, and where it takes
+    part in predictions batches are not compared.
     """
     x = x[:BATCH]
     with _looking(model):
-        among, again = (_outputs(model, x) for _ in range(2))
+        among, by_chance = repeated(model, x)
         alone = among[:ALONE] if predicts_randomly(model) else _outputs(model, x[:ALONE])
-    scale = among.abs().max()
-    by_chance = float((again - among).abs().max() / scale)
-    by_company = float((alone - among[:ALONE]).abs().max() / scale)
-    if by_chance > ROUNDING:
+    by_company = apart(model, among[:ALONE], alone, ROUNDING)
+    if by_chance:
         message = (
-            f"two passes over the same images differ by {by_chance:.0%} of the largest output, "
-            "although no noise= takes part: dropout is active, as in train mode, or the model "
-            "draws random numbers of its own; export the model in eval mode"
+            f"two passes over the same images differ by {by_chance:.1%} of the spread of the "
+            "outputs, although no noise= takes part: dropout is active, as in train mode, or the "
+            "model draws random numbers of its own; export the model in eval mode"
         )
-    elif by_company > ROUNDING:
+    elif by_company:
         message = (
-            f"outputs for an image change with the other images of its batch, by {by_company:.0%} "
-            "of the largest output: BatchNorm uses the statistics of the batch, as in train mode; "
+            f"outputs for an image change with the other images of its batch, by {by_company:.1%} "
+            "of their spread: BatchNorm uses the statistics of the batch, as in train mode; "
             "export the model in eval mode"
         )
     else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.data import Samples
 from robusttrain.evaluation.attack_suite import attack_all, open_session, rounded
-from robusttrain.evaluation.audit import PIECES, PIECES_OF_NOISE, audit
+from robusttrain.evaluation.audit import audit, pieces_of
 from robusttrain.evaluation.cache import FolderCache, description
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
 from robusttrain.evaluation.curves import Probe
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
 
 class EvaluationCache(NamedTuple):
-    """Where an evaluation keeps its finished pieces, so that a killed one goes on from them.
+    """Where an evaluation keeps its finished pieces, so that a killed one can be resumed.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def run_evaluation(
 ) -> FinishedEvaluation:
     """Attack `model` on the chosen images, certify them if asked, and audit the figures.
 
-    A killed evaluation goes on from its finished pieces when it is started again on the same
+    A killed evaluation is resumed from its finished pieces when it is started again on the same
     images, weights, plan and origin. Several processes divide attacks and certificates by images.
     """
     settings, threat, seed = plan
@@ -91,6 +91,10 @@ def run_evaluation(
         work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
         subject.saved = pieces = FolderCache(workplace.folder, work)
         suite = settings.suite(subject.num_classes, subject.random)
+        ranges.require(
+            bool(suite) or not settings.attacks, "evaluation.attacks", list(settings.attacks),
+            "one attack or more that does not walk along the boundary of a model that draws noise",
+        )  # fmt: skip
         ledger = _attacked(subject, index, suite, plan, terminal)
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:
@@ -101,7 +105,7 @@ def run_evaluation(
             closer = closer.joined(verified(ledger.proven, ledger, threat))
         if certificates:
             closer = closer.joined(certificates.audit)
-        kept = rounded(subject, ledger, threat) if settings.save_adversarial else []
+        kept = rounded(subject, ledger) if settings.save_adversarial else []
     found = EvaluationResult(ledger, closer, certificates, [*closer.controls, *kept])
     return FinishedEvaluation(found, pieces)
 
@@ -121,7 +125,8 @@ def _attacked(
     mine, part = index[distributed.share(len(index))], subject
     if len(mine) < len(index):
         rows = torch.arange(len(index))[distributed.share(len(index))]
-        part = replace(subject.take(rows), seed=distributed.own_seed(subject.seed))
+        part = subject.take(rows)
+        part.seed = distributed.own_seed(subject.seed)
     ledger = None
     with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
         if len(mine):
@@ -155,5 +160,7 @@ def _audited(
         return NO_AUDIT
     rows = settings.probed(len(ledger.index))
     probe = Probe(subject.take(rows), settings.probe, rows.numpy())
-    with terminal.progress("audit", PIECES + PIECES_OF_NOISE * subject.random) as bar:
-        return audit(probe, suite, ledger, bar.advance)
+    with terminal.progress("audit", pieces_of(subject)) as bar:
+        found = audit(probe, suite, ledger, bar.advance)
+    probe.searches.enter(ledger, probe.attack.threat, rows.numpy())
+    return found

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from robusttrain import ranges, seeding
 from robusttrain.attacks import Attack, ProbeAttack, fitted, threat_of, traits_of
+from robusttrain.report.ledger import PROBE, UNION, WORST_CASE
 
 # Row names that attacks may not use.
 RESERVED = (
-    "clean", "worst_case", "uint8", "control", "noise_off", "noise_off_attacked",
+    "clean", WORST_CASE, UNION, PROBE, "uint8", "control", "noise_off", "noise_off_attacked",
     "noise_fixed", "in_certificate", "verified",
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robusttrain.attacks.model_view import predictions
+from robusttrain.evaluation.randomness import repeated
 from robusttrain.noise.layer import Vote, noise_layers, predicts_randomly
 
 
@@ -54,8 +55,8 @@ class MajorityVote(nn.Module):
         chosen = torch.stack([predictions(drawn) for drawn in logits])
         # Class -1 marks non-finite logits; drop its votes.
         votes = nn.functional.one_hot(chosen + 1, logits[0].shape[1] + 1).sum(0)[:, 1:]
-        nobodys = votes.sum(1, keepdim=True) == 0
-        shares = (votes / self.draws).masked_fill(nobodys, torch.nan)
+        without = votes.sum(1, keepdim=True) == 0
+        shares = (votes / self.draws).masked_fill(without, torch.nan)
         if self.alpha is None:
             return shares
         first, second = votes.topk(2, dim=1).values.unbind(1)
@@ -87,11 +88,12 @@ def _level(model: nn.Module) -> float | None:
 
 @torch.no_grad()
 def classes_and_randomness(model: nn.Module, x: Tensor) -> tuple[int, bool]:
-    """How many logits `model` returns, and whether they hang on noise.
+    """How many logits `model` returns, and whether they depend on noise.
 
-    They do where a noise layer declares it, or where two passes over the images `x` differ.
+    They do where a noise layer declares it, or where passes over the images `x`, or over perturbed
+    ones, differ by more than rounding (`repeated`).
     """
-    first, second = model(x), model(x)
-    # The tolerance is for devices that add in another order every time.
-    differ = not torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
-    return first.shape[1], predicts_randomly(model) or differ
+    if predicts_randomly(model):
+        return model(x[:1]).shape[1], True
+    outputs, difference = repeated(model, x)
+    return outputs.shape[1], difference > 0

@@ -19,7 +19,9 @@ from typing import Any, Protocol
 
 from robusttrain.errors import InputError
 
-MEASURED = ("eps", "n", "accuracy", "ci_low", "ci_high", "forward", "backward", "seconds")
+MEASURED = (
+    "eps", "n", "accuracy", "ci_low", "ci_high", "forward", "backward", "seconds", "invalid",
+)  # fmt: skip
 
 Figures = Mapping[str, float]
 
@@ -65,10 +67,15 @@ def epoch_figures(row: Mapping[str, Any]) -> Figures:
 def report_figures(rows: Iterable[Mapping[str, Any]]) -> Figures:
     """The figures of the rows of `report.csv`, by their names."""
     figures: dict[str, float] = {}
+    rows = list(rows)
+    attacks = [row["attack"] for row in rows]
     for row in rows:
+        # Several worst cases are told apart by their threat models.
+        alone = attacks.count(row["attack"]) == 1
+        words = row["attack"] if alone else f"{row['attack']} {row['norm']} {row['eps']:g}"
         # The names of adapted attacks have spaces and =, which MLflow refuses.
-        attack = re.sub(r"[^\w.-]", "_", row["attack"])
-        figures |= {f"report/{attack}/{key}": row[key] for key in MEASURED}
+        name = re.sub(r"[^\w.-]", "_", words)
+        figures |= {f"report/{name}/{key}": row[key] for key in MEASURED}
     return _without_missing(figures)
 
 

@@ -4,9 +4,11 @@ import torch
 
 from robusttrain import seeding
 from robusttrain.data import Info
+from robusttrain.errors import InputError
 from robusttrain.models import Architecture, build_model, dry_run
 from robusttrain.noise import Noise
-from robusttrain.noise.control import drawing_from
+from robusttrain.noise.control import unreached
+from robusttrain.noise.layer import noise_layers
 
 
 def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> torch.nn.Module:
@@ -15,13 +17,31 @@ def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> 
     Raises
     ------
     InputError
-        If the architecture cannot take such images, or has no layer for the noise.
+        If the architecture cannot take such images, or has no place for the noise, or predicts
+        without all the places where the noise is.
     """
     # Initialisation is the only consumer of torch's global stream.
     torch.manual_seed(seeding.derived_seed(seed, "initialisation"))
     model = build_model(architecture, info.num_classes, info.image_shape)
     noise.install(model, seeding.derived_seed(seed, "noise"))
     # Noise with a parameter per activation takes its shape from the first forward pass.
-    with drawing_from(model, seed):
-        dry_run(model, info.image_shape)
+    places = places_without_noise(model, info.image_shape)
+    if places and len(places) == len(noise_layers(model)):
+        problem = f"does not act in {listed(places)}, which the model predicts without"
+        raise InputError("noise", allowed="choose another place or mechanism", problem=problem)
     return model
+
+
+def places_without_noise(model: torch.nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """Paths of the layers and tensors of `model` that have noise and no part in its predictions.
+
+    torch's attention, for example, computes with the weights of its output layer without calling
+    it, so that noise on the activations there never acts.
+    """
+    return unreached(model, lambda: dry_run(model, image_shape))
+
+
+def listed(places: list[str]) -> str:
+    """The first of the paths, and how many more there are."""
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return ", ".join(places[:3]) + more

@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from robusttrain import ranges
-from robusttrain.noise.layer import NoiseLayer, Progress, Switches, standard_normal, untraced
-from robusttrain.noise.placement import layers_for
+from robusttrain.noise.layer import Progress, Switches
+from robusttrain.noise.weights import Weight, WeightNoise, put_on_weights, weights_for
 from robusttrain.seeding import derived_seed
 
 
@@ -20,7 +18,11 @@ class Bayes(Switches):
 
     Training adds kl KL(N(mu, sigma^2) || N(0, prior^2)) / images to the loss, the evidence lower
     bound for kl = 1 (Blundell et al. 2015); with `defense=madry` it is Adv-BNN (Liu et al. 2019).
-    All images of a pass share the draw. Biases stay as they are.
+    All images of a pass share the draw.
+
+    Weights are the parameters of two or more axes, those of attention included, and mu is what
+    weight norm or spectral norm make of them where a layer has these. Biases and the scales of
+    normalisation stay as they are.
 
     Parameters
     ----------
@@ -42,31 +44,33 @@ class Bayes(Switches):
         ranges.at_least(0, kl=self.kl)
 
     def install(self, model: nn.Module, seed: int) -> None:
-        """Make the weights of `model` random."""
-        for number, layer in enumerate(layers_for("bayes", model)):
-            noise = _Posterior(self, layer, derived_seed(seed, f"bayes {number}"))
-            parametrize.register_parametrization(layer, "weight", noise.train(layer.training))
+        """Make the weights of `model` random.
+
+        Raises
+        ------
+        InputError
+            If the model has no weights, or some that noise cannot reach.
+        """
+        layers = [
+            _Posterior(self, weight, derived_seed(seed, f"bayes {number}"))
+            for number, weight in enumerate(weights_for("bayes", model))
+        ]
+        put_on_weights(model, layers)
 
 
-class _Posterior(NoiseLayer):
-    def __init__(self, settings: Bayes, layer: nn.Module, seed: int) -> None:
-        super().__init__(settings, seed)
+class _Posterior(WeightNoise):
+    def __init__(self, settings: Bayes, target: Weight, seed: int) -> None:
+        super().__init__(settings, target, seed)
         self.settings = settings
-        weight = cast(Tensor, layer.weight)
-        self.log_sigma = nn.Parameter(torch.full_like(weight, math.log(settings.initial)))
-        # In a list, so that it is no part of what is a part of it.
-        self._layer = [layer]
+        mean = target.clean().detach()
+        self.log_sigma = nn.Parameter(torch.full_like(mean, math.log(settings.initial)))
 
-    @untraced
-    def forward(self, weight: Tensor) -> Tensor:
-        if not self.active:
-            return weight
-        return weight + self.log_sigma.exp() * self.drawn(weight, standard_normal, shared=True)
+    def perturb(self, x: Tensor) -> Tensor:
+        return x + self.log_sigma.exp() * self.standard_normal(x)
 
     def penalty(self, progress: Progress) -> Tensor:
         """KL(N(mu, sigma^2) || N(0, p^2)) = log(p / sigma) + (sigma^2 + mu^2) / (2 p^2) - 1/2."""
-        mean = self._layer[0].get_parameter("parametrizations.weight.original")
-        variance = (2 * self.log_sigma).exp() + mean.square()
+        variance = (2 * self.log_sigma).exp() + self.target.clean().square()
         prior = self.settings.prior
         divergence = math.log(prior) - self.log_sigma + variance / (2 * prior**2) - 0.5
         return self.settings.kl * divergence.sum() / progress.images

@@ -48,6 +48,19 @@ def noise_held(model: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
+def unreached(model: nn.Module, look: Callable[[], object]) -> list[str]:
+    """Where the noise layers of `model` are that `look`, a pass in eval mode, gets no draw from.
+
+    Their places are paths of layers and tensors; an empty one is that of the images.
+    """
+    layers = noise_layers(model)
+    if not layers:
+        return []
+    with drawing_from(model, 0), _each_layer(model, "on_predict", lambda number: True):
+        look()
+        return [layer.place for layer in layers if not layer._generators]
+
+
 @contextmanager
 def _each_layer(model: nn.Module, attribute: str, value: Callable[[int], object]) -> Iterator[None]:
     layers = noise_layers(model)

@@ -39,7 +39,7 @@ class Dropout(Switches):
             )
         for number, place in enumerate(places):
             layer = _Mask(self, derived_seed(seed, f"dropout {number}"))
-            attach(model, layer)
+            attach(model, layer, place)
             place.register_forward_pre_hook(layer.before)
 
 

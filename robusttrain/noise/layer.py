@@ -76,6 +76,9 @@ class NoiseLayer(nn.Module):
     # Where a vote that could be luck with this probability is no prediction; None where all count.
     alpha: float | None = None
 
+    # The path of the layer or the tensor where it acts; empty for the images themselves.
+    place = ""
+
     # How many draws of it a step of training averages over, the same for attack and descent.
     draws: int | None = None
 
@@ -152,9 +155,13 @@ class NoiseLayer(nn.Module):
             self.generator(torch.device(device)).set_state(state)
 
 
-def attach(model: nn.Module, layer: NoiseLayer) -> None:
-    """Make `layer` a part of `model`, so that it moves, is saved and changes mode with it."""
+def attach(model: nn.Module, layer: NoiseLayer, place: nn.Module | None = None) -> None:
+    """Make `layer` a part of `model`, so that it moves, is saved and changes mode with it.
+
+    `place` is the layer of the model whose activations it will act on, if that is not the model.
+    """
     layer.train(model.training)
+    layer.place = next((path for path, module in model.named_modules() if module is place), "")
     names = (f"noise_{number}" for number in count())
     model.add_module(next(name for name in names if not hasattr(model, name)), layer)
 

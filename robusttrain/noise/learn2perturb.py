@@ -53,7 +53,7 @@ class Learn2Perturb(Switches):
         """
         for number, place in enumerate(layers_for("learn2perturb", model, nn.Conv2d)):
             layer = _Perturbation(self, derived_seed(seed, f"learn2perturb {number}"))
-            attach(model, layer)
+            attach(model, layer, place)
             place.register_forward_hook(layer.after)
 
 

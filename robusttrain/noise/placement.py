@@ -41,7 +41,7 @@ def put(layer: NoiseLayer, model: nn.Module, at: str) -> None:
     """
     # Found before anything is added, so that a refusal leaves the model as it was.
     place = model if at == INPUT else _layer(model, at)
-    attach(model, layer)
+    attach(model, layer, place)
     if at == INPUT:
         place.register_forward_pre_hook(layer.before)
     else:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from robusttrain import ranges
-from robusttrain.noise.layer import NoiseLayer, Switches, attach, standard_normal, untraced
+from robusttrain.noise.layer import NoiseLayer, Switches, attach, standard_normal
 from robusttrain.noise.placement import layers_for
+from robusttrain.noise.weights import Weight, WeightNoise, put_on_weights, weights_for
 from robusttrain.seeding import derived_seed
 
 
@@ -23,12 +23,16 @@ class _Scaled(Switches):
 
 @dataclass
 class PNIWeights(_Scaled):
-    """w + scale n for every convolution and linear layer, n ~ N(0, std(w)^2), a draw each pass.
+    """w + scale n for every tensor of weights, n ~ N(0, std(w)^2), a draw each pass.
 
-    PNI-W of He, Rakin and Fan 2019. `scale` is one learnable number a layer,
+    PNI-W of He, Rakin and Fan 2019. `scale` is one learnable number a tensor,
     without weight decay; n is constant in the gradient. All images of a pass share the draw. The
     paper trains with `defense=alpha_mix attack=pgd`. What it gains is seen by attacks that do not
     average over draws: compare the rows `noise_off`, `noise_fixed` and those of the draws.
+
+    Weights are the parameters of two or more axes, those of attention included, behind weight norm
+    or spectral norm where a layer has them. Biases and the scales of normalisation stay as they
+    are. A tensor whose entries are all equal has no deviation, and no noise.
 
     Parameters
     ----------
@@ -37,10 +41,18 @@ class PNIWeights(_Scaled):
     """
 
     def install(self, model: nn.Module, seed: int) -> None:
-        """Add the noise to the weights of `model`."""
-        for number, layer in enumerate(layers_for("pni_w", model)):
-            noise = _WeightNoise(self, derived_seed(seed, f"pni_w {number}"))
-            parametrize.register_parametrization(layer, "weight", noise.train(layer.training))
+        """Add the noise to the weights of `model`.
+
+        Raises
+        ------
+        InputError
+            If the model has no weights, or some that noise cannot reach.
+        """
+        layers = [
+            _WeightNoise(self, weight, derived_seed(seed, f"pni_w {number}"))
+            for number, weight in enumerate(weights_for("pni_w", model))
+        ]
+        put_on_weights(model, layers)
 
 
 @dataclass
@@ -60,26 +72,36 @@ class PNIActivations(_Scaled):
         """Add the noise to the activations of `model`."""
         for number, place in enumerate(layers_for("pni_a", model)):
             noise = _ActivationNoise(self, derived_seed(seed, f"pni_a {number}"))
-            attach(model, noise)
+            attach(model, noise, place)
             place.register_forward_pre_hook(noise.before)
 
 
-class _ScaledNoise(NoiseLayer):
+class _WeightNoise(WeightNoise):
+    def __init__(self, noise: _Scaled, target: Weight, seed: int) -> None:
+        super().__init__(noise, target, seed)
+        self.scale = _scale(noise)
+
+    def perturb(self, x: Tensor) -> Tensor:
+        deviation = x.detach().std(correction=_correction(x.numel()))
+        return x + self.scale * deviation * self.standard_normal(x)
+
+
+class _ActivationNoise(NoiseLayer):
     def __init__(self, noise: _Scaled, seed: int) -> None:
         super().__init__(noise, seed)
-        self.scale = nn.Parameter(torch.tensor(float(noise.initial)))
+        self.scale = _scale(noise)
 
-
-class _WeightNoise(_ScaledNoise):
-    @untraced
-    def forward(self, weight: Tensor) -> Tensor:
-        if not self.active:
-            return weight
-        noise = self.drawn(weight, standard_normal, shared=True)
-        return weight + self.scale * weight.detach().std() * noise
-
-
-class _ActivationNoise(_ScaledNoise):
     def perturb(self, x: Tensor) -> Tensor:
-        spread = x.detach().flatten(1).std(1).view(-1, *[1] * (x.dim() - 1))
-        return x + self.scale * spread * self.drawn(x, standard_normal)
+        rows = x.detach().flatten(1)
+        deviations = rows.std(1, correction=_correction(rows.shape[1]))
+        scales = self.scale * deviations.view(-1, *[1] * (x.dim() - 1))
+        return x + scales * self.drawn(x, standard_normal)
+
+
+def _scale(noise: _Scaled) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(float(noise.initial)))
+
+
+def _correction(count: int) -> int:
+    """Bessel's, with which one number would have no deviation at all; without it, that is 0."""
+    return min(1, count - 1)

@@ -43,5 +43,5 @@ class RSE(Switches):
         for number, convolution in enumerate(layers_for("rse", model, nn.Conv2d)):
             noise = Gaussian(self.inner if number else self.initial)
             layer = AdditiveLayer(noise, self, derived_seed(seed, f"rse {number}"))
-            attach(model, layer)
+            attach(model, layer, convolution)
             convolution.register_forward_pre_hook(layer.before)

@@ -7,23 +7,37 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from robusttrain.errors import InputError
-from robusttrain.report.ledger import CONFIDENCE
+from robusttrain.report.ledger import CONFIDENCE, UNION, WORST_CASE
 from robusttrain.run_directory import REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
 
-MEASURES = ("clean", "worst_case")
+CLEAN = "clean"
 SIGNIFICANT = 0.05
 
 TEXT = ("dataset", "model", "defense", "noise", "seed", "attack", "norm")
 FIGURES = ("eps", "n", "accuracy", "ci_low", "ci_high")
 WHOLE = ("index", "label", "clean_prediction")
 BROKEN = "_broken"
+# What reports of earlier versions do not have.
+NEW = ("audit",)
+
+
+class Measure(NamedTuple):
+    """What is compared: a row of `report.csv`, by its key."""
+
+    attack: str
+    threat: Threat | None = None
+
+    def __str__(self) -> str:
+        """As tables name it: `clean`, `worst case (linf, eps 0.03)`."""
+        words = self.attack.replace("_", " ")
+        return words if self.threat is None else f"{words} ({self.threat})"
 
 
 @dataclass(frozen=True)
@@ -34,25 +48,41 @@ class Run:
     ----------
     folder
         Its directory, as it was given.
-    report
-        The rows `clean` and `worst_case` of its `report.csv`, indexed by these words.
+    rows
+        The rows of its `report.csv` that are compared: clean first, then a worst case for each
+        threat model, then the union of several.
     attacks
         The attacks of its evaluation.
-    samples
-        `label`, and for each measure whether the model is right; indexed by position in the test
-        set.
+    label, right
+        The class of each test image, and for each measure whether the model is right; indexed by
+        position in the test set.
     """
 
     folder: Path
-    report: pd.DataFrame
+    rows: dict[Measure, Mapping[str, Any]]
     attacks: tuple[str, ...]
-    samples: pd.DataFrame
+    label: pd.Series
+    right: Mapping[Measure, pd.Series]
 
     @property
-    def threat(self) -> Threat:
-        """What the worst case is of."""
-        row = self.report.to_dict("index")["worst_case"]
-        return Threat(Norm(row["norm"]), float(row["eps"]))
+    def measures(self) -> tuple[Measure, ...]:
+        """What it was measured by, the figure to quote last."""
+        return tuple(self.rows)
+
+    @property
+    def threats(self) -> tuple[Threat, ...]:
+        """The threat models of its worst cases."""
+        return tuple(m.threat for m in self.rows if m.threat is not None)
+
+    @property
+    def clean(self) -> Mapping[str, Any]:
+        """The row `clean`."""
+        return self.rows[Measure(CLEAN)]
+
+    @property
+    def quoted(self) -> Mapping[str, Any]:
+        """The row over all attacks: the worst case, or the union of several."""
+        return self.rows[self.measures[-1]]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -85,29 +115,81 @@ def read_run(folder: Path) -> Run:
     samples = _read(folder / SAMPLES, dict.fromkeys(WHOLE, "int64"))
     if not samples["index"].is_unique:
         raise InputError(str(folder / SAMPLES), problem="has two rows of the same sample")
-    broken = samples.filter(regex=f"{BROKEN}$")
-    right = samples["clean_prediction"] == samples["label"]
-    # Empty where an attack was spared a sample that had fallen before it: not equal to 1.
-    standing = right & ~(broken == 1).any(axis=1)
-    kept = samples[["index", "label"]].assign(clean=right, worst_case=standing)
-    attacks = tuple(name.removesuffix(BROKEN) for name in broken.columns)
-
+    samples = samples.set_index("index")
     kinds = dict.fromkeys(TEXT, "str") | dict.fromkeys(FIGURES, "float64")
-    report = _read(folder / REPORT, kinds, na_filter=False)
-    report = report[report["attack"].isin(MEASURES)].set_index("attack")
-    if sorted(report.index) != sorted(MEASURES):
-        raise InputError(
-            str(folder / REPORT), problem="must have one row clean and one row worst_case"
-        )
-    return Run(folder, report, attacks, kept.set_index("index"))
+    empty = {key: [""] for key in FIGURES}
+    report = _read(folder / REPORT, kinds, keep_default_na=False, na_values=empty)
+    rows = [{str(key): value for key, value in row.items()} for row in report.to_dict("records")]
+    columns = map(str, samples.filter(regex=f"{BROKEN}$").columns)
+    attacks = tuple(column.removesuffix(BROKEN) for column in columns)
+    threats = {row["attack"]: _threat(row) for row in rows if row["attack"] in attacks}
+    chosen = [row for row in rows if row["attack"] in (CLEAN, WORST_CASE, UNION)]
+    measured: dict[Measure, Mapping[str, Any]] = {_measure(row): row for row in chosen}
+    if Measure(CLEAN) not in measured or not 2 <= len(measured) == len(chosen):
+        problem = "must have one row clean and one row worst_case for each threat model"
+        raise InputError(str(folder / REPORT), problem=problem)
+    right = {measure: _right(samples, measure, threats) for measure in measured}
+    for measure, row in measured.items():
+        if not math.isclose(right[measure].mean(), row["accuracy"], abs_tol=1e-6):
+            problem = f"has another accuracy, {measure}, than {SAMPLES} beside it"
+            allowed = "they are of different runs or versions: evaluate it again"
+            raise InputError(str(folder / REPORT), allowed=allowed, problem=problem)
+    return Run(folder, measured, attacks, samples["label"], right)
 
 
-def ranked(runs: Sequence[Run], measure: str) -> list[Run]:
+def _threat(row: Mapping[str, Any]) -> Threat:
+    return Threat(Norm(row["norm"]), float(row["eps"]))
+
+
+def _measure(row: Mapping[str, Any]) -> Measure:
+    return Measure(row["attack"], _threat(row) if row["attack"] == WORST_CASE else None)
+
+
+def _right(samples: pd.DataFrame, measure: Measure, threats: Mapping[str, Threat]) -> pd.Series:
+    """For which images the model is right whatever the attacks of `measure` did."""
+    right = samples["clean_prediction"] == samples["label"]
+    if measure == Measure(CLEAN):
+        return right
+    beyond = [
+        f"{attack}{BROKEN}"
+        for attack, threat in threats.items()
+        if measure.threat is not None and not measure.threat.covers(threat)
+    ]
+    # Empty where an attack was spared a sample that had fallen before it: not equal to 1.
+    return right & ~(samples.filter(regex=f"{BROKEN}$").drop(columns=beyond) == 1).any(axis=1)
+
+
+def titles(measures: Sequence[Measure]) -> dict[Measure, str]:
+    """What each measure is called; of a single worst case its threat model goes without saying."""
+    alone = sum(measure.threat is not None for measure in measures) == 1
+    return {m: m.attack.replace("_", " ") if alone else str(m) for m in measures}
+
+
+def ranked(runs: Sequence[Run], measure: Measure) -> list[Run]:
     """The runs by accuracy, the highest first; a rank says nothing about significance."""
-    return sorted(runs, key=lambda run: -run.report["accuracy"][measure])
+    return sorted(runs, key=lambda run: -run.rows[measure]["accuracy"])
 
 
-def compare(runs: Sequence[Run], measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+def shared_measures(runs: Sequence[Run]) -> tuple[Measure, ...]:
+    """What the runs can be compared by.
+
+    Raises
+    ------
+    InputError
+        If their threat models differ.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if set(run.measures) != set(first.measures):
+            raise InputError(
+                f"{_faced(first)} and {_faced(run)}",
+                allowed="give runs of one norm and eps, or --clean to leave attacks out",
+                problem="have different threat models",
+            )
+    return first.measures
+
+
+def compare(runs: Sequence[Run], measures: Sequence[Measure]) -> pd.DataFrame:
     """Every pair of runs on the samples they share: a row for each pair and measure.
 
     `accuracy_a` and `accuracy_b` are shares of the `n` samples that both runs have, `difference` is
@@ -120,12 +202,9 @@ def compare(runs: Sequence[Run], measures: Sequence[str] = MEASURES) -> pd.DataF
     Raises
     ------
     InputError
-        If two runs share no sample or give one different labels, or if the worst case is compared
-        and their threat models differ.
+        If two runs share no sample or give one different labels.
     """
-    if "worst_case" in measures:
-        _require_one_threat(runs)
-    pairs = [(a, b, *_paired(a, b)) for a, b in combinations(runs, 2)]
+    pairs = [(a, b, _common(a, b)) for a, b in combinations(runs, 2)]
 
     # Takes a second to import, which runs that cannot be compared need not wait for.
     from statsmodels.stats.multitest import multipletests
@@ -160,10 +239,10 @@ def suites(runs: Sequence[Run]) -> list[str]:
     return sorted({", ".join(sorted(run.attacks)) for run in runs})
 
 
-def _row(a: Run, b: Run, right_a: pd.DataFrame, right_b: pd.DataFrame, key: str) -> dict[str, Any]:
+def _row(a: Run, b: Run, common: "pd.Index[int]", measure: Measure) -> dict[str, Any]:
     from statsmodels.stats.contingency_tables import mcnemar
 
-    first, second = right_a[key], right_b[key]
+    first, second = a.right[measure].loc[common], b.right[measure].loc[common]
     n, both = len(first), int((first & second).sum())
     only_a, only_b = int(first.sum()) - both, int(second.sum()) - both
     low, high = paired_interval(only_a, only_b, n)
@@ -171,7 +250,9 @@ def _row(a: Run, b: Run, right_a: pd.DataFrame, right_b: pd.DataFrame, key: str)
     return {
         "run_a": str(a.folder),
         "run_b": str(b.folder),
-        "measure": key,
+        "measure": measure.attack,
+        "norm": measure.threat.norm if measure.threat else "",
+        "eps": measure.threat.eps if measure.threat else math.nan,
         "n": n,
         "accuracy_a": first.mean(),
         "accuracy_b": second.mean(),
@@ -184,32 +265,25 @@ def _row(a: Run, b: Run, right_a: pd.DataFrame, right_b: pd.DataFrame, key: str)
     }
 
 
-def _paired(a: Run, b: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What both runs say about the samples they share, in one order."""
-    common = a.samples.index.intersection(b.samples.index)
+def _common(a: Run, b: Run) -> "pd.Index[int]":
+    """The samples that both runs have, in one order."""
+    common = a.label.index.intersection(b.label.index)
     if common.empty:
         raise InputError(f"{a.folder} and {b.folder}", problem="have no test sample in common")
-    first, second = a.samples.loc[common], b.samples.loc[common]
-    other = common[first["label"] != second["label"]]
+    first, second = a.label.loc[common], b.label.loc[common]
+    other = common[first != second]
     if len(other):
-        labels = f"{first['label'][other[0]]} and {second['label'][other[0]]}"
+        labels = f"{first[other[0]]} and {second[other[0]]}"
         raise InputError(
             f"{a.folder} and {b.folder}",
             allowed=f"sample {other[0]} is of class {labels}",
             problem="were not evaluated on the same data",
         )
-    return first, second
+    return common
 
 
-def _require_one_threat(runs: Sequence[Run]) -> None:
-    first = runs[0]
-    for run in runs[1:]:
-        if run.threat != first.threat:
-            raise InputError(
-                f"{first.folder} ({first.threat}) and {run.folder} ({run.threat})",
-                allowed="give runs of one norm and eps, or --clean to leave attacks out",
-                problem="have different threat models",
-            )
+def _faced(run: Run) -> str:
+    return f"{run.folder} ({' and '.join(map(str, run.threats))})"
 
 
 def _read(path: Path, kinds: Mapping[str, str], **options: Any) -> pd.DataFrame:
@@ -220,8 +294,8 @@ def _read(path: Path, kinds: Mapping[str, str], **options: Any) -> pd.DataFrame:
     try:
         table: pd.DataFrame = pd.read_csv(
             path,
-            dtype=defaultdict(lambda: "float64", kinds),
-            usecols=lambda name: name in kinds or name.endswith(BROKEN),
+            dtype=defaultdict(lambda: "float64", {**kinds, **dict.fromkeys(NEW, "str")}),
+            usecols=lambda name: name in (*kinds, *NEW) or name.endswith(BROKEN),
             **options,
         )
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """The ledger: what each attack did to each test image. Every reported figure is counted from it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -13,8 +13,23 @@ from robusttrain.threat import Threat
 
 CONFIDENCE = 0.95
 
+# Rows over several attacks: of one threat model, and of all.
+WORST_CASE, UNION = "worst_case", "union"
+
+# The searches of an audit.
+PROBE = "probe"
+
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.floating]
+
+
+Verdict = Callable[[Sequence[Threat]], str]
+"""What an audit says of figures under these threat models."""
+
+
+def unaudited(threats: Sequence[Threat]) -> str:
+    """The verdict where there was no audit."""
+    return "none"
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
@@ -35,7 +50,7 @@ class Row:
     attack
         What the accuracy is under, or the name of another measurement.
     threat
-        The threat model that it was measured under.
+        The threat model that it was measured under; None for a union of several.
     n
         How many images were counted.
     accuracy, ci_low, ci_high
@@ -44,10 +59,15 @@ class Row:
         Passes of an image through the model, in each direction.
     seconds
         Duration on all images.
+    invalid
+        How many images the attack returned that are no points of its threat model.
+    audit
+        What the audit says of the figure: pass, warn, fail, or none where there was none. Empty
+        where a row is not there to be quoted.
     """
 
     attack: str
-    threat: Threat
+    threat: Threat | None
     n: int
     accuracy: float
     ci_low: float
@@ -55,18 +75,21 @@ class Row:
     forward: float = math.nan
     backward: float = math.nan
     seconds: float = math.nan
+    invalid: float = math.nan
+    audit: str = ""
 
     @classmethod
-    def counted(cls, attack: str, threat: Threat, broken: Flags, **cost: float) -> Self:
-        """The row of images of which some are `broken`; `cost` has passes and seconds."""
+    def counted(cls, attack: str, threat: Threat | None, broken: Flags, **others: Any) -> Self:
+        """The row of images of which some are `broken`, with its other columns."""
         right, n = int((~broken).sum()), len(broken)
-        return cls(attack, threat, n, right / n, *wilson(right, n), **cost)
+        return cls(attack, threat, n, right / n, *wilson(right, n), **others)
 
     def as_dict(self) -> dict[str, Any]:
         """The columns of `report.csv`, with the threat as `norm` and `eps`."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         threat = own.pop("threat")
-        return {"attack": own.pop("attack"), "norm": threat.norm, "eps": threat.eps, **own}
+        norm, eps = (threat.norm, threat.eps) if threat else ("", math.nan)
+        return {"attack": own.pop("attack"), "norm": norm, "eps": eps, **own}
 
 
 @dataclass(frozen=True)
@@ -105,10 +128,14 @@ class Outcome:
         Duration of the attack on all images.
     attacked
         Whether the attack was run on the image; all where not given.
+    sampled
+        Whether the attack was meant for the image; all where not given. Its row counts no other.
     forward_passes, backward_passes
         Images that the attack sent through the model, in each direction.
     non_finite
         How many of them met outputs or gradients that are not finite.
+    invalid
+        How many images it returned that are no points of its threat model: none of them is broken.
     """
 
     threat: Threat
@@ -117,14 +144,27 @@ class Outcome:
     size: Floats
     seconds: float
     attacked: Flags | None = None
+    sampled: Flags | None = None
     forward_passes: int = 0
     backward_passes: int = 0
     non_finite: int = 0
+    invalid: int = 0
 
     @property
     def broke(self) -> Flags:
         """Which images the attack was run on, and broke."""
         return self.broken if self.attacked is None else self.broken & self.attacked
+
+    def row(self, name: str) -> Row:
+        """The row of `report.csv` of an attack of this name."""
+        counted = self.broken if self.sampled is None else self.broken[self.sampled]
+        cost = {
+            "forward": self.forward_passes / len(counted),
+            "backward": self.backward_passes / len(counted),
+            "seconds": self.seconds,
+            "invalid": self.invalid,
+        }
+        return Row.counted(name, self.threat, counted, **cost)
 
 
 @dataclass
@@ -142,8 +182,8 @@ class Ledger:
     outcomes
         What each attack did, in the order in which they ran.
     adversarial
-        The image that broke each sample first, or else the attacked one of smallest margin, or the
-        clean one: floats (N, C, H, W).
+        For each threat model, the image that broke each sample first within it, or else the
+        attacked one of smallest margin, or the clean one: floats (N, C, H, W).
     proven
         For which images bounds prove that no attack of the radius of the run breaks them.
     """
@@ -154,7 +194,7 @@ class Ledger:
     margin: Floats
     seconds: float
     outcomes: dict[str, Outcome] = field(default_factory=dict)
-    adversarial: Floats | None = None
+    adversarial: dict[Threat, Floats] | None = None
     proven: Flags | None = None
 
     @property
@@ -163,16 +203,32 @@ class Ledger:
         return np.not_equal(self.prediction, self.label)
 
     @property
-    def worst_case(self) -> Flags:
-        """Which images any attack broke: one success is enough."""
-        broken = [outcome.broken for outcome in self.outcomes.values()]
-        return np.asarray(np.any([self.misclassified, *broken], axis=0), dtype=np.bool_)
+    def threats(self) -> list[Threat]:
+        """The threat models of attacks on all images, in the order in which they ran."""
+        whole = (outcome for outcome in self.outcomes.values() if outcome.sampled is None)
+        return list(dict.fromkeys(outcome.threat for outcome in whole))
 
     @property
-    def broken_by(self) -> NDArray[np.str_]:
-        """What broke each image first: `clean`, the name of an attack, or nothing ("")."""
+    def union(self) -> Flags:
+        """Which images any attack broke: one success is enough."""
+        return self._broken(self.outcomes)
+
+    def worst_case(self, threat: Threat) -> Flags:
+        """Which images an attack broke that looks no further than `threat` allows."""
+        return self._broken(self.within(threat))
+
+    def within(self, threat: Threat) -> dict[str, Outcome]:
+        """What the attacks did that look no further than `threat` allows."""
+        return {name: o for name, o in self.outcomes.items() if threat.covers(o.threat)}
+
+    def broken_by(self, threat: Threat | None = None) -> NDArray[np.str_]:
+        """What broke each image first: `clean`, the name of an attack, or nothing ("").
+
+        Only attacks within `threat` count where it is given.
+        """
         first = np.where(self.misclassified, "clean", "").astype(object)
-        for name, outcome in self.outcomes.items():
+        outcomes = self.outcomes if threat is None else self.within(threat)
+        for name, outcome in outcomes.items():
             first[(first == "") & outcome.broken] = name
         return first.astype(np.str_)
 
@@ -195,27 +251,34 @@ class Ledger:
             columns[f"{name}_size"] = pd.Series(outcome.size).where(ran.astype(bool))
         if self.proven is not None:
             columns["proven"] = self.proven.astype(int)
-        columns["broken_by"] = self.broken_by
+        columns["broken_by"] = self.broken_by()
         return pd.DataFrame(columns)
 
-    @property
-    def largest_eps(self) -> float:
-        """The largest radius of all attacks, in pixel units."""
-        return max((outcome.threat.eps for outcome in self.outcomes.values()), default=0.0)
-
     def arrays(self) -> dict[str, Any]:
-        """`adversarial.npz`: index, label and broken_by (N,), and images (N, C, H, W) in [0, 1]."""
+        """`adversarial.npz`: an entry for each image, once for each threat model.
+
+        index, label, broken_by, norm and eps (N,), and images (N, C, H, W) in [0, 1].
+        """
+        kept = self.adversarial or {}
+        each = len(self.index)
         return {
-            "index": self.index,
-            "label": self.label,
-            "broken_by": self.broken_by,
-            "images": self.adversarial,
+            "index": np.tile(self.index, len(kept)),
+            "label": np.tile(self.label, len(kept)),
+            "broken_by": np.concatenate([self.broken_by(threat) for threat in kept]),
+            "norm": np.repeat([str(threat.norm) for threat in kept], each),
+            "eps": np.repeat([threat.eps for threat in kept], each),
+            "images": np.concatenate(list(kept.values())),
         }
 
-    def report(self, threat: Threat, others: Sequence[Row] = ()) -> pd.DataFrame:
-        """The attack columns of `report.csv`: clean first, then `others`, worst case last.
+    def report(
+        self, threat: Threat, others: Sequence[Row] = (), verdict: Verdict = unaudited
+    ) -> pd.DataFrame:
+        """The attack columns of `report.csv`.
 
-        `threat` is that of the run, whose norm the rows have that no single attack stands for.
+        Clean comes first, then the attacks, then `others`. A worst case for each threat model of
+        the attacks, and beside several the union of all, come last, with the `verdict` on them.
+        The clean row states the norm of `threat`, as the worst case does where there are no
+        attacks.
         """
         clean = Row.counted(
             "clean",
@@ -224,20 +287,36 @@ class Ledger:
             forward=1.0,
             backward=0.0,
             seconds=self.seconds,
+            invalid=0,
         )
-        rows = [clean]
-        for name, o in self.outcomes.items():
-            passes = {
-                "forward": o.forward_passes / len(o.broken),
-                "backward": o.backward_passes / len(o.broken),
-            }
-            rows.append(Row.counted(name, o.threat, o.broken, **passes, seconds=o.seconds))
-        spent = {
-            key: sum(getattr(row, key) for row in rows)
-            for key in ("forward", "backward", "seconds")
+        attacked = {name: outcome.row(name) for name, outcome in self.outcomes.items()}
+        threats = self.threats or [threat.at(0)]
+        last = [
+            Row.counted(
+                WORST_CASE, each, self.worst_case(each), **self._spent(self.within(each)),
+                audit=verdict([each]),
+            )
+            for each in threats
+        ]  # fmt: skip
+        if len(threats) > 1:
+            spent = self._spent(self.outcomes)
+            last.append(Row.counted(UNION, None, self.union, **spent, audit=verdict(threats)))
+        rows = (clean, *attacked.values(), *others, *last)
+        return pd.DataFrame([row.as_dict() for row in rows])
+
+    def _spent(self, outcomes: Mapping[str, Outcome]) -> dict[str, float]:
+        """What the clean pass and the attacks on all images cost together."""
+        rows = [o.row(name) for name, o in outcomes.items() if o.sampled is None]
+        return {
+            "forward": 1 + sum(row.forward for row in rows),
+            "backward": sum(row.backward for row in rows),
+            "seconds": self.seconds + sum(row.seconds for row in rows),
+            "invalid": sum(row.invalid for row in rows),
         }
-        worst = Row.counted("worst_case", threat.at(self.largest_eps), self.worst_case, **spent)
-        return pd.DataFrame([row.as_dict() for row in (*rows, *others, worst)])
+
+    def _broken(self, outcomes: Mapping[str, Outcome]) -> Flags:
+        broken = [outcome.broken for outcome in outcomes.values()]
+        return np.asarray(np.any([self.misclassified, *broken], axis=0), dtype=np.bool_)
 
 
 def joined(ledgers: Sequence[Ledger]) -> Ledger:
@@ -255,6 +334,10 @@ def joined(ledgers: Sequence[Ledger]) -> Ledger:
             return values[0]
         if name == "seconds":
             return max(values)
+        if name == "adversarial":
+            return {
+                key: np.concatenate([value[key] for value in values])[order] for key in values[0]
+            }
         return np.concatenate(values)[order] if np.ndim(values[0]) else sum(values)
 
     outcomes = {}

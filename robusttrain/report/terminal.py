@@ -130,16 +130,18 @@ class Terminal:
         table.add_column("norm", no_wrap=True)
         for name in ("eps", "n", "accuracy", "95 % interval", "passes", "seconds"):
             table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("audit", no_wrap=True)
         for row in report.to_dict("records"):
             table.add_row(
                 row["attack"],
                 row["norm"],
-                f"{row['eps']:.3g}",
+                _known(row["eps"], ".3g"),
                 str(row["n"]),
                 f"{row['accuracy']:.2%}",
                 f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}",
                 _known(row["forward"] + row["backward"], ".0f"),
                 _known(row["seconds"], ".1f"),
+                Text(row["audit"], STYLES.get(row["audit"], "")),
             )
         self.console.print(table)
 
@@ -161,15 +163,16 @@ class Terminal:
 
     def certified(self, curve: Sequence[Row], paper: str) -> None:
         """Print certified accuracy at each radius; `paper` has the theorem behind it."""
+        rows = [point.as_dict() for point in curve]
         cells = pd.DataFrame(
             {
-                "radius": f"{point.threat.eps:g}",
-                "certified accuracy": f"{point.accuracy:.2%}",
-                "95 % interval": f"{100 * point.ci_low:.1f} to {100 * point.ci_high:.1f}",
+                "radius": f"{row['eps']:g}",
+                "certified accuracy": f"{row['accuracy']:.2%}",
+                "95 % interval": f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}",
             }
-            for point in curve
+            for row in rows
         )
-        norm, n = curve[0].threat.norm, curve[0].n
+        norm, n = rows[0]["norm"], rows[0]["n"]
         self.table(cells, f"certified in {norm} on {n} images ({paper})", cells.columns)
 
     def table(self, cells: pd.DataFrame, title: str, figures: Collection[str]) -> None:

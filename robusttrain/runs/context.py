@@ -1,4 +1,4 @@
-"""What the stages of a run share."""
+"""What all stages of a run share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from robusttrain.report.terminal import Terminal
 class Origin(NamedTuple):
     """Where a run comes from: its configuration as containers, and the option of each group.
 
-    `overrides` is what the user gave of it, as words of a command line; `command` is the command
-    line of the process, with the name of the program.
+    `overrides` are the arguments that set this configuration. `command` is the command line of the
+    process, starting with the name of the program.
     """
 
     config: dict[str, Any]
@@ -33,29 +33,29 @@ class Origin(NamedTuple):
         return cast("dict[str, Any]", resolved)
 
     def parameters(self) -> dict[str, Any]:
-        """The options by their groups, and all values by their full keys, for a logger."""
+        """The chosen option of each group, and all values by their full keys, for a logger."""
         options = {group: self.names[group] for group in GROUPS if group in self.names}
         return options | flattened(self.resolved())
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run, and where it takes place.
+    """A run: its configuration, data set, device, directory and terminal.
 
     Parameters
     ----------
     config
-        Every component built, as the user has configured it; nobody changes it.
+        The configuration, with every component built. It is never modified.
     origin
-        The same as plain containers, for files.
+        The same configuration as plain containers, to be written to files.
     info
-        The images and classes of its data set.
+        The images and classes of the data set.
     device
-        Where it computes.
+        The device that computes.
     run_dir
-        Where its results go.
+        The directory for results.
     terminal
-        Where it reports what it does.
+        The terminal for messages and tables.
     """
 
     config: Config

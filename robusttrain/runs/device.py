@@ -8,17 +8,17 @@ from robusttrain.runtime import distributed
 
 
 def device_of(name: str) -> torch.device:
-    """The device that `name` stands for; of several processes each has a GPU of its own.
+    """The device that `name` stands for; with several processes, each gets a GPU of its own.
 
     Parameters
     ----------
     name
-        `auto` (CUDA where there is one), or a device of torch: cpu, cuda, cuda:1, mps.
+        `auto` (CUDA if available), or a device of torch: cpu, cuda, cuda:1, mps.
 
     Raises
     ------
     InputError
-        If there is no such device, or fewer of them than processes.
+        If there is no such device, or there are fewer GPUs than processes.
     """
     chosen = name
     if name == "auto":
@@ -27,7 +27,7 @@ def device_of(name: str) -> torch.device:
         chosen = _own_device(chosen)
     try:
         device = torch.device(chosen)
-        # Many a name is only refused when memory is asked for.
+        # torch rejects some names only when memory is allocated.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         allowed = f"auto, cpu, or a device that is present ({_first_line(error)})"
@@ -41,7 +41,7 @@ def _own_device(name: str) -> str:
     if name == "cpu":
         return name
     here = torch.cuda.device_count()
-    allowed = f"cpu, or --nproc_per_node at most {here}, as there are {here} of them"
+    allowed = f"cpu, or --nproc_per_node must be at most {here}, the number of GPUs"
     ranges.require(distributed.local_rank() < here, "device", name, allowed)
     return f"cuda:{distributed.local_rank()}"
 

@@ -40,7 +40,7 @@ from robusttrain.training.trainer import Trainer
 
 
 class Stopwatch:
-    """The seconds that each stage took, by its name; a stage that fails has none."""
+    """The seconds that each stage took, by its name; a stage that fails has no entry."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -54,20 +54,19 @@ class Stopwatch:
 
 
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
-    """Train and evaluate as `config.stages` say, and leave the results in `run_dir`.
+    """Train and evaluate according to `config.stages`; write the results to `run_dir`.
 
-    Of several processes the first one writes.
+    With several processes, only the first one writes.
 
-    Returns the robust accuracy on the validation split of the weights in `best.pt`, the figure
-    that a search over settings may maximise without touching the test set; None where none was
-    measured.
+    Returns the robust accuracy of `best.pt` on the validation split, which a search over settings
+    may maximise without touching the test set; None if it was not measured.
 
     Raises
     ------
     InputError
-        If the parts do not fit together, before data is loaded; or if data cannot be read.
+        If the components do not fit together, before data is loaded; or if data cannot be read.
     NonFiniteLossError
-        If training diverges; what earlier epochs left stays on disk.
+        If training diverges; the results of earlier epochs stay on disk.
     """
     config.logger.check()
     device, info = device_of(config.device), config.dataset.info()
@@ -98,7 +97,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
 
 
 def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
-    """Train the model, or go on where a run was; leaves it with the weights of `best.pt`."""
+    """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
     parts = hold_out(samples, config.dataset.validation, config.seed)
     train, validation = (
@@ -130,12 +129,12 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
 
 
 def _resume(training: TrainingRun, terminal: Terminal) -> None:
-    """Take up `training` where the newest checkpoint of its directory has left it.
+    """Restore `training` from the newest checkpoint in its directory.
 
     Raises
     ------
     InputError
-        If that was another training.
+        If the checkpoint has another configuration.
     """
     saved = distributed.broadcast(lambda: newest_checkpoint(training.folder, terminal))
     if saved is None:
@@ -145,7 +144,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
         key for key, value in training.metadata["config"].items() if saved.config.get(key) != value
     ]
     if other:
-        problem = "was trained under another configuration"
+        problem = "was trained with another configuration"
         raise InputError("resume", training.folder, f"{', '.join(other)} differ", problem)
     training.restore(saved)
     position = training.trainer.position
@@ -155,7 +154,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
 def _evaluate(
     context: RunContext, inputs: Inputs, samples: Samples, record: Record, epoch: int
 ) -> None:
-    """Evaluate the model on `samples`, and report; `epoch` is the one that its weights are of."""
+    """Evaluate the model on `samples` and report; its weights are those after `epoch`."""
     config, names = context.config, context.origin.names
     test = samples.to(context.device)
     batch = model_checks.sample(test, config.evaluation.choose(test.size))
@@ -165,7 +164,7 @@ def _evaluate(
     if results.found is not None:
         record(_report(context, results.found), epoch)
     distributed.barrier()
-    # Not before all is written that they would be needed for.
+    # Only now that every result is written: an interrupted evaluation resumes from the pieces.
     results.pieces.remove()
 
 
@@ -179,7 +178,7 @@ def _examined(context: RunContext, model: nn.Module, test: Samples) -> FinishedE
 
 
 def _report(context: RunContext, found: EvaluationResult) -> Figures:
-    """Write and show what was found; returns the figures for a logger."""
+    """Write and print the results; returns the figures for a logger."""
     names = context.origin.names
     report = report_of(found, names, context.config.threat, context.config.seed)
     write_results(found, report, context.run_dir)

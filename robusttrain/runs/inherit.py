@@ -1,4 +1,4 @@
-"""Runs that are saved: their model for somebody's own code, their configuration for another run."""
+"""What a run inherits from the configuration of its checkpoint."""
 
 import copy
 from collections.abc import Sequence
@@ -10,17 +10,16 @@ from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.checkpoints import external
 from robusttrain.config.run_config import Stage
 from robusttrain.config.schema import COMPANIONS
-from robusttrain.runs.trust import TRUSTED, refuse_strangers
+from robusttrain.runs.trust import TRUSTED, refuse_untrusted
 
-# What a saved model brings along when it is evaluated again, unless it is given once more.
+# Keys that a run takes from its checkpoint, unless the command line sets them.
 INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
 
 
 class Inherited(NamedTuple):
-    """A configuration with what a saved model brings along.
+    """A configuration that was completed from a checkpoint.
 
-    `names` are the options, by their groups, that reports have to give otherwise than the command
-    line does.
+    `names` are the options, by group, that reports name in place of those of the command line.
     """
 
     config: DictConfig
@@ -28,24 +27,24 @@ class Inherited(NamedTuple):
 
 
 def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
-    """`config` with what its `checkpoint` brings along and the command line did not choose.
+    """Complete `config` from its `checkpoint`, except for what the command line sets.
 
-    A model of somebody else's brings no configuration: that of the command line holds, but nobody
-    has said what the model was trained with.
+    A model from another tool has no configuration, so that of the command line holds. Only the
+    defense that it was trained with stays unknown.
 
     Raises
     ------
     InputError
-        If there is no such checkpoint, or it would build a class that nobody vouches for.
+        If the checkpoint cannot be read, or its configuration names an untrusted class.
     """
     given = external.load(config.checkpoint)
     trains = Stage.train in config.stages
     if isinstance(given, checkpoints.Checkpoint):
         composed, inherited = with_saved_config(config, given, overrides)
-        # A training has the companions of its own command line.
+        # A new training takes weight perturbation and averaging from its own command line.
         companions = COMPANIONS if "defense" in inherited and not trains else ()
-        told = [*inherited, *companions]
-        return Inherited(composed, {key: given.names[key] for key in told if key in given.names})
+        named = [*inherited, *companions]
+        return Inherited(composed, {key: given.names[key] for key in named if key in given.names})
     chosen = {_destination(override) for override in overrides}
     names = {}
     if not trains and "defense" not in chosen:
@@ -58,22 +57,22 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
 def with_saved_config(
     config: DictConfig, saved: checkpoints.Checkpoint, overridden: Sequence[str]
 ) -> tuple[DictConfig, list[str]]:
-    """`config` with what the command line did not choose from a saved run, and the keys of that.
+    """`config` with the values of a saved run that the command line does not set; and their keys.
 
     Raises
     ------
     InputError
-        If that would build a class that neither the project nor `trust` vouches for.
+        If the saved run names a class that is neither of robusttrain nor of a package in `trust`.
     """
     keys = {_destination(override) for override in overridden}
-    # An option of defense chooses the attack that it trains with, too.
+    # An option of defense chooses its training attack, too.
     chosen = keys | {"attack"} if "defense" in keys else keys
     inherited = [key for key in INHERITED if key not in chosen]
     composed = copy.deepcopy(config)
     for key in inherited:
-        refuse_strangers(saved.config[key], [*TRUSTED, *config.trust])
+        refuse_untrusted(saved.config[key], [*TRUSTED, *config.trust])
         OmegaConf.update(composed, key, saved.config[key], merge=False, force_add=True)
-    # A key inside of a part does not choose the part: it is set on what was inherited.
+    # A key inside a component does not replace the component: it is set on the inherited one.
     for key in keys:
         if key.partition(".")[0] in inherited and "." in key:
             value = OmegaConf.select(config, key)
@@ -82,5 +81,5 @@ def with_saved_config(
 
 
 def _destination(override: str) -> str:
-    """The key that an override sets: in `+attack@evaluation.attacks.strong=pgd`, behind the @."""
+    """The key that an override sets; in `attack@evaluation.attacks.pgd=pgd20` it follows the @."""
     return override.lstrip("+~").partition("=")[0].rpartition("@")[2]

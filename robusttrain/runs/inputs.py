@@ -22,20 +22,20 @@ from robusttrain.runs.saved_model import load_model
 from robusttrain.runtime import distributed
 
 Given = Checkpoint | ExternalModel | None
-"""What `checkpoint` names, if it is given."""
+"""The content of `checkpoint`, or None if it is not set."""
 
 
 class Inputs(NamedTuple):
-    """What a run starts from, before any data is read.
+    """The model and the defense that a run starts with, before any data is read.
 
     Parameters
     ----------
     given
-        What `checkpoint` names.
+        The content of `checkpoint`.
     defense
-        With the models that it trains with, if the run trains.
+        The defense, with the models of other runs that it needs for training.
     model
-        On the CPU, with its noise and with the weights that are `given`.
+        The model on the CPU, with its noise and with the weights of `given`.
     """
 
     given: Given
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The training and the test set, and the digest of each by its name."""
+    """The training and the test set, and the digest of each by name."""
 
     train: Samples
     test: Samples
@@ -52,12 +52,12 @@ class Data(NamedTuple):
 
 
 def inputs_of(context: RunContext) -> Inputs:
-    """Load and build all that computes.
+    """Load the checkpoint, and build the model and the defense.
 
     Raises
     ------
     InputError
-        If a checkpoint or the run of another model cannot be used here.
+        If the checkpoint, or a run that the defense names, cannot be used here.
     """
     config = context.config
     given = None if config.checkpoint is None else external.load(config.checkpoint)
@@ -69,14 +69,14 @@ def inputs_of(context: RunContext) -> Inputs:
 
 
 def model_of(context: RunContext, given: Given) -> nn.Module:
-    """The model on the CPU, with its noise, and with what `checkpoint` has given for it."""
+    """The model on the CPU, with its noise and with the weights of the checkpoint."""
     config, terminal = context.config, context.terminal
     if isinstance(given, ExportedProgram):
         if context.trains:
             problem = "is a program, which cannot be trained"
             raise InputError(str(given), allowed="give stages=[evaluate]", problem=problem)
         model = network(given, config.noise, context.info, config.seed)
-        terminal.say(f"{given} is a program of {given.kind}, which takes the place of model=")
+        terminal.say(f"{given} is a program of {given.kind}, which replaces model=")
         return model
     model = network(config.model, config.noise, context.info, config.seed)
     if isinstance(given, Weights):
@@ -98,14 +98,14 @@ def other_model(trust: Sequence[str], info: Info, key: str, run: str) -> nn.Modu
 
 
 def data_of(context: RunContext) -> Data:
-    """The data, with the test set decoded where it fits in memory and is evaluated on.
+    """Load the data; decode the test set if it will be evaluated and fits in memory.
 
-    An image that cannot be decoded is thereby refused before training, not days after its start.
+    An image that cannot be decoded is thus found before training, not days after its start.
 
     Raises
     ------
     InputError
-        If images cannot be read, are no bytes, or would not fit in memory to be evaluated.
+        If images cannot be read or are not bytes, or if the evaluated ones do not fit in memory.
     """
     config, terminal = context.config, context.terminal
     train, test = loaded(config.dataset, context.origin.names["dataset"])
@@ -119,7 +119,7 @@ def data_of(context: RunContext) -> Data:
 
 
 def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
-    """The training and the test set of `dataset`, called `name`, both of bytes."""
+    """The training and the test set of `dataset`, whose option is `name`; both hold bytes."""
     train, test = distributed.in_turns(dataset.load)
     for samples in (train, test):
         model_checks.refuse_outside_box(samples, name)
@@ -128,15 +128,15 @@ def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
 
 def digests(train: Samples, test: Samples, terminal: Terminal) -> dict[str, str]:
     """A digest of each split, for `manifest.json`."""
-    with terminal.progress("looking at the data", train.size + test.size) as bar:
+    with terminal.progress("reading the data", train.size + test.size) as bar:
         return {"train": train.digest(bar.advance), "test": test.digest(bar.advance)}
 
 
 def placed(samples: Samples, device: torch.device | str, name: str, terminal: Terminal) -> Samples:
-    """The samples for use on `device`; says so where they are not in memory."""
+    """Prepare the samples for `device`; report if they are streamed instead of held in memory."""
     with terminal.progress(f"{name} images", samples.size) as bar:
         placed = samples.to(device, bar.advance)
     if isinstance(placed, Streamed) and placed.size:
         size = f"{placed.decoded_bytes / 1e9:.3g} GB decoded"
-        terminal.say(f"{placed.size} {name} images stay in their files ({size})")
+        terminal.say(f"{placed.size} {name} images are streamed from their files ({size})")
     return placed

@@ -1,4 +1,4 @@
-"""One process at a time in the directory of a run."""
+"""A lock for the directory of a run, in which one process works at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +12,7 @@ from robusttrain.run_directory import LOCK, TEMPORARY
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the directory of a run; whatever a killed process was writing there is removed.
+    """Lock the directory of a run, and remove files that a killed process left half-written.
 
     Raises
     ------
@@ -30,8 +30,8 @@ def alone_in(folder: Path) -> Iterator[None]:
             half.unlink()
         yield
     finally:
-        # Before its release, or it might be the lock of somebody else by then. Where it cannot be
-        # removed, nobody holds it, and what has gone wrong there is said by another exception.
+        # Removed before its release, after which another process may hold it. If it cannot be
+        # removed, no process holds it, and another exception reports the cause.
         with suppress(OSError):
             (folder / LOCK).unlink()
         lock.release()

@@ -1,4 +1,4 @@
-"""What a run was: versions, machine, source, data and command, so that it can be repeated."""
+"""The manifest of a run, which makes it repeatable: command, data, versions, machine, source."""
 
 import platform
 import subprocess
@@ -29,18 +29,18 @@ def manifest(
     Parameters
     ----------
     origin
-        The settings, what the user gave of them, and the command line.
+        The configuration, the arguments that set it, and the command line.
     device
-        Where the run computed.
+        The device that the run used.
     data
-        A digest of each split: of pixels and labels, or, where it begins with `files:`, of what the
-        heads of its files hold.
+        A digest of each split: of its pixels and labels or, if it begins with `files:`, of its
+        labels and of the size and first bytes of its files.
     seconds
-        The time of each stage.
+        The duration of each stage.
     training
-        What went wrong in it; None where nothing was trained.
+        The number of epochs, and what went wrong in them; None if nothing was trained.
     determinism
-        The switches of torch, as `robusttrain.runtime.determinism.flags` gives them.
+        The settings of torch, as returned by `robusttrain.runtime.determinism.flags`.
     """
     return {
         "command": list(origin.command),
@@ -66,7 +66,7 @@ def manifest(
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit of the source and what differs from it, or None where it is not a checkout."""
+    """The commit of the source and the differences from it, or None outside a checkout."""
     try:
         return {
             "commit": _run_git(folder, "rev-parse", "HEAD"),

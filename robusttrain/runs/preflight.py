@@ -1,4 +1,4 @@
-"""What is refused, or warned of, before any work."""
+"""Checks before any work: what is refused, and what is warned of."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.intervals import refuse_unbounded
+from robusttrain.models.network import listed, places_without_noise
 from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT
 from robusttrain.report.terminal import Terminal
@@ -23,14 +24,14 @@ from robusttrain.threat import Norm
 
 
 def check_settings(config: Config) -> None:
-    """Refuse a device that is not there, and a curriculum that the defense cannot follow.
+    """Refuse a missing device, and a curriculum that the defense does not support.
 
-    Nothing has been loaded or written by then.
+    It runs before anything is loaded or written.
 
     Raises
     ------
     InputError
-        If `device` or `training.curriculum` is at fault.
+        If `device` or `training.curriculum` is not allowed.
     """
     training = config.training
     training.curriculum.at(config.defense, 1, max(1, training.epochs))
@@ -38,16 +39,18 @@ def check_settings(config: Config) -> None:
 
 
 def check_inputs(context: RunContext, inputs: Inputs) -> None:
-    """Refuse a model that cannot be trained, or evaluated, as the configuration says.
+    """Refuse a model that cannot be trained or evaluated with this configuration.
 
-    Where certificates are asked for, warn if the model was not trained for them.
+    Warn of places without noise, and if it is to be certified with noise that it was not trained
+    with. All this happens before data is loaded.
 
     Raises
     ------
     InputError
-        If that is so; no data has been loaded by then.
+        If the model does not fit the defense or the evaluation.
     """
     config, shape = context.config, context.info.image_shape
+    warn_of_places_without_noise(inputs.model, shape, context.terminal)
     if context.trains and isinstance(inputs.defense, Selective):
         inputs.defense.refuse_unfit(inputs.model, shape)
     if not context.evaluates:
@@ -61,7 +64,13 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
 def refuse_evaluation(
     settings: Evaluation, model: nn.Module, norm: Norm, image_shape: tuple[int, int, int]
 ) -> None:
-    """Refuse votes that decide nothing, and proofs and certificates that do not exist."""
+    """Refuse suites and votes that decide nothing, and proofs that do not exist."""
+    ranges.require(
+        bool(settings.attacks),
+        "evaluation.attacks",
+        {},
+        "one attack or more, as evaluation=fast has",
+    )
     least = least_votes(model)
     ranges.require(
         settings.votes >= least,
@@ -75,20 +84,30 @@ def refuse_evaluation(
         certifiable(model)
 
 
+def warn_of_places_without_noise(
+    model: nn.Module, image_shape: tuple[int, int, int], terminal: Terminal
+) -> None:
+    """Warn if `model` predicts without some of the places where it has noise."""
+    places = places_without_noise(model, image_shape)
+    if places:
+        where = f"{listed(places)}, which the model predicts without"
+        terminal.say(f"warning: noise= does not act in {where}")
+
+
 def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> None:
-    """Warn if a model is to be certified that was `trained` with other noise, in words."""
+    """Warn if certification uses other noise than training, which `trained` describes."""
     sigma = certifiable(model).sigma
     if trained != f"sigma {sigma:g}":
         terminal.say(
-            f"warning: certifying with sigma {sigma:g} a model that was trained with {trained}: "
-            f"few images can be certified where it has not seen such noise"
+            f"warning: the model was trained with {trained} and is certified with sigma {sigma:g}: "
+            f"few images can be certified without such noise in training"
         )
 
 
 def _noise_of_training(trains: bool, model: nn.Module, given: Given) -> str:
-    """The size of the noise at the input that the model has learnt from, or will, in words."""
+    """A description of the noise at the input that the model was, or will be, trained with."""
     if isinstance(given, ExternalModel):
-        return "noise that nobody has told"
+        return "unknown noise"
     if trains:
         seen = noise_layers(model)[0].on_train
         return f"sigma {certifiable(model).sigma:g}" if seen else "no noise"
@@ -102,20 +121,20 @@ def _noise_of_training(trains: bool, model: nn.Module, given: Given) -> str:
 def inspect_model(
     model: nn.Module, name: str, batch: tuple[Tensor, Tensor], is_foreign: bool, terminal: Terminal
 ) -> None:
-    """Say what makes the figures of an evaluation mean something else than they seem to.
+    """Warn of properties of a model that make the figures of its evaluation misleading.
 
     Parameters
     ----------
     model
-        On its device.
+        The model, on its device.
     name
-        The option of `model` that it goes by.
+        Its option of `model=`.
     batch
         Images (N, C, H, W) in [0, 1] and labels (N,).
     is_foreign
-        Whether somebody else has trained it.
+        Whether it comes from another tool.
     terminal
-        Where that is said.
+        The terminal for warnings.
     """
     x, y = batch
     model_checks.refuse_without_gradient(model, x, name)

@@ -1,4 +1,4 @@
-"""`robusttrain rerun`: a run again, from its manifest alone, and how the two differ."""
+"""`robusttrain rerun`: repeat a run from its manifest alone, and compare the results."""
 
 import json
 from collections.abc import Sequence
@@ -10,15 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from robusttrain import renames
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.errors import InputError
 from robusttrain.run_directory import BEST, MANIFEST, TABLES
 from robusttrain.runs.resume import quoted
 
-# What a clock says is no result.
+# Durations are no results.
 TIMES = ["seconds"]
 
-# What else may explain a difference.
+# Entries of the manifest that may explain a difference.
 CIRCUMSTANCES = (
     "data", "device_name", "threads", "processes", "python", "platform", "versions", "git",
 )  # fmt: skip
@@ -26,14 +27,14 @@ CIRCUMSTANCES = (
 
 @dataclass(frozen=True)
 class Repetition:
-    """A finished run, and the directory beside it that it is repeated in.
+    """A finished run, and its repetition in a directory next to it.
 
     Parameters
     ----------
     run
         The directory of the run.
     manifest
-        What its `manifest.json` says.
+        The content of its `manifest.json`.
     """
 
     run: Path
@@ -41,64 +42,67 @@ class Repetition:
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> "Repetition":
-        """The repetition that a command line asks for.
+        """The repetition that the arguments of `robusttrain rerun` ask for.
 
         Raises
         ------
         InputError
-            If it names no finished run, or the run was repeated already.
+            If they do not name one finished run, or it has already been repeated.
         """
         if len(arguments) != 1:
-            raise InputError("robusttrain rerun RUN takes the directory of one run")
+            problem = "takes the directory of one run"
+            raise InputError("rerun", allowed="robusttrain rerun RUN", problem=problem)
         run = Path(arguments[0])
         try:
             manifest = json.loads((run / MANIFEST).read_text())
         except (OSError, ValueError) as error:
-            problem = f"is no finished run, with {MANIFEST} in it"
-            raise InputError(f"rerun {run}", problem=problem) from error
+            reason, problem = f"{MANIFEST} is missing or damaged", "is not a finished run"
+            raise InputError(f"rerun {run}", allowed=reason, problem=problem) from error
         if "overrides" not in manifest:
-            problem = "was made by a version that kept no overrides"
+            problem = "was made by a version that did not save overrides"
             raise InputError(f"rerun {run}", problem=problem)
         repetition = cls(run, manifest)
         if repetition.folder.exists():
-            allowed = f"{repetition.folder} is there"
-            raise InputError(f"rerun {run}", allowed=allowed, problem="was repeated before")
+            reason, problem = f"{repetition.folder} exists", "has already been repeated"
+            raise InputError(f"rerun {run}", allowed=reason, problem=problem)
         return repetition
 
     @property
     def folder(self) -> Path:
-        """Where it is repeated."""
+        """The directory of the repetition."""
         return self.run.absolute().with_name(f"{self.run.absolute().name}-rerun")
 
     @property
     def command(self) -> list[str]:
-        """The words behind `robusttrain` that repeat it."""
+        """The arguments of `robusttrain` that repeat the run."""
         given: list[str] = self.manifest["overrides"]
         return [*given, f"hydra.run.dir={quoted(self.folder)}"]
 
     def differences(self) -> list[str]:
-        """A line for each file that differs, and for each circumstance that might explain it."""
+        """A line for each file that differs, and for each entry that may explain why."""
         tables = [line for name in TABLES if (line := self._table(name)) is not None]
         results = [*tables, *self._weights()]
         again = json.loads((self.folder / MANIFEST).read_text())
         changed = [key for key in CIRCUMSTANCES if self.manifest.get(key) != again.get(key)]
-        return [*results, *(f"{key} has changed, too" for key in changed)] if results else []
+        return [*results, *(f"also changed: {key}" for key in changed)] if results else []
 
     def _table(self, name: str) -> str | None:
         paths = (self.run / name, self.folder / name)
         there = [path.is_file() for path in paths]
         if not all(there):
-            return f"{name} is only in one of the two" if any(there) else None
+            return f"{name} exists in only one of the two runs" if any(there) else None
         one, other = (_read(path) for path in paths)
         if one.equals(other):
             return None
         if one.shape != other.shape or list(one) != list(other):
-            return f"{name} differs: {one.shape} rows and columns, now {other.shape}"
+            before, now = (f"{len(table)} x {len(table.columns)}" for table in (one, other))
+            return f"{name} differs in shape: {before}, now {now} (rows x columns)"
         unequal = ((one != other) & ~(one.isna() & other.isna())).to_numpy()
         row, column = np.argwhere(unequal)[0]
         return (
-            f"{name} differs in {int(unequal.sum())} values, first {one.columns[column]} of row "
-            f"{row}: {one.iloc[row, column]!s}, now {other.iloc[row, column]!s}"
+            f"{name} differs, first in {one.columns[column]} of row {row}: "
+            f"{one.iloc[row, column]!s}, now {other.iloc[row, column]!s} "
+            f"(values that differ: {int(unequal.sum())})"
         )
 
     def _weights(self) -> list[str]:
@@ -110,4 +114,5 @@ class Repetition:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str).drop(columns=TIMES, errors="ignore")
+    table = pd.read_csv(path, dtype=str).drop(columns=TIMES, errors="ignore")
+    return table.replace({"check": renames.CHECKS})

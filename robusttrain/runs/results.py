@@ -1,4 +1,4 @@
-"""What a run writes and shows of its evaluation."""
+"""Write and print the results of an evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,8 +17,8 @@ from robusttrain.threat import Threat
 def report_of(
     found: EvaluationResult, names: Mapping[str, str], threat: Threat, seed: int
 ) -> pd.DataFrame:
-    """The table of `report.csv`; `names` are the options of the groups."""
-    report = found.ledger.report(threat, found.rows)
+    """The table of `report.csv`; `names` are the chosen options of the groups."""
+    report = found.ledger.report(threat, found.rows, found.audit.verdict)
     shown = {**names, "defense": combined(names)}
     for position, key in enumerate(("dataset", "model", "defense", "noise")):
         report.insert(position, key, shown[key])
@@ -27,7 +27,7 @@ def report_of(
 
 
 def write_results(found: EvaluationResult, report: pd.DataFrame, run_dir: Path) -> None:
-    """Write the tables of an evaluation, and its attacked images where they were kept."""
+    """Write the tables of an evaluation, and its attacked images if they were kept."""
     if found.certificates:
         certified = [asdict(image) for image in found.certificates.images]
         write_csv(run_dir / CERTIFIED, certified)
@@ -44,7 +44,14 @@ def write_results(found: EvaluationResult, report: pd.DataFrame, run_dir: Path) 
 def show_results(
     found: EvaluationResult, report: pd.DataFrame, names: Mapping[str, str], terminal: Terminal
 ) -> None:
-    """Show the figures of an evaluation to the user."""
+    """Print the figures of an evaluation."""
+    for name, outcome in found.ledger.outcomes.items():
+        if outcome.invalid:
+            terminal.say(
+                f"warning: {name} returned {outcome.invalid} invalid images, which count as not "
+                f"broken: an attack has to return finite images of the shape and type that it is "
+                f"given, in [0, 1] and within {outcome.threat}"
+            )
     terminal.report(report, f"{combined(names)}, {names['model']} on {names['dataset']}")
     if found.certificates:
         curve = [point.row for point in found.certificates.audit.curve]
@@ -54,6 +61,6 @@ def show_results(
 
 
 def combined(names: Mapping[str, str]) -> str:
-    """The defense with what it was combined with, such as trades+awp+ema."""
+    """The name of the defense and of its additions, such as trades+awp+ema."""
     companions = (names.get(group, NOTHING) for group in COMPANIONS)
     return "+".join([names["defense"], *(name for name in companions if name != NOTHING)])

@@ -1,4 +1,4 @@
-"""`resume=`: the command line of a run that was stopped, and who may work in its directory."""
+"""`resume=`: save the command line of a run, and restore that of an interrupted one."""
 
 import json
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ PLACES = (
     KEY, PLACE, "hydra.sweep", "hydra/sweeper", "hydra.mode=", "hydra.launcher", "hydra/launcher",
 )  # fmt: skip
 
-# Where the default of hydra.run.dir puts its runs.
+# The default of hydra.run.dir lies below this directory.
 RUNS = Path("outputs")
 
 
 @dataclass(frozen=True)
 class Command:
-    """The command line of a run, as it lies in its directory.
+    """The command line of a run, as it is saved in the run's directory.
 
     Parameters
     ----------
     words
-        What makes the run again, wherever it is given.
+        The arguments that start the same run from any directory.
     typed
-        What the user typed, but for where the run goes.
+        The arguments that the user typed, without those that choose the run's directory.
     """
 
     words: list[str]
@@ -38,7 +38,7 @@ class Command:
 
     @classmethod
     def of(cls, hydra: HydraConf, arguments: Sequence[str]) -> "Command":
-        """The command of the present run; `arguments` are those of the process."""
+        """The command of the current run; `arguments` are those of the process."""
         sources = hydra.runtime.config_sources
         options = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
         if hydra.job.config_name is not None:
@@ -53,17 +53,17 @@ class Command:
         return cls(**{name: list(map(renames.override, words)) for name, words in stored.items()})
 
     def write(self, run: Path) -> None:
-        """Keep it in the directory of its run."""
+        """Save it in the directory of the run."""
         write_json(run / COMMAND, vars(self))
 
 
 def resumed(arguments: Sequence[str]) -> list[str]:
-    """`arguments`, or those of the run that `resume=` in them names.
+    """`arguments`, or those of the run that their `resume=` names.
 
     Raises
     ------
     InputError
-        If there is no such run, or it is finished, or more than `resume=DIR` is asked for.
+        If there is no such run, if it is finished, or if other arguments come with `resume=DIR`.
     """
     chosen = [argument for argument in arguments if argument.startswith(KEY)]
     if not chosen:
@@ -74,10 +74,11 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     if folder is None:
         return others
     if value != "auto" and others:
-        allowed = f"{' '.join(others)} is not allowed"
-        raise InputError(chosen[-1], allowed=allowed, problem="takes everything from that run")
+        problem = "takes the whole command from that run"
+        raise InputError(chosen[-1], allowed=f"remove {' '.join(others)}", problem=problem)
     if not (folder / COMMAND).is_file():
-        raise InputError(chosen[-1], problem=f"is no directory of a run, with {COMMAND} in it")
+        reason, problem = f"it has no {COMMAND}", "is not the directory of a run"
+        raise InputError(chosen[-1], allowed=reason, problem=problem)
     if (folder / MANIFEST).exists():
         raise InputError(chosen[-1], allowed="there is nothing to resume", problem="is finished")
     words = Command.read(folder).words
@@ -85,13 +86,13 @@ def resumed(arguments: Sequence[str]) -> list[str]:
 
 
 def quoted(folder: Path) -> str:
-    """A path as a value of a command line, whatever characters are in it."""
+    """A path as the value of an override, whatever characters it contains."""
     text = str(folder).replace('"', '\\"').replace("${", "\\${")
     return f'"{text}"'
 
 
 def _newest(arguments: Sequence[str]) -> Path | None:
-    """The newest unfinished run of the same command, in the place that it names if it does."""
+    """The newest unfinished run of the same command, in `hydra.run.dir` if that is given."""
     places = [argument.removeprefix(PLACE) for argument in arguments if argument.startswith(PLACE)]
     found = [Path(places[-1], COMMAND)] if places else RUNS.glob(f"**/{COMMAND}")
     runs = [path.parent for path in found if path.is_file()]
@@ -105,5 +106,5 @@ def _newest(arguments: Sequence[str]) -> Path | None:
 
 
 def _settings(arguments: Sequence[str]) -> list[str]:
-    """All but where a run goes, and how many there are."""
+    """The arguments, without those that choose directories or make a sweep."""
     return [a for a in arguments if not a.lstrip("+~").startswith(PLACES)]

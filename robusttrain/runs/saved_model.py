@@ -1,4 +1,4 @@
-"""The trained model of a run, for somebody's own code."""
+"""Load the trained model of a run, for use in other programs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.config.build import build_component
 from robusttrain.data import Info
 from robusttrain.models.network import network
-from robusttrain.runs.trust import TRUSTED, refuse_strangers
+from robusttrain.runs.trust import TRUSTED, refuse_untrusted
 
-# The part of it that a model alone needs, with all that its values may refer to.
+# The keys of a saved configuration that its model needs, and those that their values refer to.
 INHERITED_BY_MODEL = ("model", "noise", "norm", "eps", "seed", "data_dir")
 
 
@@ -26,22 +26,22 @@ def load_model(
     run
         A run directory, which stands for its `best.pt`, or a checkpoint file.
     trust
-        Packages beside robusttrain whose classes may be built from the saved configuration.
+        Packages other than robusttrain whose classes the saved configuration may build.
     device
-        Where to put it.
+        The device of the returned model.
 
     Raises
     ------
     InputError
-        If there is no such checkpoint, it is damaged, or it names a class of no trusted package.
+        If the checkpoint is missing or damaged, or names a class outside the trusted packages.
     """
-    # A command line names such a run by a key of this name, too: attack.source.run.
+    # `run` is also the key on a command line: attack.source.run.
     saved = checkpoints.load(run, key="run")
     plain = {key: saved.config[key] for key in INHERITED_BY_MODEL}
-    refuse_strangers(plain, [*TRUSTED, *trust])
+    refuse_untrusted(plain, [*TRUSTED, *trust])
     channels, height, width = saved.image_shape
     info = Info((channels, height, width), saved.num_classes, ())
-    # A model that is a network already is initialised as soon as it is built.
+    # A model that is already an `nn.Module` is initialised when it is built.
     with torch.random.fork_rng(devices=[]):
         parts = build_component(OmegaConf.create(plain))
         model = network(parts["model"], parts["noise"], info, plain["seed"])

@@ -1,4 +1,4 @@
-"""Whose classes are built from a configuration that somebody else has saved."""
+"""Which classes a saved configuration may build; it may come from somebody else."""
 
 import importlib
 import inspect
@@ -8,34 +8,41 @@ from typing import Any
 
 from robusttrain.errors import InputError
 
-# Packages whose classes may be built from a configuration that somebody else has saved.
+# Packages whose classes every saved configuration may build.
 TRUSTED = ("robusttrain",)
 
 
-# What a value in it may refer to: another key, or a variable of the environment. Other resolvers of
-# OmegaConf make nodes out of text, and with them classes that nobody has looked at.
+# References that its values may contain: to another key or to an environment variable. Other
+# resolvers of OmegaConf can create nodes from text, and with them classes that were not checked.
 REFERENCE = re.compile(r"\$\{([\w.]+|oc\.env:[\w.,/ -]+)\}")
 
 
-# What messages call it.
+# How messages refer to it.
 CONFIGURATION = "the checkpoint's configuration"
 
 
-def refuse_strangers(node: Any, trusted: Sequence[str]) -> None:
+def refuse_untrusted(node: Any, trusted: Sequence[str]) -> None:
+    """Refuse classes that no `trusted` package defines, and resolvers other than references.
+
+    Raises
+    ------
+    InputError
+        If a value in `node` names such a class or resolver.
+    """
     for key, value in _leaves(node):
         if key == "_target_" and not _is_class_of(str(value), trusted):
-            problem = f"would build {value}, which is no class of robusttrain"
+            problem = f"would build {value}, which is not a class of robusttrain"
             allowed = "if you trust it, name its package in trust=[...]"
             raise InputError(CONFIGURATION, allowed=allowed, problem=problem)
         if "${" in REFERENCE.sub("", str(value)):
-            allowed = "only references to other keys are allowed there"
+            allowed = "only references to keys and environment variables are allowed there"
             raise InputError(CONFIGURATION, allowed=allowed, problem=f"would compute {value}")
 
 
 def _is_class_of(target: str, packages: Sequence[str]) -> bool:
     """Whether a dotted name is a class that one of `packages` defines.
 
-    A prefix alone proves nothing: every module of a package also holds what it imports.
+    The prefix of the name proves nothing: a module also contains what it imports.
     """
     module, _, name = target.rpartition(".")
     if module.partition(".")[0] not in packages:
@@ -48,7 +55,7 @@ def _is_class_of(target: str, packages: Sequence[str]) -> bool:
 
 
 def _leaves(node: Any, key: object = "") -> Iterator[tuple[object, Any]]:
-    """(key, value) of all that is no container; what a sequence holds goes by the key of that."""
+    """(key, value) of everything but containers; the elements of a sequence have its key."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield from _leaves(value, name)

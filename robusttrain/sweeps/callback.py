@@ -1,4 +1,4 @@
-"""Hydra's callback of a sweep, which knows where it lies and which jobs it has."""
+"""A callback of Hydra that announces a sweep: its directory, its jobs and its launcher."""
 
 import os
 import sys
@@ -21,22 +21,22 @@ from robusttrain.runtime import signals
 from robusttrain.sweeps import launchers
 from robusttrain.sweeps.monitor import COMPLAINT, monitored
 from robusttrain.sweeps.records import WAITING, Job
-from robusttrain.sweeps.session import SweepState, open_elsewhere, present
+from robusttrain.sweeps.session import SweepState, open_in_worker, present
 
 
 class Sweeps(Callback):
-    """Tells the session of this process where its sweep lies, and which jobs it has.
+    """Announce the sweep to the session of this process.
 
-    Hydra's own notice of the end does not come where a job has failed or the user has stopped the
-    sweep, which are the times when a summary is wanted most. An instance goes with every job into
-    the process that runs it.
+    The summary is not written here: Hydra does not call a callback at the end if a job has failed
+    or the user has stopped the sweep, when a summary is needed most. An instance is sent with every
+    job to the process that runs it.
     """
 
     def __init__(self) -> None:
         self.sweep: SweepState | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called once, before any job."""
+        """Announce the sweep and prepare its launcher, before any job."""
         session = present()
         assert session is not None, "the command line opens it"
         try:
@@ -44,25 +44,25 @@ class Sweeps(Callback):
             if launchers.launcher(config) != launchers.PLAIN:
                 _prepare(config, self.sweep, session.view)
         except InputError as error:
-            # Hydra makes a warning of anything less.
+            # Hydra turns other exceptions into warnings.
             sys.exit(f"{COMPLAINT}{error}")
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called in the process of a job, before it."""
+        """Open a session in a worker process, before its job."""
         session = present()
-        if self.sweep is None or (session is not None and not session.elsewhere):
+        if self.sweep is None or (session is not None and not session.in_worker):
             return
         os.chdir(self.sweep.cwd)
-        open_elsewhere(self.sweep)
+        open_in_worker(self.sweep)
 
 
 def _announced(config: DictConfig) -> SweepState:
-    """The sweep of a configuration, in which its sweeper gets what a search needs.
+    """The sweep that a configuration describes; the sampler of a search is seeded in place.
 
     Raises
     ------
     InputError
-        If it is a search that could go by nothing.
+        If it is a search whose runs return no figure.
     """
     engine, maximises = "", False
     if launchers.sweeper(config) != launchers.PLAIN:
@@ -77,29 +77,29 @@ def _announced(config: DictConfig) -> SweepState:
 
 
 def _prepare(config: DictConfig, sweep: SweepState, view: ExitStack) -> None:
-    """Make ready for jobs in other processes, if there will be any; `view` then shows them.
+    """Prepare for jobs in other processes, if there will be any; `view` then shows them.
 
-    The launcher is set up in `config` itself: Hydra goes by what its callbacks leave there.
+    The launcher is set up in `config` itself, which Hydra reads after its callbacks.
 
     Raises
     ------
     InputError
-        If no process is asked for.
+        If the launcher is to use no process.
     """
     if not launchers.prepare_launcher(config, _at_once(config, len(sweep.planned))):
         return
     (sweep.directory / RECORDS).mkdir(parents=True, exist_ok=True)
     with read_write(config.hydra):
-        # They make their configurations anew, and may have started in another folder.
+        # Workers compose their configurations again, maybe from another working directory.
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(sweep.directory)}")
     if launchers.launcher(config) == "joblib":
-        # Its processes are killed as soon as this one leaves; they are to leave first.
+        # joblib kills its workers when this process exits, so they have to exit first.
         view.enter_context(signals.deferred())
     view.enter_context(monitored(sweep.directory, sweep.planned, Terminal()))
 
 
 def _at_once(config: DictConfig, jobs: int) -> int:
-    """How many of so many jobs the launcher gets at once, or 0 where that is not known."""
+    """How many of `jobs` jobs the launcher gets at once, or 0 if that is unknown."""
     sweeper = config.hydra.sweeper
     if launchers.sweeper(config) != launchers.PLAIN:
         return int(sweeper.get("n_jobs") or 0)
@@ -107,7 +107,7 @@ def _at_once(config: DictConfig, jobs: int) -> int:
 
 
 def planned(config: DictConfig) -> list[Job]:
-    """All jobs of a sweep over a grid; none where only the sweeper knows what comes next."""
+    """All jobs of a grid; none for a search, whose jobs are not known beforehand."""
     if not str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
         return []
     grid: dict[str, list[str]] = {}
@@ -117,19 +117,19 @@ def planned(config: DictConfig) -> list[Job]:
             values = one.sweep_string_iterator() if one.is_sweep_override() else [_value(one)]
             grid[key] = [f"{key}={value}" for value in values]
     except HydraException:
-        # A pattern such as defense=glob(*) needs to be looked up; what is wrong, Hydra will say.
+        # Either a pattern such as defense=glob(*), or a mistake that Hydra will report.
         return []
     combinations = enumerate(product(*grid.values()))
     return [Job(number, "", words, WAITING) for number, words in combinations]
 
 
 def _keys(config: DictConfig) -> list[str]:
-    """The keys that a sweep goes through the values of."""
+    """The keys that have several values."""
     return [one.get_key_element() for one in _given(config) if one.is_sweep_override()]
 
 
 def _given(config: DictConfig) -> list[Override]:
-    """What the user gave of a sweep, in its YAML and on the command line."""
+    """The overrides of a sweep, in its YAML and on the command line."""
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     return OverridesParser.create().parse_overrides(given + config.hydra.overrides.task)
 

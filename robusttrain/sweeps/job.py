@@ -1,4 +1,4 @@
-"""Sweeps: what a job does beside its run, and what is made of all jobs at the end."""
+"""The jobs of a sweep: run, record, skip and resume them, and summarise them at the end."""
 
 import copy
 import logging
@@ -36,22 +36,22 @@ log = logging.getLogger("robusttrain")
 
 
 Run = Callable[[DictConfig, Terminal], float | None]
-"""(configuration, where it reports) -> the figure that the sweeper gets."""
+"""(configuration, terminal) -> the figure that the sweeper gets."""
 
 
 def job(chosen: HydraConf, config: DictConfig, run: Run) -> float | None:
-    """`recorded`, in the process of the user or in one of the launcher."""
+    """Run a job of the current sweep, in the user's process or in a worker of the launcher."""
     session = present()
     assert session is not None, "the command line or the callback opens it"
     assert session.sweep is not None, "Hydra announces a sweep before its jobs"
-    if not session.elsewhere:
+    if not session.in_worker:
         terminal = Terminal()
         return recorded(session.sweep, chosen, config, lambda c: run(c, terminal), terminal)
-    # Several at once would write over each other; the log has what a job says.
+    # The output of several runs at once would be mixed up; the log of each run has its own.
     silent = Terminal(Console(quiet=True, force_terminal=False))
-    with _elsewhere(chosen, session.sweep.directory) as terminal:
+    with _in_worker(chosen, session.sweep.directory) as terminal:
         return recorded(
-            session.sweep, chosen, config, lambda c: run(c, silent), terminal, elsewhere=True
+            session.sweep, chosen, config, lambda c: run(c, silent), terminal, in_worker=True
         )
 
 
@@ -62,24 +62,24 @@ def recorded(
     run: Callable[[DictConfig], float | None],
     terminal: Terminal,
     *,
-    elsewhere: bool = False,
+    in_worker: bool = False,
 ) -> float | None:
-    """Run one job of a sweep, unless it has finished before, and record what became of it.
+    """Run one job of a sweep, unless it has already finished, and record its outcome.
 
-    Nothing is kept in memory: jobs may run in processes of their own, on other machines too.
+    All state is on disk, since jobs may run in other processes and on other machines.
 
     Parameters
     ----------
     sweep
-        Which it is a job of.
+        The sweep of the job.
     chosen, config
-        Hydra's part of its configuration, and the user's.
+        Hydra's part of the configuration, and the user's.
     run
-        Does the work; it is given the configuration, with `resume` set where the job goes on.
+        Does the work; it gets the configuration, with `resume` set if the job resumes.
     terminal
-        Where the job says how it stands.
-    elsewhere
-        Whether that is no terminal of the user.
+        The terminal for the status of the job.
+    in_worker
+        Whether the job runs in a worker of the launcher, without the user's terminal.
 
     Raises
     ------
@@ -92,49 +92,44 @@ def recorded(
     title, words = f"job {job.number}", _words(job, sweep.keys)
     try:
         if before is not None and _is_done(before, job, run_dir):
-            terminal.say(f"{title} has finished before: {words}")
+            terminal.say(f"{title} has already finished: {words}")
             return before.result
         _refuse_to_mix(before, job, run_dir, words)
-        goes_on = _goes_on(before, job, run_dir)
-        terminal.say(f"{title}{' resumes' if goes_on else ''}: {words}")
-        if goes_on:
+        resumes = _can_resume(before, job, run_dir)
+        terminal.say(f"{title}{' resumes' if resumes else ''}: {words}")
+        if resumes:
             config = _resuming(config, run_dir)
-        if not elsewhere:
+        if not in_worker:
             _keep_in_view(job, sweep, terminal)
-        ended = _ended(job, lambda: run(config), sweep.directory)
+        ended = _executed(job, lambda: run(config), sweep.directory)
     except Exception as error:
-        # The sweep goes on with its other jobs; at its end Hydra raises its first failure again.
+        # The sweep continues with its other jobs; at its end Hydra raises the first failure again.
         complaint = f"{COMPLAINT}{title} failed: {explain(error)}"
-        if elsewhere:
+        if in_worker:
             terminal.say(complaint)
         else:
             print(complaint, file=sys.stderr)
         raise
-    _tell_end(ended, run_dir, sweep.directory, terminal)
+    _report_end(ended, run_dir, sweep.directory, terminal)
     return ended.result
 
 
-def _tell_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) -> None:
-    reported = {row["attack"]: float(row["accuracy"]) for row in records.report(sweep_dir, job)}
-    terminal.figures(
-        f"job {job.number} finished",
-        clean=reported.get("clean"),
-        robust=reported.get("worst_case"),
-        seconds=job.seconds,
-    )
+def _report_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) -> None:
+    accuracies = dict(zip(("clean", "robust"), records.quoted(sweep_dir, job), strict=False))
+    terminal.figures(f"job {job.number} finished", **accuracies, seconds=job.seconds)
     terminal.say(str(run_dir))
 
 
 @contextmanager
 def concluded() -> Iterator[None]:
-    """Write what the sweep that runs within the block has come to, if it is one.
+    """Summarise the sweep that runs within the block, if there is one.
 
     Raises
     ------
     JobError
-        If what runs the jobs, or chooses them, ends with an error of its own.
+        If the launcher or the sweeper itself fails.
     Interrupted
-        If a signal came that was put off until the jobs had ended.
+        If a signal was deferred until the jobs had ended.
     """
     with opened() as session:
         try:
@@ -167,7 +162,7 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
 
 
 def _conclude(sweep: SweepState, terminal: Terminal) -> None:
-    """Write what a sweep has come to, if any of its jobs has started."""
+    """Write and print the summary of a sweep, if any of its jobs has started."""
     folder = sweep.directory
     ended = records.read_jobs(folder)
     if not ended:
@@ -178,14 +173,14 @@ def _conclude(sweep: SweepState, terminal: Terminal) -> None:
         shown = overview[[name for name in overview.columns if ", over " not in name]]
         terminal.table(shown, "means over seeds, in percent", {"seeds", "clean", "worst case"})
     if sweep.maximises:
-        _tell_best(ended, sweep.keys, terminal)
+        _report_best(ended, sweep.keys, terminal)
     finished = sum(job.status == FINISHED for job in ended)
-    terminal.say(f"{finished} of {len(ended)} jobs have finished")
+    terminal.say(f"{finished} of {len(ended)} started jobs have finished")
     for name in (SWEEP_TABLE, SUMMARY):
         terminal.say(str(folder / name))
 
 
-def _tell_best(ended: Sequence[Job], keys: Sequence[str], terminal: Terminal) -> None:
+def _report_best(ended: Sequence[Job], keys: Sequence[str], terminal: Terminal) -> None:
     found = [(job.result, job) for job in ended if job.result is not None]
     if found:
         result, job = max(found, key=lambda pair: pair[0])
@@ -194,11 +189,11 @@ def _tell_best(ended: Sequence[Job], keys: Sequence[str], terminal: Terminal) ->
 
 
 @contextmanager
-def _elsewhere(chosen: HydraConf, sweep_dir: Path) -> Iterator[Terminal]:
-    """A job in a process of the launcher.
+def _in_worker(chosen: HydraConf, sweep_dir: Path) -> Iterator[Terminal]:
+    """The terminal of a job that runs in a worker process of the launcher.
 
-    What it says goes to a file, for the process of the user to pass on, and of a failure only the
-    message goes back: an exception of any kind may not outlive the way.
+    Its output goes to a file that the user's process relays. A failure is reduced to its message,
+    since not every exception can be pickled.
     """
     run_dir = Path(chosen.runtime.output_dir)
     with records.job_output(sweep_dir, str(run_dir.relative_to(sweep_dir))).open("a") as file:
@@ -212,25 +207,25 @@ def _elsewhere(chosen: HydraConf, sweep_dir: Path) -> Iterator[Terminal]:
             if begun:
                 terminal.say(f"job {chosen.job.num} was stopped by {interrupted}")
             if str(chosen.runtime.choices["hydra/launcher"]) == "joblib":
-                # Others may be at work still, which would be killed if this process left.
+                # Other jobs may still run; joblib would kill them if this process exited.
                 raise JobError(f"stopped by {interrupted}") from interrupted
             sys.exit(128 + interrupted.signum)
         except EXPECTED_ERRORS as error:
             raise JobError(explain(error)) from error
         except Exception as error:
-            log.exception("a defect")
+            log.exception("unexpected error")
             where = run_dir / LOG
             raise JobError(f"{_line(error)} ({where} has the traceback)") from error
 
 
 def _words(job: Job, keys: Sequence[str]) -> str:
-    """What sets a job apart from the others, whose `keys` vary as far as that is known."""
+    """What distinguishes a job: its values of the `keys` that vary, or all of its overrides."""
     varying = [f"{key}={job.settings.get(key, '')}" for key in keys]
     return " ".join(varying or job.overrides)
 
 
 def _keep_in_view(job: Job, sweep: SweepState, terminal: Terminal) -> None:
-    """A table of all jobs above the bars of this one, with those that are still to come."""
+    """Show a table of all jobs, with those to come, above the progress bars of this one."""
     known = {one.number: one for one in [*sweep.planned, *records.read_jobs(sweep.directory)]}
     known[job.number] = replace(job, status=RUNNING)
     shown = [known[number] for number in sorted(known)]
@@ -252,23 +247,23 @@ def _is_done(before: Job, job: Job, run_dir: Path) -> bool:
     return before.status == FINISHED and same and (run_dir / MANIFEST).is_file()
 
 
-def _goes_on(before: Job | None, job: Job, run_dir: Path) -> bool:
-    """Whether the job was killed or stopped, so that it can be gone on with where it was."""
+def _can_resume(before: Job | None, job: Job, run_dir: Path) -> bool:
+    """Whether the job was interrupted and can be resumed."""
     same = before is not None and before.config == job.config and before.status == UNFINISHED
     return same and (run_dir / COMMAND).is_file()
 
 
 def _resuming(config: DictConfig, run_dir: Path) -> DictConfig:
-    """The configuration of a job that goes on in its directory."""
+    """The configuration of a job that resumes in its directory."""
     resuming = copy.deepcopy(config)
     resuming.resume = str(run_dir)
     return resuming
 
 
 def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path, words: str) -> None:
-    """Refuse to write among the results of another configuration.
+    """Refuse to write into a directory with results of another configuration.
 
-    Hydra has replaced its files about the run by then; they are put back.
+    Hydra has already replaced its own files there; they are restored.
     """
     if not {path.name for path in run_dir.iterdir()} - PREAMBLE:
         return
@@ -279,13 +274,13 @@ def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path, words: str) -> N
         owner = f"another job ({' '.join(before.overrides)})"
         for path, content in before.hydra.items():
             Path(path).write_text(content)
-    problem = f"holds results of {owner}, which {words} would mix with"
-    allowed = "give another hydra.sweep.dir, or remove that directory"
+    problem = f"holds results of {owner}, and not of {words}"
+    allowed = "choose another hydra.sweep.dir, or remove that directory"
     raise InputError(str(run_dir), allowed=allowed, problem=problem)
 
 
-def _ended(job: Job, run: Callable[[], float | None], sweep_dir: Path) -> Job:
-    """The job after it has run, as it also stands in its record; a failure stands there alone."""
+def _executed(job: Job, run: Callable[[], float | None], sweep_dir: Path) -> Job:
+    """Run the job and record its outcome; a failure is recorded and raised again."""
     job.save(sweep_dir)
     started = time.perf_counter()
     try:

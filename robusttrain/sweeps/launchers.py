@@ -1,4 +1,4 @@
-"""Launchers and sweepers of Hydra other than its plain ones: their extras, and what they share."""
+"""Prepare Hydra's launchers and sweepers, other than its basic ones."""
 
 import os
 
@@ -8,23 +8,23 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from robusttrain.errors import InputError
 
-# The plain ones run one job after the other in this process, over a grid.
+# The basic launcher runs job after job in this process; the basic sweeper runs a grid.
 PLAIN = "basic"
 
-# Libraries that compute in several threads look here. Torch goes by the second if there is one.
+# Variables that limit the threads of numerical libraries. Torch obeys the second if it is set.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-# Nothing leaves the machine unless the user wants.
+# No usage statistics are sent unless the user enables them.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 
-# What a search starts from: it goes by an accuracy, and a run that fails is no reason to end it.
+# Defaults of a search: it maximises an accuracy, and a failed run does not end it.
 SEARCH = {"direction": "maximize", "max_failure_rate": 1.0, "n_jobs": 1}
 
 
 def register() -> None:
-    """Give the sweepers that are installed defaults that suit what a run returns."""
-    # The plugins would put their own in this place later.
+    """Set defaults of the installed sweepers that suit the figure that a run returns."""
+    # Loaded first, since the plugins would overwrite these defaults.
     Plugins.instance()
     store = ConfigStore.instance()
     if "optuna.yaml" in store.list("hydra/sweeper"):
@@ -34,42 +34,41 @@ def register() -> None:
 
 
 def launcher(config: DictConfig) -> str:
-    """The option that runs the jobs."""
+    """The chosen option of `hydra/launcher`, which runs the jobs."""
     return str(config.hydra.runtime.choices["hydra/launcher"])
 
 
 def sweeper(config: DictConfig) -> str:
-    """The option that says which jobs there are."""
+    """The chosen option of `hydra/sweeper`, which chooses the jobs."""
     return str(config.hydra.runtime.choices["hydra/sweeper"])
 
 
 def prepare_launcher(config: DictConfig, jobs: int) -> bool:
-    """Give each of `jobs` jobs that run at once on this machine its share of the cores.
+    """Divide the cores of this machine among the jobs that run at once.
 
-    Ray and Slurm count the cores of a job themselves. Returns whether jobs will run in other
-    processes.
+    Ray and Slurm assign cores to jobs themselves. Returns whether jobs will run in other processes.
 
     Parameters
     ----------
     config
-        A sweep, whose number of processes is set.
+        The configuration of a sweep, in which the number of processes is set.
     jobs
-        How many jobs there are to be run at once, or 0 where that is not known.
+        How many jobs the launcher gets at once, or 0 if that is unknown.
 
     Raises
     ------
     InputError
-        If no process is asked for.
+        If `hydra.launcher.n_jobs` is 0.
     """
     chosen = config.hydra.launcher
     if launcher(config) == "joblib":
         with read_write(chosen):
             chosen.n_jobs = processes(chosen.n_jobs, jobs)
         _limit_threads(share(chosen.n_jobs))
-        # Joblib needs no other process for a single one.
+        # With one process, joblib runs the jobs in this one.
         return bool(chosen.n_jobs > 1)
     if launcher(config) == "ray" and chosen.ray.init.get("address") is not None:
-        # The launcher sets it to a size, which a cluster that is there already does not take.
+        # The launcher would set a size, which Ray rejects for an existing cluster.
         with read_write(chosen), open_dict(chosen):
             chosen.ray.init.setdefault("object_store_memory", None)
     if launcher(config) == "submitit_local":
@@ -80,42 +79,42 @@ def prepare_launcher(config: DictConfig, jobs: int) -> bool:
 
 
 def cores() -> int:
-    """How many cores this process may use, whatever keeps it from the others."""
-    # Takes long to import, and is only wanted here.
+    """How many cores this process may use, within every limit on it."""
+    # Imported here, since it takes long and few sweeps need it.
     from joblib import cpu_count
 
     return int(cpu_count())
 
 
 def processes(asked: int, jobs: int) -> int:
-    """How many processes: as many as `asked` for (-1 is one a core), but no more than `jobs`.
+    """The number of processes: as many as `asked` for (-1: one per core), at most `jobs`.
 
     Raises
     ------
     InputError
-        If none are asked for.
+        If `asked` is 0.
     """
     if asked == 0:
         raise InputError("hydra.launcher.n_jobs", 0, "1 or more, or -1")
-    # Joblib's count of what is negative.
+    # Negative numbers mean the same as in joblib.
     count = asked if asked > 0 else max(1, cores() + 1 + asked)
     return min(count, jobs) if jobs else count
 
 
 def share(processes: int) -> int:
-    """The cores for each of some processes, at least one."""
+    """The number of cores for each of `processes` processes, at least one."""
     return max(1, cores() // processes)
 
 
 def check_search(config: DictConfig) -> None:
-    """Refuse a search whose runs would measure nothing that it could go by.
+    """Refuse a search whose runs would return no figure.
 
     Raises
     ------
     InputError
-        If they have no validation split, attack it with nothing, or do not train.
+        If the runs have no validation split, do not attack it, or do not train.
     """
-    problem = "goes by the robust accuracy on the validation split"
+    problem = "needs the robust accuracy on the validation split"
     option = "hydra/sweeper", sweeper(config)
     if config.dataset.validation == 0:
         raise InputError(*option, "dataset.validation=0 is not allowed", problem)
@@ -126,14 +125,14 @@ def check_search(config: DictConfig) -> None:
 
 
 def prepare_search(config: DictConfig) -> bool:
-    """Have the sampler of a search draw from the seed of its runs, so that it can be repeated.
+    """Seed the sampler of a search with the seed of its runs, so that it can be repeated.
 
-    Returns whether the search looks for the largest figure.
+    Returns whether the search maximises its figure.
     """
     if sweeper(config) == "optuna":
         import optuna
 
-        # It tells of studies and trials in lines of its own otherwise.
+        # By default it prints lines of its own for studies and trials.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
     chosen = config.hydra.sweeper
     sampler = chosen.get("sampler", {})
@@ -144,9 +143,9 @@ def prepare_search(config: DictConfig) -> bool:
 
 
 def _limit_threads(count: int) -> None:
-    """Let processes to come use `count` threads, or fewer where the user has said so."""
+    """Limit new processes to `count` threads, or to fewer if the user has set fewer."""
     for variable in THREADS:
         given = os.environ.get(variable, "")
-        # What holds for OpenMP holds for MKL, which would take all that it is told for itself.
+        # The limit of OpenMP holds for MKL, too, which would otherwise follow its own alone.
         count = min(count, int(given)) if given.isdigit() else count
         os.environ[variable] = str(count)

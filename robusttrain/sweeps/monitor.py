@@ -15,21 +15,21 @@ from robusttrain.runtime import signals
 from robusttrain.sweeps import records
 from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, WAITING, Job
 
-SECONDS_BETWEEN_LOOKS = 0.5
+POLL_SECONDS = 0.5
 
-# What jobs say before a failure; such lines go to the standard error.
+# The beginning of a failure in the output of a job; such lines go to the standard error.
 COMPLAINT = "robusttrain: "
 
-# Figures stand on the right.
+# Columns of numbers, which are aligned on the right.
 FIGURES = {"job", "clean", "worst case", "seconds"}
 
 
 @contextmanager
 def monitored(sweep_dir: Path, planned: Sequence[Job], terminal: Terminal) -> Iterator[None]:
-    """Pass on what the jobs of a sweep say in their files, for the length of the block.
+    """Relay the output of the jobs of a sweep while the block runs.
 
-    In a terminal, a table of all jobs stays in view. Where a signal has come that somebody put off,
-    the child processes are told to stop.
+    In a terminal, a table of all jobs stays in view. When a deferred signal is pending, the child
+    processes are terminated.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def monitored(sweep_dir: Path, planned: Sequence[Job], terminal: Terminal) -> It
     planned
         Its jobs, as far as they are known.
     terminal
-        Where it is passed on to.
+        The terminal of the user.
     """
     watch = _Watch(sweep_dir, planned, terminal)
     ended = Event()
@@ -52,26 +52,26 @@ def monitored(sweep_dir: Path, planned: Sequence[Job], terminal: Terminal) -> It
 
 
 class _Watch:
-    """The state of what was passed on already."""
+    """Polls the output of jobs, and remembers what it has relayed."""
 
     def __init__(self, sweep_dir: Path, planned: Sequence[Job], terminal: Terminal) -> None:
         self.sweep_dir, self.planned, self.terminal = sweep_dir, planned, terminal
-        self.passed_on = {path: path.stat().st_size for path in records.job_outputs(sweep_dir)}
-        self.heard: set[Path] = set()
+        self.relayed = {path: path.stat().st_size for path in records.job_outputs(sweep_dir)}
+        self.active: set[Path] = set()
         self.ended = 0
         self.stopping = False
 
     def until(self, ended: Event) -> None:
-        """Look again and again."""
+        """Poll until `ended` is set."""
         with self.terminal.progress("jobs", len(self.planned) or None) as bar:
             self._show(bar)
-            while not ended.wait(SECONDS_BETWEEN_LOOKS):
-                self._look(bar)
+            while not ended.wait(POLL_SECONDS):
+                self._poll(bar)
                 if signals.pending() and not self.stopping:
                     self._stop()
-            self._look(bar)
+            self._poll(bar)
 
-    def _look(self, bar: Bar) -> None:
+    def _poll(self, bar: Bar) -> None:
         lines = [line for path in records.job_outputs(self.sweep_dir) for line in self._new(path)]
         for line in lines:
             if line.startswith(COMPLAINT):
@@ -82,22 +82,22 @@ class _Watch:
             self._show(bar)
 
     def _new(self, path: Path) -> list[str]:
-        """The whole lines that were not passed on yet."""
-        start = self.passed_on.get(path, 0)
+        """The complete lines that were not relayed yet."""
+        start = self.relayed.get(path, 0)
         if path.stat().st_size <= start:
             return []
         with path.open("rb") as file:
             file.seek(start)
-            said, newline, _ = file.read().rpartition(b"\n")
-        self.passed_on[path] = start + len(said) + len(newline)
-        self.heard.add(path)
-        return said.decode().splitlines()
+            text, newline, _ = file.read().rpartition(b"\n")
+        self.relayed[path] = start + len(text) + len(newline)
+        self.active.add(path)
+        return text.decode().splitlines()
 
     def _show(self, bar: Bar) -> None:
         if not self.terminal.console.is_terminal:
             return
         known = {job.number: job for job in self.planned}
-        known |= {job.number: self._standing(job) for job in records.read_jobs(self.sweep_dir)}
+        known |= {job.number: self._current(job) for job in records.read_jobs(self.sweep_dir)}
         shown = [known[number] for number in sorted(known)]
         if shown:
             running = [i for i, job in enumerate(shown) if job.status == RUNNING]
@@ -108,12 +108,12 @@ class _Watch:
         bar.advance(ended - self.ended)
         self.ended = ended
 
-    def _standing(self, job: Job) -> Job:
-        """A job with the status that it has now: its record may be of an earlier sweep."""
-        heard = records.job_output(self.sweep_dir, job.folder) in self.heard
+    def _current(self, job: Job) -> Job:
+        """The job with its current status: its record may be of an earlier start of the sweep."""
+        active = records.job_output(self.sweep_dir, job.folder) in self.active
         if job.status == UNFINISHED:
-            return replace(job, status=RUNNING if heard else WAITING)
-        return job if heard or job.status == FINISHED else replace(job, status=WAITING)
+            return replace(job, status=RUNNING if active else WAITING)
+        return job if active or job.status == FINISHED else replace(job, status=WAITING)
 
     def _stop(self) -> None:
         self.stopping = True

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: the record that each one leaves, and `sweep.csv`, made of all of them."""
+"""The records of the jobs of a sweep, and `sweep.csv`, which is made from them."""
 
 import csv
 import json
@@ -13,12 +13,12 @@ from robusttrain import renames
 from robusttrain.report.files import write_csv, write_json
 from robusttrain.run_directory import JOB_OUTPUT, RECORDS, REPORT, SWEEP_TABLE
 
-# While a job runs it is unfinished, and stays that where it was killed.
+# The status in a record. A job that runs, or was killed, is unfinished.
 UNFINISHED, FINISHED, FAILED = "unfinished", "finished", "failed"
-# These two are never on disk.
+# The status that only the table in the terminal shows.
 WAITING, RUNNING = "waiting", "running"
 
-# Columns of `report.csv`, and what they are called in `sweep.csv`: there, `eps` is the job's.
+# Columns of `report.csv`, and their names in `sweep.csv`, where `eps` is a key of the job.
 FIGURES = {
     "attack": "attack",
     "norm": "attack_norm",
@@ -27,13 +27,14 @@ FIGURES = {
     "accuracy": "accuracy",
     "ci_low": "ci_low",
     "ci_high": "ci_high",
+    "audit": "audit",
 }
 OWN = ("job", *FIGURES.values(), "validation", "status", "seconds", "error")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is known of one job.
+    """The record of a job.
 
     Parameters
     ----------
@@ -46,15 +47,15 @@ class Job:
     status
         `unfinished`, `finished` or `failed`.
     seconds
-        How long it took, once it has ended.
+        Its duration, once it has ended.
     result
-        What it returned to the sweeper.
+        The figure that it returned to the sweeper.
     error
         Why it failed, in one line.
     config
-        Its whole configuration, as text: two jobs are the same if they have the same one.
+        Its whole configuration as text. Jobs with the same configuration are the same job.
     hydra
-        The files that Hydra wrote about it, by path.
+        The contents of the files that Hydra wrote for it, by path.
     """
 
     number: int
@@ -74,30 +75,30 @@ class Job:
         return {key.lstrip("+~"): value for key, _, value in words}
 
     def save(self, sweep_dir: Path) -> None:
-        """Write the record of this job, in place of an older one."""
+        """Write the record; it replaces an older one."""
         (sweep_dir / RECORDS).mkdir(exist_ok=True)
         write_json(_record(sweep_dir, self.folder), asdict(self))
 
 
 def read_job(sweep_dir: Path, folder: str) -> Job | None:
-    """The record of the job in `folder`, if it has left one."""
+    """The record of the job in `folder`, if there is one."""
     path = _record(sweep_dir, folder)
     return _read(path) if path.is_file() else None
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
-    """All jobs that have started, by their numbers."""
+    """The records of all jobs that have started, in the order of their numbers."""
     found = (sweep_dir / RECORDS).glob("*.json")
     return sorted(map(_read, found), key=lambda job: job.number)
 
 
 def job_output(sweep_dir: Path, folder: str) -> Path:
-    """Where the job in `folder` says what the user is to know, if it has no terminal."""
+    """The file for the output of the job in `folder`, if it has no terminal."""
     return _record(sweep_dir, folder).with_suffix(JOB_OUTPUT)
 
 
 def job_outputs(sweep_dir: Path) -> list[Path]:
-    """What all jobs have said, in the order of their names."""
+    """The output files of all jobs, in the order of their names."""
     return sorted((sweep_dir / RECORDS).glob(f"*{JOB_OUTPUT}"))
 
 
@@ -111,13 +112,13 @@ def record_of(run_dir: Path) -> tuple[Path, Job] | None:
 
 
 def varying(jobs: Sequence[Job]) -> list[str]:
-    """The keys that not all jobs have the same value of, in the order of the command line."""
+    """The keys whose values differ between jobs, in the order of the command line."""
     keys = dict.fromkeys(key for job in jobs for key in job.settings)
     return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
 
 
 def report(sweep_dir: Path, job: Job) -> list[dict[str, str]]:
-    """The rows of a finished job's `report.csv`; none where nothing was evaluated."""
+    """The rows of a finished job's `report.csv`; none if nothing was evaluated."""
     path = sweep_dir / job.folder / REPORT
     if job.status != FINISHED or not path.is_file():
         return []
@@ -125,12 +126,18 @@ def report(sweep_dir: Path, job: Job) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def table(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
-    """`sweep.csv`: a row for each job and attack, and one for a job that has no figures.
+def quoted(sweep_dir: Path, job: Job) -> tuple[float, ...]:
+    """The clean accuracy of a finished job and the worst case of all its attacks, if it has any."""
+    accuracies = [float(row["accuracy"]) for row in report(sweep_dir, job)]
+    return (accuracies[0], accuracies[-1]) if accuracies else ()
 
-    Of the keys, only those that vary are columns, with values as they were given; one that has the
-    name of another column is called `config.<key>`. `seconds` are those of the whole job,
-    `validation` is what it returned: the robust accuracy on its validation split.
+
+def table(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
+    """The table of `sweep.csv`: a row for each job and attack, or one for a job without figures.
+
+    Keys that vary are columns, with values as they were given; a key with the name of another
+    column is called `config.<key>`. `seconds` is the duration of the whole job, and `validation` is
+    its result, the robust accuracy on its validation split.
     """
     keys = varying(jobs)
     names = {key: f"config.{key}" if key in OWN else key for key in keys}
@@ -140,25 +147,25 @@ def table(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
 
 
 def overview(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
-    """A line of text for each job: what sets it apart, how it stands, and its accuracies."""
+    """A row of text for each job: its values of the varying keys, status and accuracies."""
     keys = varying(jobs)
     rows = []
     for job in jobs:
-        found = {row["attack"]: f"{float(row['accuracy']):.2%}" for row in report(sweep_dir, job)}
+        accuracies = [f"{share:.2%}" for share in quoted(sweep_dir, job)] or ["", ""]
         rows.append(
             {"job": str(job.number), **{key: job.settings.get(key, "") for key in keys}}
             | {"status": job.status}
-            | {name: found.get(name.replace(" ", "_"), "") for name in ("clean", "worst case")}
+            | dict(zip(("clean", "worst case"), accuracies, strict=True))
             | {"seconds": "" if job.seconds is None else f"{job.seconds:.0f}"}
         )
     return pd.DataFrame(rows)
 
 
 def write_table(sweep_dir: Path) -> None:
-    """Write `sweep.csv` from what lies in the directory.
+    """Write `sweep.csv` from the records in the directory.
 
-    Jobs may end at once in several processes. Each writes the whole table and then looks again, so
-    that whoever writes last has seen every record that was there before.
+    Several processes may write it at once. Each one writes the whole table until the records have
+    not changed meanwhile, so that the last table contains every record.
     """
     written: list[Job] | None = None
     while (jobs := read_jobs(sweep_dir)) != written:
@@ -176,7 +183,7 @@ def _rows(sweep_dir: Path, job: Job, names: Mapping[str, str]) -> Iterator[dict[
 
 
 def _record(sweep_dir: Path, folder: str) -> Path:
-    # Jobs may lie deeper than one level (hydra.sweep.subdir), their records do not.
+    # A job may lie several levels deep (hydra.sweep.subdir); its record does not.
     return sweep_dir / RECORDS / f"{folder.replace('/', '%2F')}.json"
 
 

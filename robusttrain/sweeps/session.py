@@ -1,9 +1,9 @@
-"""What this process knows of its sweep, from Hydra's callback to the jobs and the summary.
+"""The session of a sweep: state that Hydra's callback, the jobs and the summary share.
 
-Hydra makes the callback by itself, from a name in `conf/config.yaml`, and calls it, and the jobs,
-with a configuration alone. Nothing can be handed from one to the other, or to whoever has called
-Hydra, so they meet here: in the session that is opened around Hydra. A launcher may run jobs in
-other processes, where nobody has opened one; the callback goes with every job, and does it there.
+Hydra creates the callback from a name in `conf/config.yaml`, and passes nothing but a configuration
+to the callback and to the jobs. They share a session instead, which the command line opens around
+Hydra. A worker process of a launcher starts without one; the callback, which is sent there with
+every job, opens it.
 """
 
 from collections.abc import Iterator
@@ -22,17 +22,17 @@ class SweepState:
     Parameters
     ----------
     cwd
-        The folder that the user has started it in.
+        The directory in which the user started it.
     directory
-        Where it leaves its results.
+        The directory for its results.
     planned
-        Its jobs; none where only the sweeper knows what comes next.
+        Its jobs; none for a search, whose jobs are not known beforehand.
     keys
-        Those that were given more than one value, or a range.
+        The keys that have several values, or a range.
     engine
-        The option that runs the jobs or chooses them, where it is none of Hydra's plain ones.
+        The option of the launcher or of the sweeper, if one of them is not basic.
     maximises
-        Whether it is a search for the largest figure.
+        Whether it is a search that maximises its figure.
     """
 
     cwd: Path
@@ -50,15 +50,15 @@ class Session:
     Parameters
     ----------
     sweep
-        None before Hydra has announced one; a single run never has one.
-    elsewhere
-        Whether this is a process of the launcher, which has no terminal of its own.
+        The sweep, or None before Hydra has announced it, and for a single run.
+    in_worker
+        Whether this is a worker process of the launcher, which has no terminal.
     view
-        What shows the jobs of other processes as long as they run.
+        The display of jobs in other processes, to be closed when they have ended.
     """
 
     sweep: SweepState | None = None
-    elsewhere: bool = False
+    in_worker: bool = False
     view: ExitStack = field(default_factory=ExitStack)
 
 
@@ -67,7 +67,7 @@ _present: ContextVar[Session | None] = ContextVar("present", default=None)
 
 @contextmanager
 def opened() -> Iterator[Session]:
-    """A session for the length of the block, which `present` gives there."""
+    """Open a session for the block, in which `present` returns it."""
     session = Session()
     before = _present.set(session)
     try:
@@ -76,11 +76,11 @@ def opened() -> Iterator[Session]:
         _present.reset(before)
 
 
-def open_elsewhere(sweep: SweepState) -> None:
-    """Open the session of a process of the launcher, for as long as the process lasts."""
-    _present.set(Session(sweep, elsewhere=True))
+def open_in_worker(sweep: SweepState) -> None:
+    """Open the session of a worker process of the launcher, until the process ends."""
+    _present.set(Session(sweep, in_worker=True))
 
 
 def present() -> Session | None:
-    """The session that is open here."""
+    """The open session, or None."""
     return _present.get()

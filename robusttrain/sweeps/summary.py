@@ -1,4 +1,4 @@
-"""`sweep.md`: means over seeds, and which settings of a sweep differ."""
+"""Write `sweep.md`: means over seeds, and tests of which settings of a sweep differ."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,39 +13,42 @@ import pandas as pd
 
 from robusttrain.errors import InputError
 from robusttrain.report.compare import (
-    MEASURES,
     SIGNIFICANT,
+    Measure,
     Run,
     compare,
     probability,
     read_run,
     suites,
+    titles,
 )
 from robusttrain.report.files import whole
-from robusttrain.report.ledger import CONFIDENCE, wilson
+from robusttrain.report.ledger import CONFIDENCE, UNION, wilson
 from robusttrain.run_directory import SUMMARY, SWEEP_TABLE
 from robusttrain.sweeps import records
 from robusttrain.sweeps.records import FAILED, FINISHED, UNFINISHED, Job
 
 SEED = "seed"
-# A bar would end the cell that it stands in.
+# Of an audit, from the best to the worst; runs of before say nothing.
+VERDICTS = ("", "pass", "none", "warn", "fail")
+# A plain bar would end the cell of the table.
 BAR = r"\|"
 
 ACCURACY = """\
-A line for each setting: the mean of its seeds ± their sample standard deviation, in percent.
-*Over seeds* is the 95 % interval of Student's t for the mean that more seeds would come to, on
-these test images. *Over images* is Wilson's 95 % score interval for the mean, counting each image
-once however many seeds there are: what more images would say of these networks."""
+Each line is a setting: the mean over its seeds ± their sample standard deviation, in percent.
+*Over seeds* is a 95 % interval (Student's t) for the mean over many seeds, on the same test images.
+*Over images* is a 95 % interval (Wilson's score) for the mean over many images, with the same
+networks. It counts each image once, however many seeds there are."""
 
 TESTS = """\
-Settings that differ in one key are tested against each other, seed by seed on the same images, with
-McNemar's exact test; b and c are the images that only the first, only the second network gets
-right. An image is never counted once for each seed: p is the largest of the seeds, or 1 where they
-disagree on the direction, so that the claim that is tested is that the difference is there in every
-one of them. Holm's correction is for all lines of the table, and a winner is named only where the
-corrected p is below 0.05. The difference is the mean of the seeds, in points, with its 95 %
-interval of Student's t over seeds or, with one seed, that of Bonett and Price over images. The test
-speaks of the networks of these seeds; whether others would differ, the interval over seeds says."""
+Each line compares two settings that differ in one key. McNemar's exact test is made for each seed,
+on the same images: b is the number of images that only the first network classifies correctly, and
+c the number for the second. p is the largest p of all seeds, or 1 if the seeds disagree on the
+direction. It therefore tests whether the difference exists for every seed, and no image counts once
+per seed. *Holm* is p corrected for all lines of the table. A winner is named only if it is below
+0.05. The difference is the mean over the seeds, in points. Its 95 % interval is Student's t over
+seeds or, with one seed, that of Bonett and Price over images. The test applies to the networks of
+these seeds; the interval over seeds shows whether others would differ."""
 
 
 class ConfidenceInterval(NamedTuple):
@@ -64,14 +67,14 @@ class Figure:
     mean
         The mean of the seeds.
     deviation
-        Their sample standard deviation; None with a single one.
+        Their sample standard deviation; None with a single seed.
     over_seeds
         Student's interval of the mean, with one degree of freedom less than there are seeds; None
-        with a single one.
+        with a single seed.
     over_images
-        Wilson's score interval (Wilson 1927) of the mean as a share of the images of one seed. All
-        seeds see the same images, so that counting each of them once for each seed would make it
-        too narrow; this way it is rather too wide, as a mean varies less than one of its seeds.
+        Wilson's score interval (Wilson 1927) of the mean, as a share of the images of one seed. All
+        seeds see the same images, so counting an image once for each seed would make the interval
+        too narrow. Counting it once makes it rather too wide: a mean varies less than its seeds.
     """
 
     mean: float
@@ -81,14 +84,19 @@ class Figure:
 
 
 class Setting(NamedTuple):
-    """The runs that differ in their seed alone, by it; and what sets them apart, by key."""
+    """Runs that differ only in their seed, by seed; and the settings that they share, by key."""
 
     keys: Mapping[str, str]
     runs: Mapping[str, Run]
 
-    def figure(self, measure: str) -> Figure:
-        """The accuracy over seeds."""
-        rows: list[Any] = [run.report.loc[measure] for run in self.runs.values()]
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What all of its runs were measured by."""
+        return _shared(list(self.runs.values()))
+
+    def figure(self, measure: Measure) -> Figure:
+        """The accuracy over the seeds."""
+        rows: list[Any] = [run.rows[measure] for run in self.runs.values()]
         return over_seeds([row["accuracy"] for row in rows], int(rows[0]["n"]))
 
 
@@ -104,15 +112,15 @@ def over_seeds(accuracies: Sequence[float], n: int) -> Figure:
 
 
 def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
-    """The evaluated runs of a sweep, in groups that differ in more than their seed."""
+    """The evaluated runs of a sweep, grouped by all varying keys except the seed."""
     keys = [key for key in records.varying(jobs) if key != SEED]
     groups: dict[tuple[str, ...], dict[str, Run]] = {}
     for job in jobs:
         group = groups.setdefault(tuple(job.settings.get(key, "") for key in keys), {})
         if records.report(sweep_dir, job):
             run = read_run(sweep_dir / job.folder)
-            # A search may try one setting twice, which then is no second seed.
-            group.setdefault(str(run.report.loc["clean", SEED]), run)
+            # A search may try a setting twice; the second run is not another seed.
+            group.setdefault(str(run.clean[SEED]), run)
     return [
         Setting(dict(zip(keys, values, strict=True)), runs)
         for values, runs in groups.items()
@@ -121,17 +129,16 @@ def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
 
 
 def pairwise(settings: Sequence[Setting]) -> pd.DataFrame:
-    """Pairs of settings that differ in one key: a row for each and for each measure.
+    """Tests of settings that differ in one key: a row for each pair and each measure.
 
-    The seeds that both have are tested one by one with McNemar's exact test. `p` is the largest of
-    them, or 1 where they do not all point in one direction: an intersection-union test (Berger
-    1982, Technometrics 24, 295-300) of the claim that the first network, or the second, is better
-    for every seed, which needs no correction for the number of seeds. `p_holm` is corrected for
-    all rows (Holm 1979); `winner` is `first` or `second`, and empty
-    unless `p_holm` is below 0.05.
+    Each seed that both have is tested with McNemar's exact test. `p` is the largest of these, or 1
+    if the seeds do not all point in one direction: an intersection-union test (Berger 1982,
+    Technometrics 24, 295-300) of the claim that the same network is better for every seed, which
+    needs no correction for the number of seeds. `p_holm` is corrected for all rows (Holm 1979).
+    `winner` is `first` or `second` if `p_holm` is below 0.05, and empty otherwise.
 
-    Worst cases are only compared where norm and eps are the same. A pair that was not evaluated on
-    the same data, or has no seed in common, has no row.
+    Worst cases are compared only under the same norm and eps, and unions only of the same ones. A
+    pair that was not evaluated on the same data, or has no seed in common, has no row.
     """
     rows = [row for a, b in combinations(settings, 2) for row in _pair(a, b)]
     if not rows:
@@ -148,7 +155,7 @@ def pairwise(settings: Sequence[Setting]) -> pd.DataFrame:
 def write_summary(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     """Write `sweep.md`; returns its first table, with a line for each setting."""
     found = settings(sweep_dir, jobs)
-    overview = pd.DataFrame([_overview(setting) for setting in found])
+    overview = pd.DataFrame([_overview(setting) for setting in found]).fillna("")
     parts = ["# Sweep", _counts(jobs)]
     parts += ["## Accuracy", _accuracy(found, overview)]
     parts += ["## Which settings differ", _tests(found)]
@@ -177,22 +184,35 @@ def _pair(a: Setting, b: Setting) -> Iterator[dict[str, Any]]:
     pairs = [(a.runs[seed], b.runs[seed]) for seed in seeds]
     if any(_data(first) != _data(second) for first, second in pairs):
         return
-    measures = MEASURES if all(x.threat == y.threat for x, y in pairs) else MEASURES[:1]
+    measures = _shared([run for pair in pairs for run in pair])
     try:
         tested = pd.concat([compare(pair, measures) for pair in pairs])
     except InputError:
         # Other images under the same name: a different split, or another draw of synthetic data.
         return
-    for measure, rows in tested.groupby("measure", sort=False):
-        yield {"first": _words(a), "second": _words(b), "measure": measure} | _agreed(rows)
+    for number, title in enumerate(titles(measures).values()):
+        rows = tested.iloc[number :: len(measures)]
+        yield {"first": _words(a), "second": _words(b), "measure": title} | _agreed(rows)
+
+
+def _shared(runs: Sequence[Run]) -> tuple[Measure, ...]:
+    """What all of the runs were measured by; a union only where it is one of the same parts."""
+    first = runs[0]
+    if all(set(run.measures) == set(first.measures) for run in runs):
+        return first.measures
+    return tuple(
+        measure
+        for measure in first.measures
+        if measure.attack != UNION and all(measure in run.rows for run in runs)
+    )
 
 
 def _data(run: Run) -> str:
-    return str(run.report.loc["clean", "dataset"])
+    return str(run.clean["dataset"])
 
 
 def _agreed(rows: pd.DataFrame) -> dict[str, Any]:
-    """What the tests of all seeds say together."""
+    """Combine the tests of all seeds."""
     differences = rows["difference"].tolist()
     one_way = min(differences) > 0 or max(differences) < 0
     first = rows.iloc[0]
@@ -224,8 +244,8 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
     if overview.empty:
         return "No job has finished an evaluation."
     runs = [run for setting in found for run in setting.runs.values()]
-    threats = " or ".join(dict.fromkeys(str(run.threat) for run in runs))
-    counts = dict.fromkeys(str(len(run.samples)) for run in runs)
+    threats = " or ".join(dict.fromkeys(str(threat) for run in runs for threat in run.threats))
+    counts = dict.fromkeys(str(len(run.label)) for run in runs)
     lines = [
         f"Worst case in {threats}, on {' or '.join(counts)} images.",
         _markdown(overview),
@@ -233,20 +253,22 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
     ]
     faced = suites(runs)
     if len(faced) > 1:
-        lines.append(f"Beware: not all runs faced the same attacks, but {' or '.join(faced)}.")
+        lines.append(f"Warning: the runs faced different attacks: {' or '.join(faced)}.")
     return "\n\n".join(lines)
 
 
 def _overview(setting: Setting) -> dict[str, str]:
     """The cells of a line of the first table."""
     cells = {**setting.keys, "seeds": str(len(setting.runs))}
-    for measure in MEASURES:
-        figure, name = setting.figure(measure), measure.replace("_", " ")
+    # Settings with radii of their own share a column where each has a single one.
+    for measure, name in titles(setting.measures).items():
+        figure = setting.figure(measure)
         spread = "" if figure.deviation is None else f" ± {100 * figure.deviation:.2f}"
         cells[name] = f"{100 * figure.mean:.2f}{spread}"
         cells[f"{name}, over seeds"] = _percent(figure.over_seeds)
         cells[f"{name}, over images"] = _percent(figure.over_images)
-    return cells
+    verdicts = {str(run.quoted.get("audit", "")) for run in setting.runs.values()}
+    return cells | {"audit": max(verdicts, key=VERDICTS.index)}
 
 
 def _percent(interval: ConfidenceInterval | None) -> str:
@@ -266,7 +288,7 @@ def _tested(row: Mapping[Any, Any]) -> dict[str, str]:
     return {
         "first": row["first"],
         "second": row["second"],
-        "accuracy": row["measure"].replace("_", " "),
+        "accuracy": row["measure"],
         "seeds": str(row["seeds"]),
         "difference": f"{100 * row['difference']:+.2f}",
         "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",

@@ -3,8 +3,13 @@
 This is the one place that knows norms. With N images x of shape (N, ...), the set of allowed
 inputs is S(x) = {z in [0, 1] : ||z - x|| <= eps}, each image on its own. All tensors share their
 shape; radii and steps are in pixel units of [0, 1].
+
+What is rounded to float32 may lie outside of a small ball by more than a part in 100,000 of its
+radius. The points that `project`, `random_start` and `linear_maximiser` return never do: they are
+in the box, and ||z - x|| <= (1 + TOLERANCE) eps in float64, whatever the radius.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +22,9 @@ from robusttrain.threat import Norm, Threat
 
 # Below this a gradient, or any other divisor, says nothing; less would overflow in float32.
 TINY = 1e-12
+
+# The share of its radius by which a point may lie outside of a ball, measured in float64.
+TOLERANCE = 1e-5
 
 
 class Ball(Protocol):
@@ -71,7 +79,39 @@ class _Radius:
         raise NotImplementedError
 
     def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return (x + self.random_offset(x, generator)).clamp_(0, 1)
+        return self._rounded((x + self.random_offset(x, generator)).clamp_(0, 1), x)
+
+    def _rounded(self, z: Tensor, x: Tensor) -> Tensor:
+        """`z` in the box, whose exact value is in the ball, so that its rounded value is, too.
+
+        Where the radius is so large, and the pixels so few, that rounding cannot lead out of the
+        ball, `z` comes back as it is, and nothing is computed.
+        """
+        # Numbers below 1 are rounded by no more than this.
+        half_a_step = torch.finfo(x.dtype).eps / 4
+        if half_a_step * self._norm_of_ones(x[:1].numel()) <= self._most - self.eps:
+            return z
+        start, end = in_float64(x), in_float64(z)
+        delta = end - start
+        cut = self._cut(delta, end)
+        near = (start + cut).to(x.dtype)
+        too_far = (near.double() - start).abs() > cut.abs()
+        # Rounded towards x, each pixel moves less than it may.
+        near = torch.where(too_far, torch.nextafter(near, start.to(x.dtype)), near)
+        return torch.where((cut == delta).to(z.device), z, near.to(z.device))
+
+    @property
+    def _most(self) -> float:
+        """Up to here a norm is not cut. Half of the tolerance is left for other rounding."""
+        return self.eps * (1 + TOLERANCE / 2)
+
+    def _norm_of_ones(self, pixels: int) -> float:
+        """The norm of a perturbation that is 1 in each of so many pixels."""
+        raise NotImplementedError
+
+    def _cut(self, delta: Tensor, z: Tensor) -> Tensor:
+        """`delta`, which leads to `z`, and for images where it is too long one of norm `eps`."""
+        raise NotImplementedError
 
     def steepest(self, gradient: Tensor) -> Tensor:
         raise NotImplementedError
@@ -106,7 +146,13 @@ class LinfBall(_Radius):
         return delta.flatten(1).abs().amax(1)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        return torch.clamp(x_adv, x - self.eps, x + self.eps).clamp_(0, 1)
+        return self._rounded(torch.clamp(x_adv, x - self.eps, x + self.eps).clamp_(0, 1), x)
+
+    def _norm_of_ones(self, pixels: int) -> float:
+        return 1
+
+    def _cut(self, delta: Tensor, z: Tensor) -> Tensor:
+        return torch.where(delta.abs() > self._most, delta.clamp(-self.eps, self.eps), delta)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return torch.empty_like(x).uniform_(-self.eps, self.eps, generator=generator)
@@ -118,7 +164,7 @@ class LinfBall(_Radius):
         return _filled(slopes, torch.ones_like(slopes), room, gain)
 
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
-        return (x + self.eps * self.steepest(gradient)).clamp_(0, 1)
+        return self._rounded((x + self.eps * self.steepest(gradient)).clamp_(0, 1), x)
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         return gradient.flatten(1).abs().sum(1)
@@ -135,7 +181,15 @@ class L2Ball(_Radius):
         # Ball first, box second: clipping moves each pixel towards x, so it never leaves the ball.
         delta = x_adv - x
         shrink = (self.eps / self.norm(delta).clamp_min(TINY)).clamp_max(1)
-        return (x + delta * per_image(shrink, x)).clamp_(0, 1)
+        return self._rounded((x + delta * per_image(shrink, x)).clamp_(0, 1), x)
+
+    def _norm_of_ones(self, pixels: int) -> float:
+        return math.sqrt(pixels)
+
+    def _cut(self, delta: Tensor, z: Tensor) -> Tensor:
+        norm = self.norm(delta)
+        share = torch.where(norm > self._most, self.eps / norm.clamp_min(TINY), 1)
+        return delta * per_image(share, delta)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         direction = torch.empty_like(x).normal_(generator=generator)
@@ -153,7 +207,7 @@ class L2Ball(_Radius):
         return _filled(slopes, slopes, room, gain)
 
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
-        return (x + self.eps * self.steepest(gradient)).clamp_(0, 1)
+        return self._rounded((x + self.eps * self.steepest(gradient)).clamp_(0, 1), x)
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         # The square root has no slope at 0; the guard keeps the second derivative finite there.
@@ -188,7 +242,25 @@ class L1Ball(_Radius):
         free = torch.where(kept < room, kept, 0)
         rest = (kept.sum(1, keepdim=True) - self.eps).clamp_min(0)
         kept = kept - free * (rest / free.sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)
-        return (x + (delta.sign() * kept).view_as(x)).clamp_(0, 1)
+        # Where few pixels reach their faces, and no other moves, these have to give up the rest.
+        kept = self._less(kept, kept)
+        return self._rounded((x + (delta.sign() * kept).view_as(x)).clamp_(0, 1), x)
+
+    def _norm_of_ones(self, pixels: int) -> float:
+        return pixels
+
+    def _cut(self, delta: Tensor, z: Tensor) -> Tensor:
+        moved = delta.flatten(1).abs()
+        free = torch.where(((z > 0) & (z < 1)).flatten(1), moved, 0)
+        less = self._less(moved, free)
+        return delta.sign() * self._less(less, less).view_as(delta)
+
+    def _less(self, moved: Tensor, free: Tensor) -> Tensor:
+        """`moved` (N, D), of which `free` pixels give up what exceeds the radius, if anything."""
+        norm = moved.sum(1, keepdim=True)
+        rest = torch.where(norm > self._most, norm - self.eps, 0)
+        most = free.sum(1, keepdim=True).clamp_min(torch.finfo(moved.dtype).tiny)
+        return moved - free * (rest / most).clamp_max(1)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         # Exponential sizes divided by their sum are uniform on the simplex; signs spread them.
@@ -231,7 +303,7 @@ class L1Ball(_Radius):
         spent_before = room.cumsum(1) - room
         spent = torch.minimum(room, (self.eps - spent_before).clamp_min(0))
         moves = torch.zeros_like(flat).scatter_(1, order, spent) * flat.sign()
-        return (x + moves.view_as(x)).clamp_(0, 1)
+        return self._rounded((x + moves.view_as(x)).clamp_(0, 1), x)
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         return gradient.flatten(1).abs().amax(1)
@@ -271,6 +343,11 @@ def striped_start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
     """
     signs = torch.empty_like(x[..., :1, :]).uniform_(-1, 1, generator=generator).sign()
     return ball.project(x + ball.eps * signs, x)
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """`x` in float64, in the memory of the CPU where its device has no such numbers (MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:

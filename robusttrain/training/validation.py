@@ -61,7 +61,7 @@ class Validator:
                     progress=bar,
                 )
                 wrong["clean"] += int(ledger.misclassified.sum())
-                wrong["adversarial"] += int(ledger.worst_case.sum())
+                wrong["adversarial"] += int(ledger.union.sum())
         total = distributed.summed(wrong)
         return 1 - total["clean"] / samples.size, 1 - total["adversarial"] / samples.size
 

@@ -24,7 +24,7 @@ from robusttrain.attacks.none import NoAttack
 from robusttrain.errors import InputError
 from robusttrain.noise.layer import NoiseLayer, Switches
 from robusttrain.threat import Norm, Threat
-from robusttrain.threat.balls import ball
+from robusttrain.threat.balls import TOLERANCE, ball
 from toys.attacks import (
     ATTACKS,
     RANDOM,
@@ -128,7 +128,7 @@ def test_stays_in_the_ball_and_the_box_and_touches_nothing(
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     sizes = ball(Threat(norm, eps)).norm(x_adv.double() - x.double())
-    assert (sizes <= eps * (1 + 1e-5) + 1e-6).all()
+    assert (sizes <= eps * (1 + TOLERANCE)).all()
     assert torch.equal(x, kept_x)
     assert not x.requires_grad
     assert torch.equal(y, kept_y)

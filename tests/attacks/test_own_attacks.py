@@ -39,6 +39,7 @@ from robusttrain.evaluation.findings import Check
 from robusttrain.report.ledger import Ledger
 from robusttrain.runtime.progress import unreported
 from robusttrain.threat import Norm, Threat
+from robusttrain.threat.balls import ball
 from robusttrain.training.curriculum import Curriculum
 from robusttrain.training.overfitting import probe_images, trains_on_ball
 
@@ -83,8 +84,9 @@ class Radial:
         for _ in range(self.rounds):
             point = x_adv.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(model(point), y).sum(), point)
-            x_adv = (x_adv + self.radius / self.rounds * gradient.sign()).clamp(0, 1)
-        return x_adv
+            x_adv = x_adv + self.radius / self.rounds * gradient.sign()
+        # Rounding adds up over the steps.
+        return ball(self.threat).project(x_adv, x)
 
 
 class Silent:
@@ -174,7 +176,7 @@ def test_an_evaluation_asks_what_kind_of_an_attack_it_is() -> None:
         probe, _ = evaluated({}, Radial())
         attack, sizes[pooled] = Told(traits=Traits(pooled=pooled)), []
         done = sizes[pooled].append
-        probe.subject.attack(attack, np.arange(86), "told", advance=done)
+        probe.subject.attack(attack, np.arange(86), "told", threat=attack.threat, advance=done)
     assert sizes == {False: [20, 20, 20, 20, 6], True: [86]}
 
 
@@ -321,7 +323,7 @@ def test_a_probe_that_cannot_restart_is_called_several_times() -> None:
             draw = torch.rand(len(x), generator=keys["generator"])
             return torch.where(draw.view(-1, 1, 1, 1) < 0.5, 1 - x, x)
 
-    checks = checks_of({}, Lucky())
+    checks = checks_of({}, Lucky(radius=1.0))
     # Five fair coins leave 1 image in 32 where one leaves every second: no rise, but a fall.
     left = 100 / 32 - 50
     spread = 100 * np.sqrt(0.25 / len(data().labels))

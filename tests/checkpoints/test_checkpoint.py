@@ -222,7 +222,7 @@ def test_a_configuration_builds_only_classes_of_the_project(
     # OmegaConf accepts tuples as lists, and weights_only allows them.
     for node in (evil, {**MODEL, "widths": [evil]}, {**MODEL, "widths": ({"a": evil},)}):
         saved(**{key: node}).save(tmp_path / "best.pt")
-        named = rf"would build {re.escape(target)}, which is no class of robusttrain: .*trust"
+        named = rf"would build {re.escape(target)}, which is not a class of robusttrain: .*trust"
         with pytest.raises(InputError, match=named):
             load_model(tmp_path)
         assert not executed.exists()

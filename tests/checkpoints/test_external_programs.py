@@ -20,7 +20,10 @@ from robusttrain.data import Info
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
 from robusttrain.models.network import network
+from robusttrain.noise import Noise
+from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.gaussian import Gaussian
+from robusttrain.noise.pni import PNIWeights
 from robusttrain.threat import Norm
 from toys.external import CLASSES, SHAPE, Write, exported, images, scripted, written
 
@@ -144,6 +147,14 @@ def test_noise_is_put_before_a_program(opened: Opened) -> None:
     model = network(opened.program, Gaussian(0.3, predict=True), info, 0)
     outputs = [model(images()) for _ in range(2)]
     assert not torch.allclose(*outputs)
+
+
+@pytest.mark.parametrize("noise", [PNIWeights(), Bayes()])
+def test_the_weights_of_a_program_have_no_noise(opened: Opened, noise: Noise) -> None:
+    """A program that is moved to another device is made anew, and noise would be lost."""
+    why = "cannot reach the weights of a program|needs a layer with weights: the model has none"
+    with pytest.raises(InputError, match=rf"^noise=\w+ ({why})"):
+        network(opened.program, noise, Info(SHAPE, CLASSES, ()), 0)
 
 
 def test_a_program_is_not_run_before_it_is_built(

@@ -167,7 +167,7 @@ def test_the_report_has_a_row_an_attack(finished: Answer) -> None:
     report = rows(finished.run_dir / "report.csv")
     assert list(report[0]) == [
         "dataset", "model", "defense", "noise", "seed", "attack", "norm", "eps", "n", "accuracy",
-        "ci_low", "ci_high", "forward", "backward", "seconds",
+        "ci_low", "ci_high", "forward", "backward", "seconds", "invalid",
     ]  # fmt: skip
     assert [row["attack"] for row in report] == ["clean", *ATTACKS, "control", "worst_case"]
     first = [report[0][key] for key in ("dataset", "model", "defense", "noise", "seed", "n")]

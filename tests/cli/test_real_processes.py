@@ -39,7 +39,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two jobs, with a mode that Hydra itself has found in the words."""
     folder = tmp_path_factory.mktemp("real")
     said = robusttrain(*TINY, "hydra.mode=MULTIRUN", "seed=0,1", "hydra.sweep.dir=s", cwd=folder)
-    assert "2 of 2 jobs have finished" in said
+    assert "2 of 2 started jobs have finished" in said
     assert said.splitlines()[-1] == str(folder / "s" / "sweep.md")
     return folder / "s"
 
@@ -51,7 +51,7 @@ def test_a_sweep_leaves_its_jobs_and_their_table(sweep: Path) -> None:
     assert table["status"].first().tolist() == ["finished"] * 2
     words = [*TINY, "seed=0,1", "hydra.sweep.dir=s"]
     again = robusttrain("-m", *words, cwd=sweep.parent)
-    assert [f"job {number} has finished before" in again for number in (0, 1)] == [True] * 2
+    assert [f"job {number} has already finished" in again for number in (0, 1)] == [True] * 2
 
 
 def test_a_run_and_its_repetition(tmp_path: Path) -> None:

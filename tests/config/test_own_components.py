@@ -29,6 +29,27 @@ class Net(nn.Module):
         return self.body(x.flatten(1))
 
 
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x):
+        rows = x[:, 0]
+        return self.head((rows + self.attention(rows, rows, rows)[0]).flatten(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.rnn(x[:, 0])[0][:, -1])
+
+
 class Floats:
     validation, crop, flip = 0, 0, False
 
@@ -45,7 +66,10 @@ class Floats:
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "their_package.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
-    options = {"model/theirs": "build_net", "model/net": "Net", "dataset/floats": "Floats"}
+    options = {
+        "model/theirs": "build_net", "model/net": "Net", "dataset/floats": "Floats",
+        "model/attentive": "Attentive", "model/recurrent": "Recurrent",
+    }  # fmt: skip
     for option, name in options.items():
         file = tmp_path / "conf" / f"{option}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,4 +118,30 @@ def test_a_network_of_the_users_own_is_initialised_from_the_seed(mine: str) -> N
 def test_images_that_are_no_bytes_are_refused_before_any_work(tmp_path: Path, mine: str) -> None:
     with pytest.raises(InputError, match=r"^dataset=floats has images with values from -"):
         Answer(tmp_path / "run", mine, "dataset=floats", "model=theirs", "device=cpu")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+# torch's attention computes with the weights of its output layer and does not call it.
+UNCALLED = "noise= does not act in attention.out_proj, which the model predicts without"
+
+
+@pytest.mark.parametrize("noise", ["pni_a", "pni_w", "bayes", "none"])
+def test_what_is_left_without_noise_is_named(tmp_path: Path, mine: str, noise: str) -> None:
+    words = ["model=attentive", f"noise={noise}", "stages=[train]"]
+    answer = Answer(tmp_path / "run", mine, *TINY, *words)
+    assert (f"warning: {UNCALLED}" in answer.said.splitlines()) == (noise == "pni_a")
+    assert ("does not act" in answer.said) == (noise == "pni_a")
+
+
+def test_noise_that_is_nowhere_is_refused(tmp_path: Path, mine: str) -> None:
+    at = ["noise=gaussian", "noise.at=attention.out_proj"]
+    with pytest.raises(InputError, match=r"^noise does not act in attention\.out_proj, .*: choose"):
+        Answer(tmp_path / "run", mine, *TINY, "model=attentive", *at)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("noise", ["pni_w", "bayes"])
+def test_weights_that_noise_cannot_reach_are_refused(tmp_path: Path, mine: str, noise: str) -> None:
+    with pytest.raises(InputError, match=rf"^noise={noise} cannot reach .* GRU \(rnn\): choose"):
+        Answer(tmp_path / "run", mine, *TINY, "model=recurrent", f"noise={noise}")
     assert list((tmp_path / "run").iterdir()) == []

@@ -1,5 +1,6 @@
 """The commands and the Python of every page of the manual, run as they are printed."""
 
+import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -99,14 +100,23 @@ def place(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         Image.new("RGB", (32, 32), (10 * number, 0, 255 * (number % 2))).save(file)
     network = PreActResNet(blocks=[1, 1, 1, 1], width=4).build(10, (3, 32, 32))
     torch.save({"state_dict": network.state_dict()}, tmp_path / "theirs.pt")
-    batch = ({0: torch.export.Dim("batch")},)
-    linear = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3072, 10)).eval()
-    exported = torch.export.export(linear, (torch.rand(2, 3, 32, 32),), dynamic_shapes=batch)
-    torch.export.save(exported, tmp_path / "net.pt2")
+    # In a process of its own: once something was exported, autograd starts threads, after which
+    # other tests of this process could not fork.
+    export = multiprocessing.get_context("fork").Process(target=_export, args=(tmp_path,))
+    export.start()
+    export.join()
+    assert export.exitcode == 0
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     sys.modules.pop("mypackage", None)
+
+
+def _export(folder: Path) -> None:
+    batch = ({0: torch.export.Dim("batch")},)
+    linear = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3072, 10)).eval()
+    exported = torch.export.export(linear, (torch.rand(2, 3, 32, 32),), dynamic_shapes=batch)
+    torch.export.save(exported, folder / "net.pt2")
 
 
 # The architecture of the reader, where a page only names it.

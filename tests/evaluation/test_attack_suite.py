@@ -1,6 +1,7 @@
 """Evaluation on problems whose robust accuracy is known image by image."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks import Attack
+from robusttrain.attacks import Attack, ThreatFields
 from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.fgsm import FGSM
@@ -171,16 +172,48 @@ def test_worst_case_means_that_every_attack_failed_on_the_image() -> None:
     ledger = ledger_of(data, {"up": Shift(0.2), "down": Shift(-0.2)})
     assert ledger.outcomes["up"].broken.tolist() == [False, True, False, False]
     assert ledger.outcomes["down"].broken.tolist() == [False, False, True, False]
-    assert ledger.worst_case.tolist() == [False, True, True, False]
+    assert ledger.union.tolist() == [False, True, True, False]
     assert accuracies(ledger) == {"clean": 1, "up": 0.75, "down": 0.75, "worst_case": 0.5}
 
 
 def test_each_row_states_the_threat_model_of_its_attack() -> None:
     attacks: dict[str, Attack] = {"own": FGSM(Norm.l2, 0.05), "none": NoAttack()}
     report = ledger_of(everywhere(), attacks, eps=0.125).report(Threat(Norm.linf, 0))
-    rows = report.set_index("attack")[["norm", "eps"]].to_dict("index")
-    assert rows["own"] == {"norm": "l2", "eps": 0.05}
-    assert rows["none"] == {"norm": "linf", "eps": 0.125}
+    keys = list(report[["attack", "norm", "eps"]].itertuples(index=False, name=None))
+    assert keys[:-1] == [
+        ("clean", "linf", 0), ("own", "l2", 0.05), ("none", "linf", 0.125),
+        ("worst_case", "l2", 0.05), ("worst_case", "linf", 0.125),
+    ]  # fmt: skip
+    assert keys[-1][:2] == ("union", "")
+
+
+def test_a_worst_case_has_what_was_found_within_its_threat_model() -> None:
+    """A smaller ball and that of a smaller norm lie within; a larger one does not."""
+    threats = {
+        "small": Threat(Norm.linf, 0.1), "large": Threat(Norm.linf, 0.2), "l2": Threat(Norm.l2, 0.1)
+    }  # fmt: skip
+    shifts: dict[str, Attack] = {
+        "small": Bound(Shift(0.1), threats["small"]), "large": Bound(Shift(0.2), threats["large"]),
+        "l2": Bound(Shift(-0.1), threats["l2"]),
+    }  # fmt: skip
+    # Broken by a shift of 0.1, by one of 0.2 only, by one of -0.1, and by none.
+    data = split([120, 90, 150, 20], [0, 0, 1, 0])
+    for survivors_only in (False, True):
+        ledger = ledger_of(data, shifts, survivors_only=survivors_only, save_adversarial=True)
+        assert ledger.worst_case(threats["small"]).tolist() == [True, False, True, False]
+        assert ledger.worst_case(threats["large"]).tolist() == [True, True, True, False]
+        assert ledger.worst_case(threats["l2"]).tolist() == [False, False, True, False]
+        assert ledger.union.tolist() == [True, True, True, False]
+        # Only what lies within its own ball is spared to an attack on survivors.
+        ran = ledger.outcomes["l2"].attacked
+        assert ran is not None
+        assert ran.tolist() == [True] * 4
+        assert ledger.adversarial is not None
+        for threat, images in ledger.adversarial.items():
+            moved = np.abs(images.flatten() - data.images.flatten().numpy() / 255)
+            assert moved.max() <= threat.eps + 1e-6
+            wrong = Threshold()(torch.from_numpy(images)).argmax(1) != data.labels
+            assert wrong.tolist() == ledger.worst_case(threat).tolist()
 
 
 def test_the_choice_of_images_belongs_to_the_data_set() -> None:
@@ -268,7 +301,7 @@ class NaNAbove(nn.Module):
 
 def test_logits_that_are_not_numbers_count_as_broken() -> None:
     data = split([0, 100, 240], labels=[0, 0, 0])
-    ledger = ledger_of(data, {"up": Shift(0.5)}, NaNAbove(0.8))
+    ledger = ledger_of(data, {"up": Shift(0.5)}, NaNAbove(0.8), eps=0.5)
     assert ledger.misclassified.tolist() == [False, False, True]
     assert ledger.outcomes["up"].broken.tolist() == [False, True, True]
     assert accuracies(ledger)["worst_case"] == pytest.approx(1 / 3)
@@ -283,10 +316,25 @@ def test_counts_start_at_one(key: str) -> None:
 def test_an_audit_needs_a_probe_and_rows_of_every_report_keep_their_names() -> None:
     with pytest.raises(InputError, match=r"^probe=None is not allowed"):
         Evaluation(audit=True)
-    for name in ("clean", "worst_case", "uint8", "control", "noise_off", "eot_5"):
+    for name in ("clean", "worst_case", "uint8", "control", "noise_off", "eot_5", "probe", "union"):
         with pytest.raises(InputError, match=rf"^attacks={name} is not allowed"):
             Evaluation({name: FGSM()})
     Evaluation({"cleaner": FGSM(), "controlled": FGSM()})
+
+
+@dataclass
+class Bound(ThreatFields):
+    """An attack that says what its threat model is."""
+
+    attack: Attack
+    own: Threat
+
+    @property
+    def threat(self) -> Threat:
+        return self.own
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
+        return self.attack(model, x, y, **keys)
 
 
 # --- survivors only -----------------------------------------------------------------------------
@@ -313,7 +361,7 @@ def test_attacks_are_given_only_what_those_before_left_standing() -> None:
 
 def test_an_attack_that_nothing_is_left_for_is_not_asked() -> None:
     attacks = {name: Recorded(Shift(by)) for name, by in (("up", 1.0), ("more", 1.0))}
-    ledger = ledger_of(split([10, 20, 30]), dict(attacks), survivors_only=True)
+    ledger = ledger_of(split([10, 20, 30]), dict(attacks), survivors_only=True, eps=1.0)
     assert attacks["more"].calls == []
     assert list(accuracies(ledger).values()) == [1, 0, 0, 0]
 
@@ -422,8 +470,9 @@ def test_the_report_counts_the_passes_of_the_network(name: str) -> None:
         report = ledger_of(data, {name: COSTED[name]}, model, batch_size=size).report(
             Threat(Norm.linf, 0)
         )
-    # Beside the attack: two looks for randomness, one at the images and one at what became of them.
-    spent = {"forward": counted["forward"] - 2 * size - 2 * 103, "backward": counted["backward"]}
+    # Beside the attack: four looks for randomness and one for a softmax, one at the images and one
+    # at what became of them.
+    spent = {"forward": counted["forward"] - 5 * size - 2 * 103, "backward": counted["backward"]}
     rows = report.set_index("attack").to_dict("index")
     for key, passes in spent.items():
         assert passes > 0 or (name, key) == ("square", "backward")
@@ -470,18 +519,25 @@ def test_passes_that_give_no_numbers_are_counted() -> None:
 # --- the images that are kept -------------------------------------------------------------------
 
 
+def images_of(ledger: Ledger) -> "np.ndarray[Any, Any]":
+    """The attacked images, of one threat model."""
+    assert ledger.adversarial is not None
+    (images,) = ledger.adversarial.values()
+    return images
+
+
 def test_the_first_image_that_broke_a_sample_is_kept_or_else_the_nearest() -> None:
     ledger, _ = fates()
-    kept = cast("np.ndarray[Any, Any]", ledger.adversarial).flatten() * 255
+    kept = images_of(ledger).flatten() * 255
     # Clean; up; down; down, which came before on; and of those that failed the largest margin lost.
     np.testing.assert_allclose(kept, [200, 151, 99, 77, 71], atol=1e-3)
     with torch.no_grad():
-        x_adv = torch.from_numpy(cast(Any, ledger.adversarial))
+        x_adv = torch.from_numpy(images_of(ledger))
         wrong = Threshold()(x_adv).argmax(1) != torch.tensor(FATES[1])
-    assert np.array_equal(wrong.numpy(), ledger.worst_case)
+    assert np.array_equal(wrong.numpy(), ledger.union)
 
 
 def test_later_images_that_break_a_sample_further_do_not_replace_the_first() -> None:
     attacks: dict[str, Attack] = {"near": Shift(-0.1), "far": Shift(-0.3)}
-    kept = ledger_of(split([150]), attacks).adversarial
-    np.testing.assert_allclose(cast(Any, kept).flatten() * 255, [124.5], atol=1e-3)
+    kept = images_of(ledger_of(split([150]), attacks))
+    np.testing.assert_allclose(kept.flatten() * 255, [124.5], atol=1e-3)

@@ -155,8 +155,8 @@ def test_what_is_finished_is_not_computed_again(tmp_path: Path) -> None:
     assert_same(
         evaluated(model, ours, Calls(), FolderCache(tmp_path / "pieces", "work")), reference
     )
-    # Two to see whether the model is random, one of all images, and one after each attack.
-    assert sum(passes) == 2 * BATCH + 4 * IMAGES
+    # Four to see whether the model is random, one of all images, and one after each attack.
+    assert sum(passes) == 4 * BATCH + 4 * IMAGES
 
 
 def test_a_piece_that_is_cut_short_is_made_again(tmp_path: Path) -> None:

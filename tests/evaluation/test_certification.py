@@ -298,8 +298,8 @@ def test_draws_that_choose_the_class_do_not_count_it() -> None:
     model = smoothed(oblique())
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     certified(model, oblique().at([0.0]), n0=40, n=160, batch_size=32)
-    # Two passes look for randomness; nothing is attacked.
-    draws = torch.cat(seen).flatten(1)[2:]
+    # One pass shows how many classes there are; nothing is attacked.
+    draws = torch.cat(seen).flatten(1)[1:]
     assert len(draws) == len(np.unique(draws.numpy(), axis=0)) == 200
 
 
@@ -582,8 +582,8 @@ def test_batches_hold_no_more_images_than_they_may(batch_size: int) -> None:
     model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     certified(model, one_pixel().at([0.0]), batch_size=batch_size, n0=20, n=100)
     assert max(sizes) == batch_size
-    # Two looks for randomness.
-    assert sum(sizes) == 2 + 20 + 100
+    # One image shows how many classes there are.
+    assert sum(sizes) == 1 + 20 + 100
 
 
 # --- killed -------------------------------------------------------------------------------------
@@ -604,8 +604,8 @@ class Passes:
 
 EOT, STEPS = 2, 2
 EACH = FEW["n0"] + FEW["n"]
-# Two looks for randomness, each at all eight images.
-LOOKS = 2 * len(CLOSE)
+# One image shows how many classes there are: noise that is declared is not looked for.
+LOOK = 1
 
 
 def kill_and_continue(killed_at: int, folder: Path) -> int:
@@ -626,7 +626,7 @@ def kill_and_continue(killed_at: int, folder: Path) -> int:
 
 @pytest.mark.parametrize("finished", [0, 2, 7])
 def test_killed_at_an_image_it_goes_on_and_repeats_none(finished: int, tmp_path: Path) -> None:
-    killed_at = LOOKS + finished * EACH + FEW["n0"] + 50
+    killed_at = LOOK + finished * EACH + FEW["n0"] + 50
     assert kill_and_continue(killed_at, tmp_path / "pieces") == finished * EACH
 
 
@@ -638,10 +638,11 @@ def test_killed_in_an_attack_it_goes_on_and_repeats_none(finished: int, tmp_path
     before, now = sum(groups[:finished]), groups[finished]
     assert now
     search = STEPS * EOT
-    killed_at = LOOKS + len(CLOSE) * EACH + before * (2 + search + VOTES) + 2 * now + 1
+    groups_before = before * (search + VOTES) + finished * LOOK
+    killed_at = LOOK + len(CLOSE) * EACH + groups_before + LOOK + 1
     spared = kill_and_continue(killed_at, tmp_path / "pieces")
     # Who has all certificates does not ask how many classes there are.
-    assert spared == LOOKS + len(CLOSE) * EACH + before * (2 + search)
+    assert spared == LOOK + len(CLOSE) * EACH + before * search + finished * LOOK
 
 
 def test_certificates_of_other_settings_are_other_work() -> None:

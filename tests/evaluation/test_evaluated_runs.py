@@ -115,3 +115,97 @@ def test_images_that_do_not_fit_into_memory_are_told_of_and_the_model_is_kept(
         "try evaluation.batch_size=64\n"
     )
     assert len(list(tmp_path.rglob("best.pt"))) == 1
+
+
+# --- several threat models, and a suite that is weaker than its probe ----------------------------
+
+
+@pytest.fixture(scope="module")
+def several(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose suite has attacks of two norms and two radii."""
+    place = tmp_path_factory.mktemp("several")
+    more = [
+        "+attack@evaluation.attacks.x=pgd", "evaluation.attacks.x.norm=l2",
+        "evaluation.attacks.x.eps=0.3", "+attack@evaluation.attacks.far=pgd",
+        "evaluation.attacks.far.eps=0.2", "evaluation.save_adversarial=true",
+    ]  # fmt: skip
+    words = ["model=mlp", "epochs=2", "evaluation=quick", "evaluation.samples=60", "eps=0.1"]
+    answer = command_line.run(*words, *more, "device=cpu", "hydra.run.dir=run", cwd=place)
+    assert answer.code == 0, answer.said
+    return place / "run"
+
+
+def test_each_threat_model_has_its_own_worst_case(several: Path) -> None:
+    report = pd.read_csv(several / "report.csv", keep_default_na=False)
+    keys = ["attack", "norm", "eps"]
+    assert not report.duplicated(keys).any()
+    last = report.iloc[-4:]
+    assert last[keys].to_numpy().tolist() == [
+        ["worst_case", "linf", "0.1"], ["worst_case", "l2", "0.3"], ["worst_case", "linf", "0.2"],
+        ["union", "", ""],
+    ]  # fmt: skip
+    samples = pd.read_csv(several / "samples.csv")
+    right = samples["clean_prediction"] == samples["label"]
+    within = {
+        ("linf", "0.1"): ["uniform", "fgsm", "pgd", "apgd_ce", "probe"],
+        ("l2", "0.3"): ["x"],
+        ("linf", "0.2"): ["uniform", "fgsm", "pgd", "apgd_ce", "probe", "far"],
+        ("", ""): ["uniform", "fgsm", "pgd", "apgd_ce", "probe", "far", "x"],
+    }
+    for row in last.to_dict("records"):
+        attacks = within[row["norm"], row["eps"]]
+        left = right & ~(samples[[f"{attack}_broken" for attack in attacks]] == 1).any(axis=1)
+        assert row["accuracy"] == pytest.approx(left.mean(), abs=1e-6)
+    audit = pd.read_csv(several / "audit.csv").set_index("check")
+    assert audit.loc["suite breaks more than the probe by", "figure"] < 10
+    verdict = {"pass", "warn"} & {*last["audit"]}
+    assert last["audit"].tolist() == [*verdict, "none", "none", "none"]
+
+
+def test_images_are_kept_for_each_threat_model(several: Path) -> None:
+    kept = np.load(several / "adversarial.npz")
+    assert len(kept["images"]) == 3 * 60
+    assert list(dict.fromkeys(zip(kept["norm"], kept["eps"], strict=True))) == [
+        ("linf", 0.1), ("l2", 0.3), ("linf", 0.2),
+    ]  # fmt: skip
+    assert kept["index"].tolist() == kept["index"][:60].tolist() * 3
+
+
+def test_runs_of_different_threat_models_are_not_compared(
+    several: Path, command_line: CommandLine
+) -> None:
+    words = ["model=mlp", "epochs=1", "evaluation=quick", "evaluation.samples=60", "eps=0.1"]
+    place = several.parent
+    alone = command_line.run(*words, "device=cpu", "hydra.run.dir=alone", cwd=place)
+    assert alone.code == 0, alone.said
+    answer = command_line.run("compare", "run", "alone", cwd=place)
+    assert answer.code == 1
+    assert "linf, eps 0.1 and l2, eps 0.3 and linf, eps 0.2" in answer.said
+    assert command_line.run("compare", "run", "alone", "--clean", cwd=place).code == 0
+
+
+def test_a_suite_that_is_weaker_than_its_probe_fails(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    """Random noise alone; what the probe breaks counts all the same."""
+    fewer = [f"~evaluation.attacks.{name}" for name in ("fgsm", "pgd", "apgd_ce")]
+    words = ["model=mlp", "epochs=8", "evaluation=quick", "evaluation.samples=100", "eps=0.1"]
+    answer = command_line.run(*words, *fewer, "device=cpu", "hydra.run.dir=run", cwd=tmp_path)
+    assert answer.code == 0, answer.said
+    report = pd.read_csv(tmp_path / "run" / "report.csv").set_index("attack")
+    assert report.loc["worst_case", "accuracy"] == report.loc["probe", "accuracy"]
+    assert report.loc["uniform", "accuracy"] > report.loc["worst_case", "accuracy"] + 0.1
+    curve = pd.read_csv(tmp_path / "run" / "curve.csv")
+    within = curve[curve["eps"] <= 0.1]
+    assert report.loc["worst_case", "accuracy"] <= within["accuracy"].min()
+    audit = pd.read_csv(tmp_path / "run" / "audit.csv").set_index("check")
+    assert audit.loc["probe breaks more than the suite by", "verdict"] == "fail"
+    assert report.loc["worst_case", "audit"] == "fail"
+
+
+def test_an_empty_suite_is_refused(command_line: CommandLine, tmp_path: Path) -> None:
+    none = [f"~evaluation.attacks.{name}" for name in ("uniform", "fgsm", "pgd", "apgd_ce")]
+    answer = command_line.run("evaluation=quick", *none, "hydra.run.dir=run", cwd=tmp_path)
+    assert answer.code == 1
+    assert "evaluation.attacks={} is not allowed: it must be one attack or more" in answer.said
+    assert not (tmp_path / "run").exists()

@@ -154,7 +154,9 @@ def test_draws_repeat_and_are_nobody_elses(make: Any) -> None:
     pd.testing.assert_frame_equal(first.samples(), second.samples(), check_exact=True)
     assert first.adversarial is not None
     assert second.adversarial is not None
-    np.testing.assert_array_equal(first.adversarial, second.adversarial)
+    assert first.adversarial.keys() == second.adversarial.keys()
+    for threat, images in first.adversarial.items():
+        np.testing.assert_array_equal(images, second.adversarial[threat])
     assert 0 < first.misclassified.sum() < 60
 
 
@@ -204,7 +206,8 @@ def test_gradients_are_averaged_over_1_5_20_and_80_draws() -> None:
     assert [(p.curve, p.eot, p.steps) for p in points] == [
         ("eot", draws, 4) for draws in (1, 5, 20, 80)
     ]
-    # Two looks of three draws, and four steps.
-    spent = np.diff([0, *sums])
-    assert spent.tolist() == [10 * (2 * 3 + 4 * draws) for draws in (1, 5, 20, 80)]
+    # A look of three draws at what the four steps have come to; before the first, one at the
+    # images, and one for a softmax.
+    spent = np.diff([0, *sums]) - [10 * (3 + 1), 0, 0, 0]
+    assert spent.tolist() == [10 * (3 + 4 * draws) for draws in (1, 5, 20, 80)]
     assert [p.row.accuracy for p in points] == [1.0] * 4

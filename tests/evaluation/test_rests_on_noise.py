@@ -1,7 +1,7 @@
 """What of a robustness rests on noise: attacked with the noise off, and with one draw for all."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +12,14 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.attack_suite import attack_all, open_session
-from robusttrain.evaluation.audit import PIECES, PIECES_OF_NOISE, _Measured, audit
+from robusttrain.evaluation.audit import (
+    PIECES,
+    PIECES_OF_DRAWS,
+    PIECES_OF_NOISE,
+    _Measured,
+    audit,
+    pieces_of,
+)
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.findings import Audit, Check
 from robusttrain.noise.control import drawing_from, noise_held
@@ -55,7 +62,7 @@ def probe_of(model: nn.Module, data: Split, **settings: Any) -> Probe:
 
 
 def measured(probe: Probe) -> _Measured:
-    return _Measured(probe, probe.broken(PROBE, "probe"), unreported)
+    return _Measured(probe, probe.broken(PROBE, "probe"), {}, cast(Any, None), unreported)
 
 
 def named(probe: Probe) -> tuple[Check, list[Row]]:
@@ -108,9 +115,9 @@ def test_a_look_with_one_draw_costs_one_pass() -> None:
     closer = measured(probe)
     model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     closer.without_noise()
-    # Both times two looks for randomness, one at the clean images and one at those of the attack
-    # (the row of clean accuracy is one more), and ten steps.
-    assert sum(passes) == 10 * (2 * (2 + 1 + 1 + 10) + 1)
+    # Both times four looks for randomness and one for a softmax, one at the clean images and one at
+    # those of the attack, and ten steps.
+    assert sum(passes) == 10 * (2 * (4 + 1 + 1 + 1 + 10))
 
 
 def test_streams_and_switches_are_left_as_they_were() -> None:
@@ -157,7 +164,7 @@ def test_an_honest_model_passes(noise: Gaussian | Smoothing) -> None:
 def test_the_smaller_one_of_both_counts(off: int, fixed: int, figure: float, verdict: str) -> None:
     """To rest on noise is no fault: the check fails nowhere."""
     probe = probe_of(noisy(5.0, Gaussian(0.1, predict=True)), pixels([0.3] * 2))
-    closer = _Measured(probe, np.arange(1000) >= 500, unreported)
+    closer = _Measured(probe, np.arange(1000) >= 500, {}, cast(Any, None), unreported)
     found = closer.rests_on_noise([counted(count) for count in (off, fixed)])
     assert found.figure == pytest.approx(figure)
     assert found.verdict.value == verdict
@@ -172,10 +179,12 @@ def audited(model: nn.Module) -> tuple[Audit, int]:
     settings = Evaluation({"pgd": PROBE}, eot=1, votes=5, probe=PROBE)
     index, subject = open_session(model.eval(), pixels(SPREAD[:10]), settings, 0)
     pieces: list[int] = []
+    expected = pieces_of(subject)
     suite = settings.suite(subject.num_classes, subject.random)
     ledger = attack_all(subject, index, suite, False, threat=Threat(Norm.linf, EPS))
     closer = audit(Probe(subject, PROBE), suite, ledger, pieces.append)
-    return closer, len(pieces)
+    assert len(pieces) == expected
+    return closer, expected
 
 
 def test_an_audit_of_a_random_model_has_the_rows_and_the_check() -> None:
@@ -183,7 +192,7 @@ def test_an_audit_of_a_random_model_has_the_rows_and_the_check() -> None:
     names = [control.attack for control in closer.controls]
     assert names[:4] == ["control", "noise_off", "noise_off_attacked", "noise_fixed"]
     assert RESTS in [check.check for check in closer.checks]
-    assert pieces == PIECES + PIECES_OF_NOISE
+    assert pieces == PIECES + PIECES_OF_DRAWS + PIECES_OF_NOISE
 
 
 def test_an_audit_of_another_model_has_neither() -> None:

@@ -1,5 +1,6 @@
 """Noise in models that torch compiles: the same draws, switches and gradients as without."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses.worst_case import WorstCase
@@ -57,6 +59,29 @@ def answers(model: nn.Module) -> Tensor:
 def test_a_compiled_model_gives_what_it_gives_otherwise(mechanism: str) -> None:
     compiled: Any = torch.compile(noisy(mechanism), backend=BACKEND)
     torch.testing.assert_close(answers(compiled), answers(noisy(mechanism)))
+
+
+class Attentive(nn.Module):
+    """Reads a weight more than once in a pass, and has normalised ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = weight_norm(nn.Linear(36, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.mix(x[:, 0], x[:, 0], x[:, 0])[0]
+        logits: Tensor = self.head(mixed.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("mechanism", ["pni_w", "bayes"])
+def test_noise_on_weights_of_any_kind_is_the_same_compiled(mechanism: str) -> None:
+    torch.manual_seed(0)
+    model = ready(Attentive(), MECHANISMS[mechanism]())
+    twin = copy.deepcopy(model)
+    compiled: Any = torch.compile(model, backend=BACKEND)
+    torch.testing.assert_close(answers(compiled), answers(twin))
 
 
 @pytest.mark.parametrize("noise", [Gaussian(0.3, at="first"), Gaussian(0.3, draws=2)])

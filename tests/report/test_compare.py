@@ -12,26 +12,37 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from robusttrain.errors import InputError
-from robusttrain.report.compare import Run, compare, paired_interval, ranked, read_runs, suites
+from robusttrain.report.compare import (
+    Measure,
+    Run,
+    compare,
+    paired_interval,
+    ranked,
+    read_runs,
+    shared_measures,
+    suites,
+    titles,
+)
+from robusttrain.threat import Norm, Threat
 
-CLEAN = ("clean",)
+CLEAN = (Measure("clean"),)
+WORST = Measure("worst_case", Threat(Norm.linf, 0.1))
+BOTH = (*CLEAN, WORST)
 
 
 def run(name: str, clean: list[int], worst: list[int] | None = None, **changes: object) -> Run:
     """A run that is right where a flag is 1."""
     count = len(clean)
     worst = clean if worst is None else worst
-    settings = {"index": range(count), "label": 0, "norm": "linf", "eps": 0.1} | changes
-    report = pd.DataFrame(
-        {"norm": settings["norm"], "eps": settings["eps"]}
-        | {"accuracy": [np.mean(clean), np.mean(worst)]},
-        index=["clean", "worst_case"],
-    )
-    samples = pd.DataFrame(
-        {"label": settings["label"], "clean": clean, "worst_case": worst},
-        index=list(settings["index"]),
-    ).astype({"clean": bool, "worst_case": bool})
-    return Run(Path(name), report, ("pgd",), samples)
+    settings = {"index": range(count), "label": 0, "threat": WORST.threat} | changes
+    index = pd.Index(list(settings["index"]))
+    measures = (*CLEAN, Measure("worst_case", settings["threat"]))
+    right = {
+        measure: pd.Series(flags, index, dtype=bool)
+        for measure, flags in zip(measures, (clean, worst), strict=True)
+    }
+    rows = {measure: {"accuracy": flags.mean()} for measure, flags in right.items()}
+    return Run(Path(name), rows, ("pgd",), pd.Series(settings["label"], index), right)
 
 
 def discordant(b: int, c: int, n: int) -> list[Run]:
@@ -71,7 +82,7 @@ def test_p_is_corrected_for_all_tests_by_holm() -> None:
         run(f"{skill}", *(generator.random((2, 80)) < [[skill], [skill - 0.1]]).tolist())
         for skill in skills
     ]
-    table = compare(runs)
+    table = compare(runs, BOTH)
     assert len(table) == 12
     smallest_first = table.sort_values("p")
     expected: list[float] = []
@@ -88,13 +99,13 @@ def test_p_is_corrected_for_all_tests_by_holm() -> None:
         (5, 0, CLEAN, ""),  # p = 2 / 32
         (6, 0, CLEAN, "first"),  # p = 2 / 64
         (0, 6, CLEAN, "second"),
-        (6, 0, ("clean", "worst_case"), ""),  # p = 2 * 2 / 64
-        (7, 0, ("clean", "worst_case"), "first"),
+        (6, 0, BOTH, ""),  # p = 2 * 2 / 64
+        (7, 0, BOTH, "first"),
         (40, 30, CLEAN, ""),
     ],
 )
 def test_a_winner_is_named_only_where_the_difference_is_significant(
-    b: int, c: int, measures: tuple[str, ...], winner: str
+    b: int, c: int, measures: tuple[Measure, ...], winner: str
 ) -> None:
     assert set(compare(discordant(b, c, 100), measures)["winner"]) == {winner}
 
@@ -165,7 +176,7 @@ def test_the_interval_covers_where_errors_go_together() -> None:
 
 def test_swapped_runs_swap_every_sign() -> None:
     first, second = discordant(14, 2, 50)
-    there, back = (compare(pair).iloc[0] for pair in ([first, second], [second, first]))
+    there, back = (compare(pair, BOTH).iloc[0] for pair in ([first, second], [second, first]))
     assert (there["run_a"], there["run_b"]) == (back["run_b"], back["run_a"])
     assert there["difference"] == -back["difference"] == 12 / 50
     assert (there["ci_low"], there["ci_high"]) == pytest.approx((-back["ci_high"], -back["ci_low"]))
@@ -177,7 +188,7 @@ def test_swapped_runs_swap_every_sign() -> None:
 
 def test_every_pair_has_a_row_a_measure() -> None:
     runs = [run(name, [1, 0], [0, 0]) for name in "abc"]
-    table = compare(runs)
+    table = compare(runs, BOTH)
     found = list(table[["measure", "run_a", "run_b"]].itertuples(index=False, name=None))
     pairs = list(combinations("abc", 2))
     assert found == [(measure, *pair) for measure in ("clean", "worst_case") for pair in pairs]
@@ -194,8 +205,8 @@ def test_only_samples_of_both_runs_count() -> None:
 
 def test_the_rank_is_by_the_chosen_measure() -> None:
     runs = [run("a", [1, 1, 1], [0, 0, 1]), run("b", [1, 0, 1], [1, 0, 1])]
-    assert [r.folder.name for r in ranked(runs, "clean")] == ["a", "b"]
-    assert [r.folder.name for r in ranked(runs, "worst_case")] == ["b", "a"]
+    assert [r.folder.name for r in ranked(runs, *CLEAN)] == ["a", "b"]
+    assert [r.folder.name for r in ranked(runs, WORST)] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -203,19 +214,23 @@ def test_the_rank_is_by_the_chosen_measure() -> None:
     [
         ({"index": [5, 6, 7]}, "a and b have no test sample in common"),
         ({"label": [0, 0, 1]}, "a and b .*same data: sample 2 is of class 0 and 1"),
-        ({"eps": 0.2}, r"a \(linf, eps 0.1\) and b \(linf, eps 0.2\).*--clean"),
-        ({"norm": "l2"}, r"a \(linf, eps 0.1\) and b \(l2, eps 0.1\).*--clean"),
+        (
+            {"threat": Threat(Norm.linf, 0.2)},
+            r"a \(linf, eps 0.1\) and b \(linf, eps 0.2\).*--clean",
+        ),
+        ({"threat": Threat(Norm.l2, 0.1)}, r"a \(linf, eps 0.1\) and b \(l2, eps 0.1\).*--clean"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused_by_name(
     changes: dict[str, object], words: str
 ) -> None:
+    runs = [run("a", [1, 1, 0]), run("b", [1, 1, 0], **changes)]
     with pytest.raises(InputError, match=words):
-        compare([run("a", [1, 1, 0]), run("b", [1, 1, 0], **changes)])
+        compare(runs, shared_measures(runs))
 
 
 def test_clean_accuracies_can_be_compared_across_threat_models() -> None:
-    compare([run("a", [1, 0]), run("b", [1, 0], norm="l2", eps=1.0)], CLEAN)
+    compare([run("a", [1, 0]), run("b", [1, 0], threat=Threat(Norm.l2, 1.0))], CLEAN)
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -237,6 +252,7 @@ STANDING = """index,label,clean_prediction,clean_margin,fgsm_broken,fgsm_margin,
 """
 REPORT = """dataset,model,defense,noise,seed,attack,norm,eps,n,accuracy,ci_low,ci_high,seconds
 digits,mlp,madry,None,0,clean,linf,0,5,0.6,0.23,0.88,0.1
+digits,mlp,madry,None,0,fgsm,linf,0.1,5,0.4,0.12,0.77,0.1
 digits,mlp,madry,None,0,pgd,linf,0.1,5,0.2,0.03,0.62,0.1
 digits,mlp,madry,None,0,worst_case,linf,0.1,5,0.2,0.03,0.62,0.2
 """
@@ -252,27 +268,70 @@ def write(folder: Path, samples: str = SAMPLES, report: str = REPORT) -> Path:
 @pytest.mark.parametrize("samples", [SAMPLES, STANDING], ids=["all attacked", "standing only"])
 def test_the_worst_case_is_counted_from_the_ledger(tmp_path: Path, samples: str) -> None:
     read, _ = read_runs([write(tmp_path / "a", samples), write(tmp_path / "b")])
-    right = read.samples.sort_index()
-    assert right.index.tolist() == [0, 2, 4, 6, 8]
-    assert right["label"].tolist() == [3, 1, 1, 5, 5]
-    assert right["clean"].tolist() == [True, True, True, False, False]
-    assert right["worst_case"].tolist() == [True, False, False, False, False]
+    label, clean, worst = (
+        column.sort_index() for column in (read.label, *(read.right[m] for m in BOTH))
+    )
+    assert label.index.tolist() == [0, 2, 4, 6, 8]
+    assert label.tolist() == [3, 1, 1, 5, 5]
+    assert clean.tolist() == [True, True, True, False, False]
+    assert worst.tolist() == [True, False, False, False, False]
     assert read.attacks == ("fgsm", "pgd")
-    assert str(read.threat) == "linf, eps 0.1"
-    assert read.report["noise"].tolist() == ["None", "None"]
-    assert read.report["accuracy"].tolist() == [0.6, 0.2]
+    assert read.threats == (Threat(Norm.linf, 0.1),)
+    assert [row["noise"] for row in read.rows.values()] == ["None", "None"]
+    assert [row["accuracy"] for row in read.rows.values()] == [0.6, 0.2]
+    assert read.quoted["accuracy"] == 0.2
+
+
+SEVERAL = REPORT.replace("pgd,linf,0.1", "pgd,l2,1.0").replace(
+    "worst_case,linf,0.1,5,0.2,0.03,0.62,0.2\n",
+    """worst_case,linf,0.1,5,0.4,0.12,0.77,0.2
+digits,mlp,madry,None,0,worst_case,l2,1.0,5,0.4,0.12,0.77,0.2
+digits,mlp,madry,None,0,union,,,5,0.2,0.03,0.62,0.2
+""",
+)
+
+
+def test_each_threat_model_has_a_worst_case_of_its_own(tmp_path: Path) -> None:
+    """fgsm in linf breaks sample 4 of the three that are right, pgd in l2 breaks 2 and 4."""
+    samples = SAMPLES.replace("4,1,1,1.5,1,-0.5,1", "4,1,1,1.5,1,-0.5,0")
+    names = [str(write(tmp_path / name, samples, SEVERAL)) for name in "ab"]
+    runs = read_runs([Path(name) for name in names])
+    l2 = Measure("worst_case", Threat(Norm.l2, 1.0))
+    measures = shared_measures(runs)
+    assert measures == (*CLEAN, WORST, l2, Measure("union"))
+    assert [runs[0].right[m].sum() for m in measures] == [3, 2, 2, 1]
+    assert list(titles(measures).values()) == [
+        "clean", "worst case (linf, eps 0.1)", "worst case (l2, eps 1)", "union",
+    ]  # fmt: skip
+    table = compare(runs, measures)
+    assert table["norm"].tolist() == ["", "linf", "l2", ""]
+    assert table["accuracy_a"].tolist() == [0.6, 0.4, 0.4, 0.2]
+
+
+def test_one_label_over_several_threat_models_is_refused(tmp_path: Path) -> None:
+    """As reports of version 0.1.0 have it: l2 alone breaks fewer than the row says."""
+    mixed = REPORT.replace("pgd,linf,0.1", "pgd,l2,1.0")
+    with pytest.raises(InputError, match=r"another accuracy, worst case \(linf, eps 0.1\)"):
+        read_runs([write(tmp_path / "a", report=mixed), write(tmp_path / "b")])
+
+
+def test_files_of_different_runs_do_not_belong_together(tmp_path: Path) -> None:
+    other = SAMPLES.replace("0,3,3,1.5", "0,3,1,-1.5")
+    with pytest.raises(InputError, match=r"a/report.csv has another accuracy, clean, than samples"):
+        read_runs([write(tmp_path / "a", other), write(tmp_path / "b")])
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     other = SAMPLES.replace("0,3,3,1.5", "0,3,1,-1.5")
+    report = REPORT.replace("5,0.6,", "5,0.4,").replace("5,0.2,", "5,0,")
     header, *lines = other.splitlines()
     shuffled = "\n".join([header, *reversed(lines)])
     first = write(tmp_path / "first")
     tables = []
     for name, samples in (("in order", other), ("shuffled", shuffled)):
         (tmp_path / name).mkdir()
-        second = write(tmp_path / name / "second", samples)
-        table = compare(read_runs([first, second]))
+        second = write(tmp_path / name / "second", samples, report)
+        table = compare(read_runs([first, second]), BOTH)
         tables.append(table.drop(columns="run_b"))
     pd.testing.assert_frame_equal(*tables)
     assert tables[0]["b"].tolist() == [1, 1]
@@ -281,7 +340,10 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
 
 def test_runs_that_faced_other_attacks_are_told_apart(tmp_path: Path) -> None:
     fewer = "\n".join(line.rpartition(",")[0] for line in SAMPLES.splitlines())
-    runs = read_runs([write(tmp_path / "a"), write(tmp_path / "b"), write(tmp_path / "c", fewer)])
+    report = "".join(line for line in REPORT.splitlines(keepends=True) if ",pgd," not in line)
+    report = report.replace("worst_case,linf,0.1,5,0.2", "worst_case,linf,0.1,5,0.4")
+    third = write(tmp_path / "c", fewer, report)
+    runs = read_runs([write(tmp_path / "a"), write(tmp_path / "b"), third])
     assert suites(runs) == ["fgsm", "fgsm, pgd"]
     assert suites(runs[:2]) == ["fgsm, pgd"]
 
@@ -297,7 +359,8 @@ def test_runs_that_faced_other_attacks_are_told_apart(tmp_path: Path) -> None:
         ("report.csv", REPORT.replace("worst_case", "worst"), "one row clean and one row worst"),
         ("report.csv", REPORT.replace("pgd", "clean"), "one row clean and one row worst_case"),
         ("report.csv", REPORT.replace("norm", "mron"), "report.csv lacks the columns norm"),
-        ("report.csv", REPORT.replace("5,0.6,", "5,,"), "report.csv cannot be read"),
+        ("report.csv", REPORT.replace("5,0.6,", "5,,"), "another accuracy, clean"),
+        ("report.csv", REPORT.replace("5,0.6,", "5,x,"), "report.csv cannot be read"),
     ],
 )
 def test_files_that_are_no_ledgers_are_refused(

@@ -247,7 +247,7 @@ def test_noise_that_training_has_not_seen_is_warned_of(
     said = before_work(*of(train(*noise)), *wanted)
     (line,) = said.splitlines()
     sigma = 0.5 if "0.5" in "".join(wanted) else 0.25
-    start = f"warning: certifying with sigma {sigma} a model that was trained with {called}: "
+    start = f"warning: the model was trained with {called} and is certified with sigma {sigma}: "
     assert line.startswith(start)
 
 
@@ -301,7 +301,7 @@ def test_nobody_knows_the_noise_of_a_foreign_model(program: bool, tmp_path: Path
         torch.save(network.state_dict(), file)
     evaluate = [*of(file), *smoothing(SIGMA), UNAUDITED]
     said = run(tmp_path / "run", *TINY, "model=linear", *evaluate)
-    assert "a model that was trained with noise that nobody has told: " in said
+    assert "the model was trained with unknown noise and is certified with sigma 0.25: " in said
     assert len(pd.read_csv(tmp_path / "run" / "certified.csv")) == 10
 
 

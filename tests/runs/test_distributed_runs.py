@@ -116,7 +116,7 @@ def test_processes_that_are_told_to_stop_leave_after_the_same_batch_and_go_on(
     [
         (["-m", *RUN], "-m is not allowed under torchrun"),
         ([*RUN, "eps=-1", "hydra.run.dir=wrong"], "eps=-1 is not allowed"),
-        (["resume=nowhere"], "resume=nowhere is no directory of a run"),
+        (["resume=nowhere"], "resume=nowhere is not the directory of a run"),
     ],
     ids=["sweep", "wrong", "gone"],
 )

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from robusttrain import renames
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.runs.rerun import Repetition
@@ -27,8 +28,9 @@ def test_a_run_is_repeated_from_its_manifest_alone(
     report.to_csv(first / "report.csv", index=False)
     (tmp_path / "first-rerun").rename(tmp_path / "elsewhere")
     other = refused(begin("rerun", "first"))
-    assert "report.csv differs in 1 values, first accuracy of row 0: 0.987, now 0." in other
-    assert "rerun first was repeated before" in refused(begin("rerun", "first"))
+    assert "report.csv differs, first in accuracy of row 0: 0.987, now 0." in other
+    assert "(values that differ: 1)" in other
+    assert "rerun first has already been repeated" in refused(begin("rerun", "first"))
 
 
 @pytest.fixture
@@ -62,16 +64,27 @@ def test_differences_are_named_with_what_may_explain_them(repetition: Repetition
     other = Checkpoint({"w": torch.zeros(3)}, 2, [1, 2, 2], {}, {}, 1, {})
     other.save(repetition.folder / "best.pt")
     assert repetition.differences() == [
-        "train.csv differs in 1 values, first loss of row 1: nan, now 0.25",
-        "report.csv is only in one of the two",
+        "train.csv differs, first in loss of row 1: nan, now 0.25 (values that differ: 1)",
+        "report.csv exists in only one of the two runs",
         "best.pt differs in w",
-        "threads has changed, too",
+        "also changed: threads",
     ]
 
 
 def test_a_table_of_another_shape_differs(repetition: Repetition) -> None:
     (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,2,0.5\n")
-    assert repetition.differences() == ["train.csv differs: (2, 2) rows and columns, now (1, 2)"]
+    assert repetition.differences() == [
+        "train.csv differs in shape: 2 x 2, now 1 x 2 (rows x columns)"
+    ]
+
+
+@pytest.mark.parametrize(("before", "today"), renames.CHECKS.items())
+def test_a_check_that_had_another_name_is_the_same(
+    repetition: Repetition, before: str, today: str
+) -> None:
+    for folder, name in ((repetition.run, before), (repetition.folder, today)):
+        (folder / "audit.csv").write_text(f'check,figure\n"{name}",0\n')
+    assert repetition.differences() == []
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,7 @@ def test_a_table_of_another_shape_differs(repetition: Repetition) -> None:
     [
         ([], "takes the directory of one run"),
         (["here", "there"], "takes the directory of one run"),
-        (["nowhere"], "nowhere is no finished run"),
+        (["nowhere"], "nowhere is not a finished run"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(arguments: list[str], named: str) -> None:

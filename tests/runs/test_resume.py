@@ -229,8 +229,8 @@ def test_auto_takes_the_newest_unfinished_run_of_the_same_command(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["resume=nowhere"], "resume=nowhere is no directory of a run"),
-        (["resume=run", "eps=0.2"], "eps=0.2 is not allowed"),
+        (["resume=nowhere"], "resume=nowhere is not the directory of a run"),
+        (["resume=run", "eps=0.2"], "resume=run takes the whole command .*: remove eps=0.2"),
         (["resume=done"], "resume=done is finished"),
     ],
 )

@@ -120,7 +120,7 @@ def test_ray_runs_the_jobs_of_a_sweep_and_skips_what_is_finished(
     assert "4 jobs: 2 finished, 2 failed" in (place / "ray" / "sweep.md").read_text()
     for number in (1, 3):
         assert f"job {number} failed: optimizer.lr=-1" in answer.err
-    assert "job 0 has finished before" in answer.out
+    assert "job 0 has already finished" in answer.out
     assert "job 2: seed=1 optimizer.lr=0.01" in answer.out
     is_whole(place / "ray", 2, answer)
 
@@ -151,7 +151,7 @@ def test_joblib_runs_the_jobs_of_a_sweep_and_those_that_are_stopped_go_on(
     assert again.code == 1
     assert again.err.splitlines()[-1].startswith("robusttrain: optimizer.lr=-1")
     for number in (2, 3, 6):
-        assert f"job {number} has finished before" in again.out
+        assert f"job {number} has already finished" in again.out
     assert "job 7 resumes: epochs=60 optimizer.lr=0.01 seed=1" in again.out
     assert "resuming after batch" in again.out
     table = pd.read_csv(place / "long" / "sweep.csv")
@@ -182,10 +182,10 @@ def test_submitit_takes_up_a_preempted_job(
     first = running.end()
     assert first.code == 0, first.err
     assert "job 0 resumes" in first.out
-    assert "1 of 1 jobs have finished" in first.out
+    assert "1 of 1 started jobs have finished" in first.out
     assert "resuming after batch" in (folder / "0" / "robusttrain.log").read_text()
     same_weights(folder / "0", whole)
-    assert "job 0 has finished before" in begin(*command).end().out
+    assert "job 0 has already finished" in begin(*command).end().out
 
 
 @needs("optuna")
@@ -200,7 +200,7 @@ def test_optuna(begin: Callable[..., Running], place: Path) -> None:
     for number, row in table[table["status"] == "finished"].set_index("job").iterrows():
         epochs = pd.read_csv(place / "search" / str(number) / "train.csv")
         assert row["validation"] == epochs["val_robust_accuracy"].max()
-        assert f"job {number} has finished before: optimizer.lr=0." in again.out
+        assert f"job {number} has already finished: optimizer.lr=0." in again.out
     assert table["validation"].min() < table["validation"].max()
     best = OmegaConf.load(place / "search" / "optimization_results.yaml")
     assert round(best.best_value, 6) == table["validation"].max()

@@ -46,7 +46,7 @@ def test_a_process_of_the_launcher_opens_the_session_of_its_sweep(sweep: SweepSt
     # A process may get several jobs.
     for _ in range(2):
         there.on_job_start(DictConfig({}))
-        assert present() == Session(sweep, elsewhere=True, view=present().view)  # type: ignore[union-attr]
+        assert present() == Session(sweep, in_worker=True, view=present().view)  # type: ignore[union-attr]
         assert Path.cwd() == sweep.cwd
 
 
@@ -56,7 +56,7 @@ def test_a_job_in_the_process_of_the_user_leaves_its_session_alone(sweep: SweepS
         callback.sweep = one.sweep = sweep
         callback.on_job_start(DictConfig({}))
         assert present() is one
-        assert not one.elsewhere
+        assert not one.in_worker
     assert Path.cwd() == here
 
 

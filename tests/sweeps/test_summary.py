@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from robusttrain.report.compare import Measure
 from robusttrain.sweeps import records
 from robusttrain.sweeps.records import Job
 from robusttrain.sweeps.summary import over_seeds, pairwise, settings, write_summary
@@ -87,7 +88,7 @@ def test_only_keys_that_vary_are_columns(sweep: Sweep) -> None:
     table = pd.read_csv(sweep.folder / "sweep.csv", dtype=str, keep_default_na=False)
     assert list(table) == [
         "job", "eps", "attack", "attack_norm", "attack_eps", "n", "accuracy", "ci_low", "ci_high",
-        "validation", "status", "seconds", "error",
+        "audit", "validation", "status", "seconds", "error",
     ]  # fmt: skip
     assert table["job"].tolist() == ["0", "0", "1"]
     assert table["eps"].tolist() == ["8/255", "8/255", "-1"]
@@ -190,9 +191,9 @@ def test_settings_are_what_differs_in_more_than_the_seed(sweep: Sweep) -> None:
     rt, lsa = settings(sweep.folder, records.read_jobs(sweep.folder))
     assert (rt.keys, lsa.keys) == ({"defense": "rt"}, {"defense": "lsa"})
     assert list(rt.runs) == list(lsa.runs) == ["0", "1", "2"]
-    assert rt.figure("clean").mean == pytest.approx(0.95)
-    assert rt.figure("clean").deviation == pytest.approx(0.05)
-    assert lsa.figure("clean").mean == pytest.approx(0.925)
+    assert rt.figure(Measure("clean")).mean == pytest.approx(0.95)
+    assert rt.figure(Measure("clean")).deviation == pytest.approx(0.05)
+    assert lsa.figure(Measure("clean")).mean == pytest.approx(0.925)
     # t with two degrees of freedom, from a printed table: 4.303.
     half = 4.303 * 5 / 3**0.5
     (line,) = (line for line in sweep.text.splitlines() if line.startswith("| rt |"))
@@ -208,7 +209,7 @@ def test_the_p_of_a_pair_is_the_largest_of_its_seeds(sweep: Sweep) -> None:
         for seed in (0, 1):
             sweep.add(f"defense={defense}", f"seed={seed}", clean=flags(wrong[seed]))
     table = sweep.tests
-    assert table["measure"].tolist() == ["clean", "worst_case"]
+    assert table["measure"].tolist() == ["clean", "worst case"]
     row = table.iloc[0]
     assert (row["b"], row["c"]) == ([30, 12], [0, 0])
     assert row["p"] == pytest.approx(stats.binomtest(0, 12).pvalue)

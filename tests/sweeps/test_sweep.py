@@ -98,7 +98,7 @@ def test_piped_output_is_plain_lines(lefts: list[Left], place: Path) -> None:
     for number in (0, 2):
         assert f"job {number}: seed={number // 2} optimizer.lr=0.01\n" in out
         assert f"job {number} finished  clean " in out
-    assert "2 of 4 jobs have finished" in out
+    assert "2 of 4 started jobs have finished" in out
     assert out.splitlines()[-1] == str(place / "sweep" / "sweep.md")
 
 
@@ -106,7 +106,7 @@ def test_the_same_sweep_again_skips_what_is_finished(lefts: list[Left]) -> None:
     first, again = lefts[:2]
     assert again.answer.code == 1
     for number in (0, 2):
-        assert f"job {number} has finished before" in again.answer.out
+        assert f"job {number} has already finished" in again.answer.out
         assert f"job {number + 1} failed: optimizer.lr=-1" in again.answer.err
     assert "epoch 1/1" in first.answer.out
     assert "epoch 1/1" not in again.answer.out

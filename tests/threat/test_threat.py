@@ -1,11 +1,12 @@
 """Threat models against linear programming, closed forms and statistics."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import brentq, linprog
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, Threat
-from robusttrain.threat.balls import Ball, ball, striped_start
+from robusttrain.threat.balls import TOLERANCE, Ball, ball, striped_start
 
 NORMS = list(Norm)
 CORNERED = [Norm.linf, Norm.l1]  # the norms whose ball is a polytope
@@ -410,6 +411,106 @@ class TestRandomStart:
         assert not torch.equal(first, threat.random_start(x, generator(6)))
 
 
+# From the smallest radius that anybody asks for to balls that hold the whole box.
+any_radius = st.floats(math.log(1e-4), math.log(100)).map(math.exp)
+shapes = st.sampled_from([(1, 1, 1), (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 7, 5)])
+
+
+def pictures(seed: int, shape: tuple[int, ...], faces: bool) -> Tensor:
+    """Images in float32: with many pixels at the faces of the box, or out of reach of them."""
+    values = torch.rand(4, *shape, generator=generator(seed))
+    return (values * 2 - 0.5).clamp(0, 1) if faces else 0.1 + 0.8 * values
+
+
+def far(seed: int, x: Tensor, scale: float) -> Tensor:
+    """Gaussian perturbations, some of whose entries are exactly 0."""
+    values = torch.randn(x.shape, generator=generator(seed))
+    return torch.where(values.abs() < 0.2, 0, values) * scale
+
+
+def overhang(norm: Norm, eps: float, z: Tensor, x: Tensor) -> float:
+    """By what part of the radius images lie outside of the ball, by NumPy in float64."""
+    delta = np.abs(z.numpy().astype(np.float64) - x.numpy().astype(np.float64)).reshape(len(x), -1)
+    order = {Norm.linf: np.inf, Norm.l2: 2, Norm.l1: 1}[norm]
+    return float((np.linalg.norm(delta, order, axis=1) / eps - 1).max())
+
+
+POINTS: dict[str, Callable[[Ball, Tensor, Tensor, int], Tensor]] = {
+    "project": lambda b, x, g, seed: b.project(x + g, x),
+    "random_start": lambda b, x, g, seed: b.random_start(x, generator(seed)),
+    "linear_maximiser": lambda b, x, g, seed: b.linear_maximiser(g, x),
+    "striped_start": lambda b, x, g, seed: striped_start(b, x, generator(seed)),
+}
+
+
+class TestRoundingToFloat32:
+    @pytest.mark.parametrize("point", POINTS)
+    @every_norm
+    @settings(max_examples=100)
+    @given(
+        seed=seeds,
+        eps=any_radius,
+        shape=shapes,
+        faces=st.booleans(),
+        scale=st.sampled_from([1e-5, 1e-2, 1.0, 1e3]),
+    )
+    def test_leaves_every_point_in_the_box_and_in_the_ball(
+        self, point: str, norm: Norm, seed: int, eps: float, shape: tuple[int, ...], faces: bool,
+        scale: float,
+    ) -> None:  # fmt: skip
+        x = pictures(seed, shape, faces)
+        z = POINTS[point](ball(Threat(norm, eps)), x, far(seed + 1, x, scale), seed)
+        assert overhang(norm, eps, z, x) <= TOLERANCE
+        assert z.min() >= 0
+        assert z.max() <= 1
+        assert (z.dtype, z.shape) == (x.dtype, x.shape)
+
+    @pytest.mark.parametrize("point", POINTS)
+    @pytest.mark.parametrize("scale", [1e-2, 1e3])
+    @pytest.mark.parametrize("eps", [1e-4, 0.1, 3.0, 100.0])
+    @every_norm
+    def test_leaves_every_point_of_a_large_image_in_the_ball(
+        self, norm: Norm, eps: float, scale: float, point: str
+    ) -> None:
+        for faces in (False, True):
+            x = pictures(0, (3, 224, 224), faces)
+            z = POINTS[point](ball(Threat(norm, eps)), x, far(1, x, scale), 2)
+            assert overhang(norm, eps, z, x) <= TOLERANCE
+
+    @pytest.mark.parametrize("point", ["project", "linear_maximiser"])
+    @given(seed=seeds, eps=any_radius, faces=st.booleans())
+    def test_costs_no_more_than_its_last_digit(
+        self, point: str, seed: int, eps: float, faces: bool
+    ) -> None:
+        """In linf every pixel ends within a step of float32 from where it would exactly."""
+        x, threat = pictures(seed, (1, 8, 8), faces), ball(Threat(Norm.linf, eps))
+        g = far(seed + 1, x, 1e3)
+        exact = (x.double() + eps * g.sign()).clamp(0, 1)
+        assert (POINTS[point](threat, x, g, 0) - exact).abs().max() <= 2**-24 + 1e-6 * eps
+
+    @given(
+        seed=seeds, eps=st.floats(math.log(0.03), math.log(4)).map(math.exp), faces=st.booleans()
+    )
+    def test_changes_no_bit_where_the_radius_is_usual(
+        self, seed: int, eps: float, faces: bool
+    ) -> None:
+        x = pictures(seed, (3, 32, 32), faces)
+        g = far(seed + 1, x, 1.0)
+        plain = torch.clamp(x + g, x - eps, x + eps).clamp(0, 1)
+        assert torch.equal(ball(Threat(Norm.linf, eps)).project(x + g, x), plain)
+        radius = max(0.1, eps)
+        delta = (x + g) - x
+        shrink = (radius / torch.linalg.vector_norm(delta.flatten(1), dim=1)).clamp_max(1)
+        plain = (x + delta * shrink.view(-1, 1, 1, 1)).clamp(0, 1)
+        assert torch.equal(ball(Threat(Norm.l2, radius)).project(x + g, x), plain)
+
+    def test_l1_gives_up_what_pixels_at_their_faces_have_too_much(self) -> None:
+        """From far away the threshold is rounded, and no pixel but those at their faces moves."""
+        x = torch.rand(8, 3, 224, 224, generator=generator(0)) * 0.8 + 0.1
+        p = x + 1e3 * torch.randn(x.shape, generator=generator(1))
+        assert overhang(Norm.l1, 3.0, ball(Threat(Norm.l1, 3.0)).project(p, x), x) <= TOLERANCE
+
+
 @every_norm
 @given(seed=seeds, eps=radii)
 def test_a_striped_start_is_feasible_and_drawn_from_the_generator_alone(
@@ -427,7 +528,7 @@ def test_a_striped_start_is_feasible_and_drawn_from_the_generator_alone(
 def test_eps_zero_gives_back_the_images(norm: Norm, dtype: torch.dtype, seed: int) -> None:
     threat, x = ball(Threat(norm, 0)), images(seed).to(dtype)
     g = directions(seed + 1, x)
-    assert torch.allclose(threat.project(x + g, x), x, rtol=0, atol=1e-6)
+    assert torch.equal(threat.project(x + g, x), x)
     assert torch.equal(threat.linear_maximiser(g, x), x)
     assert torch.equal(threat.random_start(x, generator(seed)), x)
 

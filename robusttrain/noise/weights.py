@@ -1,0 +1,186 @@
+"""Noise on weights: which tensors of a model they are, and how noise gets onto each of them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import (
+    ParametrizationList,
+    is_parametrized,
+    register_parametrization,
+)
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from robusttrain.errors import InputError
+from robusttrain.noise.layer import NoiseLayer, Switches, standard_normal, untraced
+
+# Recurrent layers hand copies of their weights to their kernels; programs have none to be replaced.
+OPAQUE = (nn.RNNBase, torch.jit.ScriptModule)
+
+
+class Weight(NamedTuple):
+    """A tensor that a model computes with: `name` of `module`, behind what normalises it."""
+
+    module: nn.Module
+    name: str
+    path: str
+
+    def clean(self) -> Tensor:
+        """The tensor without noise, differentiable; statistics of its normalisation stay."""
+        hook = _normalisation(self.module, self.name)
+        if isinstance(hook, SpectralNorm):
+            return hook.compute_weight(self.module, do_power_iteration=False)
+        if hook is not None:
+            clean: Tensor = hook.compute_weight(self.module)
+            return clean
+        if is_parametrized(self.module, self.name):
+            steps = cast(nn.ModuleDict, self.module.parametrizations)[self.name]
+            return _parametrized(cast(ParametrizationList, steps))
+        return self.module.get_parameter(self.name)
+
+
+def weights_for(noise: str, model: nn.Module) -> list[Weight]:
+    """The tensors of weights of `model`: those of two or more axes, in the order of registration.
+
+    Where a tensor is normalised (weight norm, spectral norm, parametrizations), it is what the
+    model computes with, not what that is made of. Biases and the scales of normalisation, tensors
+    of one axis, are none.
+
+    Raises
+    ------
+    InputError
+        If there are none, or some that no noise can be put on, naming the `noise`.
+    """
+    found = []
+    for path, module in _layers(model):
+        kind = _opaque(module)
+        if kind and any(p.dim() > 1 for p in module.parameters()):
+            problem = f"cannot reach the weights of {kind} ({path or 'the model'})"
+            raise InputError("noise", noise, "choose noise in inputs or activations", problem)
+        weights = [Weight(module, name, f"{path}.{name}".lstrip(".")) for name in _names(module)]
+        with torch.no_grad():
+            found += [weight for weight in weights if weight.clean().dim() > 1]
+    if not found:
+        raise InputError("noise", noise, "the model has none", "needs a layer with weights")
+    return found
+
+
+class WeightNoise(NoiseLayer):
+    """Noise on the tensor `target`, one draw for each pass of the model.
+
+    A layer may read its weight more than once in a pass. How often depends on modes and gradients.
+    """
+
+    def __init__(self, switches: Switches, target: Weight, seed: int) -> None:
+        super().__init__(switches, seed)
+        # In a tuple, the module is no part of what is a part of it.
+        self.target = target
+        self.place = target.path
+        self.in_pass = False
+        self._draw: Tensor | None = None
+
+    @untraced
+    def forward(self, x: Tensor) -> Tensor:
+        return self.perturb(x) if self.active else x
+
+    @untraced
+    def onto_normalised(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """A forward pre-hook of the target's module, behind the one that sets the weight."""
+        setattr(module, self.target.name, self(getattr(module, self.target.name)))
+
+    def standard_normal(self, weight: Tensor) -> Tensor:
+        """N(0, 1) in the shape of `weight`, constant in gradients."""
+        if self._draw is not None:
+            return self._draw
+        draw = self.drawn(weight, standard_normal, shared=True)
+        self._draw = draw if self.in_pass else None
+        return draw
+
+
+def put_on_weights(model: nn.Module, layers: Sequence[WeightNoise]) -> None:
+    """Let each of `layers` act on its weight in `model`."""
+    for layer in layers:
+        module, name, _ = layer.target
+        layer.train(module.training)
+        if _normalisation(module, name) is None:
+            register_parametrization(module, name, layer)
+        else:
+            names = (f"{name}_noise_{number}" for number in count())
+            module.add_module(next(free for free in names if not hasattr(module, free)), layer)
+            module.register_forward_pre_hook(layer.onto_normalised)
+    passes = _Pass(layers)
+    model.register_forward_pre_hook(passes.begin)
+    model.register_forward_hook(passes.end, always_call=True)
+
+
+class _Pass:
+    """Tells layers when a pass of the model begins and ends."""
+
+    def __init__(self, layers: Sequence[WeightNoise]) -> None:
+        self.layers = layers
+
+    @untraced
+    def begin(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        for layer in self.layers:
+            layer.in_pass = True
+
+    @untraced
+    def end(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        for layer in self.layers:
+            layer.in_pass, layer._draw = False, None
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules of `model` by their paths, without what is inside of opaque ones and of noise."""
+    hidden: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        if module in hidden:
+            continue
+        covered = isinstance(module, NoiseLayer | ParametrizationList)
+        if covered or _opaque(module):
+            hidden.update(module.modules())
+        if not covered:
+            yield path, module
+
+
+def _opaque(module: nn.Module) -> str:
+    """What `module` is called, if no noise can be put on its weights; it may say so itself."""
+    kind: str = getattr(module, "original_name", type(module).__name__)
+    own: str = getattr(module, "opaque", "")
+    return own or (kind if isinstance(module, OPAQUE) else "")
+
+
+def _names(module: nn.Module) -> list[str]:
+    """The attributes of `module` that hold tensors to compute with."""
+    hooks = _normalisations(module)
+    made_of = {f"{hook.name}_{part}" for hook in hooks for part in ("g", "v", "orig")}
+    own = [name for name, _ in module.named_parameters(recurse=False) if name not in made_of]
+    parametrized: Iterable[str] = ()
+    if is_parametrized(module):
+        parametrized = cast(nn.ModuleDict, module.parametrizations)
+    return [*own, *parametrized, *(hook.name for hook in hooks)]
+
+
+def _normalisations(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    """The hooks that set weights of `module` before each pass: the older form of normalisation."""
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
+
+
+def _normalisation(module: nn.Module, name: str) -> WeightNorm | SpectralNorm | None:
+    return next((hook for hook in _normalisations(module) if hook.name == name), None)
+
+
+def _parametrized(steps: ParametrizationList) -> Tensor:
+    """What the parametrizations but those of noise make of the original tensors, in eval mode."""
+    names = ["original"] if steps.is_tensor else [f"original{n}" for n in range(steps.ntensors)]
+    values: list[Tensor] = [getattr(steps, name) for name in names]
+    for step in steps:
+        if not isinstance(step, NoiseLayer):
+            training = step.training
+            values = [step.eval()(*values)]
+            step.train(training)
+    return values[0]
