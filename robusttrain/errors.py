@@ -1,27 +1,26 @@
-"""What a user did wrong, said in a line."""
+"""Errors that end with a one-line message for the user."""
 
 
 class InputError(ValueError):
     """A mistake in the configuration, the command line or the files that they name.
 
-    Its text is made here, of its fields: `key=value is not allowed: it must be allowed`, or, with a
-    problem, `key=value problem: allowed`. The command line prints it without a traceback;
-    everything else that is raised is a defect of the program.
+    The text has the form `key=value is not allowed: it must be <allowed>`, or, with a problem,
+    `key=value <problem>: <allowed>`. The command line prints it without a traceback.
 
     Parameters
     ----------
     key
         The full key, or whatever else is at fault, such as a file.
     value
-        What was given for it; left out where nothing was.
+        The given value; omitted if there is none.
     allowed
-        What is allowed, or what to do.
+        The allowed values, or what to do.
     problem
-        What is wrong, where it is something else than the value.
+        What is wrong, if it is not the value itself.
     """
 
     def __init__(self, key: str, value: object = ..., allowed: str = "", problem: str = "") -> None:
-        # As the arguments of the exception they survive the way to another process.
+        # Arguments of an exception are pickled with it, for other processes.
         super().__init__(key, value, allowed, problem)
         self.key, self.value, self.allowed, self.problem = key, value, allowed, problem
 
@@ -32,21 +31,21 @@ class InputError(ValueError):
         return f"{subject} is not allowed: it must be {self.allowed}" if self.allowed else subject
 
     def under(self, prefix: str) -> "InputError":
-        """The same mistake, of a key that stands below `prefix`."""
+        """The same error, with the key inside the section `prefix`."""
         return self.of(f"{prefix}.{self.key}" if prefix else self.key)
 
     def of(self, key: str) -> "InputError":
-        """The same mistake, by another key."""
+        """The same error, with another key."""
         return InputError(key, self.value, self.allowed, self.problem)
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The training loss became NaN or infinite; the message says when."""
+    """The training loss became NaN or infinite; the message has the epoch and batch."""
 
 
 class JobError(RuntimeError):
-    """A job of a sweep, or what runs the jobs, has failed elsewhere; the message is all of it."""
+    """A job of a sweep, or its launcher, failed in another process; only its message is known."""
 
 
 class ProcessLostError(RuntimeError):
-    """A process that takes part in the run has ended, or does not answer."""
+    """Another process of the run has ended, or does not answer."""

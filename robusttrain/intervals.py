@@ -1,4 +1,4 @@
-"""Interval arithmetic: bounds on what a network can return for any input within bounds."""
+"""Interval arithmetic: bounds on the outputs of a network for all inputs within bounds."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from robusttrain.threat import Norm
 
 
 class _NoRuleError(InputError, AttributeError):
-    """Raised where a network does something whose bounds are not known."""
+    """The network contains an operation without known bounds."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
@@ -26,22 +26,23 @@ class _NoRuleError(InputError, AttributeError):
 
 
 class Interval:
-    """Every tensor that differs from `centre` by at most `radius` in each element.
+    """The set of tensors that differ from `centre` by at most `radius` in each element.
 
-    It goes through a network in the place of a batch of images, as `model(interval)`, and what
-    comes out contains the outputs of all its members, up to rounding (interval bound propagation,
-    Gowal et al. 2018, "On the effectiveness of interval bound propagation"). Bounds are
-    differentiable. Layers have to be in eval mode.
+    An interval can replace a batch of images in a network, as in `model(interval)`. The result
+    contains the outputs for all members of the interval, up to rounding (interval bound
+    propagation, Gowal et al. 2018, "On the effectiveness of interval bound propagation"). The
+    bounds are differentiable. Layers have to be in eval mode.
 
     Parameters
     ----------
     centre, radius
-        Of one shape; no radius is below 0.
+        Tensors of the same shape; all radii are 0 or more.
     affine
-        The interval and the weight of the affine layer that this one comes from, where it does.
+        If the interval is the output of an affine layer, the input interval and the weight of that
+        layer.
     """
 
-    # What `FirstConv2d` asks for: nobody differentiates bounds with respect to images.
+    # Read by `FirstConv2d`: bounds are not differentiated with respect to images.
     requires_grad = False
 
     def __init__(
@@ -51,12 +52,12 @@ class Interval:
 
     @classmethod
     def between(cls, lower: Tensor, upper: Tensor) -> "Interval":
-        """The interval with these ends."""
+        """The interval from `lower` to `upper`."""
         return cls((upper + lower) / 2, (upper - lower) / 2)
 
     @classmethod
     def around(cls, x: Tensor, eps: float) -> "Interval":
-        """The ball of radius `eps` in linf around images `x`, cut with [0, 1]."""
+        """The linf ball of radius `eps` around images `x`, intersected with the box [0, 1]."""
         return cls.between((x - eps).clamp(min=0), (x + eps).clamp(max=1))
 
     @property
@@ -90,11 +91,12 @@ class Interval:
         return _nonnegative_linear(torch.repeat_interleave, self, repeats, dim)
 
     def margins(self, y: Tensor) -> Tensor:
-        """Upper bounds (N, K) on z_k - z_y of logits z within the interval (N, K); 0 for k = y.
+        """Upper bounds (N, K) on z_k - z_y for logits z in this interval (N, K); 0 for k = y.
 
-        As logits with the label y they are the worst case of the paper: no member has a larger
-        cross-entropy. Behind an affine layer z = W h + b they are w_k - w_y times h, which is
-        tighter than a difference of bounds (elision of the last layer).
+        Taken as logits with the label y, they are the worst case of the paper: no member of the
+        interval has a larger cross-entropy. After an affine layer z = W h + b the bounds are those
+        of (w_k - w_y) h, which are tighter than a difference of the bounds of z (elision of the
+        last layer).
         """
         if self.affine is None:
             others = self.upper - self.lower.gather(1, y[:, None])
@@ -125,7 +127,7 @@ class Interval:
     def __rsub__(self, other: float) -> "Interval":
         return -self + other
 
-    # Tensors or numbers, of which Python's `abs` knows no common type.
+    # `Any`, since tensors and numbers have no common type that Python's `abs` accepts.
     def __mul__(self, factor: Any) -> "Interval":
         return Interval(self.centre * factor, self.radius * abs(factor))
 
@@ -157,7 +159,7 @@ def _refused(name: str) -> Callable[..., NoReturn]:
     return operator
 
 
-# Python looks these up in the class, and would have an answer of its own for some.
+# Python looks these operators up in the class, and has a default for some of them.
 for _name in (
     "__bool__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__getitem__",
     "__iter__", "__pow__", "__rpow__", "__matmul__", "__rmatmul__", "__rtruediv__", "__abs__",
@@ -168,20 +170,21 @@ for _name in (
 def refuse_unbounded(
     model: nn.Module, image_shape: tuple[int, int, int], norm: Norm, reason: str
 ) -> None:
-    """Raise `InputError` if bounds say nothing about `model` in `norm`; `reason` asks for them.
+    """Raise `InputError` if bounds cannot be used for `model` in `norm`.
 
-    That is, if the norm is not linf, the model draws noise when it predicts, or it does something
-    that has no known bounds.
+    That is, if the norm is not linf, if the model draws noise in prediction, or if it has an
+    operation without known bounds. `reason` is the option that needs bounds, for the message.
     """
-    ranges.require(norm == Norm.linf, "norm", norm, f"linf where {reason}: bounds are of a box")
-    quiet = not predicts_randomly(model)
-    ranges.require(quiet, "noise.predict", True, f"false where {reason}: bounds are of one network")
+    allowed = f"linf with {reason}: bounds hold on a box"
+    ranges.require(norm == Norm.linf, "norm", norm, allowed)
+    allowed = f"false with {reason}: bounds hold for a network without noise"
+    ranges.require(not predicts_randomly(model), "noise.predict", True, allowed)
     try:
         with modes_restored(model), torch.no_grad():
             model.eval()(Interval.around(torch.zeros(1, *image_shape), 0.0))
     except _NoRuleError as error:
         raise InputError(
-            reason, allowed=str(error), problem="does not go with this model"
+            reason, allowed=str(error), problem="cannot be used with this model"
         ) from error
 
 
@@ -228,14 +231,14 @@ def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool =
 def _nonnegative_linear(
     function: Callable[..., Tensor], x: Interval, *args: Any, **keys: Any
 ) -> Interval:
-    """Linear with weights of 0 or more: what moves, repeats or averages elements."""
+    """A linear function with nonnegative weights, which moves, repeats or averages elements."""
     return Interval(function(x.centre, *args, **keys), function(x.radius, *args, **keys))
 
 
 def _increasing(
     function: Callable[..., Tensor], x: Interval, *args: Any, inplace: bool = False, **keys: Any
 ) -> Interval:
-    """What becomes no smaller where an element becomes larger."""
+    """A function that is nondecreasing in each element."""
     result = Interval.between(function(x.lower, *args, **keys), function(x.upper, *args, **keys))
     if inplace:
         # In place: callers that kept `x` must see the result.
@@ -246,7 +249,7 @@ def _increasing(
 def _increasing_for(
     function: Callable[..., Tensor], x: Interval, slope: float, inplace: bool = False
 ) -> Interval:
-    """What does so unless its parameter, a slope or a height, is negative."""
+    """A function that is nondecreasing unless its parameter `slope` is negative."""
     if slope < 0:
         raise _NoRuleError(f"{function.__name__} with a negative parameter")
     return _increasing(function, x, slope, inplace=inplace)

@@ -1,34 +1,34 @@
-"""What lies in the directory of a run or a sweep: the name of every file, once."""
+"""The names of all files in the directory of a run or a sweep."""
 
-# The command line of the run, and the lock of whoever works there.
+# The command line of the run, and the lock of the process that works in the directory.
 COMMAND, LOCK = "command.json", ".lock"
 
-# Written last: a run without it has not come to its end.
+# Written last, so that a run without it is unfinished.
 MANIFEST = "manifest.json"
 
 LOG = "robusttrain.log"
 
-# What Hydra and the log write before a run has done anything; alone, it is nothing to keep.
+# Files that exist before a run has done anything; a directory with nothing else is removed.
 PREAMBLE = {".hydra", COMMAND, LOG}
 
-# The weights that a run is remembered by, and the state that an interrupted one resumes from.
+# The weights that are evaluated, and the state that an interrupted run resumes from.
 BEST, LATEST, PREVIOUS = "best.pt", "checkpoint.pt", "checkpoint.previous.pt"
 
-# Tables: a row for each epoch; attack; test image; point of a curve; check; certified image.
+# Tables, with a row for each epoch; attack; test image; point of a curve; check; certified image.
 TRAIN, REPORT, SAMPLES = "train.csv", "report.csv", "samples.csv"
 CURVE, AUDIT, CERTIFIED = "curve.csv", "audit.csv", "certified.csv"
 TABLES = (TRAIN, REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED)
 
-# The attacked images.
+# The adversarial images.
 ADVERSARIAL = "adversarial.npz"
 
-# Finished pieces of an evaluation under way; each process has a folder of its own.
-PIECES = "evaluation.partial"
+# Intermediate results of an unfinished evaluation; each process has its own folder.
+EVALUATION_CACHE = "evaluation.partial"
 
-# A file under this ending is being written.
-HALF_WRITTEN = ".partial"
+# Suffix of a file that is being written.
+TEMPORARY = ".partial"
 
-# In the directory of a sweep. The records are hidden as `.hydra` is, so that `*` means the runs
-# alone; beside a record lies what its job says where it has no terminal.
-RECORDS, SAID = ".jobs", ".said"
+# In the directory of a sweep: the hidden folder of the jobs' records, so that `*` matches runs
+# only, and the suffix of the output that a job without a terminal leaves next to its record.
+RECORDS, JOB_OUTPUT = ".jobs", ".said"
 SWEEP_TABLE, SUMMARY = "sweep.csv", "sweep.md"

@@ -1,4 +1,4 @@
-"""What a user did wrong, as data and in words."""
+"""Errors of users, as fields and as text."""
 
 import pickle
 
@@ -29,7 +29,7 @@ def test_a_key_is_put_below_another_or_replaced() -> None:
     assert str(error.of("radius")).startswith("radius=-1 is not allowed")
 
 
-def test_its_fields_survive_the_way_to_another_process() -> None:
+def test_its_fields_survive_pickling() -> None:
     error = InputError("run", 3, "name one", "is not there")
     copied = pickle.loads(pickle.dumps(error))
     assert vars(copied) == vars(error)

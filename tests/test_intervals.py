@@ -1,4 +1,4 @@
-"""Interval bounds: exact where they can be, never wrong, and as another formulation has them."""
+"""Interval bounds: exact for affine models, never violated, and equal to another formulation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ CLASSES = 3
 
 
 def images(count: int = 5, size: int = 4) -> tuple[Tensor, Tensor]:
-    """Float64 images, and labels."""
+    """Images in float64, and labels."""
     draws = torch.Generator().manual_seed(1)
     x = torch.rand(count, 1, size, size, generator=draws, dtype=torch.float64)
     return x, torch.arange(count) % CLASSES
@@ -63,7 +63,7 @@ def ends(x: Array, eps: float) -> tuple[Array, Array]:
 
 
 def affine_ends(low: Array, high: Array, w: Array, b: Array) -> tuple[Array, Array]:
-    """By the signs of the weights, in the place of centres and radii."""
+    """Bounds by the signs of the weights, instead of centres and radii."""
     rise, fall = np.maximum(w, 0), np.minimum(w, 0)
     return low @ rise.T + high @ fall.T + b, high @ rise.T + low @ fall.T + b
 
@@ -114,7 +114,7 @@ def test_the_margins_of_a_linear_model_are_reached() -> None:
 def test_the_radius_behind_an_affine_layer_is_its_matrix_in_absolute_values(
     layer: nn.Module,
 ) -> None:
-    """|J| r, with J by automatic differentiation; a wider one would be no bound of this layer's."""
+    """It is |J| r, with J by automatic differentiation; a larger radius would not be tight."""
     draws = torch.Generator().manual_seed(0)
     layer = layer.double().eval()
     for module in layer.modules():
@@ -153,7 +153,7 @@ def test_no_output_leaves_its_bounds(
 
 
 class _Sums(nn.Module):
-    """Arithmetic that layers of one's own do."""
+    """Arithmetic as in a user's own layers."""
 
     def forward(self, x: Any) -> Any:
         shift = torch.linspace(-1, 1, 4)
@@ -213,7 +213,7 @@ def test_the_ball_ends_at_the_box() -> None:
 
 
 class _InPlace(nn.Module):
-    """What is kept of a tensor that an activation overwrites, and used again."""
+    """A network that uses a tensor again after an activation has overwritten it."""
 
     def forward(self, x: Any) -> Any:
         h = x - 0.5

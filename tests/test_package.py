@@ -38,7 +38,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("built")
-    # From a copy: a build must not depend on, or leave, anything beside the sources.
+    # From a copy, since a build must neither depend on nor leave other files beside the sources.
     for name in SHIPPED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / "source" / name)
@@ -58,7 +58,7 @@ def test_the_wheel_holds_the_package_and_its_configuration(built: Path) -> None:
 
 
 def test_the_wheel_says_its_version_and_its_license(built: Path) -> None:
-    """The version stands in the package alone."""
+    """The version is stored only in the package."""
     (wheel,) = built.glob("*.whl")
     about = f"robusttrain-{robusttrain.__version__}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
@@ -79,7 +79,7 @@ def test_the_sdist_holds_the_tests_too(built: Path) -> None:
 
 
 def test_the_wheel_runs_from_another_directory(built: Path, tmp_path: Path) -> None:
-    """With the dependencies of this environment, but with no sight of the checkout."""
+    """With the dependencies of this environment, but without access to the checkout."""
     (wheel,) = built.glob("*.whl")
     place = tmp_path / "site"
     run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", place, wheel)
@@ -91,7 +91,7 @@ def test_the_wheel_runs_from_another_directory(built: Path, tmp_path: Path) -> N
     run_dir = Path(output.splitlines()[-1])
     assert run_dir.is_relative_to(elsewhere)
     assert (run_dir / "report.csv").is_file()
-    # Hydra says in the run directory where its configuration came from.
+    # Hydra records in the run directory where its configuration came from.
     assert str(place / "robusttrain" / "conf") in (run_dir / ".hydra" / "hydra.yaml").read_text()
     assert json.loads((run_dir / "manifest.json").read_text())["git"] is None
 
@@ -118,24 +118,24 @@ def test_imports_run_downward(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_module_is_a_drawer_of_odds_and_ends() -> None:
+def test_no_module_is_called_utils() -> None:
     assert not [file for file in SOURCES if file.stem in ("utils", "util", "helpers", "misc")]
 
 
 def test_networks_never_call_view() -> None:
-    """It fails on images in channels_last; flatten(1) does not."""
+    """`view` fails on images in channels_last; `flatten(1)` does not."""
     models = [file for file in SOURCES if file.parent.name == "models"]
     assert models
     assert not [file.name for file in models if ".view(" in file.read_text()]
 
 
-# Attacks that are published as another search for each norm, or for a single one; and FAB, whose
-# searches give up by themselves only where that was measured to cost nothing.
+# Attacks whose papers have a different search for each norm, or a search for one norm only; and
+# FAB, which stops early only in the norms in which that was measured to cost nothing.
 DIFFER_BY_NORM = {"apgd.py", "square.py", "carlini_wagner.py", "fab.py"}
 
 
 def test_only_the_threat_model_knows_norms() -> None:
-    """An attack or a defense that asks which norm it has would have to be told of the next one."""
+    """An attack or a defense with a branch for a norm would have to be changed for a new norm."""
     asked = re.compile(r"\bnorm (==|is|!=)|\bmatch .*norm|\bNorm\.l")
     others = [file for file in SOURCES if file.parent.name in ("attacks", "defenses")]
     guilty = {

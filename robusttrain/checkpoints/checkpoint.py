@@ -110,8 +110,8 @@ def read(path: Path, key: str = "checkpoint") -> Any:
     # A file that is not a pickle makes its reader raise any error: IndexError, struct.error...
     except Exception as error:
         reason = (
-            "it is damaged, or holds more than tensors and plain values (save only the state dict "
-            "of another model)"
+            "it is damaged, or neither a checkpoint of robusttrain nor tensors only (of another "
+            "model, save only the state dict)"
         )
         raise InputError(key, path, reason, "cannot be read") from error
 

@@ -17,8 +17,8 @@ def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> 
     Raises
     ------
     InputError
-        If the architecture cannot take such images, or has no place for the noise, or predicts
-        without all the places where the noise is.
+        If the architecture cannot take such images or has no layer for the noise, or if its
+        predictions do not use any layer that has noise.
     """
     # Initialisation is the only consumer of torch's global stream.
     torch.manual_seed(seeding.derived_seed(seed, "initialisation"))
@@ -27,21 +27,21 @@ def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> 
     # Noise with a parameter per activation takes its shape from the first forward pass.
     places = places_without_noise(model, info.image_shape)
     if places and len(places) == len(noise_layers(model)):
-        problem = f"does not act in {listed(places)}, which the model predicts without"
+        problem = f"has no effect in {listed(places)}, which the predictions do not use"
         raise InputError("noise", allowed="choose another place or mechanism", problem=problem)
     return model
 
 
 def places_without_noise(model: torch.nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
-    """Paths of the layers and tensors of `model` that have noise and no part in its predictions.
+    """Paths of the layers and tensors of `model` that have noise but no effect on its predictions.
 
-    torch's attention, for example, computes with the weights of its output layer without calling
-    it, so that noise on the activations there never acts.
+    For example, torch's attention uses the weights of its output layer without calling the layer,
+    so that noise on the activations there has no effect.
     """
     return unreached(model, lambda: dry_run(model, image_shape))
 
 
 def listed(places: list[str]) -> str:
-    """The first of the paths, and how many more there are."""
+    """The first three paths as text, and the number of the others."""
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
     return ", ".join(places[:3]) + more

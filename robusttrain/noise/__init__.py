@@ -1,7 +1,7 @@
 """Noise mechanisms: randomness in inputs, activations or weights of any `nn.Module`.
 
 A mechanism is a dataclass with `install(model, seed)`, which adds layers, hooks and
-parametrizations to the model and leaves its code alone. What it adds derives from `NoiseLayer`.
+parametrizations to the model, but does not change its code. All of them are `NoiseLayer`s.
 """
 
 from typing import Protocol
@@ -13,4 +13,4 @@ class Noise(Protocol):
     """A mechanism that can be installed on a model."""
 
     def install(self, model: nn.Module, seed: int) -> None:
-        """Add the noise to `model` in place; `seed` starts its random streams."""
+        """Add the noise to `model` in place; `seed` is the seed of its random streams."""

@@ -1,4 +1,4 @@
-"""Independent noise, added to an input or an activation (Pinot et al. 2019)."""
+"""Independent noise that is added to an input or an activation (Pinot et al. 2019)."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from robusttrain.threat import Norm
 
 
 class Certificate(NamedTuple):
-    """What smoothing with a noise proves: the norm of its radii, and the paper that says so."""
+    """The certificate of smoothing with a noise: the norm of its radii, and its paper."""
 
     norm: Norm
     paper: str
@@ -22,19 +22,19 @@ class Certificate(NamedTuple):
 
 @dataclass
 class AdditiveNoise(Switches, ABC):
-    """Base of the noises that are drawn anew for every entry and added, never clipped to the box.
+    """Base of additive noise with independent entries, which is never clipped to the box.
 
     Parameters
     ----------
     sigma
         Standard deviation of an entry, in pixel units at the input, 0 or more.
     at
-        `input`, `first` (behind the first layer with weights), or the name of a layer of the model,
-        behind which the noise is added.
+        Where the noise is added: `input`, `first` (the output of the first layer with weights), or
+        the name of a layer, for its output.
     draws
-        Where given, every batch of training meets so many draws for each image, which stay the same
-        from the first step of the attack to the descent (SmoothAdv, Salman et al. 2019): the attack
-        climbs the loss of the mean softmax over them. Otherwise every pass has a draw of its own.
+        If given, a training step uses this number of draws for each image, and the attack and the
+        outer loss use the same ones (SmoothAdv, Salman et al. 2019). The attack climbs the loss of
+        the mean softmax over the draws. Otherwise each pass has a new draw.
     """
 
     sigma: float = 0.25
@@ -64,16 +64,16 @@ class AdditiveNoise(Switches, ABC):
 
     @property
     def certificate(self) -> Certificate | None:
-        """What smoothing with this noise at the input proves, if anything is known."""
+        """The certificate of smoothing with this noise at the input, if one is known."""
         return None
 
     def radius(self, probability: float) -> float:
-        """The radius within which a class of at least this probability, above 1/2, stays first."""
+        """The radius in which a class of at least this `probability`, above 1/2, stays on top."""
         raise NotImplementedError
 
 
 class AdditiveLayer(NoiseLayer):
-    """A place where `noise` is added."""
+    """A layer that adds `noise` to its input."""
 
     def __init__(self, noise: AdditiveNoise, switches: Switches, seed: int) -> None:
         super().__init__(switches, seed)

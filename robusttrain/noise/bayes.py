@@ -14,15 +14,15 @@ from robusttrain.seeding import derived_seed
 
 @dataclass
 class Bayes(Switches):
-    """Weights w ~ N(mu, sigma^2), an own sigma each, by the reparametrization w = mu + sigma n.
+    """Weights w ~ N(mu, sigma^2), each with its own sigma: w = mu + sigma n (reparametrization).
 
     Training adds kl KL(N(mu, sigma^2) || N(0, prior^2)) / images to the loss, the evidence lower
     bound for kl = 1 (Blundell et al. 2015); with `defense=madry` it is Adv-BNN (Liu et al. 2019).
     All images of a pass share the draw.
 
-    Weights are the parameters of two or more axes, those of attention included, and mu is what
-    weight norm or spectral norm make of them where a layer has these. Biases and the scales of
-    normalisation stay as they are.
+    Weights are the parameters of two or more axes, including those of attention. If a layer has
+    weight norm or spectral norm, mu is the normalised weight. Biases and the scales of
+    normalisation have no noise.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Bayes(Switches):
         Raises
         ------
         InputError
-            If the model has no weights, or some that noise cannot reach.
+            If the model has no weights, or has weights that noise cannot be added to.
         """
         layers = [
             _Posterior(self, weight, derived_seed(seed, f"bayes {number}"))

@@ -1,4 +1,4 @@
-"""Noise under control: drawn from a seed, off, held, or always on, for the length of a block."""
+"""Contexts that control noise: drawn from a seed, switched off, held fixed, or always on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from robusttrain.seeding import derived_seed
 
 @contextmanager
 def drawing_from(model: nn.Module, seed: int) -> Iterator[None]:
-    """Let the noise layers of `model` draw from streams of `seed` for the length of the block.
+    """Let the noise layers of `model` draw from streams of `seed` in this block.
 
-    Afterwards they go on where they were: who looks at a model does not change its training.
+    Their own streams continue after the block, so that an evaluation does not change the training.
     """
     layers = noise_layers(model)
     before = [(layer.seed, layer._generators) for layer in layers]
@@ -28,14 +28,14 @@ def drawing_from(model: nn.Module, seed: int) -> Iterator[None]:
 
 @contextmanager
 def noise_off(model: nn.Module) -> Iterator[None]:
-    """Let the noise layers of `model` draw nothing when it predicts, in this block."""
+    """Switch off the noise of `model` in eval mode, in this block."""
     with _each_layer(model, "on_predict", lambda number: False):
         yield
 
 
 @contextmanager
 def smoothed(model: nn.Module) -> Iterator[None]:
-    """Let `model` predict by the majority of its draws in this block, whatever it was told."""
+    """Switch on the noise of `model` in eval mode, with a majority vote, in this block."""
     always = _each_layer(model, "on_predict", lambda number: True)
     with always, _each_layer(model, "vote", lambda number: Vote.majority):
         yield
@@ -43,15 +43,15 @@ def smoothed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def noise_held(model: nn.Module, seed: int) -> Iterator[None]:
-    """Let the noise of `model` be one draw, the same for every image and pass, in this block."""
+    """Fix the noise of `model` to one draw, the same for all images and passes, in this block."""
     with _each_layer(model, "held", lambda number: derived_seed(seed, f"held {number}")):
         yield
 
 
 def unreached(model: nn.Module, look: Callable[[], object]) -> list[str]:
-    """Where the noise layers of `model` are that `look`, a pass in eval mode, gets no draw from.
+    """The places of the noise layers of `model` that draw nothing during `look`, an eval pass.
 
-    Their places are paths of layers and tensors; an empty one is that of the images.
+    A place is the path of a layer or a tensor; the empty path is the input.
     """
     layers = noise_layers(model)
     if not layers:

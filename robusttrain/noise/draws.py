@@ -1,4 +1,4 @@
-"""Training on the same draws of noise that the attack has seen (SmoothAdv, Salman et al. 2019)."""
+"""Training with the same draws of noise as the attack (SmoothAdv, Salman et al. 2019)."""
 
 import math
 
@@ -10,14 +10,15 @@ from robusttrain.noise.layer import noise_layers
 
 
 class SameDraws(nn.Module):
-    """A view of a model that gives each image of a batch the same draws of noise in every pass.
+    """A wrapper of a model that gives each image of a batch the same draws of noise in every pass.
 
-    While its parameters are held still, that is, for an attack, it is the smoothed classifier: log
-    of the mean softmax over the draws, (N, K). In training it returns the logits of all draws, (N *
-    draws, K), those of an image one after the other, of which Salman et al. 2019 average the loss.
+    While its parameters are frozen, as they are for an attack, it is the smoothed classifier and
+    returns the log of the mean softmax over the draws, (N, K). In training it returns the logits of
+    all draws, (N * draws, K), those of one image next to each other. Salman et al. 2019 average the
+    loss over them.
 
-    Draws go by place in the batch: an attack that drops images on the way (restarts, `keep_best`,
-    `stop_early`) shows others to those that remain.
+    The draws depend on the position in the batch. If an attack drops images (restarts, `keep_best`,
+    `stop_early`), the remaining images get other draws.
 
     Parameters
     ----------
@@ -34,12 +35,12 @@ class SameDraws(nn.Module):
         self.seed = 0
 
     def renew(self, generator: torch.Generator) -> None:
-        """Other draws from now on."""
+        """Use new draws from now on."""
         high = torch.iinfo(torch.int64).max
         self.seed = int(torch.randint(high, (1,), generator=generator, device=generator.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits or log-probabilities of images (N, C, H, W)."""
+        """Logits (N * draws, K), or log-probabilities (N, K), of images (N, C, H, W)."""
         with drawing_from(self.model, self.seed):
             logits: Tensor = self.model(x.repeat_interleave(self.draws, 0))
         if any(parameter.requires_grad for parameter in self.model.parameters()):
@@ -49,6 +50,6 @@ class SameDraws(nn.Module):
 
 
 def wanted_draws(model: nn.Module) -> int | None:
-    """The draws that the noise of `model` asks for in training, if any."""
+    """The number of draws that the noise of `model` needs in training, if any."""
     layers = [layer for layer in noise_layers(model) if layer.on_train]
     return max((layer.draws for layer in layers if layer.draws), default=None)

@@ -1,4 +1,4 @@
-"""Dropout that stays on in prediction (Gal and Ghahramani 2016)."""
+"""Dropout that is also active in prediction (Gal and Ghahramani 2016)."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ from robusttrain.seeding import derived_seed
 class Dropout(Switches):
     """Zeroes activations before every layer with weights but the first (Gal and Ghahramani 2016).
 
-    What is left is divided by 1 - p. Draws are independent for every entry.
+    The others are divided by 1 - p. Draws are independent for every entry.
 
     Parameters
     ----------
     p
-        Share that is zeroed, from 0 to below 1.
+        Probability that an activation is zeroed, from 0 to below 1.
     """
 
     p: float = 0.1
@@ -52,5 +52,5 @@ class _Mask(NoiseLayer):
         return x * self.drawn(x, self._mask) / self.kept
 
     def _mask(self, memory: Tensor, generator: torch.Generator) -> Tensor:
-        # bernoulli_ takes four times as long on the CPU.
+        # On a CPU bernoulli_ takes four times as long.
         return memory.copy_(memory.uniform_(generator=generator) < self.kept)

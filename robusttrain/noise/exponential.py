@@ -13,7 +13,7 @@ from robusttrain.noise.layer import standard_laplace
 class Exponential(AdditiveNoise):
     """x + noise of density exp(-z / sigma) / sigma for z >= 0: mean and standard deviation sigma.
 
-    The only noise here that is never negative, so that it also makes images brighter.
+    It is the only noise here that is never negative, so it also makes images brighter.
     """
 
     def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:

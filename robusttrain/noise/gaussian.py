@@ -20,9 +20,9 @@ class Gaussian(AdditiveNoise):
 
     @property
     def certificate(self) -> Certificate:
-        """In l2."""
+        """A certificate in l2."""
         return Certificate(Norm.l2, "Cohen et al. 2019, theorem 1")
 
     def radius(self, probability: float) -> float:
-        """Sigma Phi^-1(p), with the runner-up at 1 - p."""
+        """Sigma Phi^-1(p) for probability p, if the runner-up has 1 - p."""
         return float(self.sigma * ndtri(probability))

@@ -17,7 +17,7 @@ class Laplace(AdditiveNoise):
 
     @property
     def scale(self) -> float:
-        """The mean absolute value."""
+        """The scale b of the density exp(-|z| / b) / (2 b), which is the mean absolute value."""
         return self.sigma / math.sqrt(2)
 
     def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
@@ -26,9 +26,9 @@ class Laplace(AdditiveNoise):
 
     @property
     def certificate(self) -> Certificate:
-        """In l1."""
+        """A certificate in l1."""
         return Certificate(Norm.l1, "Teng et al. 2020")
 
     def radius(self, probability: float) -> float:
-        """-scale log(2 (1 - p)), with the runner-up at 1 - p."""
+        """-scale log(2 (1 - p)) for probability p, if the runner-up has 1 - p."""
         return -self.scale * math.log(2 * (1 - probability))

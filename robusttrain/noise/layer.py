@@ -1,4 +1,4 @@
-"""A layer of noise, and what mechanisms and training ask of it."""
+"""The base of noise layers, and functions on all noise layers of a model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from robusttrain import ranges
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-# Generators are no part of a graph that torch.compile traces.
+# torch.compile cannot trace generators.
 untraced = cast(Callable[[_Method], _Method], torch.compiler.disable)
 
 
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
-"""(memory to fill, stream) -> the noise in it."""
+"""(tensor to fill, generator) -> that tensor with noise."""
 
 
 class Vote(StrEnum):
-    """What a randomised model predicts: the class of largest mean softmax, or of most draws."""
+    """The prediction of a randomised model: the class of largest mean softmax, or of most draws."""
 
     mean = "mean"
     majority = "majority"
 
 
 class Progress(NamedTuple):
-    """Where training is: the epoch, from 1 on, and how many images it trains on."""
+    """Progress of training: the epoch, from 1 on, and the number of training images."""
 
     epoch: int
     images: int
@@ -38,13 +38,13 @@ class Progress(NamedTuple):
 
 @dataclass(kw_only=True)
 class Switches:
-    """Base of the mechanisms: when noise is drawn, and how the draws are counted.
+    """Base of the mechanisms: when noise is drawn, and how draws are combined to a prediction.
 
     Parameters
     ----------
     train, predict
-        Whether training and prediction see the noise. With `predict`, evaluation attacks the
-        expectation over draws and scores on fresh ones.
+        Whether noise is active in training and in prediction. With `predict`, an evaluation attacks
+        the expectation over draws, and measures accuracy on new draws.
     vote
         The prediction rule: the largest mean softmax over the draws, or the majority of them.
     """
@@ -59,27 +59,27 @@ class Switches:
 
 
 class NoiseLayer(nn.Module):
-    """A source of randomness with a generator of its own and a switch for each phase.
+    """A source of noise with its own generator, and a switch for training and for prediction.
 
-    As a layer of a container it is the identity; hooks call `perturb`. Crafting in eval mode leaves
-    noise layers in the mode that they are in: an attack during training faces the noise of
-    training, one during evaluation that of prediction. Its parameters see no weight decay.
+    As a layer of a container it is the identity; hooks call `perturb`. Crafting in eval mode does
+    not change the mode of noise layers: an attack during training faces the noise of training, and
+    one during evaluation the noise of prediction. Its parameters have no weight decay.
 
     Parameters
     ----------
     switches
-        When it draws.
+        When noise is drawn.
     seed
-        Start of the layer's random stream.
+        Seed of the layer's random stream.
     """
 
-    # Where a vote that could be luck with this probability is no prediction; None where all count.
+    # Significance level that a majority vote needs to be a prediction; None accepts every vote.
     alpha: float | None = None
 
-    # The path of the layer or the tensor where it acts; empty for the images themselves.
+    # The path of the layer or the tensor where it acts; empty for the input.
     place = ""
 
-    # How many draws of it a step of training averages over, the same for attack and descent.
+    # Number of draws that a training step averages over, the same for attack and outer loss.
     draws: int | None = None
 
     def __init__(self, switches: Switches, seed: int) -> None:
@@ -95,16 +95,16 @@ class NoiseLayer(nn.Module):
         return x
 
     def perturb(self, x: Tensor) -> Tensor:
-        """Activations `x` (N, ...) with noise, in any mode."""
+        """Add noise to activations `x` (N, ...), in any mode."""
         raise NotImplementedError
 
     def penalty(self, progress: Progress) -> Tensor | None:
-        """A scalar that training adds to the loss, if the mechanism has one."""
+        """A scalar that training adds to the loss; None if the mechanism has no penalty."""
         return None
 
     @untraced
     def before(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A forward pre-hook: noise on the first argument."""
+        """A forward pre-hook that adds noise to the first argument."""
         if not self.active:
             return arguments
         x, *others = arguments
@@ -112,19 +112,19 @@ class NoiseLayer(nn.Module):
 
     @untraced
     def after(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook: noise on the output."""
+        """A forward hook that adds noise to the output."""
         return self.perturb(output) if self.active else output
 
     @property
     def active(self) -> bool:
-        """Whether noise is drawn in the present mode."""
+        """Whether noise is drawn in the current mode."""
         return self.on_train if self.training else self.on_predict
 
     def drawn(self, like: Tensor, sample: Sampler, *, shared: bool = False) -> Tensor:
-        """Noise in the shape of `like`, constant in gradients.
+        """Noise in the shape of `like`, as a constant for gradients.
 
-        Where the layer is held, it is the same for every image and every pass; `shared` says that
-        `like` belongs to all images anyway.
+        If the layer is held, the noise is the same for every image and every pass. `shared` means
+        that `like` has no axis of images.
         """
         if self.held is None:
             return sample(_memory(like), self.generator(like.device)).to(like.dtype)
@@ -140,7 +140,7 @@ class NoiseLayer(nn.Module):
         return self._generators[key]
 
     def restart(self, seed: int) -> None:
-        """Let the streams begin anew, from `seed`."""
+        """Restart the streams from `seed`."""
         self.seed, self._generators = seed, {}
 
     def rng_state_dict(self) -> dict[str, Tensor]:
@@ -148,8 +148,8 @@ class NoiseLayer(nn.Module):
         return {key: generator.get_state() for key, generator in self._generators.items()}
 
     def load_rng_state_dict(self, states: Mapping[str, Tensor]) -> None:
-        """Let the streams go on from `states`, which `rng_state_dict` has given."""
-        # Those that are in no state had not begun yet.
+        """Continue the streams from `states`, the result of `rng_state_dict`."""
+        # Streams without a state had not started yet.
         self._generators = {}
         for device, state in states.items():
             self.generator(torch.device(device)).set_state(state)
@@ -167,8 +167,8 @@ def attach(model: nn.Module, layer: NoiseLayer, place: nn.Module | None = None) 
 
 
 def _memory(like: Tensor) -> Tensor:
-    # Filled in the same order whatever the layout of `like`, and faster than channels_last; a
-    # uniform number in bf16, from which other noise is made, has no tails.
+    # Contiguous, so that the order of draws does not depend on the layout, and filling is faster.
+    # At least float32, since noise that is made of uniform numbers in bf16 has no tails.
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
@@ -179,12 +179,12 @@ def standard_normal(memory: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def standard_laplace(memory: Tensor, generator: torch.Generator) -> Tensor:
-    """Laplace noise of scale 1, whose absolute value is exponential, from uniform numbers.
+    """Laplace noise of scale 1, whose absolute value is exponential.
 
-    On the CPU that takes a fraction of the time of `exponential_`.
+    It is made of uniform numbers, which on a CPU takes a fraction of the time of `exponential_`.
     """
     memory.uniform_(-1, 1, generator=generator)
-    # The rounded draw may be -1 itself, whose logarithm is infinite.
+    # A draw may be rounded to -1, for which the logarithm would be infinite.
     sizes = memory.abs().clamp_max_(1 - torch.finfo(memory.dtype).eps).neg_().log1p_().neg_()
     return torch.copysign(sizes, memory, out=memory)
 
@@ -200,7 +200,7 @@ def predicts_randomly(model: nn.Module) -> bool:
 
 
 def penalty(model: nn.Module, progress: Progress) -> Tensor | None:
-    """What the mechanisms of `model` add to the loss, a scalar; None where none does."""
+    """The sum of the mechanisms' penalties, a scalar; None if there are none."""
     found = [layer.penalty(progress) for layer in noise_layers(model) if layer.on_train]
     terms = [term for term in found if term is not None]
     return torch.stack(terms).sum() if terms else None

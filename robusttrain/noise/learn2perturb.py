@@ -21,11 +21,11 @@ from robusttrain.seeding import derived_seed
 
 @dataclass
 class Learn2Perturb(Switches):
-    """z + sigma n behind every convolution, n ~ N(0, 1), with a learnable sigma for each entry.
+    """z + sigma n at the output of every convolution, n ~ N(0, 1), a learnable sigma per entry.
 
-    Jeddi et al. 2020. Training adds -gamma / tau sum(sqrt(sigma)), which keeps
-    the noise from vanishing, with tau = 1 + 1/2 + ... + 1/epoch. Sigma is kept positive as
-    exp(parameter); weights and sigmas are descended in the same step, where the paper alternates.
+    Jeddi et al. 2020. Training adds -gamma / tau sum(sqrt(sigma)) to the loss, with
+    tau = 1 + 1/2 + ... + 1/epoch, so that the noise does not vanish. Sigma is exp(parameter), which
+    is positive. Weights and sigmas are updated in the same step, while the paper alternates.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Learn2Perturb(Switches):
         ranges.at_least(0, gamma=self.gamma)
 
     def install(self, model: nn.Module, seed: int) -> None:
-        """Add the noise to `model`; its sigmas take their shape in the first pass.
+        """Add the noise to `model`; the sigmas get their shapes in the first pass.
 
         Raises
         ------

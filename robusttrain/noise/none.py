@@ -1,4 +1,4 @@
-"""No noise: the model computes what its layers say."""
+"""No noise."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import nn
 
 @dataclass
 class NoNoise:
-    """Leaves the model alone."""
+    """No noise: the model is not changed."""
 
     def install(self, model: nn.Module, seed: int) -> None:
         """Do nothing."""

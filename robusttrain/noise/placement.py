@@ -1,4 +1,4 @@
-"""Where noise goes: the input, the first layer, a layer by its name, or all layers with weights."""
+"""Places of noise: the input, the first layer, a layer by name, or all layers with weights."""
 
 import difflib
 from types import UnionType
@@ -17,12 +17,12 @@ WEIGHTED: Kinds = nn.Conv2d | nn.Linear
 
 
 def layers_for(noise: str, model: nn.Module, kinds: Kinds = WEIGHTED) -> list[nn.Module]:
-    """The layers of `model` of these kinds, in the order of their registration.
+    """The layers of `model` of the given kinds, in the order of their registration.
 
     Raises
     ------
     InputError
-        If there are none, naming the `noise` that needs them.
+        If there are none; the message names the `noise` that needs them.
     """
     layers = [module for module in model.modules() if isinstance(module, kinds)]
     if not layers:
@@ -32,14 +32,16 @@ def layers_for(noise: str, model: nn.Module, kinds: Kinds = WEIGHTED) -> list[nn
 
 
 def put(layer: NoiseLayer, model: nn.Module, at: str) -> None:
-    """Add noise at the input (`input`), behind the first layer with weights (`first`), or a name.
+    """Add noise to the input, or to the output of a layer.
+
+    `at` is `input`, `first` (the first layer with weights), or the name of a layer.
 
     Raises
     ------
     InputError
-        If `model` has no layer of that name.
+        If `model` has no such layer.
     """
-    # Found before anything is added, so that a refusal leaves the model as it was.
+    # Looked up before anything is added, so that a refusal does not change the model.
     place = model if at == INPUT else _layer(model, at)
     attach(model, layer, place)
     if at == INPUT:

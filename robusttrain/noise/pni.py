@@ -23,16 +23,16 @@ class _Scaled(Switches):
 
 @dataclass
 class PNIWeights(_Scaled):
-    """w + scale n for every tensor of weights, n ~ N(0, std(w)^2), a draw each pass.
+    """w + scale n for every tensor of weights, n ~ N(0, std(w)^2), with a new draw in each pass.
 
-    PNI-W of He, Rakin and Fan 2019. `scale` is one learnable number a tensor,
-    without weight decay; n is constant in the gradient. All images of a pass share the draw. The
-    paper trains with `defense=alpha_mix attack=pgd`. What it gains is seen by attacks that do not
-    average over draws: compare the rows `noise_off`, `noise_fixed` and those of the draws.
+    PNI-W of He, Rakin and Fan 2019. `scale` is one learnable number per tensor, without weight
+    decay; n is a constant of the gradient. All images of a pass share the draw. The paper trains
+    with `defense=alpha_mix attack=pgd`. Its gain only shows under attacks that do not average over
+    draws: compare the rows `noise_off` and `noise_fixed` with those of several draws (`eot_`).
 
-    Weights are the parameters of two or more axes, those of attention included, behind weight norm
-    or spectral norm where a layer has them. Biases and the scales of normalisation stay as they
-    are. A tensor whose entries are all equal has no deviation, and no noise.
+    Weights are the parameters of two or more axes, including those of attention. If a layer has
+    weight norm or spectral norm, the noise is added to the normalised weight. Biases and the scales
+    of normalisation have no noise, nor has a tensor whose entries are all equal.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class PNIWeights(_Scaled):
         Raises
         ------
         InputError
-            If the model has no weights, or some that noise cannot reach.
+            If the model has no weights, or has weights that noise cannot be added to.
         """
         layers = [
             _WeightNoise(self, weight, derived_seed(seed, f"pni_w {number}"))
@@ -60,7 +60,7 @@ class PNIActivations(_Scaled):
     """z + scale n at the input of every convolution and linear layer, n ~ N(0, std(z)^2).
 
     PNI-A of He, Rakin and Fan 2019; see `PNIWeights`. The standard deviation is that of each
-    image's own activations, so that its prediction does not hang on the rest of the batch.
+    image's own activations, so that its prediction does not depend on the rest of the batch.
 
     Parameters
     ----------
@@ -103,5 +103,5 @@ def _scale(noise: _Scaled) -> nn.Parameter:
 
 
 def _correction(count: int) -> int:
-    """Bessel's, with which one number would have no deviation at all; without it, that is 0."""
+    """Bessel's correction for `count` values; 0 for a single value, so that its deviation is 0."""
     return min(1, count - 1)

@@ -16,13 +16,15 @@ from robusttrain.seeding import derived_seed
 class RSE(Switches):
     """Gaussian noise before every convolution, in training and prediction (Liu et al. 2018).
 
-    The prediction averages the softmax of `evaluation.votes` draws.
+    A prediction averages the softmax over `evaluation.votes` draws.
 
     Parameters
     ----------
-    initial, inner
-        Standard deviation before the first convolution, in pixel units where that is the first
-        layer, and before the others; 0 or more.
+    initial
+        Standard deviation before the first convolution, 0 or more; in pixel units if that is the
+        first layer.
+    inner
+        Standard deviation before the other convolutions, 0 or more.
     """
 
     initial: float = 0.2

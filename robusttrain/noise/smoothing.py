@@ -16,7 +16,7 @@ from robusttrain.noise.uniform import UniformNoise
 
 
 class Distribution(StrEnum):
-    """The noise of which smoothing proves a radius: in l2 for Gaussian noise, or else in l1."""
+    """Distributions with a certificate: Gaussian noise in l2, the others in l1."""
 
     gaussian = "gaussian"
     laplace = "laplace"
@@ -34,16 +34,16 @@ NOISES: dict[Distribution, type[AdditiveNoise]] = {
 class Smoothing(AdditiveNoise):
     """g(x) = argmax_c P(f(x + noise) = c), by the vote of many draws (PREDICT, Cohen et al. 2019).
 
-    An image on which the two classes of most votes could as well be tied, by a binomial test at
-    `alpha`, is abstained from, which counts as wrong. The model underneath may be trained with any
-    noise, or none; `evaluation=certify` proves radii (CERTIFY).
+    The classifier abstains if the two classes with the most votes could be tied, by a binomial test
+    at level `alpha`; that counts as wrong. The model may be trained with any noise or none.
+    `evaluation=certify` computes certified radii (CERTIFY).
 
     Parameters
     ----------
     distribution
         The noise, at the input.
     alpha
-        Probability with which a vote may be wrong about g, in ]0, 1[.
+        Probability that a vote returns another class than g, in ]0, 1[.
     """
 
     distribution: Distribution = Distribution.gaussian
@@ -63,11 +63,11 @@ class Smoothing(AdditiveNoise):
         return NOISES[Distribution(self.distribution)](self.sigma, draws=self.draws)
 
     def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise of the distribution."""
+        """Fill `memory` with noise of the distribution."""
         return self._noise.sample(memory, generator)
 
     def install(self, model: nn.Module, seed: int) -> None:
-        """Smooth `model`."""
+        """Add the noise at the input of `model`."""
         layer = AdditiveLayer(self._noise, self, seed)
         layer.alpha = self.alpha
         put(layer, model, self.at)

@@ -11,14 +11,14 @@ from robusttrain.seeding import derived_seed
 
 @dataclass
 class Stack:
-    """Installs one mechanism after the other, each with a random stream of its own.
+    """Installs several mechanisms in order, each with its own random stream.
 
     `noise=[gaussian,pni_w]` on the command line is short for it.
 
     Parameters
     ----------
     mechanisms
-        The mechanisms by names of your own.
+        The mechanisms, by any names.
     """
 
     mechanisms: Mapping[str, Noise]

@@ -25,9 +25,9 @@ class UniformNoise(AdditiveNoise):
 
     @property
     def certificate(self) -> Certificate:
-        """In l1."""
+        """A certificate in l1."""
         return Certificate(Norm.l1, "Yang et al. 2020")
 
     def radius(self, probability: float) -> float:
-        """2 a (p - 1/2), with the runner-up at 1 - p."""
+        """2 a (p - 1/2) for probability p, if the runner-up has 1 - p."""
         return 2 * self.half_width * (probability - 0.5)

@@ -29,7 +29,7 @@ class Weibull(AdditiveNoise):
         ranges.above(0, shape=self.shape)
 
     def sample(self, memory: Tensor, generator: torch.Generator) -> Tensor:
-        """A root of exponential noise, with signs."""
+        """Fill `memory` with roots of exponential noise, with random signs."""
         signed = standard_laplace(memory, generator)
         sizes = signed.abs().pow_(1 / self.shape)
         # E[z^2] = Gamma(1 + 2 / k).

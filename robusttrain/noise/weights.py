@@ -1,4 +1,4 @@
-"""Noise on weights: which tensors of a model they are, and how noise gets onto each of them."""
+"""Noise on weights: which tensors of a model are weights, and how noise is added to them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
@@ -17,19 +17,22 @@ from torch.nn.utils.weight_norm import WeightNorm
 from robusttrain.errors import InputError
 from robusttrain.noise.layer import NoiseLayer, Switches, standard_normal, untraced
 
-# Recurrent layers hand copies of their weights to their kernels; programs have none to be replaced.
+# Recurrent layers pass copies of their weights to their kernels; those of programs are fixed.
 OPAQUE = (nn.RNNBase, torch.jit.ScriptModule)
 
 
 class Weight(NamedTuple):
-    """A tensor that a model computes with: `name` of `module`, behind what normalises it."""
+    """The attribute `name` of `module`, a tensor that a model computes with, after normalisation.
+
+    `path` is its full name in the model.
+    """
 
     module: nn.Module
     name: str
     path: str
 
     def clean(self) -> Tensor:
-        """The tensor without noise, differentiable; statistics of its normalisation stay."""
+        """The tensor without noise, differentiable; leaves statistics of normalisation alone."""
         hook = _normalisation(self.module, self.name)
         if isinstance(hook, SpectralNorm):
             return hook.compute_weight(self.module, do_power_iteration=False)
@@ -43,16 +46,16 @@ class Weight(NamedTuple):
 
 
 def weights_for(noise: str, model: nn.Module) -> list[Weight]:
-    """The tensors of weights of `model`: those of two or more axes, in the order of registration.
+    """The weights of `model`, tensors of two or more axes, in the order of registration.
 
-    Where a tensor is normalised (weight norm, spectral norm, parametrizations), it is what the
-    model computes with, not what that is made of. Biases and the scales of normalisation, tensors
-    of one axis, are none.
+    If a tensor is normalised (weight norm, spectral norm, parametrizations), the weight is the
+    normalised one. Tensors of one axis, such as biases and scales of normalisation, are not
+    weights.
 
     Raises
     ------
     InputError
-        If there are none, or some that no noise can be put on, naming the `noise`.
+        If there are none, or if noise cannot be added to some; the message names the `noise`.
     """
     found = []
     for path, module in _layers(model):
@@ -69,14 +72,15 @@ def weights_for(noise: str, model: nn.Module) -> list[Weight]:
 
 
 class WeightNoise(NoiseLayer):
-    """Noise on the tensor `target`, one draw for each pass of the model.
+    """Noise on the tensor `target`, with one draw for each pass of the model.
 
-    A layer may read its weight more than once in a pass. How often depends on modes and gradients.
+    The draw is kept during the pass, since a layer may read its weight several times. How often it
+    does depends on modes and gradients.
     """
 
     def __init__(self, switches: Switches, target: Weight, seed: int) -> None:
         super().__init__(switches, seed)
-        # In a tuple, the module is no part of what is a part of it.
+        # In a tuple, so that the module is not registered as a submodule of its own part.
         self.target = target
         self.place = target.path
         self.in_pass = False
@@ -88,11 +92,11 @@ class WeightNoise(NoiseLayer):
 
     @untraced
     def onto_normalised(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """A forward pre-hook of the target's module, behind the one that sets the weight."""
+        """A forward pre-hook of the target's module, after the hook that sets the weight."""
         setattr(module, self.target.name, self(getattr(module, self.target.name)))
 
     def standard_normal(self, weight: Tensor) -> Tensor:
-        """N(0, 1) in the shape of `weight`, constant in gradients."""
+        """N(0, 1) in the shape of `weight`, as a constant for gradients."""
         if self._draw is not None:
             return self._draw
         draw = self.drawn(weight, standard_normal, shared=True)
@@ -101,7 +105,7 @@ class WeightNoise(NoiseLayer):
 
 
 def put_on_weights(model: nn.Module, layers: Sequence[WeightNoise]) -> None:
-    """Let each of `layers` act on its weight in `model`."""
+    """Register each of `layers` at its weight in `model`."""
     for layer in layers:
         module, name, _ = layer.target
         layer.train(module.training)
@@ -117,7 +121,7 @@ def put_on_weights(model: nn.Module, layers: Sequence[WeightNoise]) -> None:
 
 
 class _Pass:
-    """Tells layers when a pass of the model begins and ends."""
+    """Hooks that mark the start and the end of a pass of the model for its noise layers."""
 
     def __init__(self, layers: Sequence[WeightNoise]) -> None:
         self.layers = layers
@@ -134,7 +138,7 @@ class _Pass:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules of `model` by their paths, without what is inside of opaque ones and of noise."""
+    """All modules of `model` with their paths, except those inside opaque modules and noise."""
     hidden: set[nn.Module] = set()
     for path, module in model.named_modules():
         if module in hidden:
@@ -154,7 +158,7 @@ def _opaque(module: nn.Module) -> str:
 
 
 def _names(module: nn.Module) -> list[str]:
-    """The attributes of `module` that hold tensors to compute with."""
+    """The attributes of `module` that hold the tensors it computes with."""
     hooks = _normalisations(module)
     made_of = {f"{hook.name}_{part}" for hook in hooks for part in ("g", "v", "orig")}
     own = [name for name, _ in module.named_parameters(recurse=False) if name not in made_of]
@@ -165,7 +169,7 @@ def _names(module: nn.Module) -> list[str]:
 
 
 def _normalisations(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
-    """The hooks that set weights of `module` before each pass: the older form of normalisation."""
+    """The hooks of torch's older normalisations, which set weights of `module` before each pass."""
     hooks = module._forward_pre_hooks.values()
     return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
 
@@ -175,7 +179,7 @@ def _normalisation(module: nn.Module, name: str) -> WeightNorm | SpectralNorm | 
 
 
 def _parametrized(steps: ParametrizationList) -> Tensor:
-    """What the parametrizations but those of noise make of the original tensors, in eval mode."""
+    """The original tensors after all parametrizations except noise, in eval mode."""
     names = ["original"] if steps.is_tensor else [f"original{n}" for n in range(steps.ntensors)]
     values: list[Tensor] = [getattr(steps, name) for name in names]
     for step in steps:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robusttrain.run_directory import HALF_WRITTEN
+from robusttrain.run_directory import TEMPORARY
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name once the block has succeeded."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{HALF_WRITTEN}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
         # Without this a power cut after the rename can leave the new name with no content.

@@ -23,7 +23,7 @@ from robusttrain.loggers import Figures, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.report.files import write_json
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import MANIFEST, PIECES
+from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.device import device_of
 from robusttrain.runs.inputs import Inputs, data_of, inputs_of, placed
@@ -172,7 +172,7 @@ def _examined(context: RunContext, model: nn.Module, test: Samples) -> FinishedE
     config = context.config
     with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
         plan = Plan(config.evaluation, config.threat, config.seed)
-        folder = context.run_dir / f"{PIECES}{distributed.suffix()}"
+        folder = context.run_dir / f"{EVALUATION_CACHE}{distributed.suffix()}"
         workplace = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
         return run_evaluation(model, test, plan, workplace, context.terminal)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from robusttrain.errors import InputError
-from robusttrain.run_directory import HALF_WRITTEN, LOCK
+from robusttrain.run_directory import LOCK, TEMPORARY
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         reason = "another process runs there"
         raise InputError("hydra.run.dir", folder, reason, "is in use") from error
     try:
-        for half in folder.glob(f".*{HALF_WRITTEN}"):
+        for half in folder.glob(f".*{TEMPORARY}"):
             half.unlink()
         yield
     finally:

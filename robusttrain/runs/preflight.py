@@ -87,11 +87,11 @@ def refuse_evaluation(
 def warn_of_places_without_noise(
     model: nn.Module, image_shape: tuple[int, int, int], terminal: Terminal
 ) -> None:
-    """Warn if `model` predicts without some of the places where it has noise."""
+    """Warn if the predictions of `model` do not use some layers that have noise."""
     places = places_without_noise(model, image_shape)
     if places:
-        where = f"{listed(places)}, which the model predicts without"
-        terminal.say(f"warning: noise= does not act in {where}")
+        where = f"{listed(places)}, which the predictions do not use"
+        terminal.say(f"warning: noise= has no effect in {where}")
 
 
 def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from robusttrain import renames
 from robusttrain.report.files import write_csv, write_json
-from robusttrain.run_directory import RECORDS, REPORT, SAID, SWEEP_TABLE
+from robusttrain.run_directory import JOB_OUTPUT, RECORDS, REPORT, SWEEP_TABLE
 
 # The status in a record. A job that runs, or was killed, is unfinished.
 UNFINISHED, FINISHED, FAILED = "unfinished", "finished", "failed"
@@ -94,12 +94,12 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 
 def job_output(sweep_dir: Path, folder: str) -> Path:
     """The file for the output of the job in `folder`, if it has no terminal."""
-    return _record(sweep_dir, folder).with_suffix(SAID)
+    return _record(sweep_dir, folder).with_suffix(JOB_OUTPUT)
 
 
 def job_outputs(sweep_dir: Path) -> list[Path]:
     """The output files of all jobs, in the order of their names."""
-    return sorted((sweep_dir / RECORDS).glob(f"*{SAID}"))
+    return sorted((sweep_dir / RECORDS).glob(f"*{JOB_OUTPUT}"))
 
 
 def record_of(run_dir: Path) -> tuple[Path, Job] | None:

@@ -1,6 +1,6 @@
 """Threat models as values: a norm and a radius.
 
-What is computed with them is in `balls`, which needs torch; reports do without.
+The computations with them are in `balls`, which needs torch; reports do not.
 """
 
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ class Norm(StrEnum):
     l1 = "l1"
 
 
-# The balls of one radius, each inside of the next.
+# Balls of the same radius, each contained in the next.
 INNERMOST_FIRST = (Norm.l1, Norm.l2, Norm.linf)
 
 
 @dataclass(frozen=True)
 class Threat:
-    """A threat model: all images within `eps` of x in `norm`, and within the box [0, 1].
+    """A threat model: all images in the box [0, 1] within distance `eps` of x in `norm`.
 
     Parameters
     ----------
     norm
-        What measures a perturbation of one image.
+        The norm of a perturbation of one image.
     eps
         The radius, in pixel units of [0, 1], 0 or more.
 
     Raises
     ------
     InputError
-        If `norm` is no norm, or `eps` is negative or not finite.
+        If `norm` is not a norm, or if `eps` is negative or non-finite.
     """
 
     norm: Norm
@@ -44,11 +44,11 @@ class Threat:
     def __post_init__(self) -> None:
         ranges.one_of(list(Norm), norm=self.norm)
         ranges.at_least(0, eps=self.eps)
-        # Plain words are welcome in a notebook.
+        # Strings are accepted as well.
         object.__setattr__(self, "norm", Norm(self.norm))
 
     def __str__(self) -> str:
-        """As messages name it: `linf, eps 0.03`."""
+        """The form in messages: `linf, eps 0.03`."""
         return f"{self.norm}, eps {self.eps:.6g}"
 
     def at(self, eps: float) -> "Threat":
@@ -56,9 +56,9 @@ class Threat:
         return Threat(self.norm, eps)
 
     def covers(self, other: "Threat") -> bool:
-        """Whether every image that `other` allows is allowed here.
+        """Whether the ball of `other` is contained in this one, by norms and radii.
 
-        At the same radius the l1 ball lies in the l2 ball, and that in the linf ball.
+        At the same radius the l1 ball lies in the l2 ball, and the l2 ball in the linf ball.
         """
         inside = INNERMOST_FIRST.index(other.norm) <= INNERMOST_FIRST.index(self.norm)
         return inside and other.eps <= self.eps

@@ -1,12 +1,13 @@
-"""Threat models: the ball of radius `eps` around an image, cut with the box [0, 1].
+"""Threat models: the ball of radius `eps` around an image, intersected with the box [0, 1].
 
-This is the one place that knows norms. With N images x of shape (N, ...), the set of allowed
-inputs is S(x) = {z in [0, 1] : ||z - x|| <= eps}, each image on its own. All tensors share their
-shape; radii and steps are in pixel units of [0, 1].
+For N images x of shape (N, ...), the set of allowed inputs is S(x) = {z in [0, 1] : ||z - x|| <=
+eps}, for each image separately. All tensors have the shape of x; radii and steps are in pixel units
+of [0, 1]. Attacks and defenses leave everything that depends on the norm to this module, except for
+a few attacks whose papers have a different search for each norm.
 
-What is rounded to float32 may lie outside of a small ball by more than a part in 100,000 of its
-radius. The points that `project`, `random_start` and `linear_maximiser` return never do: they are
-in the box, and ||z - x|| <= (1 + TOLERANCE) eps in float64, whatever the radius.
+Rounding to float32 can move a point out of a small ball by more than a part in 100,000 of its
+radius. The points that `project`, `random_start` and `linear_maximiser` return are corrected for
+it: they are in the box, and ||z - x|| <= (1 + TOLERANCE) eps in float64 for any radius.
 """
 
 import math
@@ -20,15 +21,15 @@ from torch import Tensor
 from robusttrain import ranges
 from robusttrain.threat import Norm, Threat
 
-# Below this a gradient, or any other divisor, says nothing; less would overflow in float32.
+# Smallest divisor of norms. A smaller norm carries no information, and would overflow in float32.
 TINY = 1e-12
 
-# The share of its radius by which a point may lie outside of a ball, measured in float64.
+# By this share of the radius a point may lie outside of a ball, measured in float64.
 TOLERANCE = 1e-5
 
 
 class Ball(Protocol):
-    """The norm ball of radius `eps`; see `ball` for its making."""
+    """The norm ball of radius `eps`, as made by `ball`."""
 
     @property
     def eps(self) -> float:
@@ -38,31 +39,34 @@ class Ball(Protocol):
         """||delta|| of each image, shape (N,)."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Bring `x_adv` back into S(x)."""
+        """Project `x_adv` on S(x)."""
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A perturbation drawn uniformly from the ball, for each image; it may leave the box."""
+        """A perturbation that is uniform in the ball, for each image; it may leave the box."""
 
     def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A point of S(x): `random_offset`, cut with the box."""
+        """A random point of S(x): `random_offset`, clipped to the box."""
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The d with ||d|| <= 1 that maximises <gradient, d>, for each image."""
 
     def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
-        """The direction, of norm 1 at most, of one step of an iterated attack at `x_adv`."""
+        """The direction, of norm at most 1, of a step of an iterated attack at `x_adv`."""
 
     def sparse_ascent(self, gradient: Tensor, x_adv: Tensor, count: Tensor) -> Tensor:
-        """As `ascent`, but of at most `count` (N,) pixels an image where the norm is l1."""
+        """As `ascent`, but in l1 with at most `count` (N,) nonzero pixels per image."""
 
     def shortest_way(self, weights: Tensor, gain: Tensor, x: Tensor) -> Tensor:
-        """The shortest d with <weights, d> = gain (N,) and x + d in the box, whatever the radius.
+        """The shortest d with <weights, d> = gain (N,) and x + d in the box, for any radius.
 
-        Where the box does not let it get so far, d goes as far as the box lets it.
+        If the box does not allow this gain, d reaches the largest possible one.
         """
 
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """The z in S(x) of largest <gradient, z - x>; l2 maximises over the ball, then cuts."""
+        """The z in S(x) that maximises <gradient, z - x>.
+
+        In l2 it maximises over the ball, and is then clipped to the box.
+        """
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         """max <gradient, d> over ||d|| <= 1 of each image, shape (N,); differentiable."""
@@ -82,12 +86,12 @@ class _Radius:
         return self._rounded((x + self.random_offset(x, generator)).clamp_(0, 1), x)
 
     def _rounded(self, z: Tensor, x: Tensor) -> Tensor:
-        """`z` in the box, whose exact value is in the ball, so that its rounded value is, too.
+        """Correct a point `z` of the box so that it is in the ball despite rounding.
 
-        Where the radius is so large, and the pixels so few, that rounding cannot lead out of the
-        ball, `z` comes back as it is, and nothing is computed.
+        If the radius is so large, and the pixels so few, that rounding cannot lead out of the ball,
+        `z` is returned without any computation.
         """
-        # Numbers below 1 are rounded by no more than this.
+        # The largest rounding error of numbers below 1.
         half_a_step = torch.finfo(x.dtype).eps / 4
         if half_a_step * self._norm_of_ones(x[:1].numel()) <= self._most - self.eps:
             return z
@@ -96,21 +100,21 @@ class _Radius:
         cut = self._cut(delta, end)
         near = (start + cut).to(x.dtype)
         too_far = (near.double() - start).abs() > cut.abs()
-        # Rounded towards x, each pixel moves less than it may.
+        # Rounding towards x shortens the move of each pixel.
         near = torch.where(too_far, torch.nextafter(near, start.to(x.dtype)), near)
         return torch.where((cut == delta).to(z.device), z, near.to(z.device))
 
     @property
     def _most(self) -> float:
-        """Up to here a norm is not cut. Half of the tolerance is left for other rounding."""
+        """The largest norm that is not cut. Half of the tolerance remains for other rounding."""
         return self.eps * (1 + TOLERANCE / 2)
 
     def _norm_of_ones(self, pixels: int) -> float:
-        """The norm of a perturbation that is 1 in each of so many pixels."""
+        """The norm of a perturbation that is 1 in each of `pixels` pixels."""
         raise NotImplementedError
 
     def _cut(self, delta: Tensor, z: Tensor) -> Tensor:
-        """`delta`, which leads to `z`, and for images where it is too long one of norm `eps`."""
+        """`delta` = z - x, shortened to norm `eps` for the images in which it is too long."""
         raise NotImplementedError
 
     def steepest(self, gradient: Tensor) -> Tensor:
@@ -124,23 +128,23 @@ class _Radius:
 
     def shortest_way(self, weights: Tensor, gain: Tensor, x: Tensor) -> Tensor:
         flat = weights.flatten(1)
-        # Faint weights, those of a confident model, would drown in the guards against zero.
+        # Scaled, since the tiny weights of a confident model would be lost in guards such as TINY.
         scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-        # Each pixel can only gain in one direction; what is left is how far each of them goes.
+        # Each pixel can gain in one direction only; the length of its move remains to be found.
         direction = flat.sign() * gain.sign().unsqueeze(1)
         room, slopes = _room(direction, x.flatten(1)), flat.abs() / scale
-        # What is out of reach is cut, or it would overflow where the weights are all but zero.
+        # An unreachable gain is clipped, since it would overflow if the weights are nearly zero.
         most = (slopes * room).sum(1, keepdim=True)
         moves = self._spend(slopes, room, torch.minimum(gain.abs().unsqueeze(1) / scale, most))
         return (direction * moves).view_as(x)
 
     def _spend(self, slopes: Tensor, room: Tensor, gain: Tensor) -> Tensor:
-        """Cheapest moves (N, D), from 0 to `room`, with <slopes, moves> = gain (N, 1)."""
+        """The shortest moves (N, D), each from 0 to `room`, with <slopes, moves> = gain (N, 1)."""
         raise NotImplementedError
 
 
 class LinfBall(_Radius):
-    """Every pixel moves by `eps` at most."""
+    """The change of every pixel is at most `eps`."""
 
     def norm(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().amax(1)
@@ -171,7 +175,7 @@ class LinfBall(_Radius):
 
 
 class L2Ball(_Radius):
-    """The Euclidean length of the perturbation of an image is `eps` at most."""
+    """The Euclidean norm of the perturbation of an image is at most `eps`."""
 
     def norm(self, delta: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
@@ -198,7 +202,7 @@ class L2Ball(_Radius):
         return direction * per_image(scale, x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        # A confident model has faint gradients, whose squares underflow unless scaled up first.
+        # A confident model has tiny gradients, whose squares underflow unless scaled up first.
         largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
         scaled = gradient / per_image(largest, gradient)
         return scaled / per_image(self.norm(scaled).clamp_min(TINY), gradient)
@@ -210,7 +214,7 @@ class L2Ball(_Radius):
         return self._rounded((x + self.eps * self.steepest(gradient)).clamp_(0, 1), x)
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
-        # The square root has no slope at 0; the guard keeps the second derivative finite there.
+        # The square root has no derivative at 0; the guard keeps second derivatives finite there.
         return gradient.flatten(1).square().sum(1).add(TINY**2).sqrt()
 
 
@@ -219,13 +223,13 @@ L1_STEP_SHARE = 0.01
 
 
 class L1Ball(_Radius):
-    """The absolute changes of all pixels of an image sum to `eps` at most.
+    """The absolute changes of all pixels of an image sum to at most `eps`.
 
-    The box matters here more than for the other norms: a step that spends the whole radius on one
-    pixel is cut to nothing by it. `project` is therefore the exact Euclidean projection on the
+    The box matters more here than for the other norms: it nearly cancels a step that spends the
+    whole radius on one pixel. `project` is therefore the exact Euclidean projection on the
     intersection of ball and box (Croce and Hein 2021, "Mind the box", Proposition 3.1), `ascent`
-    looks only at pixels that can still move, and `linear_maximiser` spends the radius on pixel
-    after pixel, in the order of their gradients.
+    uses only pixels that can still move, and `linear_maximiser` spends the radius on one pixel
+    after the other, in the order of their gradients.
     """
 
     def norm(self, delta: Tensor) -> Tensor:
@@ -237,12 +241,12 @@ class L1Ball(_Radius):
         moved = delta.abs()
         threshold = _l1_threshold(moved, room, self.eps)
         kept = torch.minimum((moved - threshold).clamp_min(0), room)
-        # From far away the rounding of the sums over all pixels leaves a visible rest. Pixels at a
-        # face of the box stay exactly there: an attack has to see that they cannot move any more.
+        # For distant points the rounding of the sums over all pixels leaves a visible excess.
+        # Pixels at a face of the box stay exactly there, so that attacks know they cannot move.
         free = torch.where(kept < room, kept, 0)
         rest = (kept.sum(1, keepdim=True) - self.eps).clamp_min(0)
         kept = kept - free * (rest / free.sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)
-        # Where few pixels reach their faces, and no other moves, these have to give up the rest.
+        # If all pixels that move are at faces of the box, these have to give up the excess.
         kept = self._less(kept, kept)
         return self._rounded((x + (delta.sign() * kept).view_as(x)).clamp_(0, 1), x)
 
@@ -256,14 +260,14 @@ class L1Ball(_Radius):
         return delta.sign() * self._less(less, less).view_as(delta)
 
     def _less(self, moved: Tensor, free: Tensor) -> Tensor:
-        """`moved` (N, D), of which `free` pixels give up what exceeds the radius, if anything."""
+        """`moved` (N, D), where the pixels in `free` give up what exceeds the radius, if any."""
         norm = moved.sum(1, keepdim=True)
         rest = torch.where(norm > self._most, norm - self.eps, 0)
         most = free.sum(1, keepdim=True).clamp_min(torch.finfo(moved.dtype).tiny)
         return moved - free * (rest / most).clamp_max(1)
 
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        # Exponential sizes divided by their sum are uniform on the simplex; signs spread them.
+        # Exponential variables divided by their sum are uniform on the simplex; signs are random.
         sizes = torch.empty_like(x).exponential_(generator=generator)
         signs = torch.empty_like(x).uniform_(-1, 1, generator=generator).sign()
         scale = self.eps * _ball_radius(x, generator) / self.norm(sizes)
@@ -287,7 +291,7 @@ class L1Ball(_Radius):
         return (chosen / chosen.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)
 
     def _spend(self, slopes: Tensor, room: Tensor, gain: Tensor) -> Tensor:
-        # The steepest pixels first, each to the end of its room, until the gain is reached.
+        # The steepest pixels first, each as far as its room, until the gain is reached.
         steepest_first = slopes.argsort(dim=1, descending=True)
         slope = slopes.gather(1, steepest_first)
         gains = slope * room.gather(1, steepest_first)
@@ -298,7 +302,7 @@ class L1Ball(_Radius):
     def linear_maximiser(self, gradient: Tensor, x: Tensor) -> Tensor:
         flat = gradient.flatten(1)
         order = flat.abs().argsort(dim=1, descending=True, stable=True)
-        # A pixel without gradient gains nothing and keeps its value.
+        # A pixel with gradient 0 gains nothing and keeps its value.
         room = torch.where(flat != 0, _room(flat, x.flatten(1)), 0).gather(1, order)
         spent_before = room.cumsum(1) - room
         spent = torch.minimum(room, (self.eps - spent_before).clamp_min(0))
@@ -310,7 +314,7 @@ class L1Ball(_Radius):
 
     @staticmethod
     def _largest(flat: Tensor, count: int) -> Tensor:
-        """Signs of the `count` largest entries of each row, divided by how many they are."""
+        """Signs of the `count` largest entries of each row, divided by their number."""
         chosen = flat.abs().topk(count, dim=1).indices
         signs = flat.gather(1, chosen).sign()
         share = signs.abs().sum(1, keepdim=True).clamp_min(1)
@@ -318,7 +322,7 @@ class L1Ball(_Radius):
 
 
 def ball(threat: Threat) -> Ball:
-    """What is computed with a threat model.
+    """The ball of a threat model, with its computations.
 
     Examples
     --------
@@ -336,27 +340,27 @@ def ball(threat: Threat) -> Ball:
 
 
 def striped_start(ball: Ball, x: Tensor, generator: torch.Generator) -> Tensor:
-    """A point of S(x) with vertical stripes at the edge of `ball`, one sign a column and channel.
+    """A point of S(x) with vertical stripes of size `eps`, with one sign per column and channel.
 
-    Where the Square Attack starts in linf (Andriushchenko et al. 2020, Algorithm 2); in l2 and l1
-    the stripes are projected.
+    It is the start of the Square Attack in linf (Andriushchenko et al. 2020, Algorithm 2). In l2
+    and l1 the stripes are projected.
     """
     signs = torch.empty_like(x[..., :1, :]).uniform_(-1, 1, generator=generator).sign()
     return ball.project(x + ball.eps * signs, x)
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """`x` in float64, in the memory of the CPU where its device has no such numbers (MPS)."""
+    """`x` in float64, on the CPU if its device has no float64 (MPS)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """`values` of shape (N,) in a shape that multiplies images `like`."""
+    """Reshape `values` (N,) so that they broadcast over images `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def _ball_radius(x: Tensor, generator: torch.Generator) -> Tensor:
-    """The radius of a point drawn uniformly from a unit ball of the dimension of one image."""
+    """The radius (N,) of a uniform point in the unit ball of the dimension of an image."""
     dimension = x[0].numel()
     return torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype) ** (
         1 / dimension
@@ -364,22 +368,22 @@ def _ball_radius(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _room(direction: Tensor, x: Tensor) -> Tensor:
-    """How far each pixel can go in the sign of `direction` before it leaves the box."""
+    """The distance of each pixel to the box's face in the direction of the sign of `direction`."""
     return torch.where(direction > 0, 1 - x, x)
 
 
-# The kinks that Newton's method passes in `_filled` at most; a handful is what it takes.
+# Limit on the steps of Newton's method in `_filled`, which usually takes a handful.
 NEWTON_STEPS = 50
 
-# Relative growth of t below which the rest is rounding.
+# Newton's method stops when the relative growth of t is below this, which is rounding.
 PRECISION = 1e-7
 
 
 def _filled(slopes: Tensor, speeds: Tensor, room: Tensor, gain: Tensor) -> Tensor:
     """Moves min(t * speeds, room) with the smallest t for which <slopes, moves> = gain (N, 1).
 
-    The gain is concave and piecewise linear in t, so that Newton's method from t = 0 climbs to the
-    solution without ever passing it, and ends after finitely many steps.
+    The gain is concave and piecewise linear in t. Newton's method from t = 0 therefore approaches
+    the solution from below, and ends after finitely many steps.
     """
     end, rates, gains = room / speeds.clamp_min(TINY), slopes * speeds, slopes * room
     all_gains = gains.sum(1, keepdim=True)
@@ -388,7 +392,7 @@ def _filled(slopes: Tensor, speeds: Tensor, room: Tensor, gain: Tensor) -> Tenso
         moving = (end > t).to(room.dtype)
         rate = (rates * moving).sum(1, keepdim=True)
         missing = gain - all_gains + (gains * moving).sum(1, keepdim=True)
-        # Where nothing moves any more, the box is what ends the way.
+        # If no pixel can move any more, the box is the limit.
         ahead = torch.where(rate > TINY, missing / rate, t)
         if bool((ahead <= t * (1 + PRECISION)).all()):
             break

@@ -122,7 +122,7 @@ def test_images_that_are_no_bytes_are_refused_before_any_work(tmp_path: Path, mi
 
 
 # torch's attention computes with the weights of its output layer and does not call it.
-UNCALLED = "noise= does not act in attention.out_proj, which the model predicts without"
+UNCALLED = "noise= has no effect in attention.out_proj, which the predictions do not use"
 
 
 @pytest.mark.parametrize("noise", ["pni_a", "pni_w", "bayes", "none"])
@@ -130,12 +130,14 @@ def test_what_is_left_without_noise_is_named(tmp_path: Path, mine: str, noise: s
     words = ["model=attentive", f"noise={noise}", "stages=[train]"]
     answer = Answer(tmp_path / "run", mine, *TINY, *words)
     assert (f"warning: {UNCALLED}" in answer.said.splitlines()) == (noise == "pni_a")
-    assert ("does not act" in answer.said) == (noise == "pni_a")
+    assert ("has no effect" in answer.said) == (noise == "pni_a")
 
 
 def test_noise_that_is_nowhere_is_refused(tmp_path: Path, mine: str) -> None:
     at = ["noise=gaussian", "noise.at=attention.out_proj"]
-    with pytest.raises(InputError, match=r"^noise does not act in attention\.out_proj, .*: choose"):
+    with pytest.raises(
+        InputError, match=r"^noise has no effect in attention\.out_proj, .*: choose"
+    ):
         Answer(tmp_path / "run", mine, *TINY, "model=attentive", *at)
     assert list((tmp_path / "run").iterdir()) == []
 

@@ -176,7 +176,7 @@ def test_models_without_known_bounds_are_refused_and_left_as_they_were() -> None
     with pytest.raises(InputError, match=r"^defense=ibp or mtl_ibp .*not through softmax"):
         IBP(NoAttack()).refuse_unfit(nn.Sequential(model, nn.Softmax(1)), SHAPE)
     Gaussian(0.1, predict=True).install(model, 0)
-    with pytest.raises(InputError, match=r"^noise.predict=True .* false where defense=ibp"):
+    with pytest.raises(InputError, match=r"^noise.predict=True .* false with defense=ibp"):
         IBP(NoAttack()).refuse_unfit(model, SHAPE)
 
 

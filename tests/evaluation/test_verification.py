@@ -121,13 +121,13 @@ def test_an_attack_that_breaks_what_is_proven_fails_the_audit(
 def test_other_norms_noise_and_unknown_layers_are_refused() -> None:
     shape = (1, 1, 1)
     refuse_unbounded(Threshold(), shape, Norm.linf, "this")
-    with pytest.raises(InputError, match=r"^norm=l2 is not allowed: it must be linf where this"):
+    with pytest.raises(InputError, match=r"^norm=l2 is not allowed: it must be linf with this"):
         refuse_unbounded(Threshold(), shape, Norm.l2, "this")
     noisy = Threshold()
     Gaussian(0.1, predict=True).install(noisy, 0)
-    with pytest.raises(InputError, match=r"^noise.predict=True is not .* false where this"):
+    with pytest.raises(InputError, match=r"^noise.predict=True is not .* false with this"):
         refuse_unbounded(noisy, shape, Norm.linf, "this")
-    with pytest.raises(InputError, match=r"^this does not go with this model.*through softmax"):
+    with pytest.raises(InputError, match=r"^this cannot be used with this model.*through softmax"):
         refuse_unbounded(nn.Sequential(Threshold(), nn.Softmax(1)), shape, Norm.linf, "this")
 
 
@@ -163,7 +163,7 @@ def test_it_is_refused_before_training(command_line: CommandLine, tmp_path: Path
     for override in ("evaluation.verify=true", "defense=ibp"):
         answer = command_line.run("experiment=smoke", override, "norm=l2", cwd=tmp_path)
         assert answer.code == 1
-        assert answer.said.startswith("robusttrain: norm=l2 is not allowed: it must be linf where")
+        assert answer.said.startswith("robusttrain: norm=l2 is not allowed: it must be linf with")
         assert not list(tmp_path.rglob("train.csv"))
 
 
