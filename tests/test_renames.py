@@ -53,3 +53,24 @@ def test_fields_that_are_gone_are_left_out(owner: str) -> None:
     assert not fields & renames.DROPPED[owner]
     node = {"_target_": owner, "eps": 0.1, **dict.fromkeys(renames.DROPPED[owner], None)}
     assert renames.config({"attack": node}) == {"attack": {"_target_": owner, "eps": 0.1}}
+
+
+IBP, MTL_IBP = "robusttrain.defenses.ibp.IBP", "robusttrain.defenses.ibp.MTLIBP"
+NONE, PGD = "robusttrain.attacks.none.NoAttack", "robusttrain.attacks.pgd.PGD"
+
+
+@pytest.mark.parametrize(
+    ("before", "attack", "today"),
+    [(IBP, PGD, MTL_IBP), (IBP, NONE, IBP), (MTL_IBP, PGD, MTL_IBP), ("mine.IBP", PGD, "mine.IBP")],
+)
+def test_bounds_with_an_attack_are_a_class_of_their_own(
+    before: str, attack: str, today: str
+) -> None:
+    """Both were one class, told apart by the attack that the run has chosen."""
+    node = {
+        "attack": {"_target_": attack, "eps": 0.1},
+        "defense": {"_target_": before, "attack": "${attack}", "weight": 0.5},
+    }
+    renamed = renames.config(node)
+    assert renamed["defense"] == {**node["defense"], "_target_": today}
+    assert renamed["attack"] == node["attack"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, ThreatFields
-from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.none import is_none, refuse_none
 from robusttrain.defenses import Objective, each_row
 from robusttrain.intervals import Interval, refuse_unbounded
 from robusttrain.models.modes import modes_restored
@@ -20,11 +20,8 @@ class IBP(ThreatFields):
     """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018).
 
     Their kappa is 1 - weight, and m(x) are the worst logits that interval bound propagation leaves
-    possible in S(x): no point of it has a larger loss in eval mode, up to rounding. With an attack
-    its images take the place of x in the first loss, which is MTL-IBP with alpha = weight (De Palma
-    et al. 2024, "Expressive losses for verified robustness via convex combinations"). A forward and
-    a backward pass of intervals, which cost about two of images, and one of each for the images of
-    the first loss, beside those of the attack.
+    possible in S(x): no point of it has a larger loss in eval mode, up to rounding. A forward and a
+    backward pass of intervals, which cost about two of images, and one of each for the images.
 
     Bounds are those of the network as it predicts: BatchNorm with its running statistics, without
     dropout, and without noise that is for training. Those of an untrained network are so wide that
@@ -34,7 +31,7 @@ class IBP(ThreatFields):
     Parameters
     ----------
     attack
-        Any attack, or none.
+        None: with an attack it is `MTLIBP`.
     norm
         linf alone: of the balls of other norms intervals know the box around them.
     eps
@@ -52,6 +49,13 @@ class IBP(ThreatFields):
     def __post_init__(self) -> None:
         ranges.at_least(0, eps=self.eps)
         ranges.within(0, 1, weight=self.weight)
+        self.check_attack()
+
+    def check_attack(self) -> None:
+        """Raise `InputError` if there is an attack, which would make it another method."""
+        name = type(self.attack).__name__
+        allowed = "none: training on bounds and on adversarial images is defense=mtl_ibp"
+        ranges.require(is_none(self.attack), "attack", name, allowed)
 
     def grown(self, share: float) -> "IBP":
         """With `share` of the weight, where `training.curriculum` has the radii grow."""
@@ -76,10 +80,28 @@ class IBP(ThreatFields):
         """The mixed loss."""
         logits, worst = model(x_adv), self._worst(model, x, y)
         mixture = (1 - self.weight) * loss(logits, y) + self.weight * loss(worst, y)
-        seen = "clean" if isinstance(self.attack, NoAttack) else "adversarial"
+        seen = "clean" if is_none(self.attack) else "adversarial"
         return Objective(mixture.mean(), **{seen: logits})
 
     def _worst(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with modes_restored(model):
             outputs = cast(Interval, model.eval()(Interval.around(x, self.eps)))
         return outputs.margins(each_row(y, outputs.centre))
+
+
+@dataclass
+class MTLIBP(IBP):
+    """min E[ (1 - weight) L(f(adv(x)), y) + weight L(m(x), y) ] (De Palma et al. 2024, MTL-IBP).
+
+    "Expressive losses for verified robustness via convex combinations", with alpha = weight: the
+    adversarial images take the place of x in the first loss of `IBP`. All else is as there.
+
+    Parameters
+    ----------
+    attack
+        Any attack but none.
+    """
+
+    def check_attack(self) -> None:
+        """Raise `InputError` if there is no attack, which would make it another method."""
+        refuse_none(self.attack)
