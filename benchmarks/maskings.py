@@ -35,7 +35,7 @@ from robusttrain.threat import Norm, Threat
 GROUPS = ("planted", "honest")
 # A random model takes several passes a look.
 PLANTED_BUDGET, RANDOM_BUDGET = Budget(), Budget(searches=12, steps=50, jitters=10)
-HONEST_BUDGET = Budget(searches=40, steps=150)
+HONEST_BUDGET = Budget(steps=100)
 
 
 class Case(NamedTuple):
@@ -104,9 +104,9 @@ def _built(case: Case, shop: Workshop) -> tuple[nn.Module, Subject, str | None]:
         model, known = (build(shop, case.threat).eval() for _ in range(2))
         return model, Subject(known, known.views(), known.random), known.suite
     entry = HONEST[case.name]
-    model, known = (entry.build(shop, case.threat).eval() for _ in range(2))
-    random = predicts_randomly(known)
-    return model, Subject(known, [Mean(known) if random else known], random), entry.suite
+    own, copied = (entry.build(shop, case.threat).eval() for _ in range(2))
+    random = predicts_randomly(own)
+    return own, Subject(copied, [Mean(copied) if random else copied], random), entry.suite
 
 
 def rows(wanted: list[Case], settings: Settings, processes: int) -> Iterator[dict[str, object]]:
@@ -136,14 +136,22 @@ def main() -> None:
     for row in rows(wanted, settings, arguments.processes):
         found.append(row)
         print(f"{len(found)}/{len(wanted)}", progress(row), flush=True)
-    order = {(case.group, case.name, str(case.norm)): place for place, case in enumerate(wanted)}
-    found.sort(key=lambda row: order[row["kind"], row["model"], row["norm"]])  # type: ignore[index]
-    table = pd.DataFrame(found)
-    if arguments.csv:
-        table.to_csv(arguments.csv, index=False)
+        if arguments.csv:
+            in_order(found, wanted).to_csv(arguments.csv, index=False)
+    table = in_order(found, wanted)
     if arguments.out:
         arguments.out.write_text(replaced(arguments.out.read_text(), markdown(table)))
     print(summary(table))
+
+
+def in_order(found: list[dict[str, object]], wanted: list[Case]) -> pd.DataFrame:
+    """The rows that are done, in the order of the cases."""
+    places = {case: place for place, case in enumerate(wanted)}
+
+    def place(row: dict[str, object]) -> int:
+        return places[Case(str(row["kind"]), str(row["model"]), Norm(str(row["norm"])))]
+
+    return pd.DataFrame(sorted(found, key=place))
 
 
 if __name__ == "__main__":

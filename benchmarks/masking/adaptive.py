@@ -34,8 +34,8 @@ PIXELS = (1, 3, 8)
 FIRST_STEP, LAST_STEP = 0.5, 0.01
 # How far the last search goes from the best points, in radii.
 JITTER = 0.05
-# The most that pixels of an uneven point move less than they might.
-UNEVEN = 0.2
+# The share of its way that a pixel of an uneven point goes.
+UNEVEN = 0.68, 0.88
 # How far rounding may lead beyond the radius, relative and absolute.
 SLACK = 1e-5
 
@@ -138,7 +138,7 @@ class _Found:
         self.ball = ball(threat)
         self.x_adv, self.margin = x.clone(), _margins(subject, x, y, VOTES)
         # Pixels that move less than they might break the pattern that an attack leaves.
-        self.uneven = 1 - UNEVEN * torch.rand_like(x)
+        self.uneven = UNEVEN[0] + (UNEVEN[1] - UNEVEN[0]) * torch.rand_like(x)
 
     @property
     def standing(self) -> Tensor:

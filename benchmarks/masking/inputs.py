@@ -59,9 +59,9 @@ class Jpeg(Changed):
         k = torch.arange(8.0)
         basis = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / 8) * math.sqrt(2 / 8)
         basis[0] /= math.sqrt(2)
-        self.register_buffer("basis", basis)
+        self.basis = basis
         # High frequencies get coarser steps.
-        self.register_buffer("steps", step * (1 + (k[:, None] + k[None]) / 4))
+        self.steps = step * (1 + (k[:, None] + k[None]) / 4)
 
     def change(self, x: Tensor) -> Tensor:
         coefficients = ((self.basis @ x @ self.basis.T) / self.steps).round() * self.steps
@@ -75,9 +75,9 @@ class Steps(Changed):
         super().__init__(network)
         generator = torch.Generator().manual_seed(0)
         edges = torch.rand(64, count, generator=generator).sort(1).values
-        self.register_buffer("edges", edges)
+        self.edges = edges
         bounds = torch.cat([torch.zeros(64, 1), edges, torch.ones(64, 1)], 1)
-        self.register_buffer("levels", (bounds[:, 1:] + bounds[:, :-1]) / 2)
+        self.levels = (bounds[:, 1:] + bounds[:, :-1]) / 2
 
     def change(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
@@ -100,9 +100,9 @@ class Purified(Changed):
     def __init__(self, network: nn.Module, images: Tensor, components: int = 12) -> None:
         super().__init__(network)
         flat = images.flatten(1)
-        self.register_buffer("mean", flat.mean(0))
+        self.mean = flat.mean(0)
         _, _, directions = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
-        self.register_buffer("directions", directions[:components])
+        self.directions = directions[:components]
 
     def change(self, x: Tensor) -> Tensor:
         centred = x.flatten(1) - self.mean

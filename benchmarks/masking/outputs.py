@@ -103,7 +103,7 @@ class OutputCodes(Masked):
         codes = torch.ones(1, 1)
         for _ in range(4):
             codes = torch.cat([torch.cat([codes, codes], 1), torch.cat([codes, -codes], 1)])
-        self.register_buffer("codes", codes[1:11, 1:])
+        self.codes = codes[1:11, 1:]
 
     def bits(self, x: Tensor, sharpness: float) -> Tensor:
         """Logits (N, 10) of bits of this sharpness."""

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from masking import gradients, inputs, outputs, randomness
+from masking import decoys, gradients, inputs, outputs, randomness
 from masking.base import Masked
-from masking.honest import ALL, LINF
+from masking.honest import ALL
 from masking.workshop import Recipe, Workshop
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.threat import Norm, Threat
@@ -22,7 +22,7 @@ class Planted(NamedTuple):
     """How a planted model is built, and in which norms it is tried."""
 
     build: Builder
-    norms: tuple[Norm, ...] = ALL
+    norms: tuple[Norm, ...] = (Norm.linf,)
 
 
 def _decoy() -> torch.nn.Module:
@@ -76,10 +76,12 @@ def _small() -> torch.nn.Module:
     return SmallCNN().build(10, (1, 8, 8))
 
 
-def _moved(shop: Workshop, _: Threat) -> Masked:
-    return randomness.MovingTarget(
-        [shop.run("defense=standard", f"seed={seed}") for seed in (0, 1, 2)]
-    )
+def _robust(shop: Workshop, threat: Threat) -> torch.nn.Module:
+    return shop.run("defense=madry", f"norm={threat.norm}", f"eps={threat.eps:g}")
+
+
+def _plain_networks(shop: Workshop) -> list[torch.nn.Module]:
+    return [shop.run("defense=standard", f"seed={seed}") for seed in (0, 1, 2)]
 
 
 def _noise_trained(shop: Workshop) -> torch.nn.Module:
@@ -99,74 +101,84 @@ def _remembered(threat: Threat) -> float:
 
 PLANTED: dict[str, Planted] = {
     # outputs
-    "hard_labels_decoy": Planted(lambda s, _: outputs.HardLabels(s.plain(), _decoy())),
+    "hard_labels_decoy": Planted(lambda s, _: outputs.HardLabels(s.plain(), _decoy()), ALL),
     "hard_labels_flat": Planted(lambda s, _: outputs.HardLabelsFlat(s.plain())),
-    "top1_only": Planted(lambda s, _: outputs.Top1(s.plain()), LINF),
-    "softmax": Planted(lambda s, _: outputs.Softmax(s.plain(), 1), LINF),
-    "softmax_of_200z": Planted(lambda s, _: outputs.Softmax(s.plain(), 200)),
+    "top1_only": Planted(lambda s, _: outputs.Top1(s.plain())),
+    "softmax": Planted(lambda s, _: outputs.Softmax(s.plain(), 1)),
+    "softmax_of_200z": Planted(lambda s, _: outputs.Softmax(s.plain(), 200), ALL),
     "logits_times_1000": Planted(lambda s, _: outputs.Affine(s.plain(), 1000)),
-    "logits_tiny": Planted(lambda s, _: outputs.Affine(s.plain(), 1e-6)),
-    "logits_plus_1e4": Planted(lambda s, _: outputs.Affine(s.plain(), 1, 1e4), LINF),
-    "logits_plus_1e6": Planted(lambda s, _: outputs.Affine(s.plain(), 1, 1e6), LINF),
-    "temperature": Planted(lambda s, _: outputs.Temperature(s.plain()), LINF),
-    "rounded_logits": Planted(lambda s, _: outputs.RoundedLogits(s.plain()), LINF),
-    "rounded_confidences": Planted(lambda s, _: outputs.RoundedConfidences(s.plain()), LINF),
-    "clamped_log": Planted(lambda s, _: outputs.ClampedLog(s.plain()), LINF),
+    "logits_tiny": Planted(lambda s, _: outputs.Affine(s.plain(), 1e-6), ALL),
+    "logits_plus_1e4": Planted(lambda s, _: outputs.Affine(s.plain(), 1, 1e4)),
+    "logits_plus_1e6": Planted(lambda s, _: outputs.Affine(s.plain(), 1, 1e6)),
+    "temperature": Planted(lambda s, _: outputs.Temperature(s.plain())),
+    "rounded_logits": Planted(lambda s, _: outputs.RoundedLogits(s.plain())),
+    "rounded_confidences": Planted(lambda s, _: outputs.RoundedConfidences(s.plain())),
+    "clamped_log": Planted(lambda s, _: outputs.ClampedLog(s.plain())),
     "output_codes": Planted(lambda s, _: outputs.OutputCodes(s.plain())),
     "frozen_ensemble": Planted(lambda s, _: outputs.FrozenEnsemble(s.plain(), _decoy())),
     # inputs
-    "quantised": Planted(lambda s, _: inputs.Quantised(s.plain(), 6)),
-    "quantised_straight": Planted(lambda s, _: inputs.Quantised(s.plain(), 6, straight=True), LINF),
-    "uint8_cast": Planted(lambda s, _: inputs.Quantised(s.plain(), 256), LINF),
+    "quantised": Planted(lambda s, _: inputs.Quantised(s.plain(), 6), ALL),
+    "quantised_straight": Planted(lambda s, _: inputs.Quantised(s.plain(), 6, straight=True)),
+    "uint8_cast": Planted(lambda s, _: inputs.Quantised(s.plain(), 256)),
     "jpeg": Planted(lambda s, _: inputs.Jpeg(s.plain())),
-    "jpeg_straight": Planted(lambda s, _: inputs.Jpeg(s.plain(), straight=True), LINF),
+    "jpeg_straight": Planted(lambda s, _: inputs.Jpeg(s.plain(), straight=True)),
     "steps_per_pixel": Planted(lambda s, _: inputs.Steps(s.plain())),
-    "thermometer": Planted(_thermometer, LINF),
-    "ripple": Planted(lambda s, _: inputs.Ripple(s.plain())),
-    "purified": Planted(lambda s, _: inputs.Purified(s.plain(), s.training[0]), LINF),
-    "soft_binary": Planted(_binary, LINF),
-    "bfloat16": Planted(lambda s, _: inputs.Bfloat16(s.plain()), LINF),
-    "masked_mantissa": Planted(lambda s, _: inputs.MaskedMantissa(s.plain()), LINF),
-    "float16_underflow": Planted(lambda s, _: inputs.Float16Underflow(s.plain()), LINF),
-    "off_grid_noise": Planted(lambda s, _: inputs.OffGridNoise(s.plain())),
+    "thermometer": Planted(_thermometer),
+    "ripple": Planted(lambda s, _: inputs.Ripple(s.plain()), ALL),
+    "purified": Planted(lambda s, _: inputs.Purified(s.plain(), s.training[0])),
+    "soft_binary": Planted(_binary),
+    "bfloat16": Planted(lambda s, _: inputs.Bfloat16(s.plain())),
+    "masked_mantissa": Planted(lambda s, _: inputs.MaskedMantissa(s.plain())),
+    "float16_underflow": Planted(lambda s, _: inputs.Float16Underflow(s.plain())),
+    "off_grid_noise": Planted(lambda s, _: inputs.OffGridNoise(s.plain()), ALL),
     "off_grid_nearest": Planted(lambda s, _: inputs.OffGridNearest(s.plain(), *s.training)),
-    "nearest_image": Planted(lambda s, _: inputs.NearestImage(*s.training), LINF),
-    "memorised": Planted(lambda s, _: inputs.Memorised(s.plain(), *s.testing), LINF),
-    "moat": Planted(lambda s, t: inputs.Moat(s.plain(), *s.testing, radius=MOAT[t.norm] * t.eps)),
-    "attack_detector": Planted(lambda s, _: inputs.AttackDetector(s.plain(), *s.testing), LINF),
+    "nearest_image": Planted(lambda s, _: inputs.NearestImage(*s.training)),
+    "memorised": Planted(lambda s, _: inputs.Memorised(s.plain(), *s.testing)),
+    "moat": Planted(
+        lambda s, t: inputs.Moat(s.plain(), *s.testing, radius=MOAT[t.norm] * t.eps), ALL
+    ),
+    "attack_detector": Planted(lambda s, _: inputs.AttackDetector(s.plain(), *s.testing)),
     "rough_detector": Planted(lambda s, _: inputs.Detector(s.plain(), *s.training)),
     # gradients
-    "winners_take_all": Planted(_winners),
-    "sign_activation": Planted(_signs(gradients.sign_flat), LINF),
-    "saturated_tanh": Planted(_signs(gradients.saturated), LINF),
-    "reversed_gradient": Planted(_bent(gradients.reversed_)),
+    "winners_take_all": Planted(_winners, ALL),
+    "sign_activation": Planted(_signs(gradients.sign_flat)),
+    "saturated_tanh": Planted(_signs(gradients.saturated)),
+    "reversed_gradient": Planted(_bent(gradients.reversed_), ALL),
     "random_gradient": Planted(_bent(gradients.random)),
-    "noisy_gradient": Planted(_bent(gradients.noisy), LINF),
-    "rolled_gradient": Planted(_bent(gradients.rolled), LINF),
-    "smallest_gradient": Planted(_bent(gradients.smallest), LINF),
-    "mirrored_gradient": Planted(_bent(gradients.mirrored), LINF),
-    "faint_gradient": Planted(_bent(gradients.underflowing)),
-    "nan_branch": Planted(lambda s, _: gradients.NanBranch(s.plain())),
-    "nan_off_grid": Planted(lambda s, _: gradients.NanOffGrid(s.plain()), LINF),
+    "noisy_gradient": Planted(_bent(gradients.noisy)),
+    "rolled_gradient": Planted(_bent(gradients.rolled)),
+    "smallest_gradient": Planted(_bent(gradients.smallest)),
+    "mirrored_gradient": Planted(_bent(gradients.mirrored)),
+    "faint_gradient": Planted(_bent(gradients.underflowing), ALL),
+    "nan_branch": Planted(lambda s, _: gradients.NanBranch(s.plain()), ALL),
+    "nan_off_grid": Planted(lambda s, _: gradients.NanOffGrid(s.plain())),
     "detached": Planted(lambda s, _: gradients.Detached(s.plain())),
     "grad_mode": Planted(lambda s, _: gradients.GradMode(s.plain(), _decoy())),
     # draws and memory
-    "dropout": Planted(
-        lambda s, _: randomness.Dropout(s.fitted("dropout", randomness.DropoutNet)), LINF
-    ),
-    "resized": Planted(_resized, LINF),
-    "noisy": Planted(lambda s, _: randomness.Noisy(_noise_trained(s))),
-    "pixel_dropout": Planted(lambda s, _: randomness.PixelDropout(_pixels_trained(s)), LINF),
-    "random_temperature": Planted(lambda s, _: randomness.RandomTemperature(s.plain()), LINF),
-    "logit_noise": Planted(lambda s, _: randomness.LogitNoise(s.plain()), LINF),
-    "moving_target": Planted(_moved, LINF),
-    "hash_noise": Planted(lambda s, _: randomness.HashNoise(_noise_trained(s))),
-    "seeded_forward": Planted(lambda s, _: randomness.SeededForward(_noise_trained(s)), LINF),
+    "dropout": Planted(lambda s, _: randomness.Dropout(s.fitted("dropout", randomness.DropoutNet))),
+    "resized": Planted(_resized),
+    "noisy": Planted(lambda s, _: randomness.Noisy(_noise_trained(s)), ALL),
+    "pixel_dropout": Planted(lambda s, _: randomness.PixelDropout(_pixels_trained(s))),
+    "random_temperature": Planted(lambda s, _: randomness.RandomTemperature(s.plain())),
+    "logit_noise": Planted(lambda s, _: randomness.LogitNoise(s.plain())),
+    "moving_target": Planted(lambda s, _: randomness.MovingTarget(_plain_networks(s))),
+    "hash_noise": Planted(lambda s, _: randomness.HashNoise(_noise_trained(s)), ALL),
+    "seeded_forward": Planted(lambda s, _: randomness.SeededForward(_noise_trained(s))),
     "batch_statistics": Planted(
         lambda s, _: randomness.BatchStatistics(s.fitted("batch_norm", randomness.batch_norm_net)),
-        LINF,
     ),
-    "remembers": Planted(lambda s, t: randomness.Remembers(s.plain(), _remembered(t))),
-    "counts": Planted(lambda s, _: randomness.Counts(s.plain(), *s.testing), LINF),
-    "cached": Planted(lambda s, _: randomness.Cached(s.plain()), LINF),
+    "remembers": Planted(lambda s, t: randomness.Remembers(s.plain(), _remembered(t)), ALL),
+    "counts": Planted(lambda s, _: randomness.Counts(s.plain(), *s.testing)),
+    "cached": Planted(lambda s, _: randomness.Cached(s.plain())),
+    # decoys that are robust
+    "robust_gradient": Planted(lambda s, t: decoys.RobustGradient(s.plain(), _robust(s, t))),
+    "borrowed_logits": Planted(lambda s, t: decoys.BorrowedLogits(s.plain(), _robust(s, t)), ALL),
+    "grad_mode_hard": Planted(lambda s, t: decoys.GradModeHard(s.plain(), _robust(s, t))),
+    "remembers_robust": Planted(
+        lambda s, t: decoys.RemembersRobust(s.plain(), _robust(s, t), _remembered(t))
+    ),
+    "ring": Planted(lambda s, t: decoys.Ring(s.plain(), _robust(s, t), s.testing[0], t)),
+    "backdoor": Planted(lambda s, t: decoys.Backdoor(_robust(s, t), s.training[0], t)),
+    "unsure_fallback": Planted(lambda s, _: decoys.UnsureFallback(s.plain(), *s.training)),
+    "hash_switch": Planted(lambda s, _: decoys.HashSwitch(_plain_networks(s))),
 }

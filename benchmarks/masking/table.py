@@ -1,6 +1,7 @@
 """The rows as Markdown, and what they come to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -9,7 +10,7 @@ START, END = "<!-- maskings: start -->", "<!-- maskings: end -->"
 TOLERANCE = 5
 
 
-def progress(row: Mapping[str, object]) -> str:
+def progress(row: Mapping[Any, object]) -> str:
     """A line about a row that is done."""
     figures = " ".join(f"{key} {_percent(row[key])}" for key in ("clean", "truth", "worst_case"))
     seconds = f"{row['seconds_truth']} + {row['seconds_evaluation']} CPU s"
@@ -27,7 +28,7 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Mapping[str, object]) -> list[str]:
+def _cells(row: Mapping[Any, object]) -> list[str]:
     shares = [_percent(row[key]) for key in ("clean", "truth", "worst_case")]
     name = f"`{row['model']}`" + (" (!)" if row["kind"] == "planted" and missed(row) else "")
     checks = str(row["checks"]).replace("|", "\\|")
@@ -35,7 +36,7 @@ def _cells(row: Mapping[str, object]) -> list[str]:
             str(row["audit"]), checks]  # fmt: skip
 
 
-def missed(row: Mapping[str, object]) -> bool:
+def missed(row: Mapping[Any, object]) -> bool:
     """Whether the worst case is far above the truth, and the audit does not fail."""
     gap = 100 * (float(str(row["worst_case"])) - float(str(row["truth"])))
     return gap > TOLERANCE + 1e-9 and row["audit"] in ("pass", "warn")
@@ -63,7 +64,7 @@ def summary(table: pd.DataFrame) -> str:
     return "  \n".join(lines)
 
 
-def _named(rows: list[dict[str, object]]) -> str:  # type: ignore[type-arg,unused-ignore]
+def _named(rows: Sequence[Mapping[Any, object]]) -> str:
     return ", ".join(f"`{row['model']}` ({row['norm']})" for row in rows) or "none"
 
 
@@ -79,5 +80,5 @@ def _percent(share: object) -> str:
     return "" if number != number else f"{number:.0f}"
 
 
-def _line(cells: object) -> str:
-    return "| " + " | ".join(cells) + " |"  # type: ignore[arg-type]
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
