@@ -432,6 +432,17 @@ def test_a_stranger_hidden_deep_in_a_saved_run_is_found() -> None:
         continued(checkpoint)
 
 
+@pytest.mark.parametrize("where", ["defense.attack", "training.curriculum.steps"])
+def test_so_is_one_in_a_saved_run_that_is_evaluated(where: str, tmp_path: Path) -> None:
+    checkpoint = saved()
+    hidden = OmegaConf.create(checkpoint.config)
+    OmegaConf.update(hidden, where, [{"_target_": "os.system"}], merge=False)
+    plain: Any = OmegaConf.to_container(hidden, resolve=False)
+    dataclasses.replace(checkpoint, config=plain).save(tmp_path / "best.pt")
+    with pytest.raises(InputError, match=r"would build os\.system"):
+        inherit_config(raw(f"checkpoint={tmp_path}", "stages=[evaluate]"), [])
+
+
 # --- components of the user's own --------------------------------------------------------------
 
 MINE = """
