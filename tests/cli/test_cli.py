@@ -167,13 +167,19 @@ def test_the_report_has_a_row_an_attack(finished: Answer) -> None:
     report = rows(finished.run_dir / "report.csv")
     assert list(report[0]) == [
         "dataset", "model", "defense", "train_attack", "noise", "seed", "attack", "norm", "eps",
-        "n", "accuracy", "ci_low", "ci_high", "forward", "backward", "seconds", "invalid",
+        "n", "accuracy", "ci_low", "ci_high", "forward", "backward", "seconds", "invalid", "audit",
     ]  # fmt: skip
-    assert [row["attack"] for row in report] == ["clean", *ATTACKS, "control", "worst_case"]
+    assert [row["attack"] for row in report] == [
+        "clean",
+        *ATTACKS,
+        "probe",
+        "control",
+        "worst_case",
+    ]
     described = ("dataset", "model", "defense", "train_attack", "noise", "seed", "n")
     first = [report[0][key] for key in described]
     assert first == ["synthetic", "linear", "madry", "pgd-10", "none", "0", "40"]
-    assert [row["eps"] for row in report] == ["0", "0.1", "0.1", "0.1", "0.1", "0", "0.1"]
+    assert [row["eps"] for row in report] == ["0", *["0.1"] * 5, "0", "0.1"]
     for row in report:
         assert float(row["ci_low"]) <= float(row["accuracy"]) <= float(row["ci_high"])
 
@@ -199,7 +205,7 @@ def test_attacked_images_are_kept_where_that_is_asked_for(
 def test_a_saved_run_is_the_source_of_a_transfer_attack(finished: Answer, driven: Answers) -> None:
     """From the model to itself, which comes to an attack on it that asks it nothing."""
     report = {row["attack"]: row for row in rows(driven["transfer"].run_dir / "report.csv")}
-    assert list(report) == ["clean", "other", "control", "worst_case"]
+    assert list(report) == ["clean", "other", "probe", "control", "worst_case"]
     assert float(report["other"]["forward"]) == float(report["other"]["backward"]) == 0
     # Searches from other starts may differ by one of the 40 images.
     worst_case = accuracies(finished.run_dir)["worst_case"]
@@ -496,7 +502,7 @@ def first(others: Answers) -> Answer:
 
 @pytest.mark.parametrize(
     ("run", "names", "eps", "survivors_only"),
-    [("finished", ATTACKS, 0.1, False), ("first", SUITE, 0.03, True)],
+    [("finished", [*ATTACKS, "probe"], 0.1, False), ("first", [*SUITE, "probe"], 0.03, True)],
 )
 def test_the_report_is_counted_from_the_samples(
     run: str, names: list[str], eps: float, survivors_only: bool, request: pytest.FixtureRequest
@@ -512,7 +518,7 @@ def test_the_report_is_counted_from_the_samples(
     first = np.where(wrong, "clean", "").astype(object)
     counted = {"clean": 1 - wrong.mean()}
     for name in names:
-        spared = (first != "") if survivors_only else wrong
+        spared = (first != "") if survivors_only and name != "probe" else wrong
         for column in ("broken", "margin", "size"):
             assert [row[f"{name}_{column}"] == "" for row in samples] == spared.tolist()
         broken = spared | [row[f"{name}_broken"] == "1" for row in samples]
@@ -529,7 +535,7 @@ def test_the_report_is_counted_from_the_samples(
 def test_the_first_command_ends_with_its_suite_and_a_look_at_its_figures(first: Answer) -> None:
     """Nothing here is random, so a radius of 0 leaves the clean accuracy exactly."""
     report = {row["attack"]: row for row in rows(first.run_dir / "report.csv")}
-    assert list(report) == ["clean", *SUITE, "control", "worst_case"]
+    assert list(report) == ["clean", *SUITE, "probe", "control", "worst_case"]
     assert {row["n"] for row in report.values()} == {"100"}
     clean = report["clean"]["accuracy"]
     assert report["control"]["accuracy"] == clean

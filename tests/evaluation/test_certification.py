@@ -652,7 +652,8 @@ def test_killed_in_an_attack_it_goes_on_and_repeats_none(finished: int, tmp_path
     groups = [len(group) for group in np.array_split(np.arange(len(held)), GROUPS)]
     before, now = sum(groups[:finished]), groups[finished]
     assert now
-    search = STEPS * EOT
+    # A look for a softmax, and the steps.
+    search = 1 + STEPS * EOT
     groups_before = before * (search + VOTES) + finished * LOOK
     killed_at = LOOK + len(CLOSE) * EACH + groups_before + LOOK + 1
     spared = kill_and_continue(killed_at, tmp_path / "pieces")
