@@ -66,7 +66,7 @@ def refuse_evaluation(
 ) -> None:
     """Refuse suites and votes that decide nothing, and proofs that do not exist."""
     ranges.require(
-        bool(settings.attacks),
+        bool(settings.attacks) or settings.certification is not None,
         "evaluation.attacks",
         {},
         "one attack or more, as evaluation=fast has",

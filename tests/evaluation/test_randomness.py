@@ -430,13 +430,15 @@ def test_attacks_and_predictions_average_over_draws(
     assert subject.random == (kind is not Plain)
     # What was seen on all images holds for each.
     assert subject.take(torch.tensor([0])).random == subject.random
+    # Looked at before the passes are counted.
+    assert subject.climbed is model
     passes: list[bool] = []
     model.register_forward_hook(
         lambda module, inputs, output: passes.append(inputs[0].requires_grad)
     )
     subject.predict(subject.x)
     assert len(passes) == (VOTES if subject.random else 1)
-    subject.attack(PROBE, np.arange(12), "pgd")
+    subject.attack(PROBE, np.arange(12), "pgd", threat=PROBE.threat)
     assert sum(passes) == STEPS * (EOT if subject.random else 1)
 
 

@@ -46,7 +46,10 @@ def test_it_is_evaluated_again(command_line: CommandLine, tmp_path: Path) -> Non
     # It has saved no such name, but its configuration.
     assert report["train_attack"] == "pgd_gaussian-10"
     # Rounding differs from processor to processor, by an image at most.
-    assert accuracies(answer.run_dir) == pytest.approx(accuracies(OLD), abs=1.5 / 40)
+    found, before = accuracies(answer.run_dir), accuracies(OLD)
+    # Today the searches of the audit count, too.
+    assert found.pop("probe") >= found.pop("worst_case") <= before.pop("worst_case")
+    assert found == pytest.approx(before, abs=1.5 / 40)
 
 
 def test_its_training_is_resumed(command_line: CommandLine, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_sweep_with_failures_finishes_the_others_and_says_so(lefts: list[Left]
     table = first.table
     assert list(table) == [
         "job", "seed", "optimizer.lr", "attack", "attack_norm", "attack_eps", "n",
-        "accuracy", "ci_low", "ci_high", "validation", "status", "seconds", "error",
+        "accuracy", "ci_low", "ci_high", "audit", "validation", "status", "seconds", "error",
     ]  # fmt: skip
     finished, failed = table[table["status"] == "finished"], table[table["status"] == "failed"]
     assert failed["job"].tolist() == [1, 3]
