@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -36,6 +36,9 @@ GROUPS = ("planted", "honest")
 # A random model takes several passes a look.
 PLANTED_BUDGET, RANDOM_BUDGET = Budget(), Budget(searches=12, steps=50, jitters=10)
 HONEST_BUDGET = Budget(steps=100)
+
+
+Row = dict[Any, object]
 
 
 class Case(NamedTuple):
@@ -68,7 +71,7 @@ def cases(groups: list[str], names: list[str], norms: list[str]) -> Iterator[Cas
                 yield from (Case(group, name, norm) for norm in entry.norms if norm in norms)
 
 
-def measured(case: Case, settings: Settings) -> dict[str, object]:
+def measured(case: Case, settings: Settings) -> Row:
     """The row of a case."""
     torch.set_num_threads(1)
     model, subject, suite = _built(case, Workshop(settings.cache))
@@ -109,7 +112,7 @@ def _built(case: Case, shop: Workshop) -> tuple[nn.Module, Subject, str | None]:
     return own, Subject(copied, [Mean(copied) if random else copied], random), entry.suite
 
 
-def rows(wanted: list[Case], settings: Settings, processes: int) -> Iterator[dict[str, object]]:
+def rows(wanted: list[Case], settings: Settings, processes: int) -> Iterator[Row]:
     """The rows of the cases, as they get done."""
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for done in as_completed(pool.submit(measured, case, settings) for case in wanted):
@@ -127,13 +130,16 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path("outputs/maskings"))
     parser.add_argument("--out", type=Path, help="a Markdown file with the two marks of the table")
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--csv", type=Path, help="written after every row")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --csv has")
     arguments = parser.parse_args()
     groups = [arguments.group] if arguments.group else list(GROUPS)
     wanted = list(cases(groups, arguments.only, arguments.norm))
     settings = Settings(arguments.cache.resolve(), arguments.evaluation, arguments.samples)
-    found: list[dict[str, object]] = []
-    for row in rows(wanted, settings, arguments.processes):
+    found = kept(arguments.csv, wanted) if arguments.resume else []
+    done = {_case(row) for row in found}
+    left = [case for case in wanted if case not in done]
+    for row in rows(left, settings, arguments.processes):
         found.append(row)
         print(f"{len(found)}/{len(wanted)}", progress(row), flush=True)
         if arguments.csv:
@@ -144,14 +150,19 @@ def main() -> None:
     print(summary(table))
 
 
-def in_order(found: list[dict[str, object]], wanted: list[Case]) -> pd.DataFrame:
+def kept(csv: Path, wanted: list[Case]) -> list[Row]:
+    """Those of the rows in a file that are wanted."""
+    found = pd.read_csv(csv, keep_default_na=False, na_values={"worst_case": ""})
+    return [row for row in found.to_dict("records") if _case(row) in wanted]
+
+
+def in_order(found: list[Row], wanted: list[Case]) -> pd.DataFrame:
     """The rows that are done, in the order of the cases."""
-    places = {case: place for place, case in enumerate(wanted)}
+    return pd.DataFrame(sorted(found, key=lambda row: wanted.index(_case(row))))
 
-    def place(row: dict[str, object]) -> int:
-        return places[Case(str(row["kind"]), str(row["model"]), Norm(str(row["norm"])))]
 
-    return pd.DataFrame(sorted(found, key=place))
+def _case(row: Row) -> Case:
+    return Case(str(row["kind"]), str(row["model"]), Norm(str(row["norm"])))
 
 
 if __name__ == "__main__":

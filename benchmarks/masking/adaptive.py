@@ -29,7 +29,7 @@ SURE = 0.1
 # Most points in one pass.
 BATCH = 1000
 MOMENTUM = 0.75
-PIXELS = (1, 3, 8)
+PIXELS = (1, 2, 4)
 # The length of the first and of the last step, in radii.
 FIRST_STEP, LAST_STEP = 0.5, 0.01
 # How far the last search goes from the best points, in radii.

@@ -114,10 +114,17 @@ class Purified(Changed):
 
 
 class Ripple(Masked):
-    """Adds a ripple of 0.02 to each pixel, whose slope of either sign is 16 times the pixel's."""
+    """Adds a ripple to each pixel, whose slope of either sign exceeds the pixel's own.
+
+    The largest slope is `height` times `frequency`: 16 here, and 3 in the mild one.
+    """
+
+    def __init__(self, network: nn.Module, height: float = 0.02, frequency: float = 800) -> None:
+        super().__init__(network)
+        self.height, self.frequency = height, frequency
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x + 0.02 * torch.sin(800 * x))
+        logits: Tensor = self.network(x + self.height * torch.sin(self.frequency * x))
         return logits
 
 

@@ -181,4 +181,18 @@ PLANTED: dict[str, Planted] = {
     "backdoor": Planted(lambda s, t: decoys.Backdoor(_robust(s, t), s.training[0], t)),
     "unsure_fallback": Planted(lambda s, _: decoys.UnsureFallback(s.plain(), *s.training)),
     "hash_switch": Planted(lambda s, _: decoys.HashSwitch(_plain_networks(s))),
+    # in front of a network that is robust, or hiding little
+    "ripple_robust": Planted(lambda s, t: inputs.Ripple(_robust(s, t))),
+    "quantised_robust": Planted(lambda s, t: inputs.Quantised(_robust(s, t), 6)),
+    "temperature_robust": Planted(lambda s, t: outputs.Temperature(_robust(s, t))),
+    "noisy_gradient_robust": Planted(
+        lambda s, t: gradients.BentGradient(_robust(s, t), gradients.noisy)
+    ),
+    "remembers_weakness": Planted(
+        lambda s, t: randomness.Remembers(_robust(s, t), _remembered(t) / 2)
+    ),
+    "ripple_mild": Planted(lambda s, _: inputs.Ripple(s.plain(), 0.01, 300)),
+    "noisy_gradient_mild": Planted(_bent(gradients.a_bit_noisy)),
+    "output_codes_mild": Planted(lambda s, _: outputs.OutputCodes(s.plain(), 10)),
+    "softmax_of_5z": Planted(lambda s, _: outputs.Softmax(s.plain(), 5)),
 }
