@@ -1,7 +1,7 @@
-"""A run that an earlier version has saved is one of today's.
+"""Runs that were saved by an earlier version still work.
 
-`before_packages` was made by the last version whose modules lay side by side, with the command in
-its `command.json`. Its `checkpoint.previous.pt` is that of epoch 3 of 4.
+`before_packages` was made by the last version without packages, with the command in its
+`command.json`. Its `checkpoint.previous.pt` is that of epoch 3 of 4.
 """
 
 import shutil
@@ -35,7 +35,7 @@ def test_its_model_is_loaded() -> None:
 
 
 def test_it_is_evaluated_again(command_line: CommandLine, tmp_path: Path) -> None:
-    """With its data, defense and radius, which are not given again."""
+    """With its data, defense and radius, although they are not set."""
     answer = command_line.run(
         f"checkpoint={OLD}", "stages=[evaluate]", "evaluation=quick", "evaluation.samples=40",
         cwd=tmp_path,
