@@ -69,7 +69,7 @@ def test_it_is_compared(command_line: CommandLine, tmp_path: Path) -> None:
 
 
 def test_a_job_of_its_sweep_has_current_names(tmp_path: Path) -> None:
-    """A sweep that was started again has to find the jobs that have finished."""
+    """A repeated sweep has to recognise its finished jobs."""
     old = "training:\n  curriculum:\n    smooth: true\n    _target_: robusttrain.optimizers.SGD\n"
     Job(0, "0", ("training.curriculum.smooth=true",), config=old).save(tmp_path)
     job = read_job(tmp_path, "0")
@@ -78,8 +78,8 @@ def test_a_job_of_its_sweep_has_current_names(tmp_path: Path) -> None:
     assert job.config == old.replace("smooth", "per_batch").replace(".opt", ".optim.opt")
 
 
-def test_a_command_line_that_was_stored_has_current_keys(tmp_path: Path) -> None:
-    """`resume=auto` has to find a run by what the user types today."""
+def test_a_stored_command_line_has_current_keys(tmp_path: Path) -> None:
+    """`resume=auto` has to find a run by the current keys."""
     old, new = (["seed=1", f"training.curriculum.{key}=true"] for key in ("smooth", "per_batch"))
     Command(old, old).write(tmp_path)
     assert Command.read(tmp_path) == Command(new, new)
