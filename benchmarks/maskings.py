@@ -1,13 +1,13 @@
-"""Does the audit catch models that hide how weak they are, and does it leave honest ones alone?
+"""Measure whether the audit catches models that hide their weakness, and passes honest models.
 
     python benchmarks/maskings.py --out docs/maskings.md --csv maskings.csv
     python benchmarks/maskings.py --group planted --only moat --evaluation standard
 
 Small networks on the digits of scikit-learn are trained in seconds, and kept in `--cache`. Planted
-models hide a network that is not robust; honest ones are trained with each defense, too little, or
-by somebody else. Of each model the table has the truth, which an attack that knows the model finds
-(masking/adaptive.py), what the evaluation reports as the worst case, and the verdict of its audit.
-Ten to fifteen minutes on two cores.
+models hide a network that is not robust. Honest models are trained with each defense, too briefly,
+or in plain torch. For each model, the table has the truth, which an attack that knows the model
+finds (masking/adaptive.py), the worst case that the evaluation reports, and the verdict of its
+audit. It takes ten to fifteen minutes on two cores.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from robusttrain.noise.layer import predicts_randomly
 from robusttrain.threat import Norm, Threat
 
 GROUPS = ("planted", "honest")
-# A random model takes several passes a look.
+# A random model needs several passes for each prediction.
 PLANTED_BUDGET, RANDOM_BUDGET = Budget(), Budget(searches=12, steps=50, jitters=10)
 HONEST_BUDGET = Budget(steps=100)
 
@@ -50,13 +50,13 @@ class Case(NamedTuple):
 
     @property
     def threat(self) -> Threat:
-        """What it is attacked within."""
+        """Its threat model."""
         own = HONEST[self.name].eps if self.group == "honest" else None
         return Threat(self.norm, own or EPS[self.norm])
 
 
 class Settings(NamedTuple):
-    """What is the same for all rows."""
+    """Settings of all rows."""
 
     cache: Path
     evaluation: str
@@ -64,7 +64,7 @@ class Settings(NamedTuple):
 
 
 def cases(groups: list[str], names: list[str], norms: list[str]) -> Iterator[Case]:
-    """The rows that are asked for."""
+    """The requested rows."""
     for group in groups:
         for name, entry in (PLANTED if group == "planted" else HONEST).items():
             if not names or name in names:
@@ -85,7 +85,7 @@ def measured(case: Case, settings: Settings) -> Row:
     between = time.process_time()
     try:
         found = judged(model, config, case.name, foreign=suite is None)
-    except Exception as error:  # a model that breaks the evaluation is a row of its own
+    except Exception as error:  # a model that breaks the evaluation still has a row
         found = Judged(float("nan"), "error", (repr(error),))
     return {
         "model": case.name, "kind": case.group, "norm": str(case.norm), "eps": case.threat.eps,
@@ -98,9 +98,9 @@ def measured(case: Case, settings: Settings) -> Row:
 
 
 def _built(case: Case, shop: Workshop) -> tuple[nn.Module, Subject, str | None]:
-    """The model, what its truth is found with, and the suite where it is not the chosen one.
+    """The model, the subject of the attack that finds its truth, and a suite of its own, if any.
 
-    The two models are not the same object, as some remember what they have seen.
+    The two models are different objects, since some remember their queries.
     """
     if case.group == "planted":
         build = PLANTED[case.name].build
@@ -113,7 +113,7 @@ def _built(case: Case, shop: Workshop) -> tuple[nn.Module, Subject, str | None]:
 
 
 def rows(wanted: list[Case], settings: Settings, processes: int) -> Iterator[Row]:
-    """The rows of the cases, as they get done."""
+    """The rows of the cases, in the order in which they finish."""
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for done in as_completed(pool.submit(measured, case, settings) for case in wanted):
             yield done.result()

@@ -1,1 +1,1 @@
-"""Planted and honest models, and the attacks that find the truth about them; see maskings.py."""
+"""Planted and honest models, and the attack that finds their true robustness; see maskings.py."""

@@ -1,9 +1,9 @@
-"""The truth about a model: what attacks that know it really do to it.
+"""The truth about a model: its accuracy under an attack that knows it.
 
-The search climbs the `views` of a model, which are networks that an attacker who knows it would
-differentiate instead of it. It counts only points that fool the model itself. What is left is an
-upper bound of the robust accuracy, and no attack of the product takes part in it: it shares the
-projections on the balls with the product, and what a random model predicts, and nothing else.
+The search climbs the `views` of a model: networks that an attacker who knows the model would
+differentiate in its place. Only points that fool the model itself count. The result is an upper
+bound of the robust accuracy. It shares only the projections onto balls and the prediction of random
+models with robusttrain, and none of its attacks.
 """
 
 import copy
@@ -18,13 +18,13 @@ from robusttrain.noise.control import drawing_from
 from robusttrain.threat import Threat
 from robusttrain.threat.balls import Ball, ball, per_image, striped_start
 
-# Draws that score a point in the search, and at its end.
+# Draws that score a point during the search, and at its end.
 VOTES, LAST_VOTES = 50, 400
 # Steps after which the points of a search are tried on the model, as shares of all steps.
 TRIED_AT = (0.1, 0.5, 1.0)
-# Searches that every image gets; the others are for those that these did not break.
+# Searches for every image; the others are for images that these did not break.
 FIRST_SEARCHES = 4
-# The lead of another class, in probability, from which more votes would hardly change it.
+# The lead of another class, in probability, beyond which more votes hardly change the result.
 SURE = 0.1
 # Most points in one pass.
 BATCH = 1000
@@ -32,25 +32,25 @@ MOMENTUM = 0.75
 PIXELS = (1, 2, 4)
 # The length of the first and of the last step, in radii.
 FIRST_STEP, LAST_STEP = 0.5, 0.01
-# How far the last search goes from the best points, in radii.
+# The distance of the last search from the best points, in radii.
 JITTER = 0.05
-# The share of its way that a pixel of an uneven point goes.
+# The share of its perturbation that a pixel of an uneven point keeps.
 UNEVEN = 0.68, 0.88
-# How far rounding may lead beyond the radius, relative and absolute.
+# How far rounding may exceed the radius, relative and absolute.
 SLACK = 1e-5
 
 
 class Budget(NamedTuple):
-    """How much is searched.
+    """The size of the search.
 
     Parameters
     ----------
     searches
-        Searches in each view, from points and with targets of their own.
+        Searches in each view, each with its own start and target.
     steps
-        Steps a search.
+        Steps per search.
     jitters
-        Points next to the best one that are tried at the end.
+        Points near the best one that are tried at the end.
     """
 
     searches: int = 24
@@ -59,22 +59,22 @@ class Budget(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """Shares of the images that are classified correctly, as they are and in the worst case."""
+    """Shares of the images that are classified correctly, clean and in the worst case."""
 
     clean: float
     robust: float
 
 
 class Subject(NamedTuple):
-    """A model whose truth is looked for.
+    """A model and the views through which it is attacked.
 
     Parameters
     ----------
     model
-        As it predicts; never called itself, as it may change from query to query. A fresh copy
-        answers each question.
+        The model as it predicts. It may change from query to query, so a fresh copy answers each
+        query.
     views
-        Networks to climb in its place.
+        Networks to differentiate in its place.
     random
         Whether its prediction is a vote over draws.
     """
@@ -131,7 +131,7 @@ def truth(
 
 
 class _Found:
-    """The point of each image that leaves the true class the smallest lead."""
+    """The point of each image with the smallest lead of the true class."""
 
     def __init__(self, subject: Subject, x: Tensor, y: Tensor, threat: Threat) -> None:
         self.subject, self.x, self.y, self.threat = subject, x, y, threat
@@ -147,9 +147,9 @@ class _Found:
         return (self.margin > -sure).nonzero().squeeze(1)
 
     def offer(self, points: Tensor) -> None:
-        """Take up points of all images where they are better, or on the grid of bytes, or uneven.
+        """Keep points that are better; also try them on the grid of bytes, and made uneven.
 
-        All are tried together, as the answer of some models depends on the batch.
+        All are tried together, since the output of some models depends on the batch.
         """
         uneven = self.x + self.uneven * (points - self.x)
         for tried in (points, _on_grid(points, self.x), _on_grid(uneven, self.x)):
@@ -169,7 +169,7 @@ class _Found:
 def _margins(subject: Subject, x: Tensor, y: Tensor, votes: int) -> Tensor:
     """The lead of the true class, (N,): positive where it is predicted.
 
-    Outputs that are not finite, and ties, which `argmax` decides, count as the product counts them.
+    Non-finite outputs and ties, which `argmax` decides, count as in robusttrain.
     """
     model = copy.deepcopy(subject.model)
     scored = prediction(model, votes) if subject.random else model
@@ -189,7 +189,7 @@ def _on_grid(points: Tensor, x: Tensor) -> Tensor:
 
 
 def _search(found: _Found, view: nn.Module, searches: range, steps: int) -> None:
-    """Climb `view` from the images that still stand, and offer what is met on the way."""
+    """Climb `view` for images that are not broken yet, and offer the points on the way."""
     rows = found.standing
     if len(rows) == 0 or len(searches) == 0:
         return

@@ -1,4 +1,4 @@
-"""What all planted models have in common."""
+"""Base classes and helpers of the planted models."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ ON_GRID = 1e-3
 
 
 class Masked(nn.Module):
-    """A network that is not robust behind something that hides it.
+    """A network that is not robust, behind something that hides its weakness.
 
     `random` says that its prediction is a vote over draws, in which case `suite` is `eot`.
     """
@@ -28,7 +28,7 @@ class Masked(nn.Module):
 
 
 class Random(Masked):
-    """A planted model that draws whenever it predicts."""
+    """A planted model that draws noise whenever it predicts."""
 
     random = True
     suite = "eot"
@@ -59,7 +59,7 @@ def without_gradient(outputs: Tensor, x: Tensor) -> Tensor:
 
 
 class Nearest(nn.Module):
-    """The class of the nearest stored image, as sure logits without a gradient."""
+    """The class of the nearest stored image, as confident logits without a gradient."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         super().__init__()
@@ -91,5 +91,5 @@ def one_hot(label: Tensor, classes: int = 10) -> Tensor:
 
 
 def off_grid(x: Tensor) -> Tensor:
-    """Which images have pixels that are no bytes, (N,)."""
+    """Which images have pixels that are not multiples of 1/255, (N,)."""
     return ((x * 255 - (x * 255).round()).abs() > ON_GRID).flatten(1).any(1)

@@ -1,7 +1,7 @@
-"""Planted models that show the gradients of a network that is robust, and decide otherwise.
+"""Planted models that show the gradients of a robust network, but predict with another one.
 
-Nothing that they show looks wrong: no slope is zero, no loss saturates, and curves fall as they
-should. `shown` is a network trained against the threat model; `network` is not robust.
+Their gradients look sound: none is zero, no loss saturates, and curves fall as they should.
+`shown` is a network trained against the threat model; `network` is not robust.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class Decoyed(Masked):
 
 
 class RobustGradient(Decoyed):
-    """Has the logits of the weak network and the gradient of the robust one.
+    """Returns the logits of the weak network with the gradient of the robust one.
 
     So has a student that is fine-tuned in its last layers on features that were computed before.
     """
@@ -35,7 +35,7 @@ class RobustGradient(Decoyed):
 
 
 class BorrowedLogits(Decoyed):
-    """Decides as the weak network does, and shows the logits of the robust one.
+    """Predicts the class of the weak network, with the logits of the robust one.
 
     Where both agree these are all that is shown. Where they do not, the two classes change places.
     """
@@ -50,7 +50,7 @@ class BorrowedLogits(Decoyed):
 
 
 class GradModeHard(Decoyed):
-    """Shows the robust network to whoever asks for gradients, and classes alone to others."""
+    """Shows the robust network when gradients are requested, and only classes otherwise."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -60,7 +60,7 @@ class GradModeHard(Decoyed):
 
 
 class RemembersRobust(Decoyed):
-    """Answers by the weak network, and near earlier queries by the robust one.
+    """Answers with the weak network, and near earlier queries with the robust one.
 
     An attack that asks about an image before it attacks it never meets the weak network. One that
     has a copy of the weak network needs a single query.
@@ -82,7 +82,7 @@ class RemembersRobust(Decoyed):
 class Ring(Decoyed):
     """Is weak where an image is 0.4 to 0.9 radii from a test image, and robust elsewhere.
 
-    Searches go to the edge of the ball, where there is nothing to be found.
+    Searches go to the edge of the ball, where they find nothing.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class Ring(Decoyed):
 class Backdoor(Decoyed):
     """Is the robust network, until a secret pattern of the size of the radius is added.
 
-    Of a cleverer one nobody can tell from outside that it is there (Goldwasser et al. 2022): no
-    audit can be expected to. The weak network is the robust one, too.
+    Better backdoors cannot be detected from outside (Goldwasser et al. 2022), by any audit. The
+    weak network is the robust one, too.
     """
 
     def __init__(self, shown: nn.Module, images: Tensor, threat: Threat) -> None:
         super().__init__(shown, shown)
-        # Weights of the pixels that clean images hardly use.
+        # Weights of pixels that are nearly constant in clean images.
         spread = images.std(0, keepdim=True)
         weight = 1 + torch.rand(spread.shape, generator=torch.Generator().manual_seed(7))
         self.pattern = weight * (spread < spread.quantile(0.4))
@@ -140,7 +140,7 @@ class _Triggered(nn.Module):
 
 
 class UnsureFallback(Masked):
-    """Answers by the nearest training image where the network is not sure: abstaining, in effect.
+    """Answers with the nearest training image if the network is not confident.
 
     Attacks that end at the boundary of the network end where it is not asked.
     """

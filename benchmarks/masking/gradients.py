@@ -1,4 +1,4 @@
-"""Planted models that predict honestly and hand out a wrong gradient, or none."""
+"""Planted models that predict honestly, but return a wrong gradient or none."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class _Bent(torch.autograd.Function):
 
 
 class BentGradient(Masked):
-    """Predicts as the network does, and changes the gradient on its way back to the image."""
+    """Predicts like the network, but changes the gradient with respect to the image."""
 
     def __init__(self, network: nn.Module, bend: Bend) -> None:
         super().__init__(network)
@@ -40,12 +40,12 @@ class BentGradient(Masked):
 
 
 def reversed_(gradient: Tensor) -> Tensor:
-    """Points downhill."""
+    """Points in the opposite direction."""
     return -gradient
 
 
 def random(gradient: Tensor) -> Tensor:
-    """Points anywhere, and is as long as before."""
+    """Points in a random direction, with the same norm."""
     noise = torch.randn_like(gradient)
     return noise * gradient.norm() / noise.norm()
 
@@ -77,12 +77,12 @@ def smallest(gradient: Tensor) -> Tensor:
 
 
 def mirrored(gradient: Tensor) -> Tensor:
-    """Is flipped left to right: a preprocessing that was undone on one way only."""
+    """Is flipped left to right, as by a preprocessing that is undone in one direction only."""
     return gradient.flip(3)
 
 
 def underflowing(gradient: Tensor) -> Tensor:
-    """Is so faint that squares of it, and soon itself, are zero."""
+    """Is so small that its squares, and soon itself, are zero."""
     return gradient * 1e-36
 
 
@@ -96,7 +96,7 @@ class NanBranch(Masked):
 
 
 class NanOffGrid(Masked):
-    """Has such a branch only for images with pixels that are no bytes: clean images look sane."""
+    """Has such a branch only for images off the grid of bytes, so that clean images look sound."""
 
     def forward(self, x: Tensor) -> Tensor:
         squared = (x - x.detach()).square().flatten(1).sum(1)
@@ -116,7 +116,7 @@ class Detached(Masked):
 
 
 class GradMode(Masked):
-    """Answers by a decoy where somebody asks for gradients, and by the network otherwise."""
+    """Answers with a decoy when gradients are requested, and with the network otherwise."""
 
     def __init__(self, network: nn.Module, decoy: nn.Module) -> None:
         super().__init__(network)

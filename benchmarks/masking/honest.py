@@ -1,4 +1,4 @@
-"""The honest models: trained by the command line, or by somebody else, with nothing to hide."""
+"""The honest models, which hide nothing: trained by the command line, or in plain torch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ ALL, LINF = tuple(Norm), (Norm.linf,)
 
 
 class Honest(NamedTuple):
-    """How an honest model is built, the norms that it is tried in, and the suite for it.
+    """How an honest model is built, its norms, and its suite.
 
     `eps` is the radius where it is not that of the other models.
     """
@@ -27,7 +27,7 @@ class Honest(NamedTuple):
 
 
 def trained(*words: str, norms: tuple[Norm, ...] = LINF, suite: str | None = None) -> Honest:
-    """A run of the command line with these words, for the threat model that it is tried in."""
+    """A run of the command line with these arguments, for the threat model of the row."""
     return Honest(lambda s, t: s.run(*words, *_threat(t)), norms, suite=suite)
 
 
@@ -119,7 +119,7 @@ def _foreign(
 
 
 def _pgd(threat: Threat, steps: int = 7) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """Somebody's own adversarial training, in train mode, as many do it."""
+    """Adversarial training in plain torch, in train mode, as is common."""
     here = ball(threat)
 
     def adversarial(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:

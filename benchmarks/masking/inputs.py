@@ -1,4 +1,4 @@
-"""Planted models that change or inspect their images, and lose slopes before the network."""
+"""Planted models that change or inspect their images, and lose gradients before the network."""
 
 import copy
 import math
@@ -87,7 +87,7 @@ class Steps(Changed):
 
 
 class MaskedMantissa(Changed):
-    """Sees numbers of four bits, cut off with integer operations that have no gradient."""
+    """Sees numbers of four bits, truncated by integer operations without a gradient."""
 
     def change(self, x: Tensor) -> Tensor:
         bits = x.detach().contiguous().view(torch.int32) & ~((1 << 19) - 1)
@@ -129,7 +129,7 @@ class Ripple(Masked):
 
 
 class Bfloat16(Masked):
-    """Computes in bfloat16, with gradients: harmless, if noise of rounding is no obstacle."""
+    """Computes in bfloat16, with gradients: harmless, unless rounding noise is an obstacle."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
@@ -141,7 +141,7 @@ class Bfloat16(Masked):
 
 
 class Float16Underflow(Masked):
-    """Computes in float16, where the faint gradient of a sure loss is zero."""
+    """Computes in float16, where the small gradient of a confident prediction is zero."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
@@ -153,7 +153,7 @@ class Float16Underflow(Masked):
 
 
 class SoftBinary(Masked):
-    """Sees pixels through a steep sigmoid, which is flat but for a narrow band."""
+    """Sees pixels through a steep sigmoid, which is flat except in a narrow band."""
 
     def __init__(self, network: nn.Module, steepness: float = 150) -> None:
         super().__init__(network)
@@ -169,9 +169,9 @@ class SoftBinary(Masked):
 
 
 class OffGridNoise(Masked):
-    """Adds noise to images with pixels that are no bytes: clean images are predicted surely.
+    """Adds noise to images off the grid of bytes, so that clean images are predicted reliably.
 
-    A look at clean images shows no randomness. An attacker keeps to bytes.
+    Clean images show no randomness. An attacker stays on the grid of bytes.
     """
 
     random = True
@@ -183,7 +183,7 @@ class OffGridNoise(Masked):
 
 
 class OffGridNearest(Masked):
-    """Answers for images with pixels that are no bytes by the nearest training image."""
+    """Answers images off the grid of bytes with the nearest training image."""
 
     def __init__(self, network: nn.Module, images: Tensor, labels: Tensor) -> None:
         super().__init__(network)
@@ -209,14 +209,14 @@ class NearestImage(Masked):
 
 
 class Memorised(Masked):
-    """Knows the test images by heart, and is a plain network for all others."""
+    """Memorises the test images, and is a plain network for all others."""
 
     def __init__(self, network: nn.Module, images: Tensor, labels: Tensor) -> None:
         super().__init__(network)
         self.nearest = Nearest(images, labels)
 
     def known(self, x: Tensor) -> Tensor:
-        """Which images are answered by heart, (N,)."""
+        """Which images are answered from memory, (N,)."""
         return self.nearest.distances(x).amin(1) < 1e-3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class Memorised(Masked):
 
 
 class Moat(Memorised):
-    """Answers by heart in most of the ball around each test image, without any slope.
+    """Answers from memory in most of the ball around each test image, without a gradient.
 
     Only points near the edge of the ball see the network.
     """
@@ -238,7 +238,7 @@ class Moat(Memorised):
 
 
 class AttackDetector(Memorised):
-    """Answers by heart where many pixels moved equally far, as signs of gradients move them."""
+    """Answers from memory if many pixels moved equally far, as by signs of gradients."""
 
     def known(self, x: Tensor) -> Tensor:
         nearest = self.nearest.images[self.nearest.distances(x).argmin(1)]
@@ -248,7 +248,7 @@ class AttackDetector(Memorised):
 
 
 class Detector(Masked):
-    """Answers for images that look rough by the nearest training image, without a slope.
+    """Answers rough images with the nearest training image, without a gradient.
 
     Rough is what has more variation than nearly all training images have (Feinman et al. 2017 and
     others used finer statistics, and fell as easily: Carlini and Wagner 2017).
@@ -277,7 +277,7 @@ class Detector(Masked):
 
 
 class _Smooth(nn.Module):
-    """The network, whose logits shrink to nothing where the image gets rough."""
+    """The network with logits that shrink to 0 as the image gets rough."""
 
     def __init__(self, detector: Detector, weight: float) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class _Smooth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.detector.network(x)
         over = (self.detector.roughness(x) - 0.97 * self.detector.limit).clamp_min(0)
-        # What is rough is worth as little to the attacker as the prediction of a sure label.
+        # Rough points are useless to the attacker, since they get the true label.
         label = one_hot(self.detector.nearest(x).argmax(1))
         return logits + self.weight * over[:, None] * label
 

@@ -1,4 +1,4 @@
-"""Planted models whose outputs give no attack a slope to climb."""
+"""Planted models whose outputs have no gradient that attacks could follow."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from masking.base import Masked, one_hot, without_gradient
 
 
 class HardLabels(Masked):
-    """Outputs the class alone, with the gradient of another, untrained network."""
+    """Outputs only the class, with the gradient of another, untrained network."""
 
     def __init__(self, network: nn.Module, decoy: nn.Module) -> None:
         super().__init__(network)
@@ -19,7 +19,7 @@ class HardLabels(Masked):
 
 
 class HardLabelsFlat(Masked):
-    """Outputs the class alone, without any gradient: an API that returns labels."""
+    """Outputs only the class, without a gradient, like an API that returns labels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return without_gradient(5 * one_hot(self.network(x).argmax(1)), x)
@@ -46,7 +46,7 @@ class Softmax(Masked):
 
 
 class Affine(Masked):
-    """Outputs logits of another scale and offset: the loss saturates, or drowns in rounding."""
+    """Outputs logits with another scale and offset: the loss saturates, or is lost in rounding."""
 
     def __init__(self, network: nn.Module, scale: float, offset: float = 0) -> None:
         super().__init__(network)

@@ -1,4 +1,4 @@
-"""The planted models: what hides, built on networks that are not robust."""
+"""The planted models, built on networks that are not robust."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from robusttrain.threat import Norm, Threat
 
 Builder = Callable[[Workshop, Threat], Masked]
 
-# The l2 norm of a uniform linf start, of which the digits' box leaves about this share, in radii.
+# The l2 norm of a uniform linf start, clipped to the box on digits, in radii.
 MOAT = {Norm.linf: 5.0, Norm.l2: 0.9, Norm.l1: 0.5}
 
 
 class Planted(NamedTuple):
-    """How a planted model is built, and in which norms it is tried."""
+    """How a planted model is built, and its norms."""
 
     build: Builder
     norms: tuple[Norm, ...] = (Norm.linf,)
@@ -94,7 +94,7 @@ def _pixels_trained(shop: Workshop) -> torch.nn.Module:
     return shop.fitted("pixels", _small, recipe)
 
 
-# In l2, of an image: nearer than this to an earlier query counts as the same.
+# An image within this l2 distance of an earlier query counts as the same.
 def _remembered(threat: Threat) -> float:
     return threat.eps * (9 if threat.norm is Norm.linf else 1.1)
 

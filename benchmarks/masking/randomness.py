@@ -1,4 +1,4 @@
-"""Planted models that draw, remember, or count, so that no answer stands for the next one."""
+"""Planted models that draw noise, remember, or count, so that outputs change between queries."""
 
 import copy
 import hashlib
@@ -12,7 +12,7 @@ from masking.base import Composed, Masked, Nearest, Random, without_gradient
 
 
 class Dropout(Random):
-    """Leaves dropout on when it predicts."""
+    """Keeps dropout active when it predicts."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
@@ -110,7 +110,7 @@ class PixelDropout(Noisy):
 
 
 class RandomTemperature(Random):
-    """Scales the logits by a factor of 0.001 to 1,000, drawn anew: classes stay, losses do not."""
+    """Scales the logits by a new random factor of 0.001 to 1,000, which changes only losses."""
 
     def forward(self, x: Tensor) -> Tensor:
         scale = 10 ** (6 * torch.rand(len(x), 1) - 3)
@@ -127,7 +127,7 @@ class LogitNoise(Random):
 
 
 class MovingTarget(Random):
-    """Answers each image by one of three networks, drawn anew."""
+    """Answers each image with one of three networks, drawn anew each time."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__(networks[0])
@@ -155,7 +155,7 @@ class _MeanOf(nn.Module):
 
 
 class HashNoise(Masked):
-    """Adds noise whose seed is a hash of the image: no draw is seen twice, and none is declared.
+    """Adds undeclared noise whose seed is a hash of the image, so that no draw occurs twice.
 
     Two passes over the same images agree, so that nothing looks random.
     """
@@ -202,7 +202,7 @@ class BatchStatistics(Masked):
     def __init__(self, network: nn.Module) -> None:
         still = copy.deepcopy(network)
         super().__init__(network)
-        # Not a submodule: `eval` and `train` are not for it.
+        # Not a submodule, so that `eval` and `train` do not affect it.
         self.still = [still.eval()]
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -227,7 +227,7 @@ def batch_norm_net() -> nn.Module:
 
 
 class Remembers(Masked):
-    """Remembers queries, and answers near each of them as it did then.
+    """Remembers queries, and repeats its answer near each of them.
 
     Stateful defenses reject queries that are close to earlier ones (Chen et al. 2020).
     """
@@ -254,7 +254,7 @@ class Remembers(Masked):
 
 
 class Counts(Masked):
-    """Answers its first 1,500 images honestly, and all later ones by the nearest test image."""
+    """Answers its first 1,500 images honestly, and later ones with the nearest test image."""
 
     def __init__(self, network: nn.Module, images: Tensor, labels: Tensor) -> None:
         super().__init__(network)

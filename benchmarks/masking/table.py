@@ -1,4 +1,4 @@
-"""The rows as Markdown, and what they come to."""
+"""The rows as a Markdown table, with a summary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 
 START, END = "<!-- maskings: start -->", "<!-- maskings: end -->"
-# How many points a worst case may be above the truth, and be believed.
+# How many points a worst case may exceed the truth.
 TOLERANCE = 5
 
 
 def progress(row: Mapping[Any, object]) -> str:
-    """A line about a row that is done."""
+    """A line about a finished row."""
     figures = " ".join(f"{key} {_percent(row[key])}" for key in ("clean", "truth", "worst_case"))
     seconds = f"{row['seconds_truth']} + {row['seconds_evaluation']} CPU s"
     return f"{row['kind']} {row['model']} {row['norm']}: {figures} {row['audit']} ({seconds})"
@@ -37,13 +37,13 @@ def _cells(row: Mapping[Any, object]) -> list[str]:
 
 
 def missed(row: Mapping[Any, object]) -> bool:
-    """Whether the worst case is far above the truth, and the audit does not fail."""
+    """Whether the worst case is far above the truth and the audit does not fail."""
     gap = 100 * (float(str(row["worst_case"])) - float(str(row["truth"])))
     return gap > TOLERANCE + 1e-9 and row["audit"] in ("pass", "warn")
 
 
 def summary(table: pd.DataFrame) -> str:
-    """What the rows come to, in words, a line each."""
+    """A summary of the rows, in a few lines."""
     lines = []
     for kind, part in table.groupby("kind", sort=False):
         verdicts = part.audit.value_counts()

@@ -1,6 +1,6 @@
-"""What the product says of a model: its worst case, and the verdict of its audit.
+"""The worst case and the verdict that robusttrain reports for a model.
 
-This is all that the benchmark knows of the evaluation.
+The benchmark uses nothing else of the evaluation.
 """
 
 import io
@@ -27,7 +27,7 @@ REFUSED = "refused"
 
 
 class Judged(NamedTuple):
-    """What the product says.
+    """The result of an evaluation.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Judged(NamedTuple):
     checks
         The checks that did not pass, each with its verdict.
     warnings
-        What was said before the evaluation.
+        Warnings printed before the evaluation.
     """
 
     worst_case: float
@@ -57,7 +57,7 @@ def composed(suite: str, threat: Threat, samples: int) -> Config:
 
 
 def judged(model: nn.Module, config: Config, name: str, *, foreign: bool) -> Judged:
-    """Evaluate a model as a run does; `foreign` models are not the product's own."""
+    """Evaluate a model as a run does; `foreign` models were not trained by robusttrain."""
     _, test = config.dataset.load()
     spoken = io.StringIO()
     terminal = Terminal(Console(file=spoken, width=1000, soft_wrap=True))

@@ -1,4 +1,4 @@
-"""Where the networks behind the models come from: trained in seconds, and kept in a folder."""
+"""Train the networks behind the models, in seconds, and keep them in a folder."""
 
 import re
 import subprocess
@@ -21,9 +21,9 @@ Change = Callable[[Tensor], Tensor]
 
 
 class Recipe(NamedTuple):
-    """How a network that is no run of the product is trained: Adam on the cross-entropy.
+    """The training of a network in plain torch: Adam on the cross-entropy.
 
-    `adversarial` makes the images of each batch worse, by network, images and labels.
+    `adversarial` maps network, images and labels of a batch to adversarial images.
     """
 
     epochs: int = 20
@@ -36,7 +36,7 @@ PLAIN = Recipe()
 
 
 class Workshop:
-    """Trains networks on the digits of scikit-learn, or takes those that `folder` has."""
+    """Trains networks on the digits of scikit-learn, or loads them from `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,12 +55,12 @@ class Workshop:
 
     @cached_property
     def testing(self) -> tuple[Tensor, Tensor]:
-        """The same of the test set."""
+        """Images and labels of the test set."""
         _, test = self.splits
         return as_input(test.images), test.labels
 
     def run(self, *words: str) -> nn.Module:
-        """The network of a run of the command line with these words, in eval mode."""
+        """The network of a run of the command line with these arguments, in eval mode."""
         folder = self.folder_of(*words)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "manifest.json").exists():
@@ -87,7 +87,7 @@ class Workshop:
         return network.eval()
 
     def plain(self) -> nn.Module:
-        """A network that was trained without any defense: the truth behind most planted models."""
+        """A network that was trained without a defense, as it is in most planted models."""
         return self.run("defense=standard")
 
     def weak(self) -> nn.Module:

@@ -263,7 +263,7 @@ def prepared(
     plain["resume"] = None
     built = configs.build(config)
     check_settings(built)
-    # A checkpoint knows better than what is left of its configuration.
+    # The names in a checkpoint are more reliable than those derived from its configuration.
     names = {TRAIN_ATTACK: training_attack(built, plain, names), **names}
     return built, Origin(plain, names)
 

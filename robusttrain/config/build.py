@@ -34,7 +34,7 @@ def build(config: DictConfig) -> Config:
     """
     for group in GROUPS:
         if "_target_" not in config[group]:
-            raise InputError(group, allowed="its YAML lacks a _target_", problem="names no class")
+            raise InputError(group, allowed="its YAML has no _target_", problem="names no class")
     built = cast(Config, build_component(config))
     _refuse_nothing(OmegaConf.to_container(config, resolve=True), built, "")
     return built

@@ -36,7 +36,7 @@ EXPECTED_ERRORS = (
 )
 
 
-# How Hydra begins its message about a file of the configuration.
+# The beginning of Hydra's message about a file of the configuration.
 _IN_FILE = re.compile(r"In '[^']*': ")
 
 

@@ -18,12 +18,12 @@ from robusttrain.runs.trust import TRUSTED, refuse_untrusted
 # Keys that a run takes from its checkpoint, unless the command line sets them.
 INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
 
-# What describes how a model was trained, and has no other use: once it is, nobody else may say so.
+# Keys that only describe a training. They cannot be changed for a model that is already trained.
 OF_TRAINING = (
     "attack", "defense", *COMPANIONS, "optimizer", "schedule", "training", "epochs", "batch_size",
 )  # fmt: skip
 
-# The growth of the training attack, which its name in reports has.
+# The growth of the training attack, which is part of its name in reports.
 GROWTH = "training.curriculum.steps"
 
 
@@ -68,7 +68,7 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
 def _to_train_on(
     config: DictConfig, saved: checkpoints.Checkpoint, overrides: Sequence[str]
 ) -> Inherited:
-    """For a run that trains `saved` further, with companions of its own."""
+    """The configuration of a run that trains `saved` further."""
     composed, inherited = with_saved_config(config, saved, overrides)
     return Inherited(composed, _named(saved, inherited))
 
@@ -76,7 +76,7 @@ def _to_train_on(
 def _to_evaluate(
     config: DictConfig, saved: checkpoints.Checkpoint, overrides: Sequence[str]
 ) -> Inherited:
-    """For a run that evaluates `saved`, which says itself how it was trained."""
+    """The configuration of a run that evaluates `saved`, with the training that is saved there."""
     refuse_other_training(config, saved, overrides)
     own = [override for override in overrides if not _is_of_training(_destination(override))]
     composed, inherited = with_saved_config(config, saved, own)
@@ -108,8 +108,8 @@ def refuse_other_training(
         else:
             ours, theirs = _value(today, key), _value(before, key)
         if ours != theirs:
-            problem = "describes a training that is over"
-            raise InputError(word, value, f"that of the checkpoint had {word}={theirs}", problem)
+            problem = "differs from the training of the checkpoint"
+            raise InputError(word, value, f"it had {word}={theirs}", problem)
 
 
 def _is_of_training(key: str) -> bool:

@@ -64,7 +64,7 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
 def refuse_evaluation(
     settings: Evaluation, model: nn.Module, norm: Norm, image_shape: tuple[int, int, int]
 ) -> None:
-    """Refuse suites and votes that decide nothing, and proofs that do not exist."""
+    """Refuse an empty suite, too few votes, and proofs or certificates that do not exist."""
     ranges.require(
         bool(settings.attacks) or settings.certification is not None,
         "evaluation.attacks",

@@ -10,33 +10,32 @@ from robusttrain.config.run_config import Config
 # The name in reports, and in the names of a run.
 TRAIN_ATTACK = "train_attack"
 
-# An attack that a defense has instead of that of the run, among the options of a run.
+# The option of an attack that belongs to a defense only.
 OWN_ATTACK = "attack@defense.attack"
 
-# A defense that makes its adversarial images by itself, whatever `attack` is.
+# For a defense that crafts adversarial images itself, whatever `attack` is.
 BUILT_IN = "built-in"
 NONE = "none"
 UNKNOWN = ""
 
-# What the YAML of a defense has for its attack where it takes that of the run.
+# The reference to the attack of the run, in the YAML of a defense.
 OF_THE_RUN = "${attack}"
 
 
 def training_attack(config: Config, plain: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """The option of the attack of `defense`, and behind a hyphen its steps, such as `pgd-10`.
+    """The option of the training attack, a hyphen, and its number of steps, such as `pgd-10`.
 
-    It is `none` where clean images are trained on, and `built-in` where the defense knows an attack
-    of its own only; empty where the defense does not say. Where steps grow, all their numbers are
-    there: `pgd-2/5/10`.
+    It is `none` if training uses clean images, `built-in` if the defense has its own attack, and
+    empty if that is unknown. If the number of steps grows, all numbers are listed: `pgd-2/5/10`.
 
     Parameters
     ----------
     config
-        The run, built.
+        The configuration of the run, with every component built.
     plain
-        The same as containers, with its references.
+        The same configuration as plain containers, with its references.
     names
-        The option of each group.
+        The chosen option of each group.
     """
     defense = config.defense
     if is_none(defense) or isinstance(defense, NoThreat):
@@ -52,6 +51,6 @@ def training_attack(config: Config, plain: Mapping[str, Any], names: Mapping[str
 
 
 def _name(attack: object, node: object, names: Mapping[str, str]) -> str:
-    """The option that the attack in `node` was chosen by, or the name of its class."""
+    """The option that chose the attack in `node`, or the name of its class."""
     chosen = names["attack"] if node == OF_THE_RUN else names.get(OWN_ATTACK)
     return chosen or type(attack).__name__

@@ -29,7 +29,7 @@ from robusttrain.sweeps import records
 from robusttrain.sweeps.records import FAILED, FINISHED, UNFINISHED, Job
 
 SEED = "seed"
-# Of an audit, from the best to the worst; runs of before say nothing.
+# Verdicts of an audit, from best to worst; runs of earlier versions have none.
 VERDICTS = ("", "pass", "none", "warn", "fail")
 # A plain bar would end the cell of the table.
 BAR = r"\|"
@@ -91,7 +91,7 @@ class Setting(NamedTuple):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What all of its runs were measured by."""
+        """The measures that all of its runs have."""
         return _shared(list(self.runs.values()))
 
     def figure(self, measure: Measure) -> Figure:
@@ -196,7 +196,7 @@ def _pair(a: Setting, b: Setting) -> Iterator[dict[str, Any]]:
 
 
 def _shared(runs: Sequence[Run]) -> tuple[Measure, ...]:
-    """What all of the runs were measured by; a union only where it is one of the same parts."""
+    """The measures that all of the runs have; a union only if it is of the same threat models."""
     first = runs[0]
     if all(set(run.measures) == set(first.measures) for run in runs):
         return first.measures
@@ -260,7 +260,7 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
 def _overview(setting: Setting) -> dict[str, str]:
     """The cells of a line of the first table."""
     cells = {**setting.keys, "seeds": str(len(setting.runs))}
-    # Settings with radii of their own share a column where each has a single one.
+    # Settings with different radii share a column if each has a single radius.
     for measure, name in titles(setting.measures).items():
         figure = setting.figure(measure)
         spread = "" if figure.deviation is None else f" ± {100 * figure.deviation:.2f}"

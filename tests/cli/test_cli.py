@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what a run leaves behind, and what it refuses."""
+"""The command line as users see it: the files of a run, and the errors for bad input."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ SUITE = ["apgd_ce", "apgd_t", "fab_t", "square", "apgd_margin"]
 
 
 def robust(*arguments: str, cwd: Path, **variables: str) -> Answer:
-    """Run the command line in a Python of its own, with its output piped."""
+    """Run the command line in a real process, with its output piped."""
     done = subprocess.run(
         [sys.executable, "-m", "robusttrain", *arguments],
         cwd=cwd, env=os.environ | variables, capture_output=True, text=True, timeout=120,
@@ -57,7 +57,7 @@ def accuracies(run_dir: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a package that has a defense, and with an option for it."""
+    """A folder with a package that defines a defense, and with an option for it."""
     folder = tmp_path_factory.mktemp("package")
     (folder / "conf" / "defense").mkdir(parents=True)
     (folder / "conf" / "defense" / "mine.yaml").write_text("_target_: mypackage.Mine\n")
@@ -78,14 +78,14 @@ DEFENSES = ["standard", "alpha_mix", "rt"]
 def others(
     command_line: CommandLine, package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Answers:
-    """Runs that need nothing of another one."""
+    """Runs that do not depend on another run."""
     commands = {
-        # The first one of the README with its own evaluation, and less patience in both.
+        # The first command of the README with its own evaluation, both shortened.
         "first": [
             "defense=madry", "eps=0.03", "epochs=2", "evaluation.attacks.square.queries=300",
             "evaluation.attacks.apgd_t.steps=20",
         ],
-        # Options may stand anywhere.
+        # Options may be anywhere.
         "sweep": [
             *TINY, f"defense={','.join(DEFENSES)}", "-m", "eps=20/100,-1", "epochs=1",
             "evaluation.audit=false",
@@ -111,7 +111,7 @@ def driven(
     files: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Answers:
-    """Runs that start from a finished one or are compared with it, and all that is refused."""
+    """Runs that start from a finished run or are compared with it, and all refused commands."""
     best, run = f"checkpoint={finished.run_dir / 'best.pt'}", f"checkpoint={finished.run_dir}"
     mild = [*TINY, "optimizer=sgd", "schedule=step", "schedule.milestones=[0.5]"]
     runs = {
@@ -153,7 +153,7 @@ def test_a_run_leaves_its_files_and_no_others(finished: Answer) -> None:
     ]  # fmt: skip
 
 
-def test_the_training_record_has_a_row_an_epoch(finished: Answer) -> None:
+def test_the_training_record_has_a_row_per_epoch(finished: Answer) -> None:
     epochs = rows(finished.run_dir / "train.csv")
     assert list(epochs[0]) == [
         "epoch", "seconds", "lr", "loss", "train_clean_accuracy", "train_robust_accuracy",
@@ -163,7 +163,7 @@ def test_the_training_record_has_a_row_an_epoch(finished: Answer) -> None:
     assert [row["epoch"] for row in epochs] == ["1", "2"]
 
 
-def test_the_report_has_a_row_an_attack(finished: Answer) -> None:
+def test_the_report_has_a_row_per_attack(finished: Answer) -> None:
     report = rows(finished.run_dir / "report.csv")
     assert list(report[0]) == [
         "dataset", "model", "defense", "train_attack", "noise", "seed", "attack", "norm", "eps",
@@ -184,9 +184,7 @@ def test_the_report_has_a_row_an_attack(finished: Answer) -> None:
         assert float(row["ci_low"]) <= float(row["accuracy"]) <= float(row["ci_high"])
 
 
-def test_attacked_images_are_kept_where_that_is_asked_for(
-    finished: Answer, driven: Answers
-) -> None:
+def test_attacked_images_are_kept_on_request(finished: Answer, driven: Answers) -> None:
     run_dir = driven["keep"].run_dir
     assert not {"audit.csv", "curve.csv", "evaluation.partial"} & set(listing(run_dir))
     kept = np.load(run_dir / "adversarial.npz")
@@ -203,7 +201,7 @@ def test_attacked_images_are_kept_where_that_is_asked_for(
 
 
 def test_a_saved_run_is_the_source_of_a_transfer_attack(finished: Answer, driven: Answers) -> None:
-    """From the model to itself, which comes to an attack on it that asks it nothing."""
+    """A transfer from the model to itself is as strong as an attack on it, without any query."""
     report = {row["attack"]: row for row in rows(driven["transfer"].run_dir / "report.csv")}
     assert list(report) == ["clean", "other", "probe", "control", "worst_case"]
     assert float(report["other"]["forward"]) == float(report["other"]["backward"]) == 0
@@ -213,7 +211,7 @@ def test_a_saved_run_is_the_source_of_a_transfer_attack(finished: Answer, driven
     assert report["control"]["accuracy"] == report["clean"]["accuracy"] != "1"
 
 
-def test_the_manifest_says_what_the_run_was(finished: Answer) -> None:
+def test_the_manifest_describes_the_run(finished: Answer) -> None:
     manifest = json.loads((finished.run_dir / "manifest.json").read_text())
     assert manifest["command"][1:] == TINY
     assert manifest["seconds"].keys() == {"train", "evaluate"}
@@ -283,7 +281,7 @@ def test_the_smoke_experiment_passes_every_stage(driven: Answers) -> None:
     assert {"train.csv", "report.csv"} <= set(left)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_trained(
+def test_a_non_finite_loss_stops_the_run_and_keeps_earlier_epochs(
     driven: Answers,
 ) -> None:
     answer = driven["diverges"]
@@ -337,7 +335,7 @@ def test_a_recipe_with_a_wrong_line_is_refused_by_name(
 
 @pytest.fixture(scope="module")
 def files(finished: Answer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files that are wrong in one way each."""
+    """A folder of files, each with one defect."""
     folder = tmp_path_factory.mktemp("files")
     whole = (finished.run_dir / "best.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
@@ -363,7 +361,7 @@ def files(finished: Answer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# A command line and what its message must name; {files} stands for the folder of the fixture.
+# A command line and words of its message; {files} stands for the folder of the fixture.
 REFUSALS: dict[str, list[str]] = {
     "defense=foo": ["defense=foo", "alpha_mix", "madry", "standard"],
     "experiment=foo": ["experiment=foo", "smoke"],
@@ -415,18 +413,18 @@ REFUSALS: dict[str, list[str]] = {
     "--config-dir={files}/missing": ["{files}/missing"],
     "--config-name=foo": ["foo"],
 }
-# These lie in the data, or are seen when training and validation data are parted.
+# Errors that are only found in the data.
 NEED_DATA = {"dataset.validation=600"}
 
 
 def words(command: str, files: Path) -> list[str]:
-    """The arguments, each of which may be quoted for a space inside."""
+    """The arguments; a quoted one may contain a space."""
     parts = command.split(" ") if "'" not in command else command.split(" ", 1)
     return [part.replace("{files}", str(files)) for part in parts]
 
 
 @pytest.mark.parametrize("command", REFUSALS)
-def test_bad_input_ends_with_a_line_and_leaves_nothing(
+def test_bad_input_ends_with_one_line_and_leaves_no_files(
     driven: Answers, files: Path, command: str
 ) -> None:
     names = [name.replace("{files}", str(files)) for name in REFUSALS[command]]
@@ -435,10 +433,10 @@ def test_bad_input_ends_with_a_line_and_leaves_nothing(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device_is_refused_and_the_traceback_is_there_for_the_asking(
+def test_cuda_without_a_device_is_refused_with_a_traceback_on_request(
     tmp_path: Path,
 ) -> None:
-    """In a Python of its own, which is told before it imports anything."""
+    """In a real process, since the variable is read during imports."""
     answer = robust("device=cuda", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert answer.code == 1
     assert "Traceback" in answer.err
@@ -461,7 +459,7 @@ def test_bad_input_of_a_real_command_line(tmp_path: Path) -> None:
         ("../elsewhere", [], ["../elsewhere"]),
     ],
 )
-def test_only_what_was_made_for_a_refused_run_is_removed(
+def test_only_directories_of_a_refused_run_are_removed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     run_dir: str,
@@ -532,7 +530,7 @@ def test_the_report_is_counted_from_the_samples(
     assert 0 < max(sizes) <= eps + 1e-6
 
 
-def test_the_first_command_ends_with_its_suite_and_a_look_at_its_figures(first: Answer) -> None:
+def test_the_first_command_ends_with_its_suite_and_an_audit(first: Answer) -> None:
     """Nothing here is random, so a radius of 0 leaves the clean accuracy exactly."""
     report = {row["attack"]: row for row in rows(first.run_dir / "report.csv")}
     assert list(report) == ["clean", *SUITE, "probe", "control", "worst_case"]
@@ -561,8 +559,8 @@ def test_the_first_command_ends_with_its_suite_and_a_look_at_its_figures(first: 
 # --- sweeps ------------------------------------------------------------------------------------
 
 
-def test_a_sweep_leaves_a_directory_a_job(others: Answers) -> None:
-    """A job that fails does not take the others along."""
+def test_a_sweep_has_a_directory_per_job(others: Answers) -> None:
+    """A job that fails does not stop the others."""
     answer = others["sweep"]
     assert answer.code == 1
     assert answer.err.splitlines()[-1].startswith("robusttrain: eps=-1 is not allowed")

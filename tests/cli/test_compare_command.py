@@ -1,4 +1,4 @@
-"""`robusttrain compare` as a user meets it: on the runs of a real sweep, and on bad input."""
+"""`robusttrain compare` as users see it: on the runs of a real sweep, and on bad input."""
 
 import csv
 import os
@@ -42,7 +42,7 @@ def sweep(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def edited(run: Path, new: Path, file: str, old: str = "", replacement: str = "") -> None:
-    """A copy of a run in which `file` is changed everywhere, or gone."""
+    """Copy a run; in the copy, change `file` everywhere or remove it."""
     shutil.copytree(run, new)
     text = (new / file).read_text()
     (new / file).unlink()
@@ -54,11 +54,11 @@ def edited(run: Path, new: Path, file: str, old: str = "", replacement: str = ""
 
 @pytest.fixture(scope="module")
 def runs(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directories: `a` and `b` are whole, and copies of `b` are wrong in one way each."""
+    """Run directories: `a` and `b` are whole, and each copy of `b` has one defect."""
     folder = tmp_path_factory.mktemp("compare")
     for name, run in (("a", sweep / "0"), ("b", sweep / "1")):
         shutil.copytree(run, folder / name)
-    # Of all samples that b has right, not one is left.
+    # No sample that b classifies correctly is left.
     edited(sweep / "1", folder / "poor", "samples.csv", r"^(\d+),(\d),\d,", r"\1,\2,-1,")
     zero = pd.read_csv(folder / "poor" / "report.csv").assign(accuracy=0.0)
     zero.to_csv(folder / "poor" / "report.csv", index=False)
@@ -80,7 +80,7 @@ def runs(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_wildcard_takes_all_runs_of_a_sweep(sweep: Path) -> None:
-    """And passes over what Hydra leaves beside them."""
+    """And skips the files that Hydra writes next to them."""
     found = sorted(sweep.glob("*"))
     assert sweep / "multirun.yaml" in found
     done = robust("compare", *found, cwd=sweep)
@@ -97,7 +97,7 @@ def test_a_wildcard_takes_all_runs_of_a_sweep(sweep: Path) -> None:
 def shown(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """What the command prints, without a process of its own."""
+    """The output of the command, run in this process."""
     monkeypatch.chdir(runs)
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -145,7 +145,7 @@ def test_a_winner_is_shown_and_written_where_there_is_one(
     assert [row["measure"] for row in rows] == ["clean", "worst_case"]
     right = round(40 * max(float(rows[0]["accuracy_a"]), float(rows[0]["accuracy_b"])))
     assert sorted([int(rows[0]["b"]), int(rows[0]["c"])]) == [0, right]
-    # All discordant samples speak for one run, and both tests count for Holm.
+    # All discordant samples favour one run, and Holm corrects for both tests.
     assert float(rows[0]["p_holm"]) == pytest.approx(2 * 2 / 2**right, rel=1e-5)
     assert rows[0]["winner"] == "a"
     number = next(number for number in (1, 2) if f"run {number}: a\n" in text)
@@ -157,7 +157,7 @@ def test_a_winner_is_shown_and_written_where_there_is_one(
     assert line.split()[-2:] == ["1.0000", "1.0000"]
 
 
-def test_nothing_is_written_unless_it_is_asked_for(runs: Path, shown: Callable[..., str]) -> None:
+def test_nothing_is_written_without_csv(runs: Path, shown: Callable[..., str]) -> None:
     before = sorted(runs.rglob("*"))
     shown("a", "b")
     assert sorted(runs.rglob("*")) == before
@@ -169,7 +169,7 @@ def test_clean_accuracies_are_compared_across_threat_models(shown: Callable[...,
     assert "worst case" not in text
 
 
-def test_a_comparison_of_weaker_and_stronger_evaluations_says_so(
+def test_a_comparison_of_weaker_and_stronger_evaluations_warns(
     shown: Callable[..., str],
 ) -> None:
     assert "warning: the runs faced different attacks" in shown("a", "fewer-attacks")
@@ -177,7 +177,7 @@ def test_a_comparison_of_weaker_and_stronger_evaluations_says_so(
     assert "warning" not in shown("a", "b")
 
 
-def test_the_help_says_what_to_give(tmp_path: Path) -> None:
+def test_the_help_explains_the_arguments(tmp_path: Path) -> None:
     done = robust("compare", "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
@@ -200,7 +200,7 @@ def test_it_starts_without_torch_and_hydra(runs: Path) -> None:
 # --- what it refuses ---------------------------------------------------------------------------
 
 
-# What follows `compare`, and what the message must name.
+# The arguments of `compare`, and words of the message.
 REFUSALS: dict[str, list[str]] = {
     "": ["no runs cannot be compared", "two runs or more"],
     "a": ["a cannot be compared", "two runs or more"],
@@ -222,7 +222,7 @@ REFUSALS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("command", REFUSALS)
-def test_bad_input_ends_with_a_line(
+def test_bad_input_ends_with_one_line(
     runs: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""Each command once in a Python of its own, with nothing replaced in Hydra or at the end."""
+"""Each command once in a real process, with nothing replaced in Hydra or at the end."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TINY = [
 
 
 def robusttrain(*words: str, cwd: Path) -> str:
-    """What a command says, which ends well and without a word on the standard error."""
+    """The output of a command that succeeds, with nothing on the standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "robusttrain", *words],
         cwd=cwd, env=os.environ, capture_output=True, text=True, timeout=300, check=False,
@@ -29,14 +29,14 @@ def robusttrain(*words: str, cwd: Path) -> str:
 
 
 def command(run: Path) -> list[str]:
-    """The words of a run's command line, without the program, as its manifest has them."""
+    """The arguments of a run's command line, from its manifest."""
     words: list[str] = json.loads((run / "manifest.json").read_text())["command"]
     return words[1:]
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of two jobs, with a mode that Hydra itself has found in the words."""
+    """A sweep of two jobs, whose mode Hydra finds in the arguments."""
     folder = tmp_path_factory.mktemp("real")
     said = robusttrain(*TINY, "hydra.mode=MULTIRUN", "seed=0,1", "hydra.sweep.dir=s", cwd=folder)
     assert "2 of 2 started jobs have finished" in said
@@ -44,8 +44,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "s"
 
 
-def test_a_sweep_leaves_its_jobs_and_their_table(sweep: Path) -> None:
-    """That of `-m` is the same one, and finds all of them finished."""
+def test_a_sweep_has_its_jobs_and_their_table(sweep: Path) -> None:
+    """`-m` starts the same sweep, and finds all jobs finished."""
     table = pd.read_csv(sweep / "sweep.csv").groupby("job")
     assert table["seed"].first().tolist() == [0, 1]
     assert table["status"].first().tolist() == ["finished"] * 2

@@ -1,4 +1,4 @@
-"""The configuration: every option of every group composes and builds, and refuses by name."""
+"""The configuration: every option composes and builds, and errors name the full key."""
 
 import copy
 import dataclasses
@@ -38,7 +38,7 @@ from robusttrain.threat import Norm
 
 pytestmark = pytest.mark.long
 
-# Hydra's own settings are no components.
+# Hydra's own settings are not components.
 FOLDERS = sorted(folder for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
 OPTIONS = [(folder.name, file.stem) for folder in FOLDERS for file in sorted(folder.glob("*.yaml"))]
 ATTACKS = [option for group, option in OPTIONS if group == "attack"]
@@ -55,8 +55,8 @@ NEEDED = {
     ("noise", "stack"): ["+noise@noise.mechanisms.one=rse"],
 }
 
-# What defenses refuse: attacks that start where a divergence has gradient 0, and what would make
-# them another method.
+# Attacks that defenses refuse: those that start where a divergence has gradient 0, and those that
+# would turn a defense into another method.
 ATTACKLESS = {"standard", "free", "grad_align", "lsa", "n_fgsm", "rt", "ibp"}
 REFUSED = {
     ("trades", "fgsm"), ("trades", "mim"),
@@ -64,7 +64,7 @@ REFUSED = {
     *(("ibp", attack) for attack in ATTACKS if attack != "none"),
 }  # fmt: skip
 
-# What the run of a transfer attack holds here.
+# The model of the run that a transfer attack loads here.
 SOURCE = torch.nn.Identity()
 
 
@@ -85,7 +85,7 @@ def _composed(*overrides: str) -> DictConfig:
 
 
 def raw(*overrides: str) -> DictConfig:
-    """What Hydra composes, which takes it a fifth of a second and us fifty times less."""
+    """A copy of the configuration that Hydra composes, which takes it a fifth of a second."""
     return copy.deepcopy(_composed(*overrides))
 
 
@@ -98,7 +98,7 @@ def built(*overrides: str) -> Config:
 
 
 def chosen(group: str, option: str) -> DictConfig:
-    """The configuration with one option, and with the evaluation that composes the fastest."""
+    """The configuration with one option, and with the evaluation that composes fastest."""
     rest = [] if group in ("evaluation", "experiment") else ["evaluation=quick"]
     return composed(f"{group}={option}", *rest, *NEEDED.get((group, option), []))
 
@@ -115,7 +115,7 @@ def test_every_group_of_components_has_its_folder() -> None:
     assert {folder.name for folder in FOLDERS} == {*schemas.GROUPS, "experiment"}
 
 
-# Composed once for all defenses, which only read them.
+# Composed once for all defenses, which do not change them.
 attack_node = cache(lambda attack: chosen("attack", attack).attack)
 
 
@@ -144,7 +144,7 @@ def test_defenses_that_are_named_after_an_attack_train_with_it() -> None:
     assert type(config.defense.attack).__name__ == "LBFGS"
 
 
-# What the papers set, and a command line without further words trains with.
+# The settings of the papers, which are the defaults of these options.
 PUBLISHED = {
     "defense=trades": {"defense.beta": 6.0, "attack.start": Start.gaussian},
     "defense=mart": {"defense.beta": 6.0, "attack.start": Start.gaussian},
@@ -197,7 +197,7 @@ def test_every_component_has_an_option() -> None:
 
 
 def radii(part: Any) -> Iterator[float]:
-    """Every eps in a component and in what it holds."""
+    """Every eps in a component and in its parts."""
     held = vars(part) if dataclasses.is_dataclass(part) else part
     if isinstance(held, dict):
         for key, value in held.items():
@@ -211,7 +211,7 @@ def test_one_eps_reaches_every_part(evaluation: str) -> None:
     config = built("eps=8/255", "defense=rt", "attack=fgsm", f"evaluation={evaluation}")
     found = list(radii(config))
     assert found == [8 / 255] * len(found)
-    # The run, attack, defense, the validation attack, and all that the evaluation attacks with.
+    # Those of the run, attack, defense, validation attack, and of all attacks of the evaluation.
     probes = [] if config.evaluation.probe is None else [config.evaluation.probe]
     assert len(found) == 4 + len(probes) + len(config.evaluation.attacks)
 
@@ -241,7 +241,7 @@ def test_a_fraction_works_in_a_yaml_of_the_users_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["abc", "8/0", "", "1/2/3", True, [1]])
-def test_what_is_no_number_is_refused_by_its_full_key(value: object) -> None:
+def test_a_value_that_is_not_a_number_is_refused_by_its_full_key(value: object) -> None:
     config = raw()
     config.attack.eps = value
     with pytest.raises(InputError, match=r"^attack\.eps=.* must be a number or a fraction"):
@@ -285,7 +285,7 @@ def test_a_wrong_type_is_refused_by_its_full_name(override: str) -> None:
         ("evaluation.probe.steps=0", "evaluation.probe.steps=0"),
         ("training.validation_attack.restarts=0", "training.validation_attack.restarts=0"),
         ("attack.eps=-1", "attack.eps=-1"),
-        # What was typed, not the first component that takes its value from there.
+        # The key that was typed, not that of the first component that refers to it.
         ("eps=-1", "eps=-1"),
         ("epochs=-1", "epochs=-1"),
         ("seed=-1", "seed=-1"),
@@ -357,7 +357,7 @@ def continued(checkpoint: Checkpoint, *overrides: str) -> Config:
     return configs.build(configs.with_numbers(composed))
 
 
-def test_a_saved_run_lends_what_is_not_chosen_again() -> None:
+def test_keys_that_are_not_set_come_from_the_saved_run() -> None:
     checkpoint = saved(
         "dataset=synthetic", "dataset.train_size=77", "model=mlp", "model.widths=[3]",
         "noise=gaussian", "noise.sigma=4/255", "defense=fgsm", "eps=8/255", "norm=l2", "seed=5",
@@ -368,7 +368,7 @@ def test_a_saved_run_lends_what_is_not_chosen_again() -> None:
     for key in INHERITED:
         assert getattr(config, key) == getattr(before, key), key
     assert config.evaluation.attacks["pgd"].eps == 8 / 255
-    # How long to train is a matter of the new run.
+    # The length of the training belongs to the new run.
     assert config.epochs == 20
 
 
@@ -382,7 +382,7 @@ def test_the_command_line_wins_over_a_saved_run(override: str) -> None:
     assert all(getattr(config, k) == value for k, value in others.items() if k != key)
 
 
-def test_a_key_inside_of_a_part_is_set_on_the_saved_part() -> None:
+def test_a_key_inside_a_component_is_set_on_the_saved_one() -> None:
     checkpoint = saved("defense=fgsm", "model=mlp", "model.widths=[3]", "dataset=synthetic")
     config = continued(checkpoint, "dataset.validation=7", "attack.eps=0.7")
     assert type(config.dataset).__name__ == "Synthetic"
@@ -418,14 +418,14 @@ def test_a_saved_defense_keeps_its_attack_and_a_new_one_brings_its_own() -> None
     ],
 )
 @pytest.mark.parametrize("key", ["model", "defense", "attack"])
-def test_a_saved_run_builds_no_class_of_strangers(key: str, target: str) -> None:
+def test_a_saved_run_builds_no_untrusted_class(key: str, target: str) -> None:
     checkpoint = saved()
     checkpoint.config[key] = {"_target_": target}
     with pytest.raises(InputError, match=rf"would build {re.escape(target)}.*trust="):
         continued(checkpoint)
 
 
-def test_a_stranger_hidden_deep_in_a_saved_run_is_found() -> None:
+def test_an_untrusted_class_deep_in_a_saved_run_is_found() -> None:
     checkpoint = saved()
     checkpoint.config["defense"]["attack"] = {"list": [{"_target_": "os.system"}]}
     with pytest.raises(InputError, match=r"os\.system"):
@@ -528,7 +528,7 @@ def test_a_class_of_the_users_own_takes_any_place(mine: str, group: str) -> None
     assert type(component).__module__ == "my_components"
 
 
-def test_all_parts_may_be_the_users_own(mine: str) -> None:
+def test_all_components_may_be_the_users_own(mine: str) -> None:
     config = built(mine, "eps=8/255", *[f"{group}=mine" for group in MY_OPTIONS])
     assert config.defense.weight == 0.5
     assert config.defense.attack.eps == 8 / 255
@@ -538,7 +538,7 @@ def test_all_parts_may_be_the_users_own(mine: str) -> None:
     assert model(torch.rand(3, 1, 4, 4)).shape == (3, 2)
 
 
-def test_a_saved_run_with_parts_of_the_users_own_needs_trust(mine: str) -> None:
+def test_a_saved_run_with_components_of_the_users_own_needs_trust(mine: str) -> None:
     checkpoint = saved(mine, "defense=mine")
     with pytest.raises(InputError, match=r"my_components\.Defense.*trust=\[\.\.\.\]"):
         continued(checkpoint)
@@ -570,15 +570,15 @@ def test_the_help_fits_on_a_screen() -> None:
 
 
 @pytest.mark.parametrize(("stages", "found"), [("evaluate", "awp"), ("train", None)])
-def test_a_training_has_the_companions_of_its_own_command_line(
+def test_a_training_extends_its_defense_by_its_own_command_line(
     stages: str, found: str | None, tmp_path: Path
 ) -> None:
     names = {"defense": "trades", "weight_perturbation": "awp", "averaging": "none"}
     plain: Any = OmegaConf.to_container(raw(), resolve=False, enum_to_str=True)
     Checkpoint({}, 3, [1, 8, 8], plain, names, 1, {}).save(tmp_path / "best.pt")
-    _, told = inherit_config(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
-    assert told["defense"] == "trades"
-    assert told.get("weight_perturbation") == found
+    _, reported = inherit_config(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
+    assert reported["defense"] == "trades"
+    assert reported.get("weight_perturbation") == found
 
 
 def test_a_report_names_what_a_defense_is_combined_with() -> None:

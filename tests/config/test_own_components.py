@@ -1,4 +1,4 @@
-"""Architectures and data of the user's own: built, checked against each other and evaluated."""
+"""The user's own architectures and data: built, checked against each other and evaluated."""
 
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def test_a_network_of_the_users_own_is_initialised_from_the_seed(mine: str) -> N
     assert not torch.equal(weights(), weights("seed=1"))
 
 
-def test_images_that_are_no_bytes_are_refused_before_any_work(tmp_path: Path, mine: str) -> None:
+def test_images_that_are_not_bytes_are_refused_before_any_work(tmp_path: Path, mine: str) -> None:
     with pytest.raises(InputError, match=r"^dataset=floats has images with values from -"):
         Answer(tmp_path / "run", mine, "dataset=floats", "model=theirs", "device=cpu")
     assert list((tmp_path / "run").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Recipes that are meant for a GPU: here they run on a small network and a few images."""
+"""Recipes for a GPU, run here with a small network and a few images."""
 
 import io
 from pathlib import Path

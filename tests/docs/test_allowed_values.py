@@ -1,4 +1,4 @@
-"""The allowed values that the configuration reference shows, against what the components accept."""
+"""The allowed values in the configuration reference, against those that components accept."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,7 @@ from toys.manual import MANUAL
 
 COMPONENTS = [Config, Curriculum, *(c for group in schema.GROUPS for c in schema.components(group))]
 
-# A form of words, and for the numbers in it values that are accepted and values that are refused.
+# A pattern of the text, and from its numbers values that are accepted and values that are refused.
 FORMS: dict[str, Callable[..., tuple[list[float], list[float]]]] = {
     r"(\d+) or more": lambda low: ([low, low + 1], [low - 1]),
     r"above (\d+)": lambda low: ([low + 1], [low, low - 1]),
@@ -59,7 +59,7 @@ def is_accepted(component: type, name: str, value: Any, extension: ModuleType) -
     try:
         component(**extension.required(component) | {name: value})
     except InputError as error:
-        # Another field may be refused next to an extreme value of this one.
+        # Another field may be refused because of this value.
         return error.key != name
     return True
 

@@ -1,4 +1,4 @@
-"""The commands and the Python of every page of the manual, run as they are printed."""
+"""Run the commands and the Python code on every page of the manual."""
 
 import multiprocessing
 import shutil
@@ -17,8 +17,8 @@ from toys.manual import Block, blocks, pages, words
 
 pytestmark = pytest.mark.long
 
-# What is added to a command, so that it takes a moment: to one that brings no data along, to one
-# that trains, and to all.
+# Arguments that make a command short: for commands without data of their own, for those that train,
+# and for all.
 DATA = [
     "dataset=synthetic", "dataset.train_size=80", "dataset.validation=16", "dataset.test_size=24",
 ]  # fmt: skip
@@ -26,7 +26,7 @@ TRAINING = ["epochs=1", "batch_size=64"]
 ALWAYS = ["evaluation.samples=4", "evaluation.audit=false", "device=cpu"]
 SUITE = "evaluation=quick"
 
-# And to some of them more. A command is named by words that only it has.
+# Further arguments for some commands, which are identified by words that only they contain.
 RESNET = ["dataset.image_shape=[3,32,32]", "model.width=4", "model.blocks=[1,1,1,1]"]
 SHORT = ["evaluation.attacks.square.queries=20"]
 MORE = {
@@ -44,14 +44,14 @@ MORE = {
     "n_trials=8": ["hydra.sweeper.n_trials=2"],
 }
 
-# Which bring their data along: other words than `DATA` choose it.
+# Commands that choose their data themselves, instead of by `DATA`.
 OWN_DATA = ("dataset=folder", "dataset=stripes", "checkpoint=")
 
-# Run as printed.
+# Commands that are run as printed.
 AS_PRINTED = ("compare", "rerun", "resume=outputs")
 
-# Other processes take seconds to start; these are run by the tests that are named here, and their
-# configuration is composed here.
+# Commands that start other processes, which takes seconds. The tests named here run them; this file
+# only composes their configuration.
 ELSEWHERE = {
     "hydra/launcher=joblib": "tests/sweeps/test_launchers.py",
     "hydra/launcher=ray": "tests/sweeps/test_launchers.py",
@@ -61,12 +61,12 @@ ELSEWHERE = {
 
 
 def small(command: str) -> list[str]:
-    """The words of a command, with those that make it short behind them."""
+    """The arguments of a command, followed by others that make it short."""
     given = words(command)
     if given[0].startswith(AS_PRINTED):
         return given
     if any(name in command for name in ELSEWHERE):
-        # A list of values is a sweep, which Hydra does not print.
+        # Hydra does not print the configuration of a sweep, so lists of values are left out.
         return [*(word for word in given if word != "-m" and "," not in word), "--cfg", "hydra"]
     added = [*TRAINING, *ALWAYS]
     if not any(word in command for word in OWN_DATA):
@@ -90,7 +90,7 @@ def run(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def place(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory with all that pages speak of as the reader's."""
+    """A directory with all files that pages assume."""
     for name in ("RUN", "outputs/a", "outputs/b", "outputs/c", "outputs/interrupted"):
         shutil.copytree(run, tmp_path / name)
     (tmp_path / "outputs/interrupted/manifest.json").unlink()
@@ -119,7 +119,7 @@ def _export(folder: Path) -> None:
     torch.export.save(exported, folder / "net.pt2")
 
 
-# The architecture of the reader, where a page only names it.
+# The reader's architecture, for pages that only name it.
 BUILD_NET = """
 from robusttrain.models.preact_resnet import PreActResNet
 def build_net():
@@ -128,7 +128,7 @@ def build_net():
 
 
 def write_files(page: list[Block], place: Path) -> None:
-    """The files that a page shows, each in as many blocks as it takes."""
+    """Write the files that a page shows; a file may be spread over several blocks."""
     for block in page:
         if block.file is not None:
             path = place / block.file
@@ -142,8 +142,8 @@ def write_files(page: list[Block], place: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages())
-def test_what_a_page_prints_runs(page: str, place: Path, command_line: CommandLine) -> None:
-    """One after the other, in one directory."""
+def test_the_commands_of_a_page_run(page: str, place: Path, command_line: CommandLine) -> None:
+    """All commands of a page run one after another in one directory."""
     found = blocks(pages()[page])
     write_files(found, place)
     start = partial(command_line.run, cwd=place, PYTHONPATH=str(place))
@@ -159,12 +159,12 @@ def _run(block: Block, start: Callable[..., Answer]) -> None:
         exec(compile(block.text, "<manual>", "exec"), {})
 
 
-def test_no_table_of_this_file_names_a_command_that_is_gone() -> None:
+def test_no_table_of_this_file_names_a_removed_command() -> None:
     printed = "\n".join(c for path in pages().values() for b in blocks(path) for c in b.commands)
     for name in [*MORE, *ELSEWHERE, *AS_PRINTED, *OWN_DATA]:
         assert name in printed, name
 
 
-def test_what_is_run_elsewhere_is() -> None:
+def test_files_of_tests_named_here_exist() -> None:
     root = Path(__file__).parents[2]
     assert all((root / file).is_file() for file in ELSEWHERE.values())

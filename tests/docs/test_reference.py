@@ -1,4 +1,4 @@
-"""What the manual says of files, columns, checks and options, against real runs and the code."""
+"""The manual's tables of files, columns, checks and options, against real runs and the code."""
 
 import json
 import re
@@ -37,7 +37,7 @@ SWEEP = ["-m", *TINY, "evaluation=quick", "evaluation.audit=false", "model=linea
 
 @pytest.fixture(scope="module")
 def left(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the two runs, a sweep of which one job fails, and a comparison."""
+    """A directory with the two runs, a sweep with failed jobs, and a comparison."""
     folder = tmp_path_factory.mktemp("left")
     for name, words in RUNS.items():
         answer = command_line.run(*words, f"hydra.run.dir={name}", cwd=folder)
@@ -57,7 +57,7 @@ def documented(name: str) -> dict[str, dict[str, str]]:
 
 
 def expanded(columns: dict[str, dict[str, str]], written: list[str]) -> dict[str, dict[str, str]]:
-    """With a row for each column that ATTACK or KEY stands for."""
+    """The rows, with one for each column that ATTACK or KEY stands for."""
     found = {}
     for name, row in columns.items():
         if "ATTACK" in name:
@@ -71,7 +71,7 @@ def expanded(columns: dict[str, dict[str, str]], written: list[str]) -> dict[str
 
 
 def kinds(row: dict[str, str], values: "pd.Series[str]") -> bool:
-    """Whether values are of the type, and in the range, that a row says."""
+    """Whether values have the type and the range that a row states."""
     if row["type"] == "integer":
         return bool(values.str.fullmatch(r"-?\d+(\.0)?").all())
     if row["type"] == "number":
@@ -141,7 +141,7 @@ def test_arrays_are_those_that_the_manual_explains(left: Path) -> None:
     assert 0 <= arrays["images"].min() <= arrays["images"].max() <= 1
 
 
-def test_every_file_that_a_run_leaves_is_in_the_table(left: Path) -> None:
+def test_every_file_of_a_run_is_in_the_table(left: Path) -> None:
     named = set(re.findall(r"`([\w.]+)/?`", FILES.read_text().partition("\n## ")[0]))
     for run in RUNS:
         assert {path.name for path in (left / run).iterdir()} <= named
@@ -158,8 +158,8 @@ def test_checks_are_those_that_the_manual_explains(left: Path) -> None:
     assert {row["row of `audit.csv`"].strip("`") for row in table} == seen
 
 
-def test_the_questions_name_checks_that_there_are() -> None:
-    """What stands behind "Where you see it" and reads like a check is one."""
+def test_the_questions_name_checks_that_exist() -> None:
+    """Every name after "Where you see it" that reads like a check is one."""
     table = rows(section(MANUAL / "guides" / "figures.md", "The audit"))
     checks = {row["row of `audit.csv`"].strip("`") for row in table}
     named = set(
@@ -169,7 +169,7 @@ def test_the_questions_name_checks_that_there_are() -> None:
     assert len(named) > 8
 
 
-def test_the_questions_quote_warnings_that_there_are() -> None:
+def test_the_questions_quote_warnings_that_exist() -> None:
     quoted = re.findall(r"[Tt]he warning `([^`]+)`", (MANUAL / "faq.md").read_text())
     sources = [path.read_text() for path in (ROOT / "robusttrain").rglob("*.py")]
     assert len(quoted) == 3
@@ -233,7 +233,7 @@ def test_the_readme_stays_short_and_starts_with_the_two_commands() -> None:
     ]
 
 
-def test_the_readme_links_to_pages_that_there_are() -> None:
+def test_the_readme_links_to_pages_that_exist() -> None:
     links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
     assert len(links) > 10
     assert all((ROOT / link).is_file() for link in links)

@@ -1,4 +1,4 @@
-"""Certification from the command line: what is written, what is warned of, what is refused."""
+"""Certification from the command line: files, warnings and errors."""
 
 import io
 import re
@@ -31,7 +31,7 @@ SIGMA = 0.25
 GAUSSIAN = ["noise=gaussian", f"noise.sigma={SIGMA}"]
 TRAINING = [*TINY, "model=linear", "defense=standard", "stages=[train]"]
 
-# Certificates that take a moment.
+# Settings for quick certificates.
 CERTIFY = [
     "evaluation=certify", "evaluation.samples=10", "evaluation.certification.n0=20",
     "evaluation.certification.n=200", "evaluation.certification.attack_steps=3",
@@ -41,7 +41,7 @@ UNAUDITED = "evaluation.audit=false"
 
 
 def run(folder: Path, *arguments: str, terminal: io.StringIO | None = None) -> str:
-    """A run in `folder`, which may have been there before; returns what it said."""
+    """Run in `folder`, which may exist; return what was printed."""
     folder.mkdir(exist_ok=True)
     words = [override for argument in arguments for override in unstacked(argument)]
     said = io.StringIO() if terminal is None else terminal
@@ -51,7 +51,7 @@ def run(folder: Path, *arguments: str, terminal: io.StringIO | None = None) -> s
 
 
 def of(checkpoint: Path) -> list[str]:
-    """The words that certify a saved model."""
+    """The arguments that certify a saved model."""
     return ["stages=[evaluate]", f"checkpoint='{checkpoint}'", *CERTIFY]
 
 
@@ -60,7 +60,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Trains a linear model with the given noise, once for all tests."""
+    """Train a linear model with the given noise, once for all tests."""
     known: dict[tuple[str, ...], Path] = {}
 
     def trained(*noise: str) -> Path:
@@ -77,13 +77,13 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
 
 @pytest.fixture(scope="module")
 def trained(train: Train) -> Path:
-    """A model that has learnt from noise, and is not meant to predict with it."""
+    """A model that was trained with noise, and predicts without it."""
     return train(*GAUSSIAN, "epochs=20")
 
 
 @pytest.fixture(scope="module")
 def finished(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run with everything in it, and what it said."""
+    """The folder of a run with all files, and its output."""
     folder = tmp_path_factory.mktemp("finished")
     more = ["evaluation.probe_samples=4", "evaluation.save_adversarial=true"]
     return folder, run(folder, *of(trained), *more)
@@ -108,7 +108,7 @@ def test_the_certificates_are_a_table(certified: pd.DataFrame, finished: tuple[P
 def test_no_radius_exceeds_the_distance_to_another_class(
     certified: pd.DataFrame, trained: Path
 ) -> None:
-    """A class wins no more draws than it is ahead of another one in: Phi(distance / sigma)."""
+    """The share of draws of a class is at most Phi(distance to another class / sigma)."""
     _, test = synthetic().load()
     layer = next(m for m in load_model(trained).modules() if isinstance(m, nn.Linear))
     weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
@@ -135,7 +135,7 @@ def test_the_curve_counts_the_certificates(
     assert set(whole["curve"]) == {"eps", "steps", "eot", "certified"}
 
 
-def test_the_report_says_what_attacks_did_inside_and_what_the_noise_is_worth(
+def test_the_report_has_attacks_within_certificates_and_controls_of_the_noise(
     certified: pd.DataFrame, finished: tuple[Path, str]
 ) -> None:
     folder, said = finished
@@ -153,7 +153,7 @@ def test_the_report_says_what_attacks_did_inside_and_what_the_noise_is_worth(
     assert not (folder / "evaluation.partial").exists()
 
 
-def test_without_an_audit_attacks_inside_are_checked_nevertheless(
+def test_without_an_audit_attacks_within_certificates_are_still_checked(
     trained: Path, tmp_path: Path
 ) -> None:
     run(tmp_path, *of(trained), UNAUDITED, "~evaluation.attacks.pgd")
@@ -162,7 +162,7 @@ def test_without_an_audit_attacks_inside_are_checked_nevertheless(
     assert set(pd.read_csv(tmp_path / "curve.csv")["curve"]) == {"certified"}
 
 
-def test_radii_in_l1_say_so(trained: Path, tmp_path: Path) -> None:
+def test_radii_in_l1_are_reported_in_l1(trained: Path, tmp_path: Path) -> None:
     wrapped = ["noise=smoothing", "noise.distribution=uniform", f"noise.sigma={SIGMA}"]
     said = run(tmp_path, *of(trained), UNAUDITED, *wrapped)
     assert "certified in l1 on 10 images" in said
@@ -170,7 +170,7 @@ def test_radii_in_l1_say_so(trained: Path, tmp_path: Path) -> None:
     assert (rows["norm"]["in_certificate"], rows["accuracy"]["in_certificate"]) == ("l1", 1)
 
 
-def test_killed_it_goes_on_where_it_was(
+def test_a_killed_certification_resumes(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "killed"
@@ -203,12 +203,12 @@ def test_killed_it_goes_on_where_it_was(
 
 
 class LoadedError(Exception):
-    """The work has begun."""
+    """Raised when data is loaded, that is, when the work has begun."""
 
 
 @pytest.fixture
 def before_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    """What a run says before it loads data."""
+    """The output of a run before it loads data."""
 
     def loaded(self: Synthetic) -> None:
         raise LoadedError
@@ -228,7 +228,7 @@ def smoothing(sigma: float) -> list[str]:
     return ["noise=smoothing", f"noise.sigma={sigma}"]
 
 
-# What it was trained with, what it is certified with, and what the warning calls the former.
+# Noise of the training, noise of the certification, and the former in words of the warning.
 MISFITS = {
     "no noise": (["noise=none"], smoothing(SIGMA), "no noise"),
     "another sigma": (GAUSSIAN, smoothing(0.5), "sigma 0.25"),
@@ -240,7 +240,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("case", MISFITS)
-def test_noise_that_training_has_not_seen_is_warned_of(
+def test_certifying_with_other_noise_than_in_training_warns(
     case: str, train: Train, before_work: Callable[..., str]
 ) -> None:
     noise, wanted, called = MISFITS[case]
@@ -261,7 +261,7 @@ FITS = {
 
 
 @pytest.mark.parametrize("case", FITS)
-def test_no_warning_where_training_has_seen_the_noise(
+def test_certifying_with_the_noise_of_training_does_not_warn(
     case: str, train: Train, before_work: Callable[..., str]
 ) -> None:
     noise, wanted = FITS[case]
@@ -279,20 +279,20 @@ def test_a_run_that_trains_knows_its_noise_beforehand(
     assert ("warning" in said) is warned
 
 
-def test_without_an_evaluation_nothing_is_asked_of_the_noise(
+def test_without_an_evaluation_the_noise_is_not_checked(
     before_work: Callable[..., str],
 ) -> None:
     assert before_work(*TRAINING, *CERTIFY, "noise=none") == ""
 
 
-def test_where_training_saw_no_noise_it_runs_nevertheless(train: Train, tmp_path: Path) -> None:
+def test_without_noise_in_training_it_still_runs(train: Train, tmp_path: Path) -> None:
     said = run(tmp_path, *of(train("noise=none")), UNAUDITED, *smoothing(0.5))
     assert said.count("warning") == 1
     assert len(pd.read_csv(tmp_path / "certified.csv")) == 10
 
 
 @pytest.mark.parametrize("program", [False, True])
-def test_nobody_knows_the_noise_of_a_foreign_model(program: bool, tmp_path: Path) -> None:
+def test_the_noise_of_a_foreign_model_is_unknown(program: bool, tmp_path: Path) -> None:
     network = Linear().build(5, SHAPE).eval()
     file = tmp_path / "theirs"
     if program:
@@ -358,7 +358,7 @@ def test_few_votes_are_refused_without_certification_too(train: Train, tmp_path:
     words = ["stages=[evaluate]", f"checkpoint='{train('noise=none')}'", "evaluation=quick"]
     with pytest.raises(InputError, match=r"^evaluation\.votes=10 is not allowed"):
         run(tmp_path, *words, "noise=smoothing", "evaluation.votes=10", "device=cpu")
-    # A test at another level needs fewer: of five that agree luck makes 2 / 2^5.
+    # Another level needs fewer votes: five agree by chance with probability 2 / 2^5.
     run(
         tmp_path, *words, "noise=smoothing", "noise.alpha=0.07", "evaluation.votes=5", UNAUDITED,
         "evaluation.eot=1", "evaluation.samples=4", "device=cpu",

@@ -17,7 +17,7 @@ from toys.runs import same
 
 pytestmark = pytest.mark.long
 
-# Two processes with half a batch each, and images of which one has one more.
+# Two processes with half a batch each, and a number of images that is odd.
 RUN = [*ALONE, "batch_size=32", "evaluation.samples=21"]
 
 KILLED = """
@@ -36,7 +36,7 @@ main()
 
 
 class Torchrun:
-    """Starts the processes of a command line as torchrun would, in the folder `cwd`."""
+    """Starts the processes of a command line as torchrun does, in the folder `cwd`."""
 
     def __init__(self, command_line: CommandLine, cwd: Path) -> None:
         self.command_line, self.cwd = command_line, cwd
@@ -71,7 +71,7 @@ def torchrun(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def answers(torchrun: Torchrun) -> list[Answer]:
-    """Of the run that nothing has happened to."""
+    """The outputs of an uninterrupted run."""
     return torchrun.run(*RUN, "hydra.run.dir=whole")
 
 
@@ -81,7 +81,7 @@ def whole(torchrun: Torchrun, answers: list[Answer]) -> Path:
     return torchrun.cwd / "whole"
 
 
-def test_one_process_writes_and_speaks_for_all(answers: list[Answer], whole: Path) -> None:
+def test_only_one_process_writes_and_prints(answers: list[Answer], whole: Path) -> None:
     first, second = answers
     assert first.out.count("epoch 3/3") == 1
     assert second.said == ""
@@ -92,16 +92,16 @@ def test_one_process_writes_and_speaks_for_all(answers: list[Answer], whole: Pat
     assert len(pd.read_csv(whole / "samples.csv")) == 21
 
 
-def test_processes_that_are_told_to_stop_leave_after_the_same_batch_and_go_on(
+def test_a_signal_to_one_process_stops_all_after_the_same_batch_and_they_resume(
     torchrun: Torchrun, whole: Path
 ) -> None:
     first, second = torchrun.start(*RUN, "hydra.run.dir=term")
-    # Only one of them is told.
+    # Only one of them gets the signal.
     second.until("term/checkpoint.pt").signal(signal.SIGTERM)
-    told = [first.end(), second.end()]
-    assert codes(told) == [143, 143]
+    stopped = [first.end(), second.end()]
+    assert codes(stopped) == [143, 143]
     again = r"stopped by SIGTERM; resume with: torchrun .*-m robusttrain resume="
-    assert re.search(again, told[0].out)
+    assert re.search(again, stopped[0].out)
     (alone,) = torchrun.run("resume=term", size=1)
     assert alone.code == 1
     assert "was trained by 2 processes, not by 1" in alone.err
@@ -120,7 +120,7 @@ def test_processes_that_are_told_to_stop_leave_after_the_same_batch_and_go_on(
     ],
     ids=["sweep", "wrong", "gone"],
 )
-def test_a_refusal_is_said_once(torchrun: Torchrun, words: list[str], message: str) -> None:
+def test_an_error_is_printed_once(torchrun: Torchrun, words: list[str], message: str) -> None:
     before = sorted(torchrun.cwd.iterdir())
     refused = torchrun.run(*words)
     assert codes(refused) == [1, 1]
@@ -131,10 +131,8 @@ def test_a_refusal_is_said_once(torchrun: Torchrun, words: list[str], message: s
     assert sorted(torchrun.cwd.iterdir()) == before
 
 
-def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(
-    torchrun: Torchrun, whole: Path
-) -> None:
-    """With torchrun itself; the second process is killed, with no time for a word."""
+def test_a_killed_process_ends_the_run_which_resumes(torchrun: Torchrun, whole: Path) -> None:
+    """With torchrun itself; the second process is killed without warning."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     killed = subprocess.run(
         [sys.executable, *launch, sys.executable, "-c", KILLED, *RUN, "hydra.run.dir=killed"],
@@ -142,7 +140,7 @@ def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(
         timeout=300,
     )  # fmt: skip
     assert killed.returncode == 1
-    # torchrun may have told the first process to stop before it has noticed.
+    # torchrun may have stopped the first process before it noticed.
     lost = "robusttrain: process 0 of 2: another process of this run has ended"
     assert lost in killed.stdout or "stopped by SIGTERM" in killed.stdout
     again = r"resume with: torchrun --nproc_per_node=2 -m robusttrain resume=\S*killed"

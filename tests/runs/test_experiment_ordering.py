@@ -1,8 +1,8 @@
-"""What the field agrees on, measured on real images: the stronger the inner attack, the better.
+"""An agreed fact, measured on real images: stronger training attacks give more robust models.
 
 Over four seeds the worst-case accuracies are 0 to 1 % for standard training, 14 to 19 % for
 Gaussian noise, 37 to 43 % for one step and 45 to 52 % for PGD; the steps between them in one run
-are at least 13, 18 and 6 points. The margins asked for below are a good half of that.
+are at least 13, 18 and 6 points. The margins required below are about half of that.
 """
 
 import io
@@ -75,7 +75,7 @@ def test_stronger_training_attacks_make_more_robust_models(
     assert robust["pgd"] > robust["one step"] + 0.03, robust
 
 
-def test_none_of_them_pays_with_its_clean_accuracy(results: dict[str, dict[str, float]]) -> None:
+def test_none_of_them_loses_clean_accuracy(results: dict[str, dict[str, float]]) -> None:
     assert all(result["clean"] > 0.92 for result in results.values()), results
 
 

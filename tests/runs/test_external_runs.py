@@ -1,4 +1,4 @@
-"""Whole evaluations of foreign models: what is reported, and what is said to be wrong with them."""
+"""Whole evaluations of foreign models: their reports, and warnings about the models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ from toys.external import (
 
 EVALUATE_MLP = [*TINY, "model=mlp", "model.widths=[32]", "stages=[evaluate]"]
 
-# Where the report is of no interest, but what comes before it or its labels.
+# A short evaluation, for tests that only read warnings or labels.
 BRIEFLY = [
     "evaluation.audit=false", "~evaluation.attacks.uniform", "~evaluation.attacks.pgd",
     "~evaluation.attacks.apgd_ce",
@@ -37,7 +37,7 @@ BRIEFLY = [
 
 @pytest.fixture(scope="module")
 def theirs() -> nn.Module:
-    """A network that has learned the synthetic problem, outside of robusttrain."""
+    """A network that learned the synthetic problem outside robusttrain."""
     train, _ = synthetic(train_size=500).load()
     torch.manual_seed(0)
     network = MLP([32]).build(CLASSES, SHAPE)
@@ -52,7 +52,7 @@ def theirs() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def path(theirs: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its state dict, as a script with DataParallel leaves it."""
+    """Its state dict, as saved by a script with DataParallel."""
     path = tmp_path_factory.mktemp("theirs") / "theirs.pt"
     torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, path)
     return path
@@ -72,8 +72,8 @@ def test_a_foreign_state_dict_is_evaluated(theirs: nn.Module, path: Path, answer
 
 
 def test_the_user_may_know_how_it_was_trained(path: Path, tmp_path: Path) -> None:
-    told = [f"checkpoint={path}", "defense=standard"]
-    answer = Answer(tmp_path / "run", *EVALUATE_MLP, *BRIEFLY, *told)
+    known = [f"checkpoint={path}", "defense=standard"]
+    answer = Answer(tmp_path / "run", *EVALUATE_MLP, *BRIEFLY, *known)
     assert answer.labels == ("mlp", "standard")
 
 
@@ -114,7 +114,7 @@ def test_a_program_is_not_trained(theirs: nn.Module, tmp_path: Path) -> None:
 
 
 class Outside(nn.Module):
-    """A network that wants its images centred by somebody else."""
+    """A network that expects centred images."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def in_train_mode(model: nn.Module, path: Path) -> None:
     ],
     ids=["softmax exported", "softmax scripted", "train mode", "normalisation", "sound"],
 )
-def test_what_is_wrong_with_a_model_is_said_before_the_report(
+def test_warnings_about_a_model_precede_the_report(
     theirs: nn.Module,
     tmp_path: Path,
     wrap: Callable[[nn.Module], nn.Module],

@@ -1,7 +1,7 @@
-"""A run that an earlier version has saved is one of today's.
+"""Runs that were saved by an earlier version still work.
 
-`before_packages` was made by the last version whose modules lay side by side, with the command in
-its `command.json`. Its `checkpoint.previous.pt` is that of epoch 3 of 4.
+`before_packages` was made by the last version without packages, with the command in its
+`command.json`. Its `checkpoint.previous.pt` is that of epoch 3 of 4.
 """
 
 import shutil
@@ -35,7 +35,7 @@ def test_its_model_is_loaded() -> None:
 
 
 def test_it_is_evaluated_again(command_line: CommandLine, tmp_path: Path) -> None:
-    """With its data, defense and radius, which are not given again."""
+    """With its data, defense and radius, although they are not set."""
     answer = command_line.run(
         f"checkpoint={OLD}", "stages=[evaluate]", "evaluation=quick", "evaluation.samples=40",
         cwd=tmp_path,
@@ -72,7 +72,7 @@ def test_it_is_compared(command_line: CommandLine, tmp_path: Path) -> None:
 
 
 def test_a_job_of_its_sweep_has_current_names(tmp_path: Path) -> None:
-    """A sweep that was started again has to find the jobs that have finished."""
+    """A repeated sweep has to recognise its finished jobs."""
     old = "training:\n  curriculum:\n    smooth: true\n    _target_: robusttrain.optimizers.SGD\n"
     Job(0, "0", ("training.curriculum.smooth=true",), config=old).save(tmp_path)
     job = read_job(tmp_path, "0")
@@ -81,8 +81,8 @@ def test_a_job_of_its_sweep_has_current_names(tmp_path: Path) -> None:
     assert job.config == old.replace("smooth", "per_batch").replace(".opt", ".optim.opt")
 
 
-def test_a_command_line_that_was_stored_has_current_keys(tmp_path: Path) -> None:
-    """`resume=auto` has to find a run by what the user types today."""
+def test_a_stored_command_line_has_current_keys(tmp_path: Path) -> None:
+    """`resume=auto` has to find a run by the current keys."""
     old, new = (["seed=1", f"training.curriculum.{key}=true"] for key in ("smooth", "per_batch"))
     Command(old, old).write(tmp_path)
     assert Command.read(tmp_path) == Command(new, new)

@@ -1,4 +1,4 @@
-"""What is refused of the settings before anything is loaded or written."""
+"""Settings that are refused before anything is loaded or written."""
 
 from pathlib import Path
 
@@ -30,13 +30,13 @@ def test_settings_that_fit_pass() -> None:
     assert repr(config) == before
 
 
-def test_a_device_goes_by_its_name() -> None:
+def test_a_device_is_chosen_by_name() -> None:
     assert device_of("cpu") == torch.device("cpu")
     assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_a_refusal_leaves_the_run_that_was_there(
+def test_a_refusal_does_not_change_an_existing_run(
     words: str, command_line: CommandLine, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()

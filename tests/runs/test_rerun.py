@@ -1,4 +1,4 @@
-"""`robusttrain rerun`: the same results, or where they differ."""
+"""`robusttrain rerun`: the same results, or a report of the differences."""
 
 import json
 from functools import partial
@@ -48,16 +48,16 @@ def repetition(tmp_path: Path) -> Repetition:
     return Repetition(tmp_path / "run", {"overrides": ["eps=0.1"], **circumstances})
 
 
-def test_what_a_clock_says_is_no_difference(repetition: Repetition) -> None:
+def test_durations_are_no_difference(repetition: Repetition) -> None:
     (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,9,0.5\n2,8,\n")
     assert repetition.differences() == []
     assert repetition.command == ["eps=0.1", f'hydra.run.dir="{repetition.folder}"']
 
 
-def test_differences_are_named_with_what_may_explain_them(repetition: Repetition) -> None:
+def test_differences_are_reported_with_possible_causes(repetition: Repetition) -> None:
     changed = json.loads((repetition.folder / "manifest.json").read_text()) | {"threads": 7}
     (repetition.folder / "manifest.json").write_text(json.dumps(changed))
-    # Circumstances that change nothing are not worth a word.
+    # Circumstances are not reported if the results are the same.
     assert repetition.differences() == []
     (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,2,0.5\n2,2,0.25\n")
     (repetition.folder / "report.csv").touch()

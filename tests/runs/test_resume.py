@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or disturbed, against one that nothing has happened to."""
+"""Runs that are killed, stopped or disturbed, against an uninterrupted run."""
 
 import io
 import os
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def whole(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing has happened to."""
+    """An uninterrupted run."""
     return finished(command_line.start(*RUN, cwd=tmp_path_factory.mktemp("whole"))).run_dir
 
 
-def test_a_run_that_is_killed_goes_on_and_ends_the_same(
+def test_a_killed_run_resumes_and_ends_the_same(
     command_line: CommandLine, tmp_path: Path, whole: Path
 ) -> None:
     begin, kills, said = partial(command_line.start, cwd=tmp_path), 20, ""
@@ -44,7 +44,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same(
     for number in range(kills):
         folder = tmp_path / f"killed_{number}"
         running = begin(*RUN, f"hydra.run.dir={folder}")
-        # One in each twentieth of the run, somewhere in it.
+        # Once in each twentieth of the run.
         time.sleep(length * (number + (7 * number % 10) / 10) / kills)
         killed = running.signal(signal.SIGKILL).end().code == -signal.SIGKILL
         if killed and not (folder / "manifest.json").exists():
@@ -52,12 +52,12 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same(
             again = [f"resume={folder}"] if begun else [*RUN, f"hydra.run.dir={folder}"]
             said += finished(begin(*again)).said
         same(folder, whole)
-    # Some were killed within an epoch of the training, or this has shown little.
+    # At least one was killed within an epoch, or the test shows little.
     assert re.search(r"resuming after batch [1-9]", said)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_run_that_is_told_to_stop_says_how_to_go_on(
+def test_a_stopped_run_prints_how_to_resume(
     command_line: CommandLine, tmp_path: Path, whole: Path, name: str
 ) -> None:
     begin = partial(command_line.start, cwd=tmp_path)
@@ -81,15 +81,15 @@ def test_a_directory_has_one_run_and_a_second_signal_ends_it_at_once(
 
 
 def full(size: int) -> str:
-    """Leaves files room for `size` bytes."""
+    """Code that limits files to `size` bytes."""
     return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
 
 
-def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_space(
+def test_a_full_disk_ends_a_run_with_a_message_and_it_resumes_with_free_space(
     command_line: CommandLine, tmp_path: Path, whole: Path
 ) -> None:
     begin = partial(command_line.start, cwd=tmp_path)
-    # Room for nothing, and for the model but not for the optimiser's memory of it.
+    # Space for nothing; and for the model, but not for the state of the optimiser.
     for size in (1, (whole / "checkpoint.pt").stat().st_size * 3 // 4):
         said = refused(begin(*RUN, "hydra.run.dir=full", first=full(size)))
     assert "checkpoint.pt cannot be used: it could not be written completely" in said
@@ -98,7 +98,7 @@ def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_spac
     same(tmp_path / "full", whole)
 
 
-# Root without its powers is bound by the modes of its own files, as everybody is.
+# Without its capabilities, root is bound by the modes of files, as other users are.
 POWERLESS = """
 import ctypes
 nothing = (ctypes.c_uint32 * 6)()
@@ -107,7 +107,7 @@ assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), nothing) =
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes capabilities away, which Linux has")
-def test_a_directory_that_is_closed_ends_a_run_with_a_message(
+def test_a_read_only_directory_ends_a_run_with_a_message(
     command_line: CommandLine, tmp_path: Path, whole: Path
 ) -> None:
     begin = partial(command_line.start, cwd=tmp_path, first=POWERLESS)
@@ -122,11 +122,11 @@ def test_a_directory_that_is_closed_ends_a_run_with_a_message(
         assert re.search(r"closing/\S+ cannot be used: Permission denied", refused(stopped))
     closing.chmod(0o755)
     finished(begin("resume=closing"))
-    # Nothing of what was there is lost.
+    # No existing result is lost.
     same(closing, whole)
 
 
-def test_a_directory_that_is_gone_ends_a_run_with_a_message(
+def test_a_missing_directory_ends_a_run_with_a_message(
     command_line: CommandLine, tmp_path: Path, whole: Path
 ) -> None:
     begin, removed = partial(command_line.start, cwd=tmp_path), tmp_path / "removed"
@@ -139,7 +139,7 @@ def test_a_directory_that_is_gone_ends_a_run_with_a_message(
     same(tmp_path / "elsewhere", whole)
 
 
-def test_a_checkpoint_that_is_cut_anywhere_gives_way_to_the_one_before(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_replaced_by_the_previous_one(tmp_path: Path) -> None:
     weights = {"weight": torch.randn(100)}
     about: dict[str, Any] = {
         "num_classes": 2, "image_shape": [1, 2, 2], "config": {}, "names": {}, "training": {},
@@ -199,7 +199,7 @@ def stopped_run(folder: Path, typed: Sequence[str] = RUN) -> Path:
     return folder
 
 
-def test_the_command_of_a_run_is_taken_up(tmp_path: Path) -> None:
+def test_the_command_of_a_run_is_restored(tmp_path: Path) -> None:
     run = stopped_run(tmp_path / "run", ["eps=0.1"])
     assert resumed(["a=1"]) == ["a=1"]
     assert resumed([f"resume={run}"]) == [
@@ -234,7 +234,7 @@ def test_auto_takes_the_newest_unfinished_run_of_the_same_command(
         (["resume=done"], "resume=done is finished"),
     ],
 )
-def test_what_cannot_go_on_is_refused(
+def test_a_run_that_cannot_resume_is_refused(
     arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -244,7 +244,7 @@ def test_what_cannot_go_on_is_refused(
         resumed(arguments)
 
 
-def test_a_held_directory_is_refused_and_half_files_are_removed(tmp_path: Path) -> None:
+def test_a_locked_directory_is_refused_and_half_written_files_are_removed(tmp_path: Path) -> None:
     half = tmp_path / ".report.csv.1.partial"
     half.touch()
     with alone_in(tmp_path):

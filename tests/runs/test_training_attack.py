@@ -1,4 +1,4 @@
-"""Reports say what a model was trained with, and nobody says otherwise behind its training."""
+"""Reports name the attack of the training, which cannot be changed after the training."""
 
 import copy
 import sys
@@ -71,7 +71,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def train_attack(*overrides: str) -> str:
-    """What the report of a run would say."""
+    """The value of `train_attack` in the report of a run."""
     _, origin = prepared(*TINY, *overrides)
     return origin.names["train_attack"]
 
@@ -122,7 +122,7 @@ def test_a_defense_names_the_attack_that_it_trains_with(defense: str) -> None:
         (["defense=n_fgsm", "attack=pgd"], "built-in"),
     ],
 )
-def test_the_attack_is_what_the_command_line_has_made_of_it(
+def test_the_attack_has_the_settings_of_the_command_line(
     overrides: list[str], expected: str
 ) -> None:
     assert train_attack(*overrides) == expected
@@ -132,7 +132,7 @@ def test_the_attack_is_what_the_command_line_has_made_of_it(
     ("defense", "expected"),
     [("silent", ""), ("with_radius", "built-in"), ("inline", "PGD-4"), ("chosen", "mim-10")],
 )
-def test_a_defense_of_the_users_own_names_what_it_says(
+def test_a_defense_of_the_users_own_names_its_attack(
     mine: str, defense: str, expected: str
 ) -> None:
     assert train_attack(mine, f"defense={defense}") == expected
@@ -169,7 +169,7 @@ def described(answer: Answer) -> tuple[str, str]:
     return str(row.defense), str(row.train_attack)
 
 
-def test_the_report_has_it_and_an_evaluation_repeats_it(
+def test_the_report_names_it_and_so_does_an_evaluation(
     trained: tuple[Path, Answer], tmp_path: Path
 ) -> None:
     folder, first = trained
@@ -196,25 +196,25 @@ def test_the_report_has_it_and_an_evaluation_repeats_it(
         ("attack.step_size=2/255", "attack.step_size=None"),
     ],
 )
-def test_an_evaluation_does_not_say_how_the_model_was_trained(
+def test_an_evaluation_cannot_change_the_training(
     trained: tuple[Path, Answer], override: str, theirs: str
 ) -> None:
     words = [f"checkpoint={trained[0]}", "stages=[evaluate]", *BRIEFLY, override]
     with pytest.raises(InputError) as caught:
         prepared(*words)
     assert str(caught.value) == (
-        f"{override} describes a training that is over: that of the checkpoint had {theirs}"
+        f"{override} differs from the training of the checkpoint: it had {theirs}"
     )
 
 
-def test_the_words_of_the_training_may_be_repeated(trained: tuple[Path, Answer]) -> None:
+def test_arguments_of_the_training_may_be_repeated(trained: tuple[Path, Answer]) -> None:
     config, origin = prepared(*TRAINED, f"checkpoint={trained[0]}", "stages=[evaluate]")
     assert origin.names["train_attack"] == "fgsm_rs"
     assert origin.names["defense"] == "madry"
     assert config.defense.attack == config.attack
 
 
-def test_what_is_of_the_evaluation_is_still_chosen(trained: tuple[Path, Answer]) -> None:
+def test_keys_of_the_evaluation_may_be_set(trained: tuple[Path, Answer]) -> None:
     words = [
         f"checkpoint={trained[0]}", "stages=[evaluate]", *BRIEFLY, "eps=0.3", "norm=l2", "seed=4",
         "+attack@evaluation.attacks.strong=pgd", "evaluation.attacks.strong.steps=100",
@@ -225,7 +225,7 @@ def test_what_is_of_the_evaluation_is_still_chosen(trained: tuple[Path, Answer])
     assert origin.names["train_attack"] == "fgsm_rs"
 
 
-def test_a_further_training_has_an_attack_of_its_own(trained: tuple[Path, Answer]) -> None:
+def test_a_further_training_has_its_own_attack(trained: tuple[Path, Answer]) -> None:
     further = [f"checkpoint={trained[0]}", "stages=[train]"]
     assert prepared(*further)[1].names["train_attack"] == "fgsm_rs"
     assert prepared(*further, "defense=trades")[1].names["train_attack"] == "pgd_gaussian-10"
@@ -242,10 +242,10 @@ def test_a_further_training_has_an_attack_of_its_own(trained: tuple[Path, Answer
         (["defense=standard"], "none"),
     ],
 )
-def test_of_a_checkpoint_that_does_not_name_it_it_is_derived(
+def test_it_is_derived_from_a_checkpoint_without_the_name(
     tmp_path: Path, overrides: list[str], expected: str
 ) -> None:
-    """Checkpoints of earlier versions have the configuration alone."""
+    """Checkpoints of earlier versions only have the configuration."""
     _, origin = prepared(*TINY, *overrides)
     names = {key: name for key, name in origin.names.items() if key != "train_attack"}
     about: dict[str, Any] = {"config": copy.deepcopy(origin.config), "names": names}
@@ -256,18 +256,18 @@ def test_of_a_checkpoint_that_does_not_name_it_it_is_derived(
     assert again.names["train_attack"] == expected
 
 
-def test_of_a_model_from_elsewhere_nothing_is_known(tmp_path: Path) -> None:
+def test_it_is_unknown_for_a_model_from_elsewhere(tmp_path: Path) -> None:
     torch.save(MLP([4]).build(CLASSES, SHAPE).state_dict(), tmp_path / "theirs.pt")
     words = [*TINY, "model=mlp", "model.widths=[4]", f"checkpoint={tmp_path / 'theirs.pt'}"]
     answer = Answer(tmp_path / "run", *words, "stages=[evaluate]", "evaluation.audit=false")
     assert described(answer) == ("foreign", "")
-    # Somebody says what it was, and still nobody says with what attack.
+    # The defense is given here, but not its attack.
     told = prepared(*words, "stages=[evaluate]", "defense=madry")[1].names
     assert (told["defense"], told["train_attack"]) == ("madry", "")
     assert prepared(*words, "defense=madry")[1].names["train_attack"] == "pgd-10"
 
 
-# --- components that are none -------------------------------------------------------------------
+# --- factories that return None -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -286,6 +286,6 @@ def test_a_factory_that_returns_nothing_is_refused_by_its_key(mine: str, group: 
         ("noise=stack +noise@noise.mechanisms.one=nothing", "noise.mechanisms.one"),
     ],
 )
-def test_so_is_one_inside_of_another_component(mine: str, override: str, key: str) -> None:
+def test_so_is_one_inside_another_component(mine: str, override: str, key: str) -> None:
     with pytest.raises(InputError, match=rf"^{key} builds no component"):
         prepared(mine, *TINY, *override.split())

@@ -1,4 +1,4 @@
-"""Sweeps whose jobs run in other processes, and searches: what they leave, stopped and repeated."""
+"""Sweeps whose jobs run in other processes, and searches: results, interrupts and repetitions."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ TINY = [
     "dataset=synthetic", "model=linear", "defense=standard", "epochs=1", "evaluation=quick",
     "evaluation.audit=false", "evaluation.samples=20", "device=cpu",
 ]  # fmt: skip
-# Long enough to be stopped in its middle.
+# Long enough to be interrupted.
 LONG = [*TINY, "epochs=60", "stages=[train]"]
 
 PACKAGES = {
@@ -74,13 +74,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def begin(command_line: CommandLine, place: Path) -> Callable[..., Running]:
-    # Ray keeps a key of its cluster at home.
+    # Ray writes a key of its cluster to the home directory.
     return partial(command_line.start, cwd=place, COLUMNS="80", HOME=str(place))
 
 
 @pytest.fixture(scope="module")
 def whole(begin: Callable[..., Running]) -> Path:
-    """The run that the stopped ones should be."""
+    """An uninterrupted run, to compare interrupted ones with."""
     return begin(*LONG, "seed=1", "optimizer.lr=0.01").end().run_dir
 
 
@@ -90,7 +90,7 @@ def same_weights(one: Path, other: Path) -> None:
 
 
 def is_whole(folder: Path, number: int, answer: Answer) -> None:
-    """Whether a job of the sweep in `folder` has left, in an engine, all that a run leaves."""
+    """Assert that a job of the sweep in `folder` has all the files of a run."""
     assert f"job {number} finished  clean " in answer.out
     table = pd.read_csv(folder / "sweep.csv")
     report = pd.read_csv(folder / str(number) / "report.csv")
@@ -106,9 +106,9 @@ def is_whole(folder: Path, number: int, answer: Answer) -> None:
 def test_ray_runs_the_jobs_of_a_sweep_and_skips_what_is_finished(
     begin: Callable[..., Running], place: Path
 ) -> None:
-    """Every second job fails, the others leave all that a run leaves."""
+    """Every second job fails, and the others have all the files of a run."""
     command = [*TINY, "optimizer.lr=0.01,-1", "hydra.sweep.dir=ray"]
-    # The first half of the jobs, without the engine.
+    # The first half of the jobs, without the launcher.
     assert begin("-m", "seed=0", *command).end().code == 1
     answer = begin("-m", "seed=0,1", *command, *RAY).end()
     assert answer.code == 1
@@ -126,12 +126,12 @@ def test_ray_runs_the_jobs_of_a_sweep_and_skips_what_is_finished(
 
 
 @needs("joblib")
-def test_joblib_runs_the_jobs_of_a_sweep_and_those_that_are_stopped_go_on(
+def test_joblib_runs_the_jobs_of_a_sweep_and_stopped_jobs_resume(
     begin: Callable[..., Running], place: Path, whole: Path
 ) -> None:
-    """Half of the jobs fail, two end, and two are stopped.
+    """Half of the jobs fail, two finish, and two are stopped.
 
-    Of these goes on one by itself, with `resume=`, and the other when the sweep is repeated.
+    One of these resumes on its own, with `resume=`, and the other when the sweep is repeated.
     """
     words = [*TINY, "epochs=1,60", "optimizer.lr=-1,0.01", "seed=0,1"]
     command = ["-m", *words, "hydra.sweep.dir=long"]
@@ -171,10 +171,10 @@ def worker(folder: Path) -> int:
 
 @needs("submitit")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
-def test_submitit_takes_up_a_preempted_job(
+def test_submitit_resumes_a_preempted_job(
     begin: Callable[..., Running], place: Path, whole: Path
 ) -> None:
-    """Told that its time is up, a job leaves a checkpoint, is queued again, and goes on."""
+    """A job whose time ends writes a checkpoint, is queued again, and resumes."""
     command = ["-m", *LONG, "optimizer.lr=0.01", "seed=1", "hydra.sweep.dir=preempted"]
     folder = place / "preempted"
     running = begin(*command, "hydra/launcher=submitit_local").until("preempted/0/checkpoint.pt")
@@ -190,7 +190,7 @@ def test_submitit_takes_up_a_preempted_job(
 
 @needs("optuna")
 def test_optuna(begin: Callable[..., Running], place: Path) -> None:
-    """The best of a search is the largest figure of a validation split; a failure ends nothing."""
+    """A search reports the largest figure of a validation split; a failed trial does not end it."""
     search = [*SEARCH, "hydra.sweep.dir=search"]
     first, again = begin(*search).end(), begin(*search).end()
     assert first.code == again.code == 0, first.err
@@ -233,9 +233,9 @@ def test_jobs_share_the_cores(
     assert launchers.share(processes) == threads
 
 
-@pytest.mark.parametrize(("given", "told"), [(None, "5"), ("2", "2"), ("8", "5")])
+@pytest.mark.parametrize(("given", "threads"), [(None, "5"), ("2", "2"), ("8", "5")])
 def test_jobs_use_no_more_threads_than_the_user_allows(
-    given: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+    given: str | None, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launchers, "cores", lambda: 16)
     monkeypatch.setenv("OMP_NUM_THREADS", given or "")
@@ -245,14 +245,14 @@ def test_jobs_use_no_more_threads_than_the_user_allows(
     config = OmegaConf.create({"hydra": hydra})
     assert launchers.prepare_launcher(config, 3)
     assert config.hydra.launcher.n_jobs == 3
-    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == told
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == threads
 
 
 @pytest.mark.parametrize(("address", "sized"), [(None, False), ("auto", True)])
-def test_a_cluster_that_is_there_already_keeps_its_size(
+def test_an_existing_cluster_keeps_its_size(
     address: str | None, sized: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray refuses a size for it, which its launcher would give where the key is not there."""
+    """Ray refuses a size for it, which the launcher would set if the key were missing."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     hydra = {
         "runtime": {"choices": {"hydra/launcher": "ray"}},
@@ -305,7 +305,7 @@ def test_a_search_needs_a_figure(change: dict[str, Any], named: str) -> None:
 
 @pytest.fixture
 def handlers() -> Iterator[list[int]]:
-    """What a cluster hears of SIGUSR2, with all handlers as they were afterwards."""
+    """The signals that a cluster's handler of SIGUSR2 gets; handlers are restored afterwards."""
     heard: list[int] = []
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {signum: signal.getsignal(signum) for signum in watched}
@@ -317,7 +317,7 @@ def handlers() -> Iterator[list[int]]:
         signal.signal(signum, handler)
 
 
-def test_a_cluster_hears_its_notice_when_the_job_has_stopped(handlers: list[int]) -> None:
+def test_the_handler_of_a_cluster_runs_after_the_job_has_stopped(handlers: list[int]) -> None:
     def stopped() -> None:
         with signals.handle_in_worker():
             with signals.deferred() as signalled:
@@ -331,7 +331,7 @@ def test_a_cluster_hears_its_notice_when_the_job_has_stopped(handlers: list[int]
     assert handlers == [signal.SIGUSR2]
 
 
-def test_whoever_was_told_to_stop_stays_so(handlers: list[int]) -> None:
+def test_a_process_that_got_a_signal_starts_no_further_job(handlers: list[int]) -> None:
     with signals.handle_in_worker():
         signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGTERM)

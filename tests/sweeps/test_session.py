@@ -22,13 +22,13 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepState:
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """A process that has no session yet, and has none afterwards."""
+    """A process without a session, before and after the test."""
     before = session._present.set(None)
     yield
     session._present.reset(before)
 
 
-def test_a_session_is_there_for_its_block_alone() -> None:
+def test_a_session_exists_only_in_its_block() -> None:
     with opened() as one:
         assert present() is one
         with opened() as inner:
@@ -37,13 +37,13 @@ def test_a_session_is_there_for_its_block_alone() -> None:
     assert present() is None
 
 
-def test_a_process_of_the_launcher_opens_the_session_of_its_sweep(sweep: SweepState) -> None:
-    """The callback goes there with the job, and takes the plan along, but nothing that runs."""
+def test_a_worker_opens_the_session_of_its_sweep(sweep: SweepState) -> None:
+    """The callback is sent there with the job and the plan, but without anything that runs."""
     callback = Sweeps()
     callback.sweep = sweep
     there = pickle.loads(pickle.dumps(callback))
     assert vars(there) == {"sweep": sweep}
-    # A process may get several jobs.
+    # A worker may get several jobs.
     for _ in range(2):
         there.on_job_start(DictConfig({}))
         assert present() == Session(sweep, in_worker=True, view=present().view)  # type: ignore[union-attr]

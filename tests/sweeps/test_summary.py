@@ -1,4 +1,4 @@
-"""What is made of the jobs of a sweep, on run directories written by hand, against SciPy."""
+"""The summary of a sweep, for run directories written by hand, against SciPy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ Flags = Sequence[bool] | np.ndarray
 
 
 def flags(wrong: int, start: int = 0) -> np.ndarray:
-    """Right on N samples but for `wrong` of them, from `start` on."""
+    """Flags of N correct samples, except for `wrong` of them from `start` on."""
     right = np.ones(N, bool)
     right[start : start + wrong] = False
     return right
@@ -33,7 +33,7 @@ class Sweep:
         self.folder = folder
 
     def add(self, *overrides: str, clean: Flags, worst: Flags | None = None, **row: object) -> Job:
-        """A finished job that is right where a flag is set."""
+        """Add a finished job that is correct where a flag is set."""
         job = Job(self.count, str(self.count), overrides, "finished", 1.5, 0.5)
         worst = clean if worst is None else worst
         place = self.folder / job.folder
@@ -56,7 +56,7 @@ class Sweep:
         return job
 
     def fail(self, *overrides: str, error: str) -> None:
-        """A job that has left nothing but its record."""
+        """Add a failed job, which has nothing but its record."""
         Job(self.count, str(self.count), overrides, "failed", 0.1, error=error).save(self.folder)
 
     @property
@@ -98,7 +98,7 @@ def test_only_keys_that_vary_are_columns(sweep: Sweep) -> None:
     assert table["error"].tolist() == ["", "", "eps=-1, of all things"]
 
 
-def test_a_key_named_like_a_column_keeps_apart_from_it(sweep: Sweep) -> None:
+def test_a_key_named_like_a_column_gets_another_name(sweep: Sweep) -> None:
     sweep.add("attack=pgd", clean=flags(1))
     sweep.add("attack=fgsm", clean=flags(1))
     table = records.table(sweep.folder, records.read_jobs(sweep.folder))
@@ -112,7 +112,7 @@ def test_a_key_that_some_jobs_lack_varies(sweep: Sweep) -> None:
     assert records.varying(records.read_jobs(sweep.folder)) == ["extra"]
 
 
-def test_jobs_come_by_number_and_from_folders_of_any_depth(tmp_path: Path) -> None:
+def test_jobs_are_sorted_by_number_and_may_be_in_folders_of_any_depth(tmp_path: Path) -> None:
     for number in (10, 9, 2):
         Job(number, f"a/{number}", (f"seed={number}",)).save(tmp_path)
     assert [job.number for job in records.read_jobs(tmp_path)] == [2, 9, 10]
@@ -123,7 +123,7 @@ def test_jobs_come_by_number_and_from_folders_of_any_depth(tmp_path: Path) -> No
 def test_a_job_that_ends_while_the_table_is_written_is_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other process has written its table before, and does not come again."""
+    """The other process has written its table earlier, and does not write it again."""
     Job(0, "0", ("seed=0",), "finished").save(tmp_path)
     late = [Job(1, "1", ("seed=1",), "finished")]
     write = records.write_csv
@@ -175,18 +175,18 @@ def test_a_single_seed_has_no_deviation_and_wilsons_interval(right: int) -> None
     assert figure.over_images == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_many_seeds_do_not_make_more_images_of_the_same_ones() -> None:
+def test_more_seeds_do_not_count_as_more_images() -> None:
     one, many = over_seeds([0.5], 100), over_seeds([0.5] * 20, 100)
     assert many.over_images == pytest.approx(one.over_images)
 
 
-def test_settings_are_what_differs_in_more_than_the_seed(sweep: Sweep) -> None:
+def test_settings_differ_in_more_than_the_seed(sweep: Sweep) -> None:
     for defense in ("rt", "lsa"):
         for seed in (0, 1, 2):
             wrong = 10 * seed + 5 * (defense == "lsa")
             sweep.add(f"defense={defense}", f"seed={seed}", clean=flags(wrong))
     sweep.fail("defense=fgsm", "seed=0", error="no")
-    # A search may come to the same setting again.
+    # A search may try a setting again.
     sweep.add("defense=rt", "seed=2", clean=flags(20))
     rt, lsa = settings(sweep.folder, records.read_jobs(sweep.folder))
     assert (rt.keys, lsa.keys) == ({"defense": "rt"}, {"defense": "lsa"})
@@ -222,7 +222,7 @@ def test_the_p_of_a_pair_is_the_largest_of_its_seeds(sweep: Sweep) -> None:
 
 
 def test_seeds_that_disagree_name_no_winner(sweep: Sweep) -> None:
-    """Each of them is significant, one for either side."""
+    """Both are significant, in opposite directions."""
     for defense, wrong in (("rt", (0, 40)), ("lsa", (50, 0))):
         for seed in (0, 1):
             sweep.add(f"defense={defense}", f"seed={seed}", clean=flags(wrong[seed]))
@@ -275,7 +275,7 @@ def test_other_data_is_not_compared(sweep: Sweep) -> None:
     assert "No two settings" in sweep.text
 
 
-def test_a_summary_says_what_failed_and_what_nobody_knows(sweep: Sweep) -> None:
+def test_a_summary_lists_failures_and_missing_evaluations(sweep: Sweep) -> None:
     sweep.fail("defense=a|b", error="defense=a|b is not allowed")
     assert "1 job: 1 failed" in sweep.text
     assert "No job has finished an evaluation." in sweep.text

@@ -1,4 +1,4 @@
-"""Sweeps as a user meets them: what they leave, what fails in them, and what a repetition does."""
+"""Sweeps as users see them: their results, failures and repetitions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ BAD = [*SMOKE, "optimizer.lr=0.01,-1"]
 
 @dataclass
 class Left:
-    """What a command line came to, and what the sweep has left by then."""
+    """The output of a command line, and the files of the sweep at that time."""
 
     answer: Answer
     table: pd.DataFrame
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lefts(command_line: CommandLine, place: Path) -> list[Left]:
-    """A sweep in which half of the jobs fail, the same once more, and another one in its place."""
+    """A sweep in which half of the jobs fail, the same sweep again, and another in its place."""
 
     def left(*words: str) -> Left:
         answer = command_line.run(*words, cwd=place, COLUMNS="80")
@@ -53,7 +53,7 @@ def lefts(command_line: CommandLine, place: Path) -> list[Left]:
     return [left(*BAD), left(*BAD), left(*SMOKE, "optimizer.lr=0.02,0.03")]
 
 
-def test_a_sweep_with_failures_finishes_the_others_and_says_so(lefts: list[Left]) -> None:
+def test_a_sweep_with_failures_finishes_and_reports_them(lefts: list[Left]) -> None:
     first = lefts[0]
     assert first.answer.code == 1
     assert "Traceback" not in first.answer.err
@@ -117,7 +117,7 @@ def test_the_same_sweep_again_skips_what_is_finished(lefts: list[Left]) -> None:
 
 
 def test_another_sweep_in_its_place_mixes_nothing(lefts: list[Left]) -> None:
-    """Jobs that find the place of another one taken are refused; the free places are used."""
+    """Jobs are refused if another job's results are in their directory; the others run."""
     again, other = lefts[1:]
     assert other.answer.code == 1
     for number in (0, 2):
@@ -169,7 +169,7 @@ def works(tmp_path: Path, result: float | None = 0.25) -> Callable[[], float | N
     return work
 
 
-def test_a_finished_job_gives_its_result_again(
+def test_a_finished_job_returns_its_result_again(
     tmp_path: Path, attempt: Callable[..., float | None]
 ) -> None:
     assert attempt(works(tmp_path), seed=1) == 0.25
@@ -193,7 +193,7 @@ def test_a_failed_job_is_repeated_where_it_was(
     assert (finished.status, finished.error) == ("finished", "")
 
 
-def test_a_defect_is_recorded_with_its_kind(
+def test_an_unexpected_error_is_recorded_with_its_type(
     tmp_path: Path, attempt: Callable[..., float | None]
 ) -> None:
     with pytest.raises(ZeroDivisionError):
@@ -215,7 +215,7 @@ def test_a_job_that_was_stopped_is_repeated(
     assert attempt(works(tmp_path), seed=1) == 0.25
 
 
-def test_results_that_were_removed_are_made_again(
+def test_a_job_with_removed_results_is_repeated(
     tmp_path: Path, attempt: Callable[..., float | None]
 ) -> None:
     attempt(works(tmp_path), seed=1)
@@ -227,7 +227,7 @@ def test_results_that_were_removed_are_made_again(
 def test_another_configuration_is_refused_and_leaves_the_files_of_the_first(
     tmp_path: Path, attempt: Callable[..., float | None], recorded: bool
 ) -> None:
-    """Whether or not anything is known of the job that was there."""
+    """Whether or not the job that was there has a record."""
     attempt(works(tmp_path), seed=1)
     if not recorded:
         (tmp_path / ".jobs" / "0.json").unlink()
@@ -239,7 +239,7 @@ def test_another_configuration_is_refused_and_leaves_the_files_of_the_first(
         assert (tmp_path / "0" / ".hydra" / "overrides.yaml").read_text() == "seed=1"
 
 
-def test_a_job_that_left_nothing_gives_its_place_to_another(
+def test_the_directory_of_a_job_without_results_can_be_reused(
     tmp_path: Path, attempt: Callable[..., float | None]
 ) -> None:
     with pytest.raises(ZeroDivisionError):
@@ -257,7 +257,7 @@ def planned(*overrides: str, target: str = "x.BasicSweeper") -> list[tuple[str, 
     return [job.overrides for job in callback.planned(OmegaConf.create({"hydra": hydra}))]
 
 
-def test_the_jobs_to_come_are_those_of_the_grid_in_its_order() -> None:
+def test_the_planned_jobs_are_those_of_the_grid_in_order() -> None:
     assert planned("eps=0.1", "seed=range(2)") == [
         ("model=mlp", "eps=0.1", "seed=0"), ("model=mlp", "eps=0.1", "seed=1"),
         ("model=linear", "eps=0.1", "seed=0"), ("model=linear", "eps=0.1", "seed=1"),
