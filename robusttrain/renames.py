@@ -49,6 +49,9 @@ def history(state: Mapping[str, Any]) -> dict[str, Any]:
     return {HISTORY.get(key, key): value for key, value in state.items()}
 
 
+IBP, MTL_IBP = "robusttrain.defenses.ibp.IBP", "robusttrain.defenses.ibp.MTLIBP"
+
+
 def target(name: str) -> str:
     """The current dotted name of the class `name`."""
     module, _, own = name.rpartition(".")
@@ -69,12 +72,24 @@ def config(node: Any, section: str = "") -> Any:
     """
     if isinstance(node, dict):
         own = target(str(node.get("_target_", "")))
-        return {
+        today = {
             _key(section, key): own if key == "_target_" else config(value, f"{section}{key}.")
             for key, value in node.items()
             if key not in DROPPED.get(own, ())
         }
+        return _with_two_ibp(today)
     return [config(value) for value in node] if isinstance(node, list) else node
+
+
+def _with_two_ibp(node: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which IBP with an attack, once one class with IBP, is MTL-IBP."""
+    defense, attack = node.get("defense"), node.get("attack")
+    if not (isinstance(defense, dict) and isinstance(attack, dict)):
+        return node
+    attacks = attack.get("_target_") != "robusttrain.attacks.none.NoAttack"
+    if defense.get("_target_") == IBP and attacks:
+        return {**node, "defense": {**defense, "_target_": MTL_IBP}}
+    return node
 
 
 def yaml(text: str) -> str:

@@ -115,3 +115,24 @@ def test_a_word_of_the_command_line_has_the_current_key(old: str, form: str) -> 
 )
 def test_other_words_stay(word: str) -> None:
     assert renames.override(word) == word
+
+
+IBP, MTL_IBP = "robusttrain.defenses.ibp.IBP", "robusttrain.defenses.ibp.MTLIBP"
+NONE, PGD = "robusttrain.attacks.none.NoAttack", "robusttrain.attacks.pgd.PGD"
+
+
+@pytest.mark.parametrize(
+    ("before", "attack", "today"),
+    [(IBP, PGD, MTL_IBP), (IBP, NONE, IBP), (MTL_IBP, PGD, MTL_IBP), ("mine.IBP", PGD, "mine.IBP")],
+)
+def test_bounds_with_an_attack_are_a_class_of_their_own(
+    before: str, attack: str, today: str
+) -> None:
+    """Both were one class, told apart by the attack that the run has chosen."""
+    node = {
+        "attack": {"_target_": attack, "eps": 0.1},
+        "defense": {"_target_": before, "attack": "${attack}", "weight": 0.5},
+    }
+    renamed = renames.config(node)
+    assert renamed["defense"] == {**node["defense"], "_target_": today}
+    assert renamed["attack"] == node["attack"]

@@ -143,7 +143,7 @@ class _Loaded(nn.Module):
     """A program as a module whose mode can be set, even if the program has no modes."""
 
     # No noise is put on its weights: `_Exported` makes them anew.
-    opaque = "a program"
+    opaque_to_noise = "a program"
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

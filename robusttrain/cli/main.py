@@ -38,6 +38,7 @@ from robusttrain.runs.lock import alone_in
 from robusttrain.runs.preflight import check_settings
 from robusttrain.runs.rerun import Repetition
 from robusttrain.runs.resume import Command
+from robusttrain.runs.training_attack import TRAIN_ATTACK, training_attack
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.malloc import keep_freed_memory
 from robusttrain.runtime.signals import Interrupted
@@ -262,6 +263,8 @@ def prepared(
     plain["resume"] = None
     built = configs.build(config)
     check_settings(built)
+    # A checkpoint knows better than what is left of its configuration.
+    names = {TRAIN_ATTACK: training_attack(built, plain, names), **names}
     return built, Origin(plain, names)
 
 

@@ -34,8 +34,10 @@ def build(config: DictConfig) -> Config:
     """
     for group in GROUPS:
         if "_target_" not in config[group]:
-            raise InputError(group, allowed="its YAML has no _target_", problem="names no class")
-    return cast(Config, build_component(config))
+            raise InputError(group, allowed="its YAML lacks a _target_", problem="names no class")
+    built = cast(Config, build_component(config))
+    _refuse_nothing(OmegaConf.to_container(config, resolve=True), built, "")
+    return built
 
 
 def build_component(config: DictConfig) -> Any:
@@ -44,6 +46,18 @@ def build_component(config: DictConfig) -> Any:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
         raise _refusal(config, error) from error
+
+
+def _refuse_nothing(node: Any, built: object, where: str) -> None:
+    """Raise `InputError` if a `_target_` below `node` has returned None for a component."""
+    for key, below in node.items():
+        if not isinstance(below, dict):
+            continue
+        part = built.get(key) if isinstance(built, dict) else getattr(built, key, ...)
+        if part is None and "_target_" in below:
+            allowed = f"{below['_target_']} returned None"
+            raise InputError(f"{where}{key}", problem="builds no component", allowed=allowed)
+        _refuse_nothing(below, part, f"{where}{key}.")
 
 
 def _with_numbers(node: Any, where: str) -> Any:

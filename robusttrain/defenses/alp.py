@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.none import NoAttack, refuse_none
 from robusttrain.defenses import Objective
 
 
@@ -35,7 +36,7 @@ class ALP:
     Parameters
     ----------
     attack
-        Any attack, for `pairing=adversarial`.
+        Any attack but none, for `pairing=adversarial`; none with the other pairing.
     weight
         Weight of the mean squared difference of paired logits, 0 or more.
     pairing
@@ -50,6 +51,10 @@ class ALP:
         ranges.at_least(0, weight=self.weight)
         ranges.one_of(list(Pairing), pairing=self.pairing)
         self.pairing = Pairing(self.pairing)
+        if self.pairing is Pairing.clean:
+            self.attack = NoAttack()
+        else:
+            refuse_none(self.attack)
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator

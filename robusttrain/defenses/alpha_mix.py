@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.none import refuse_none
 from robusttrain.defenses import Objective
 
 
@@ -22,7 +23,7 @@ class AlphaMix:
     Parameters
     ----------
     attack
-        Any attack.
+        Any attack but none.
     alpha
         Weight of the clean loss, strictly between 0 and 1.
     """
@@ -32,6 +33,7 @@ class AlphaMix:
 
     def __post_init__(self) -> None:
         ranges.inside(0, 1, alpha=self.alpha)
+        refuse_none(self.attack)
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
 from robusttrain.attacks.model_view import frozen
+from robusttrain.attacks.none import refuse_none
 from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.divergence import (
     DivergenceFrom,
@@ -47,7 +48,7 @@ class Distill:
     Parameters
     ----------
     attack
-        Any attack.
+        Any attack but none.
     teacher
         A model of the same images and classes, or the run directory or checkpoint that it is
         loaded from before training.
@@ -61,6 +62,7 @@ class Distill:
 
     def __post_init__(self) -> None:
         ranges.within(0, 1, alpha=self.alpha)
+        refuse_none(self.attack)
         refuse_labels(self.attack)
 
     def with_models(self, load: Callable[[str, str], nn.Module]) -> "Distill":

@@ -9,7 +9,6 @@ from torch import Tensor
 from robusttrain import ranges
 from robusttrain.attacks import Attack, traits_of
 from robusttrain.attacks.attack_loss import Label
-from robusttrain.attacks.none import NoAttack
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -67,8 +66,6 @@ def refuse_labels(attack: Attack) -> None:
 
 def refuse_start_at_image(attack: Attack) -> None:
     """Raise `InputError` if `attack` starts at x, where the divergence from f(x) has gradient 0."""
-    moves = not isinstance(attack, NoAttack)
-    ranges.require(moves, "attack", "none", "one that moves away from the image")
     allowed = "true: the divergence from the outputs at an image has gradient 0 there"
     random_start = not traits_of(attack).starts_at_image
     ranges.require(random_start, "attack.random_start", random_start, allowed)

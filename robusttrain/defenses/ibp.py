@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, ThreatFields
-from robusttrain.attacks.none import NoAttack
+from robusttrain.attacks.none import is_none, refuse_none
 from robusttrain.defenses import Objective, each_row
 from robusttrain.intervals import Interval, refuse_unbounded
 from robusttrain.models.modes import modes_restored
@@ -20,11 +20,9 @@ class IBP(ThreatFields):
     """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018).
 
     Their kappa is 1 - weight. m(x) are the worst logits that interval bound propagation leaves
-    possible in S(x): no point of S(x) has a larger loss in eval mode, up to rounding. With an
-    attack, its images replace x in the first loss, which is MTL-IBP with alpha = weight (De Palma
-    et al. 2024, "Expressive losses for verified robustness via convex combinations"). A forward and
+    possible in S(x): no point of S(x) has a larger loss in eval mode, up to rounding. A forward and
     a backward pass of intervals, which cost about two of images each, and one forward and one
-    backward pass for the images of the first loss, besides the passes of the attack.
+    backward pass for the images.
 
     The bounds are those of the network in eval mode: BatchNorm uses its running statistics, and
     neither dropout nor training noise is active. The bounds of an untrained network are so wide
@@ -34,7 +32,7 @@ class IBP(ThreatFields):
     Parameters
     ----------
     attack
-        Any attack, or none.
+        None: with an attack it is `MTLIBP`.
     norm
         Only linf: an interval is a box, so it would only enclose the balls of other norms.
     eps
@@ -52,6 +50,13 @@ class IBP(ThreatFields):
     def __post_init__(self) -> None:
         ranges.at_least(0, eps=self.eps)
         ranges.within(0, 1, weight=self.weight)
+        self.check_attack()
+
+    def check_attack(self) -> None:
+        """Raise `InputError` if there is an attack, which would make it another method."""
+        name = type(self.attack).__name__
+        allowed = "none: training on bounds and on adversarial images is defense=mtl_ibp"
+        ranges.require(is_none(self.attack), "attack", name, allowed)
 
     def scheduled(self, share: float) -> "IBP":
         """A copy with `share` of the weight, for the warm-up of `training.curriculum`."""
@@ -76,10 +81,28 @@ class IBP(ThreatFields):
         """The weighted sum of the loss at images and the loss at the bounds."""
         logits, worst = model(x_adv), self._worst_logits(model, x, y)
         mixture = (1 - self.weight) * loss(logits, y) + self.weight * loss(worst, y)
-        kind = "clean" if isinstance(self.attack, NoAttack) else "adversarial"
+        kind = "clean" if is_none(self.attack) else "adversarial"
         return Objective(mixture.mean(), **{kind: logits})
 
     def _worst_logits(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with modes_restored(model):
             outputs = cast(Interval, model.eval()(Interval.around(x, self.eps)))
         return outputs.margins(each_row(y, outputs.centre))
+
+
+@dataclass
+class MTLIBP(IBP):
+    """min E[ (1 - weight) L(f(adv(x)), y) + weight L(m(x), y) ] (De Palma et al. 2024, MTL-IBP).
+
+    "Expressive losses for verified robustness via convex combinations", with alpha = weight: the
+    adversarial images take the place of x in the first loss of `IBP`. All else is as there.
+
+    Parameters
+    ----------
+    attack
+        Any attack but none.
+    """
+
+    def check_attack(self) -> None:
+        """Raise `InputError` if there is no attack, which would make it another method."""
+        refuse_none(self.attack)

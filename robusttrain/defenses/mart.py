@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.none import refuse_none
 from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.divergence import divergence, log_probabilities
 
@@ -26,7 +27,7 @@ class MART:
     Parameters
     ----------
     attack
-        Any attack.
+        Any attack but none.
     beta
         Weight of the divergence, 0 or more.
     """
@@ -36,6 +37,7 @@ class MART:
 
     def __post_init__(self) -> None:
         ranges.at_least(0, beta=self.beta)
+        refuse_none(self.attack)
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator

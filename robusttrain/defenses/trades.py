@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, traits_of
 from robusttrain.attacks.model_view import frozen, outputs_as_in
+from robusttrain.attacks.none import refuse_none
 from robusttrain.defenses import Objective, WithCleanPass
 from robusttrain.defenses.divergence import (
     DivergenceFrom,
@@ -43,6 +44,7 @@ class TRADES:
 
     def __post_init__(self) -> None:
         ranges.at_least(0, beta=self.beta)
+        refuse_none(self.attack)
         refuse_labels(self.attack)
         refuse_start_at_image(self.attack)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Attack, Loss
+from robusttrain.attacks.none import refuse_none
 from robusttrain.defenses import Objective
 
 
@@ -22,10 +23,13 @@ class WorstCase:
     Parameters
     ----------
     attack
-        Any attack.
+        Any attack but none.
     """
 
     attack: Attack
+
+    def __post_init__(self) -> None:
+        refuse_none(self.attack)
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator

@@ -18,12 +18,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from robusttrain.attacks import (
     Attack,
     Restarted,
+    fitted,
     frugal,
     states_threat,
     threat_of,
     traits_of,
     under,
 )
+from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode, frozen, predictions
 from robusttrain.attacks.objectives import AttackObjective
@@ -57,6 +59,9 @@ MISLEADING_GRADIENTS = "misleading gradients, %"
 # (docs/maskings.md).
 MISLEADING = 10, 30
 BLACK_BOX = 2, 5
+
+# The search that decides whether gradients are hidden from an image: targets, and steps for each.
+TARGETS, TARGETED_STEPS = 9, 40
 
 # How many searches there are beside the one of the probe.
 SEARCHES = 5
@@ -114,7 +119,7 @@ def audit(
         measured.random_noise(by_gradients),
         measured.unbounded(),
         *measured.gradients(shares),
-        measured.black_box(by_gradients, shares),
+        measured.black_box(by_gradients),
         _non_finite(ledger),
         *measured.outputs(),
     ]
@@ -211,7 +216,7 @@ class _Measured:
     def random_noise(self, by_gradients: NDArray[np.bool_]) -> Check:
         """Random noise of the same size breaks nothing that gradients do not."""
         noise = Uniform(norm=self._threat.norm, eps=self._threat.eps)
-        only = self.probe.broken(noise, "random noise") & ~by_gradients[self.probe.rows]
+        only = self.probe.broken(noise, "random noise") & ~by_gradients
         self.advance(1)
         return graded(
             "random noise beats gradients by", 100 * float(only.mean()), max(0.5, self._image),
@@ -238,23 +243,33 @@ class _Measured:
         ]
 
     def by_gradients(self) -> NDArray[np.bool_]:
-        """Which of all images a search by gradients has broken within the threat model."""
-        broken = self.ledger.misclassified | self._broke(black_box=False)
-        broken[self.probe.rows] |= self.probe.found
-        return broken
+        """Which images a search by gradients has broken within the threat model."""
+        return self._broke(black_box=False) | self.probe.found
 
-    def black_box(self, by_gradients: NDArray[np.bool_], shares: GradientShares) -> Check:
-        """What searches without gradients break of the images that gradients leave standing."""
+    def black_box(self, by_gradients: NDArray[np.bool_]) -> Check:
+        """What searches without gradients break that gradients do not, however they are followed.
+
+        Attacks of the suite may be weak on the loss of an undertrained network without anything
+        being hidden: a search for each other class decides.
+        """
         broken = self._broke(black_box=True)
         if not self._searched_without_gradients:
             square = Square(
                 norm=self._threat.norm, eps=self._threat.eps, queries=SQUARE_QUERIES
             )  # fmt: skip
             broken = self.probe.broken(square, "black box")
-            by_gradients = by_gradients[self.probe.rows]
+        only = broken & ~by_gradients
+        if only.any():
+            targeted = fitted(
+                APGD(
+                    norm=self._threat.norm, eps=self._threat.eps, steps=TARGETED_STEPS,
+                    objective=AttackObjective.margin, targets=TARGETS,
+                ),
+                self.probe.subject.num_classes,
+            )  # fmt: skip
+            only &= ~self.probe.broken(targeted, "targeted", among=only)
         self.advance(1)
-        only = 100 * float((broken & ~by_gradients).mean())
-        return graded("black box beats gradients by", only, *BLACK_BOX)
+        return graded("black box beats gradients by", 100 * float(only.mean()), *BLACK_BOX)
 
     def weak(self, check: str, figure: float) -> Check:
         """Pass up to three points, or as many images where there are few of them; warn above.
@@ -323,12 +338,12 @@ class _Measured:
         return self.ledger.within(self._threat)
 
     def _broke(self, *, black_box: bool) -> NDArray[np.bool_]:
-        """Which of all images the attacks of the suite broke that use no gradients, or use them."""
-        broken = np.zeros_like(self.ledger.misclassified)
+        """Which images the attacks of the suite broke that use no gradients, or use them."""
+        broken = self.ledger.misclassified
         for name, outcome in self._within.items():
             if traits_of(self.suite[name]).black_box is black_box:
-                broken |= outcome.broke
-        return broken
+                broken = broken | outcome.broke
+        return broken[self.probe.rows]
 
     def _standing(self, attack: Attack, name: str) -> float:
         broken = self.probe.broken(attack, name)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest
+from scipy.special import betaincinv
+from scipy.stats import binom
 from torch import Tensor, nn
 
 from robusttrain.attacks.model_view import predictions
@@ -23,7 +24,7 @@ from robusttrain.errors import InputError
 from robusttrain.evaluation.findings import Audit, Check, graded
 from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Certification
-from robusttrain.evaluation.voting import MajorityVote
+from robusttrain.evaluation.voting import MajorityVote, votes_to_decide
 from robusttrain.noise.additive import AdditiveLayer, AdditiveNoise, Certificate
 from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT
@@ -38,8 +39,9 @@ GROUPS = 4
 # An attack stays that much inside of the smallest radius of its group.
 INSIDE = 1 - 1e-3
 
-# Votes at an attacked image, or more: a few could all agree by luck, and nothing would ever break.
-VOTES = 100
+# Votes at an attacked image, or more, and how many times as many as would decide if all agreed:
+# from too few of them every image would be abstained from, and nothing would ever break.
+VOTES, TIMES_DECISIVE = 100, 2
 
 # How many successes inside of certificates luck explains with this probability.
 BELIEVABLE = 0.999
@@ -121,8 +123,8 @@ def certify(
 
 def lower_bound(count: int, n: int, alpha: float) -> float:
     """The p that a binomial probability exceeds with confidence 1 - alpha (Clopper-Pearson)."""
-    test = binomtest(count, n, alternative="greater")
-    return float(test.proportion_ci(1 - alpha, method="exact").low)
+    # By alpha itself: of a small one nothing is left in a level of confidence 1 - alpha.
+    return float(betaincinv(count, n - count + 1, alpha)) if count else 0.0
 
 
 def _certified(
@@ -224,7 +226,8 @@ def _broken(
     )
     rows, name = np.arange(len(part.y)), f"inside certificates {number}"
     x_adv = part.attack(attack, rows, name, threat=threat).x_adv
-    draws = max(part.votes, settings.n0, VOTES)
+    decisive = TIMES_DECISIVE * votes_to_decide(settings.alpha)
+    draws = max(part.votes, settings.n0, VOTES, decisive)
     vote = MajorityVote(part.model, draws, settings.alpha)
     with torch.no_grad(), part.drawing(f"vote inside certificates {number}"):
         shares = torch.cat([vote(batch) for batch in torch.split(x_adv, part.batch_size)])

@@ -48,13 +48,22 @@ class Probe:
         object.__setattr__(self, "searches", Searches(self.subject))
 
     def broken(
-        self, attack: Attack, name: str, *, eot: int | None = None, draw: str = VOTES
+        self,
+        attack: Attack,
+        name: str,
+        *,
+        eot: int | None = None,
+        draw: str = VOTES,
+        among: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.bool_]:
-        """Whether each image is misclassified, by itself or under `attack`."""
+        """Whether each image is misclassified, by itself or under `attack`.
+
+        Only the images `among` which it is to search are attacked, all where not given.
+        """
         started = time.perf_counter()
         clean = self.wrong(draw=draw)
-        rows, named, threat = np.flatnonzero(~clean), f"audit {name}", self.attack.threat
-        found = self.subject.attack(attack, rows, named, threat=threat, eot=eot)
+        threat, rows = self.attack.threat, np.flatnonzero(~clean if among is None else among)
+        found = self.subject.attack(attack, rows, f"audit {name}", threat=threat, eot=eot)
         self.searches.invalid += found.invalid
         seen = self.subject.predict(found.x_adv, draw=draw)
         own = threat_of(attack)

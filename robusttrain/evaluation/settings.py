@@ -1,5 +1,6 @@
 """What the user may set of an evaluation."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,8 +32,10 @@ class Certification:
     Parameters
     ----------
     n0, n
-        Draws of the two phases, 1 or more, and `n0` or more. The largest radius that Gaussian noise
-        can prove with alpha .001 is 2.46 sigma with 1,000 draws and 3.20 sigma with 10,000.
+        Draws of the two phases, 1 or more, and `n0` or more. If all `n` agree, their class has a
+        probability above alpha^(1/n), which must be above 1/2 for a radius to follow: 10 draws or
+        more with alpha .001. The largest radius that Gaussian noise can prove with alpha .001 is
+        2.46 sigma with 1,000 draws and 3.20 sigma with 10,000.
     alpha
         Probability of a wrong certificate, in ]0, 1[.
     radii
@@ -51,6 +54,9 @@ class Certification:
         ranges.at_least(1, n0=self.n0, attack_steps=self.attack_steps)
         ranges.at_least(self.n0, n=self.n)
         ranges.inside(0, 1, alpha=self.alpha)
+        least = math.floor(-math.log2(self.alpha)) + 1
+        allowed = f"{least} or more with alpha={self.alpha}: fewer draws prove no radius"
+        ranges.require(self.n >= least, "n", self.n, allowed)
         ranges.require(bool(self.radii), "radii", self.radii, "one radius or more")
         for radius in self.radii:
             ranges.at_least(0, radii=radius)

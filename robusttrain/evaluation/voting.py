@@ -76,8 +76,13 @@ def prediction(model: nn.Module, draws: int) -> nn.Module:
 def least_votes(model: nn.Module) -> int:
     """How many draws it takes until an image on which all agree is not abstained from."""
     alpha = _level(model)
+    return 1 if alpha is None else votes_to_decide(alpha)
+
+
+def votes_to_decide(alpha: float) -> int:
+    """How many votes for one class and none for another a `MajorityVote` at this level believes."""
     # A two-sided test of n votes that agree has p = 2 / 2^n.
-    return 1 if alpha is None else math.ceil(1 - math.log2(alpha))
+    return math.ceil(1 - math.log2(alpha))
 
 
 def _level(model: nn.Module) -> float | None:

@@ -153,7 +153,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _opaque(module: nn.Module) -> str:
     """What `module` is called, if no noise can be put on its weights; it may say so itself."""
     kind: str = getattr(module, "original_name", type(module).__name__)
-    own: str = getattr(module, "opaque", "")
+    own: str = getattr(module, "opaque_to_noise", "")
     return own or (kind if isinstance(module, OPAQUE) else "")
 
 

@@ -2,18 +2,29 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.checkpoints import external
+from robusttrain.config.build import with_numbers
 from robusttrain.config.run_config import Stage
 from robusttrain.config.schema import COMPANIONS
+from robusttrain.errors import InputError
+from robusttrain.runs.training_attack import OWN_ATTACK, TRAIN_ATTACK, UNKNOWN
 from robusttrain.runs.trust import TRUSTED, refuse_untrusted
 
 # Keys that a run takes from its checkpoint, unless the command line sets them.
 INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
+
+# What describes how a model was trained, and has no other use: once it is, nobody else may say so.
+OF_TRAINING = (
+    "attack", "defense", *COMPANIONS, "optimizer", "schedule", "training", "epochs", "batch_size",
+)  # fmt: skip
+
+# The growth of the training attack, which its name in reports has.
+GROWTH = "training.curriculum.steps"
 
 
 class Inherited(NamedTuple):
@@ -35,23 +46,79 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
     Raises
     ------
     InputError
-        If the checkpoint cannot be read, or its configuration names an untrusted class.
+        If the checkpoint cannot be read, its configuration names an untrusted class, or it is only
+        evaluated and the command line describes another training than it had.
     """
     given = external.load(config.checkpoint)
     trains = Stage.train in config.stages
     if isinstance(given, checkpoints.Checkpoint):
-        composed, inherited = with_saved_config(config, given, overrides)
-        # A new training takes weight perturbation and averaging from its own command line.
-        companions = COMPANIONS if "defense" in inherited and not trains else ()
-        named = [*inherited, *companions]
-        return Inherited(composed, {key: given.names[key] for key in named if key in given.names})
+        inherit = _to_train_on if trains else _to_evaluate
+        return inherit(config, given, overrides)
     chosen = {_destination(override) for override in overrides}
     names = {}
+    if not trains:
+        names[TRAIN_ATTACK] = UNKNOWN
     if not trains and "defense" not in chosen:
         names["defense"] = "foreign"
     if isinstance(given, external.ExportedProgram):
         names["model"] = given.name
     return Inherited(config, names)
+
+
+def _to_train_on(
+    config: DictConfig, saved: checkpoints.Checkpoint, overrides: Sequence[str]
+) -> Inherited:
+    """For a run that trains `saved` further, with companions of its own."""
+    composed, inherited = with_saved_config(config, saved, overrides)
+    return Inherited(composed, _named(saved, inherited))
+
+
+def _to_evaluate(
+    config: DictConfig, saved: checkpoints.Checkpoint, overrides: Sequence[str]
+) -> Inherited:
+    """For a run that evaluates `saved`, which says itself how it was trained."""
+    refuse_other_training(config, saved, overrides)
+    own = [override for override in overrides if not _is_of_training(_destination(override))]
+    composed, inherited = with_saved_config(config, saved, own)
+    growth = saved.config["training"]["curriculum"]["steps"]
+    refuse_untrusted(growth, [*TRUSTED, *config.trust])
+    OmegaConf.update(composed, GROWTH, growth, merge=False, force_add=True)
+    return Inherited(composed, _named(saved, [*inherited, *COMPANIONS, OWN_ATTACK, TRAIN_ATTACK]))
+
+
+def _named(saved: checkpoints.Checkpoint, keys: Sequence[str]) -> dict[str, str]:
+    return {key: saved.names[key] for key in keys if key in saved.names}
+
+
+def refuse_other_training(
+    config: DictConfig, saved: checkpoints.Checkpoint, overrides: Sequence[str]
+) -> None:
+    """Raise `InputError` if `overrides` describe another training than that of `saved`.
+
+    An option is compared by its name, and any other value as a value.
+    """
+    today, before = with_numbers(config), OmegaConf.create(saved.config)
+    for override in overrides:
+        word, _, value = override.lstrip("+~").partition("=")
+        key = _destination(override)
+        if not _is_of_training(key):
+            continue
+        if word in saved.names:
+            ours, theirs = value, saved.names[word]
+        else:
+            ours, theirs = _value(today, key), _value(before, key)
+        if ours != theirs:
+            problem = "describes a training that is over"
+            raise InputError(word, value, f"that of the checkpoint had {word}={theirs}", problem)
+
+
+def _is_of_training(key: str) -> bool:
+    return key.partition(".")[0] in OF_TRAINING
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(config, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def with_saved_config(

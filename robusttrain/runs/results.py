@@ -11,6 +11,7 @@ from robusttrain.evaluation.pipeline import EvaluationResult
 from robusttrain.report.files import write_arrays, write_csv
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import ADVERSARIAL, AUDIT, CERTIFIED, CURVE, REPORT, SAMPLES
+from robusttrain.runs.training_attack import TRAIN_ATTACK, UNKNOWN
 from robusttrain.threat import Threat
 
 
@@ -19,10 +20,10 @@ def report_of(
 ) -> pd.DataFrame:
     """The table of `report.csv`; `names` are the chosen options of the groups."""
     report = found.ledger.report(threat, found.rows, found.audit.verdict)
-    shown = {**names, "defense": combined(names)}
-    for position, key in enumerate(("dataset", "model", "defense", "noise")):
+    shown = {TRAIN_ATTACK: UNKNOWN, **names, "defense": combined(names)}
+    for position, key in enumerate(("dataset", "model", "defense", TRAIN_ATTACK, "noise")):
         report.insert(position, key, shown[key])
-    report.insert(4, "seed", seed)
+    report.insert(5, "seed", seed)
     return report
 
 

@@ -26,7 +26,7 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
 from robusttrain.attacks.transfer import Transfer
 from robusttrain.data import Split
-from robusttrain.defenses.ibp import IBP
+from robusttrain.defenses.ibp import MTLIBP
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
@@ -202,7 +202,7 @@ def test_a_warm_up_reaches_through_a_transfer() -> None:
         WorstCase(Silent()),
         WorstCase(Transfer(nn.Identity(), Silent())),
         # Its own radius could grow, and that of its attack could not.
-        IBP(Silent()),
+        MTLIBP(Silent()),
         Silenced(),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_training_with_it_is_watched_for_catastrophic_overfitting() -> None:
     assert not trains_on_ball(WorstCase(Radial(0.1)), Threat(Norm.linf, 0.2))
     assert not trains_on_ball(WorstCase(Radial(0.1)), Threat(Norm.l2, 0.2))
     assert not trains_on_ball(WorstCase(Silent()), Threat(Norm.linf, 0.1))
-    assert not trains_on_ball(IBP(Silent(), eps=0.1), Threat(Norm.linf, 0.1))
+    assert not trains_on_ball(MTLIBP(Silent(), eps=0.1), Threat(Norm.linf, 0.1))
 
 
 # Evaluation.

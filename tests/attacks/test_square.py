@@ -1,6 +1,8 @@
 """Square Attack: outputs only, one pass a query, and what it finds on linear models."""
 
 import math
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -98,24 +100,59 @@ def test_a_query_is_one_pass(norm: Norm) -> None:
         assert [len(batch) for batch in batches] == [4] * queries * restarts
 
 
-def test_linf_starts_from_stripes_and_changes_squares_of_the_documented_sides() -> None:
-    """Half the pixels from the 11th query after the start on, a quarter from the 51st on."""
-    x, eps = interior(8, 3, 16, 16), 0.1
-    start, *tried = asked(Square(eps=eps, queries=71, give_up=False), Constant(), x)
-    stripes = (start - x) / eps
-    assert torch.allclose(stripes.abs(), torch.ones_like(x))
-    assert torch.allclose(stripes, stripes[:, :, :1].expand_as(x))
-    assert len({tuple(signs) for signs in stripes[:, :, 0].round().flatten(1).tolist()}) == 8
+def windows(attack: Square, x: Tensor) -> list[tuple[int, int]]:
+    """Rows and columns of the windows that are tried, which are of a single sign each."""
+    start, *tried = asked(attack, Constant(), x)
     shapes = []
     for points in tried:
         # A window that no image changes in any channel is not seen; the odds are 2^-24 a column.
         changed = (points != start).any(0).any(0)
         rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
-        shapes.append(tuple((at.max() - at.min()).item() + 1 for at in (rows, columns)))
-        for signs in ((points - x) / eps)[:, :, changed].round():
+        shapes.append(tuple(int(at.max() - at.min()) + 1 for at in (rows, columns)))
+        for signs in ((points - x) / attack.eps)[:, :, changed].round():
             assert all(len(channel.unique()) == 1 for channel in signs)
-    expected = [math.sqrt(0.8 * 256 / 2**halvings) for halvings in [0] * 11 + [1] * 40 + [2] * 19]
-    assert shapes == [(round(side), round(side)) for side in expected]
+    return shapes
+
+
+def test_linf_starts_from_stripes() -> None:
+    x, eps = interior(8, 3, 16, 16), 0.1
+    (start,) = asked(Square(eps=eps, queries=1), Constant(), x)
+    stripes = (start - x) / eps
+    assert torch.allclose(stripes.abs(), torch.ones_like(x))
+    assert torch.allclose(stripes, stripes[:, :, :1].expand_as(x))
+    assert len({tuple(signs) for signs in stripes[:, :, 0].round().flatten(1).tolist()}) == 8
+
+
+def published(query: int, queries: int) -> float:
+    """The share of the pixels after so many of the queries by the code of the authors.
+
+    Theirs is for 5,000 queries where it does not rescale, as in AutoAttack.
+    """
+    return float(authors_square().p_selection(query * 5000 // queries))
+
+
+@cache
+def authors_square() -> Any:
+    module = pytest.importorskip("pyautoattack.square")
+    return module.SquareAttack(None, p_init=0.8, resc_schedule=False, device="cpu")
+
+
+@pytest.mark.parametrize("queries", [71, 300])
+def test_windows_of_short_searches_shrink_as_those_of_long_ones(queries: int) -> None:
+    """They all have the documented sides, down to the smallest one of a search of 5,000 queries."""
+    sides = [round(math.sqrt(published(query, queries) * 256)) for query in range(queries - 1)]
+    assert sides[-1] == 1
+    shapes = windows(Square(eps=0.1, queries=queries), interior(8, 3, 16, 16))
+    assert shapes == [(side, side) for side in sides]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 50, 71, 2000, 5000, 10_000])
+def test_the_schedule_follows_the_number_of_queries(queries: int) -> None:
+    """By the code of the authors for any number, and unscaled for 5,000."""
+    attack = Square(queries=queries)
+    for query in range(queries - 1):
+        side = max(1, round(math.sqrt(published(query, queries) * 28 * 28)))
+        assert attack._side(query, 28, 28) == side
 
 
 def test_windows_are_all_over_the_image() -> None:
@@ -126,20 +163,39 @@ def test_windows_are_all_over_the_image() -> None:
     assert touched.all()
 
 
-def test_searches_that_are_far_from_success_end() -> None:
-    """The label leads by 0.5, 0.35 and 0.2 of the spread; the limits are 0.4 and 0.25."""
+class Leads(nn.Module):
+    """The label leads by the first pixel, relative to the spread of the logits."""
 
-    class Leads(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            lead = x.flatten(1)[:, 0]
-            return torch.stack([0 * lead, -lead, 0 * lead - 1], 1)
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.flatten(1)[:, 0]
+        return torch.stack([0 * lead, -lead, 0 * lead - 1], 1)
 
-    x = torch.tensor([0.5, 0.35, 0.2], dtype=torch.float64).view(3, 1, 1, 1).repeat(1, 1, 4, 4)
-    sizes = [len(points) for points in asked(Square(eps=0.01, queries=100), Leads(), x)]
-    # Each of the two decisions takes one more pass.
-    assert sizes == [3] * 22 + [2] * 21 + [1] * 59
-    patient = asked(Square(eps=0.01, queries=100, give_up=False), Leads(), x)
-    assert [len(points) for points in patient] == [3] * 100
+
+def leads() -> Tensor:
+    """Images with leads of 0.5, 0.35 and 0.2; the limits are 0.4 and 0.25."""
+    lead = torch.tensor([0.5, 0.35, 0.2], dtype=torch.float64)
+    return lead.view(3, 1, 1, 1).repeat(1, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("queries", "ends"), [(5000, (1000, 2000)), (6000, (1200, 2400)), (1500, (1000,))]
+)
+def test_searches_that_are_far_from_success_end(queries: int, ends: tuple[int, ...]) -> None:
+    sizes = [len(points) for points in asked(Square(eps=0.01, queries=queries), Leads(), leads())]
+    # Each of the decisions takes one more pass, before the query after so many.
+    expected, left = [], 3
+    for query in range(1, queries + 1):
+        if query - 2 in ends:
+            expected.append(left)
+            left -= 1
+        expected.append(left)
+    assert sizes == expected
+
+
+def test_no_search_ends_where_it_is_not_to_give_up_or_short() -> None:
+    for attack in (Square(eps=0.01, queries=5000, give_up=False), Square(eps=0.01, queries=1000)):
+        patient = asked(attack, Leads(), leads())
+        assert [len(points) for points in patient] == [3] * attack.queries
 
 
 @pytest.mark.parametrize("norm", [Norm.l2, Norm.l1])

@@ -166,12 +166,13 @@ def test_the_training_record_has_a_row_an_epoch(finished: Answer) -> None:
 def test_the_report_has_a_row_an_attack(finished: Answer) -> None:
     report = rows(finished.run_dir / "report.csv")
     assert list(report[0]) == [
-        "dataset", "model", "defense", "noise", "seed", "attack", "norm", "eps", "n", "accuracy",
-        "ci_low", "ci_high", "forward", "backward", "seconds", "invalid",
+        "dataset", "model", "defense", "train_attack", "noise", "seed", "attack", "norm", "eps",
+        "n", "accuracy", "ci_low", "ci_high", "forward", "backward", "seconds", "invalid",
     ]  # fmt: skip
     assert [row["attack"] for row in report] == ["clean", *ATTACKS, "control", "worst_case"]
-    first = [report[0][key] for key in ("dataset", "model", "defense", "noise", "seed", "n")]
-    assert first == ["synthetic", "linear", "madry", "none", "0", "40"]
+    described = ("dataset", "model", "defense", "train_attack", "noise", "seed", "n")
+    first = [report[0][key] for key in described]
+    assert first == ["synthetic", "linear", "madry", "pgd-10", "none", "0", "40"]
     assert [row["eps"] for row in report] == ["0", "0.1", "0.1", "0.1", "0.1", "0", "0.1"]
     for row in report:
         assert float(row["ci_low"]) <= float(row["accuracy"]) <= float(row["ci_high"])

@@ -49,13 +49,20 @@ EVALUATIONS = [option for group, option in OPTIONS if group == "evaluation"]
 NEEDED = {
     ("dataset", "folder"): ["dataset.path=/nowhere"],
     ("attack", "carlini_wagner"): ["norm=l2"],
+    ("attack", "none"): ["defense=ibp"],
     ("attack", "transfer"): ["attack.source.run=/nowhere"],
     ("defense", "distill"): ["defense.teacher=/nowhere"],
     ("noise", "stack"): ["+noise@noise.mechanisms.one=rse"],
 }
 
-# What a defense refuses: attacks that start where its divergence has gradient 0.
-REFUSED = {("trades", "fgsm"), ("trades", "mim"), ("trades", "none")}
+# What defenses refuse: attacks that start where a divergence has gradient 0, and what would make
+# them another method.
+ATTACKLESS = {"standard", "free", "grad_align", "lsa", "n_fgsm", "rt", "ibp"}
+REFUSED = {
+    ("trades", "fgsm"), ("trades", "mim"),
+    *((defense, "none") for defense in DEFENSES if defense not in ATTACKLESS),
+    *(("ibp", attack) for attack in ATTACKS if attack != "none"),
+}  # fmt: skip
 
 # What the run of a transfer attack holds here.
 SOURCE = torch.nn.Identity()
@@ -121,7 +128,7 @@ def test_a_defense_takes_every_attack(defense: str) -> None:
         node.attack = attack_node(attack)
         if (defense, attack) in REFUSED:
             with pytest.raises(
-                InputError, match=r"^(defense\.attack\.random_start=False|attack=none) is not"
+                InputError, match=r"^(defense\.attack\.random_start=False|attack=\w+) is not"
             ):
                 configs.build(node)
             continue
@@ -423,6 +430,17 @@ def test_a_stranger_hidden_deep_in_a_saved_run_is_found() -> None:
     checkpoint.config["defense"]["attack"] = {"list": [{"_target_": "os.system"}]}
     with pytest.raises(InputError, match=r"os\.system"):
         continued(checkpoint)
+
+
+@pytest.mark.parametrize("where", ["defense.attack", "training.curriculum.steps"])
+def test_so_is_one_in_a_saved_run_that_is_evaluated(where: str, tmp_path: Path) -> None:
+    checkpoint = saved()
+    hidden = OmegaConf.create(checkpoint.config)
+    OmegaConf.update(hidden, where, [{"_target_": "os.system"}], merge=False)
+    plain: Any = OmegaConf.to_container(hidden, resolve=False)
+    dataclasses.replace(checkpoint, config=plain).save(tmp_path / "best.pt")
+    with pytest.raises(InputError, match=r"would build os\.system"):
+        inherit_config(raw(f"checkpoint={tmp_path}", "stages=[evaluate]"), [])
 
 
 # --- components of the user's own --------------------------------------------------------------

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import pytest
 import torch
@@ -17,12 +17,14 @@ from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
+from robusttrain.attacks.transfer import Transfer
+from robusttrain.config.schema import components
 from robusttrain.defenses import Defense, Objective, each_row
 from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.distill import Distill
 from robusttrain.defenses.grad_align import GradAlign
-from robusttrain.defenses.ibp import IBP
+from robusttrain.defenses.ibp import IBP, MTLIBP
 from robusttrain.defenses.lsa import LSA, Direction
 from robusttrain.defenses.mart import MART
 from robusttrain.defenses.n_fgsm import NFGSM
@@ -30,6 +32,7 @@ from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
+from robusttrain.errors import InputError
 from robusttrain.noise.draws import SameDraws
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
@@ -103,7 +106,7 @@ COSTS: list[tuple[Defense, int, int, int]] = [
 
 
 # Passes of intervals are counted in their own test.
-EVERY = [*(case[0] for case in COSTS), IBP(NoAttack()), IBP(PGD(steps=7))]
+EVERY = [*(case[0] for case in COSTS), IBP(NoAttack()), MTLIBP(PGD(steps=7))]
 every_defense = pytest.mark.parametrize("defense", EVERY, ids=lambda d: type(d).__name__)
 
 
@@ -206,3 +209,33 @@ def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense
     assert norm.num_batches_tracked == (2 if pairs and crafted_alone else 1)
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+# --- attacks that would make it another method --------------------------------------------------
+
+NEED_AN_ATTACK: list[Callable[[Any], Defense]] = [
+    WorstCase, AlphaMix, MART, TRADES, ALP, MTLIBP, lambda attack: Distill(attack, network()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", NEED_AN_ATTACK)
+def test_a_method_that_is_an_attack_refuses_none(build: Callable[[Any], Defense]) -> None:
+    """On its own, or inside of another attack."""
+    for attack in (NoAttack(), Transfer(network(), NoAttack())):
+        with pytest.raises(InputError, match=r"^attack=none is not allowed: .* moves away"):
+            build(attack)
+    assert build(Transfer(network(), PGD())) is not None
+
+
+def test_every_defense_with_an_attack_refuses_one_of_the_two() -> None:
+    """Any attack, or none: a defense that takes both is two methods under one name."""
+    with_attack = [d for d in components("defense") if "attack" in get_type_hints(d)]
+    assert {type(build(PGD())) for build in NEED_AN_ATTACK} | {IBP} == set(with_attack)
+    for attack in (PGD(), Transfer(network(), PGD())):
+        with pytest.raises(InputError, match=r"^attack=\w+ is not allowed: .* defense=mtl_ibp"):
+            IBP(attack)
+
+
+def test_pairing_of_clean_images_has_no_attack_whatever_it_is_given() -> None:
+    for attack in (PGD(), NoAttack()):
+        assert ALP(attack, pairing=Pairing.clean).attack == NoAttack()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
-from robusttrain.defenses.ibp import IBP
+from robusttrain.defenses.ibp import IBP, MTLIBP
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
@@ -60,17 +60,17 @@ def test_the_loss_is_that_of_the_paper() -> None:
 def test_with_an_attack_it_is_the_mixture_of_what_is_found_and_what_is_proven() -> None:
     x_adv = torch.rand(batch()[0].shape, generator=generator(), dtype=torch.float64)
     expected = 0.7 * cross_entropies(logits(x_adv)) + 0.3 * cross_entropies(worst_logits(0.2))
-    objective = objective_of(IBP(Fixed(x_adv), eps=0.2, weight=0.3))
+    objective = objective_of(MTLIBP(Fixed(x_adv), eps=0.2, weight=0.3))
     assert objective.loss.item() == pytest.approx(expected.mean(), rel=1e-9)
 
 
 def test_its_gradient_is_that_of_the_loss() -> None:
     assert gradients_are_right(IBP(NoAttack(), eps=0.1))
-    assert gradients_are_right(IBP(Fixed(batch()[0] / 2), eps=0.1, weight=0.9))
+    assert gradients_are_right(MTLIBP(Fixed(batch()[0] / 2), eps=0.1, weight=0.9))
 
 
 def test_at_radius_zero_it_is_standard_training() -> None:
-    found = objective_of(IBP(PGD(eps=0.0, steps=2), eps=0.0, weight=0.9)).loss
+    found = objective_of(MTLIBP(PGD(eps=0.0, steps=2), eps=0.0, weight=0.9)).loss
     torch.testing.assert_close(found, objective_of(Standard()).loss)
 
 
@@ -88,7 +88,7 @@ def test_logits_are_those_of_the_images() -> None:
     assert objective.adversarial is None
     np.testing.assert_allclose(objective.clean.detach(), logits(batch()[0]))
     x_adv = batch()[0] / 2
-    objective = objective_of(IBP(Fixed(x_adv), eps=0.2))
+    objective = objective_of(MTLIBP(Fixed(x_adv), eps=0.2))
     assert objective.clean is None
     assert objective.adversarial is not None
     np.testing.assert_allclose(objective.adversarial.detach(), logits(x_adv))
@@ -107,7 +107,7 @@ class _Counted(nn.Module):
         return self.network(x)
 
 
-@pytest.mark.parametrize(("defense", "images"), [(IBP(NoAttack()), 1), (IBP(PGD(steps=5)), 6)])
+@pytest.mark.parametrize(("defense", "images"), [(IBP(NoAttack()), 1), (MTLIBP(PGD(steps=5)), 6)])
 def test_a_batch_costs_one_pass_of_intervals_and_no_superfluous_pass_of_images(
     defense: IBP, images: int
 ) -> None:

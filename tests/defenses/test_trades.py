@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode
-from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.defenses.trades import TRADES
 from robusttrain.errors import InputError
@@ -105,8 +104,6 @@ def test_the_attack_moves_away_from_the_output_in_its_own_mode(mode: Mode) -> No
 
 
 def test_attacks_that_cannot_climb_the_divergence_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^attack=none is not allowed: .* moves away"):
-        TRADES(NoAttack())
     with pytest.raises(InputError, match=r"^attack\.random_start=False is not allowed"):
         TRADES(FGSM())
     with pytest.raises(InputError, match=r"^attack\.label=predicted is not allowed"):

@@ -144,18 +144,23 @@ def test_the_bound_is_that_of_clopper_and_pearson(
 ) -> None:
     k = round(share) * n if end else round(share * n)
     bound = lower_bound(k, n, alpha)
-    expected = stats.beta.ppf(alpha, k, n - k + 1) if k else 0.0
-    assert bound == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    expected = stats.binomtest(k, n, alternative="greater").proportion_ci(1 - alpha).low
+    assert bound == pytest.approx(expected, rel=1e-6, abs=1e-9)
     if k == n:
         assert bound == pytest.approx(alpha ** (1 / n), rel=1e-9)
 
 
-@given(n=st.integers(1, 2000), share=st.floats(0, 1), alpha=st.floats(1e-4, 0.5))
+@given(
+    n=st.integers(1, 2000),
+    share=st.floats(0, 1),
+    alpha=st.one_of(st.floats(1e-4, 0.5), st.floats(-60, -4).map(lambda power: 10**power)),
+)
 def test_at_the_bound_so_many_hits_have_the_probability_alpha(
     n: int, share: float, alpha: float
 ) -> None:
     k = max(1, round(share * n))
     assert stats.binom.sf(k - 1, n, lower_bound(k, n, alpha)) == pytest.approx(alpha, rel=1e-5)
+    assert lower_bound(n, n, alpha) == pytest.approx(alpha ** (1 / n), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -456,6 +461,16 @@ def test_few_votes_do_not_blind_the_check() -> None:
     assert check_of(found)[1] == "fail"
 
 
+def test_an_alpha_that_is_hard_to_convince_does_not_blind_the_check() -> None:
+    """100 votes that all agree have p = 2 / 2^100, which is above this alpha."""
+    model = oblique()
+    x = model.at([0.44] * 4)
+    found = certified(
+        smoothed(model, Liar(SIGMA, predict=True)), x, n=2000, attack_steps=10, alpha=1e-32
+    )
+    assert check_of(found)[1] == "fail"
+
+
 def test_what_alpha_allows_is_a_number_however_large_it_is() -> None:
     model = oblique()
     found = certified(smoothed(model), model.at([0.3] * 5), alpha=0.9)
@@ -718,7 +733,7 @@ def test_switches_are_put_back_after_a_kill(
     model = Timid()
     Gaussian(SIGMA).install(model, 0)
     with pytest.raises(KeyboardInterrupt):
-        evaluated(model, tmp_path / "a", Certification(n0=2, n=2))
+        evaluated(model, tmp_path / "a", Certification(n0=2, n=20))
     (layer,) = noise_layers(model)
     assert (layer.on_predict, layer.vote, model.training) == (False, Vote.mean, True)
 
@@ -742,6 +757,34 @@ def test_switches_are_put_back_after_a_kill(
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         Certification(**settings)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(9, 0.001), (10, 2.0**-10), (1, 0.5), (132, 1e-40)])
+def test_draws_that_could_prove_no_radius_are_refused(n: int, alpha: float) -> None:
+    message = f"^n={n} is not allowed: it must be {n + 1} or more with alpha={alpha}: "
+    with pytest.raises(InputError, match=message):
+        Certification(n0=1, n=n, alpha=alpha)
+    Certification(n0=1, n=n + 1, alpha=alpha)
+
+
+@kinds
+@given(alpha=st.floats(1e-6, 0.999))
+def test_the_smallest_n_that_is_allowed_proves_a_radius_and_one_less_none(
+    kind: type[AdditiveNoise], toy: Toy, law: Any, alpha: float
+) -> None:
+    n = smallest_allowed(alpha)
+    assert kind(SIGMA).radius(lower_bound(n, n, alpha)) > 0
+    assert n == 1 or lower_bound(n - 1, n - 1, alpha) <= 0.5 + 1e-12
+
+
+def smallest_allowed(alpha: float) -> int:
+    for n in itertools.count(1):
+        try:
+            Certification(n0=1, n=n, alpha=alpha)
+        except InputError:
+            continue
+        return n
+    raise AssertionError
 
 
 @pytest.mark.parametrize(

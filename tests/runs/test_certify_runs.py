@@ -323,6 +323,10 @@ REFUSED = {
     f"noise=gaussian {KEYS}.alpha=0": (
         r"evaluation\.certification\.alpha=0\.0 is not allowed: .* between 0 and 1"
     ),
+    f"noise=gaussian {KEYS}.n0=5 {KEYS}.n=9": (
+        r"evaluation\.certification\.n=9 is not allowed: .* 10 or more with alpha=0\.001: fewer "
+        r"draws prove no radius"
+    ),
     f"noise=gaussian {KEYS}.alpha=1": r"evaluation\.certification\.alpha=1\.0 is not allowed",
     f"noise=gaussian {KEYS}.radii=[0,-1]": r"evaluation\.certification\.radii=-1\.0 is not allowed",
     f"noise=gaussian {KEYS}.radii=[]": r"evaluation\.certification\.radii=\[\] is not allowed",

@@ -43,6 +43,8 @@ def test_it_is_evaluated_again(command_line: CommandLine, tmp_path: Path) -> Non
     assert answer.code == 0, answer.said
     report = pd.read_csv(answer.run_dir / "report.csv").iloc[0]
     assert (report["dataset"], report["model"], report["defense"]) == ("digits", "mlp", "trades")
+    # It has saved no such name, but its configuration.
+    assert report["train_attack"] == "pgd_gaussian-10"
     # Rounding differs from processor to processor, by an image at most.
     assert accuracies(answer.run_dir) == pytest.approx(accuracies(OLD), abs=1.5 / 40)
 

@@ -7,10 +7,10 @@ import pytest
 from torch import Tensor, nn
 
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
+from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
-from robusttrain.defenses.ibp import IBP
+from robusttrain.defenses.ibp import MTLIBP
 from robusttrain.defenses.lsa import LSA
 from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
@@ -57,9 +57,9 @@ def test_the_defense_s_own_radius_grows_and_is_used() -> None:
 
 
 def test_where_defense_and_attack_have_a_radius_both_grow() -> None:
-    half = Curriculum(eps_warmup=1.0).at(IBP(PGD(eps=0.2), eps=0.4, weight=0.5), 1, 2)
+    half = Curriculum(eps_warmup=1.0).at(MTLIBP(PGD(eps=0.2), eps=0.4, weight=0.5), 1, 2)
     # The weight of the bounds too, which starts at 0 in the paper.
-    assert half == IBP(PGD(eps=0.1), eps=0.2, weight=0.25)
+    assert half == MTLIBP(PGD(eps=0.1), eps=0.2, weight=0.25)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_cannot_grow_is_refused_by_name(
         curriculum.at(defense, 1, 10)
 
 
-@pytest.mark.parametrize("defense", [Standard(), WorstCase(NoAttack())])
+@pytest.mark.parametrize("defense", [Standard(), ALP(PGD(), pairing=Pairing.clean)])
 def test_a_defense_without_a_radius_is_left_as_it_is(defense: Any) -> None:
     assert Curriculum(eps_warmup=0.5).at(defense, 1, 10) is defense
 

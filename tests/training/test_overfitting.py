@@ -12,13 +12,13 @@ from rich.console import Console
 from torch import nn
 
 from robusttrain.attacks.fgsm import FGSM
-from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.checkpoints import checkpoint
 from robusttrain.data import Split
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses import Defense
-from robusttrain.defenses.ibp import IBP
+from robusttrain.defenses.alp import ALP, Pairing
+from robusttrain.defenses.ibp import MTLIBP
 from robusttrain.defenses.lsa import LSA
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
@@ -191,8 +191,8 @@ def test_overfitting_from_the_first_epoch_on_is_noticed_without_a_fall(
         (LSA(norm=Norm.l2, eps=0.1), Norm.l2, 0.1, True),
         (Standard(), Norm.linf, 0.1, False),
         # What counts is the attack, whatever the radius of the bounds is.
-        (IBP(PGD(eps=0.1), eps=0.3), Norm.linf, 0.3, False),
-        (IBP(PGD(eps=0.3), eps=0.3), Norm.linf, 0.3, True),
+        (MTLIBP(PGD(eps=0.1), eps=0.3), Norm.linf, 0.3, False),
+        (MTLIBP(PGD(eps=0.3), eps=0.3), Norm.linf, 0.3, True),
     ],
 )
 def test_balls_are_compared(defense: Defense, norm: Norm, eps: float, covered: bool) -> None:
@@ -208,7 +208,7 @@ def test_balls_are_compared(defense: Defense, norm: Norm, eps: float, covered: b
         (WorstCase(FGSM(eps=0.1)), 0.1, True),
         (LSA(eps=0.1), 0.1, True),
         (WorstCase(FGSM(eps=0.1)), 0.0, False),
-        (WorstCase(NoAttack()), 0.1, False),
+        (ALP(FGSM(eps=0.1), pairing=Pairing.clean), 0.1, False),
         (Standard(), 0.1, False),
     ],
 )

@@ -1,0 +1,1 @@
+"""Planted and honest models, and the attacks that find the truth about them; see maskings.py."""
