@@ -40,7 +40,7 @@ def test_every_entry_is_tested() -> None:
 def test_a_class_is_found_where_it_is_today(before: str) -> None:
     module, _, name = renames.target(before).rpartition(".")
     assert getattr(importlib.import_module(module), name).__module__ == module
-    # A name of today stays what it is.
+    # A current name stays as it is.
     assert renames.target(f"{module}.{name}") == f"{module}.{name}"
 
 

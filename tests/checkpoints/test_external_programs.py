@@ -151,7 +151,7 @@ def test_noise_is_put_before_a_program(opened: Opened) -> None:
 
 @pytest.mark.parametrize("noise", [PNIWeights(), Bayes()])
 def test_the_weights_of_a_program_have_no_noise(opened: Opened, noise: Noise) -> None:
-    """A program that is moved to another device is made anew, and noise would be lost."""
+    """Moving a program to another device rebuilds it, which would drop the noise."""
     why = "cannot reach the weights of a program|needs a layer with weights: the model has none"
     with pytest.raises(InputError, match=rf"^noise=\w+ ({why})"):
         network(opened.program, noise, Info(SHAPE, CLASSES, ()), 0)

@@ -1,4 +1,4 @@
-"""Added noise: its distributions, the independence of its draws, and what it does to gradients."""
+"""Additive noise: its distributions, the independence of its draws, and its gradients."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from robusttrain.noise.laplace import Laplace
 from robusttrain.noise.uniform import UniformNoise
 from robusttrain.noise.weibull import Weibull
 
-# Each noise with the distribution that its paper means, in the terms of SciPy.
+# Each noise with the distribution of its paper, in SciPy.
 NOISES: dict[type[AdditiveNoise], Callable[[float], object]] = {
     Gaussian: lambda sigma: stats.norm(0, sigma),
     Laplace: lambda sigma: stats.laplace(0, sigma / math.sqrt(2)),
@@ -35,7 +35,7 @@ def identity(noise: AdditiveNoise) -> nn.Module:
 
 
 def drawn(noise: AdditiveNoise, value: float = 0.0) -> np.ndarray:
-    """What `noise` adds to 100,000 pixels of this value."""
+    """The noise that is added to 100,000 pixels of this value."""
     x = torch.full((10, 1, 100, 100), value, dtype=torch.float64)
     return (identity(noise)(x) - value).flatten().numpy()
 
@@ -50,7 +50,7 @@ def test_the_noise_has_its_distribution_and_is_never_clipped(
     for value in (0.0, 1.0):
         sample = drawn(noise(sigma), value)
         assert stats.kstest(sample, expected.cdf).pvalue > 1e-4  # type: ignore[attr-defined]
-        # The test above hardly sees the tails, in which the deviation lies.
+        # The test above is insensitive to the tails, which dominate the deviation.
         assert sample.std() == pytest.approx(sigma, rel=0.02)
 
 
@@ -67,7 +67,7 @@ def test_in_every_precision_the_noise_has_its_tails(
     assert sample.std() == pytest.approx(1, rel=0.01)
     for tail, enough in ((1e-3, (320, 480)), (5e-5, (5, 45))):
         beyond = (sample > NOISES[noise](1.0).isf(tail)).sum()  # type: ignore[attr-defined]
-        # Uniform noise in bf16 rounds its own end away.
+        # Rounding to bf16 removes the ends of uniform noise.
         if noise is not UniformNoise:
             assert enough[0] < beyond < enough[1]
 
@@ -89,7 +89,7 @@ def test_sigma_zero_changes_nothing(noise: type[AdditiveNoise]) -> None:
 
 
 @every
-def test_pixels_images_and_passes_get_draws_of_their_own(noise: type[AdditiveNoise]) -> None:
+def test_pixels_images_and_passes_get_independent_draws(noise: type[AdditiveNoise]) -> None:
     model, x = identity(noise(1.0)), torch.zeros(2, 1, 50, 50)
     passes = torch.cat([model(x) for _ in range(2)]).flatten(1)
     neighbours = torch.cat([passes, passes.roll(1, 1)])
@@ -105,14 +105,14 @@ def test_the_noise_is_a_constant_of_the_gradient(noise: type[AdditiveNoise]) -> 
 
 
 @every
-def test_images_stay_as_they_are(noise: type[AdditiveNoise]) -> None:
+def test_images_are_not_changed_in_place(noise: type[AdditiveNoise]) -> None:
     x = torch.rand(3, 1, 4, 4)
     before: Tensor = x.clone()
     identity(noise(1.0))(x)
     assert torch.equal(x, before)
 
 
-def test_added_noise_is_off_in_prediction_unless_told_otherwise() -> None:
-    """Augmentation is the common use."""
+def test_additive_noise_is_off_in_prediction_by_default() -> None:
+    """Its common use is augmentation."""
     for noise in NOISES:
         assert (noise(0.1).train, noise(0.1).predict) == (True, False)

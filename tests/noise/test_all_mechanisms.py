@@ -1,4 +1,4 @@
-"""What holds for every mechanism: its switches, its random streams, copies, files, refusals."""
+"""Properties of every mechanism: switches, random streams, copies, files, refusals."""
 
 import copy
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def passes(model: nn.Module, x: Tensor, count: int = 2) -> list[Tensor]:
 @pytest.mark.parametrize("predict", [False, True])
 def test_each_phase_has_a_switch(mechanism: str, train: bool, predict: bool) -> None:
     model, plain, x = noisy(mechanism, train=train, predict=predict), network(), images()
-    # Eval mode first: what moves the statistics of BatchNorm is noisy, too.
+    # Eval mode first, since noisy passes in train mode change the statistics of BatchNorm.
     for mode, on in ((False, predict), (True, train)):
         one, other = passes(model.train(mode), x)
         assert torch.equal(one, other) is not on
@@ -80,7 +80,7 @@ def test_each_phase_has_a_switch(mechanism: str, train: bool, predict: bool) -> 
 
 
 @every
-def test_installed_on_a_model_that_predicts_it_is_noise_of_prediction(mechanism: str) -> None:
+def test_installed_on_a_model_in_eval_mode_it_is_noise_of_prediction(mechanism: str) -> None:
     for on in (True, False):
         model, x = network().eval(), images()
         MECHANISMS[mechanism](train=not on, predict=on).install(model, 0)
@@ -98,7 +98,7 @@ def test_switched_off_it_is_the_model_without_noise(mechanism: str) -> None:
 
 
 @every
-def test_smoothed_it_predicts_by_the_majority_whatever_it_was_told(mechanism: str) -> None:
+def test_smoothed_it_predicts_by_the_majority_for_any_settings(mechanism: str) -> None:
     model, x = noisy(mechanism, predict=False).eval(), images()
     rules = [layer.vote for layer in noise_layers(model)]
     with smoothed(model):
@@ -125,10 +125,10 @@ def test_crafting_faces_the_noise_of_its_phase(mechanism: str, mode: Mode) -> No
 
 @every
 def test_a_model_that_calls_all_its_children_is_noisy_once(mechanism: str) -> None:
-    """What is attached is the identity, wherever a model may find it."""
+    """An attached layer is the identity, wherever the model may call it."""
 
     class Explicit(nn.Module):
-        """Calls its layers by their names, where a container calls whatever it has."""
+        """Calls its layers by name, while a container calls all of its children."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -164,7 +164,7 @@ def test_held_it_is_one_draw_for_all_images_and_passes(mechanism: str) -> None:
 
 @every
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_held_an_output_does_not_hang_on_the_batch(
+def test_held_an_output_does_not_depend_on_the_batch(
     mechanism: str, memory_format: torch.memory_format
 ) -> None:
     model = noisy(mechanism).eval().to(memory_format=memory_format)
@@ -178,7 +178,7 @@ def test_held_an_output_does_not_hang_on_the_batch(
 
 
 @every
-def test_held_draws_do_not_hang_on_what_was_drawn_before(mechanism: str) -> None:
+def test_held_draws_do_not_depend_on_earlier_draws(mechanism: str) -> None:
     x = images()
     one, other = noisy(mechanism, seed=7).eval(), noisy(mechanism, seed=8).eval()
     passes(other, x, 3)
@@ -190,7 +190,7 @@ def test_held_draws_do_not_hang_on_what_was_drawn_before(mechanism: str) -> None
 
 
 @every
-def test_who_looks_does_not_move_the_draws(mechanism: str) -> None:
+def test_an_evaluation_does_not_change_the_draws_of_training(mechanism: str) -> None:
     model, reference, x = noisy(mechanism).eval(), noisy(mechanism).eval(), images()
     for looking in (noise_held(model, 1), noise_off(model), drawing_from(model, 1)):
         with looking:
@@ -243,19 +243,19 @@ def test_draws_from_another_stream_repeat(mechanism: str) -> None:
 
 
 @every
-def test_a_copy_has_noise_of_its_own_in_the_same_state(mechanism: str) -> None:
+def test_a_copy_has_its_own_noise_in_the_same_state(mechanism: str) -> None:
     model, reference, x = noisy(mechanism), noisy(mechanism), images()
     for part in (model, reference):
         part(x)
     twin = copy.deepcopy(model)
     assert len(noise_layers(twin)) == len(noise_layers(model))
     assert not set(noise_layers(twin)) & set(noise_layers(model))
-    # Draws of the copy do not move the original, and the other way round.
+    # Draws of the copy do not change the state of the original, and vice versa.
     expected = passes(reference, x)
     for part in (twin, model):
         for output, reference_output in zip(passes(part, x), expected, strict=True):
             assert torch.equal(output, reference_output)
-    # Silencing one must not silence the other: the hooks of the copy belong to the copy.
+    # Switching off one must not switch off the other: the hooks of the copy belong to the copy.
     for layer in noise_layers(twin):
         layer.on_train = False
     assert torch.equal(*passes(twin, x))
@@ -263,7 +263,7 @@ def test_a_copy_has_noise_of_its_own_in_the_same_state(mechanism: str) -> None:
 
 
 @pytest.mark.parametrize("mechanism", LEARNT)
-def test_a_copy_learns_for_itself(mechanism: str) -> None:
+def test_a_copy_learns_independently(mechanism: str) -> None:
     model = noisy(mechanism)
     twin = copy.deepcopy(model)
     before = [p.detach().clone() for p in model.parameters()]
@@ -273,7 +273,7 @@ def test_a_copy_learns_for_itself(mechanism: str) -> None:
 
 
 @every
-def test_draws_do_not_hang_on_the_memory_format(mechanism: str) -> None:
+def test_draws_do_not_depend_on_the_memory_format(mechanism: str) -> None:
     """Trained in one format and loaded in another, a model predicts the same."""
     model, plain, x = noisy(mechanism).eval(), noisy(mechanism).eval(), images()
     model.to(memory_format=torch.channels_last)
@@ -295,7 +295,7 @@ def test_it_survives_a_change_of_precision(mechanism: str) -> None:
 
 
 @every
-def test_it_takes_part_in_bf16(mechanism: str) -> None:
+def test_it_works_in_bf16(mechanism: str) -> None:
     model, x = noisy(mechanism).eval(), images().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = [model(x) for _ in range(2)]
@@ -308,7 +308,7 @@ def test_it_takes_part_in_bf16(mechanism: str) -> None:
 
 
 def test_layers_of_the_model_keep_their_names() -> None:
-    """One that is called like noise is no noise, and is not replaced."""
+    """A layer whose name looks like noise is not noise, and is not replaced."""
     model = nn.Sequential()
     model.add_module("noise_1", nn.Linear(4, 3))
     own = model.noise_1
@@ -330,7 +330,7 @@ def test_a_trained_model_comes_back_from_a_file(mechanism: str, tmp_path: Path) 
     model = noisy(mechanism)
     list(trainer(model, WorstCase(FGSM(eps=0.1))).epochs())
     checkpoint_of(model).save(tmp_path / "model.pt")
-    # Another seed: draws are no part of the weights.
+    # Another seed, since draws are not part of the weights.
     again, x = noisy(mechanism, seed=8), images()
     checkpoint.load(tmp_path / "model.pt").load_into(again, tmp_path)
     for looking in (noise_off, lambda model: noise_held(model, 3)):
@@ -338,7 +338,7 @@ def test_a_trained_model_comes_back_from_a_file(mechanism: str, tmp_path: Path) 
         for part in (model.eval(), again.eval()):
             with looking(part):
                 outputs.append(part(x))
-        # Training was in channels_last, which rounds otherwise.
+        # Training was in channels_last, which rounds differently.
         torch.testing.assert_close(*outputs)
     penalties = [penalty(part, Progress(1, 10)) for part in (model, again)]
     torch.testing.assert_close(*penalties)
@@ -346,12 +346,12 @@ def test_a_trained_model_comes_back_from_a_file(mechanism: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("mechanism", sorted(set(MECHANISMS) - set(LEARNT)))
 def test_noise_that_learns_nothing_leaves_the_state_dict_alone(mechanism: str) -> None:
-    """So that any model can be loaded with or without it."""
+    """Any model can then be loaded with or without it."""
     assert list(noisy(mechanism).state_dict()) == list(network().state_dict())
 
 
 def run(folder: Path, mechanism: str, given: Path | None = None, lr: float = 0.1) -> Checkpoint:
-    """One epoch, from `given` where there is one."""
+    """One epoch of training, starting from `given` if there is one."""
     folder.mkdir()
     config = Config(
         dataset=DATA, model=network(), noise=MECHANISMS[mechanism](),  # type: ignore[arg-type]
@@ -367,15 +367,15 @@ def run(folder: Path, mechanism: str, given: Path | None = None, lr: float = 0.1
 
 
 @every
-def test_a_run_goes_on_from_a_checkpoint(mechanism: str, tmp_path: Path) -> None:
+def test_a_run_is_resumed_from_a_checkpoint(mechanism: str, tmp_path: Path) -> None:
     first = run(tmp_path / "first", mechanism)
     learnt = [key for key, _ in noisy(mechanism).named_parameters()]
     assert learnt
-    # A rate at which float32 does not move.
+    # A rate so small that float32 weights do not change.
     onward = run(tmp_path / "onward", mechanism, tmp_path / "first", lr=1e-20)
     untrained = dict(noisy(mechanism).named_parameters())
     assert all(torch.equal(onward.model[key], first.model[key]) for key in untrained)
-    # Not each of them: the layers that follow may be dead for all images of so short a training.
+    # Not each of them, since later layers may be dead for all images in such a short training.
     assert not all(torch.equal(first.model[key], value) for key, value in untrained.items())
 
 
@@ -433,10 +433,8 @@ def test_noise_around_convolutions_needs_one(mechanism: str) -> None:
         ("dropout", nn.Sequential(nn.Flatten(1), nn.Linear(36, 3))),
     ],
 )
-def test_noise_that_finds_no_place_is_not_reported_as_noise(
-    mechanism: str, model: nn.Module
-) -> None:
-    """A program of somebody else's has no layers to be seen, model=linear only the first."""
+def test_noise_without_a_place_is_refused(mechanism: str, model: nn.Module) -> None:
+    """A program has no visible layers, and model=linear has only a first one."""
     with pytest.raises(InputError, match=f"^noise={mechanism} needs"):
         MECHANISMS[mechanism]().install(model, 0)
 

@@ -1,4 +1,4 @@
-"""Gaussian weights: their distribution, and the divergence from the prior that training adds."""
+"""Gaussian weights: their distribution, and the divergence from the prior in the loss."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ SIGMAS = [f"{place}.parametrizations.weight.0.log_sigma" for place in (0, 3, 5)]
 
 
 def bayesian(seed: int = 1, **settings: Any) -> nn.Module:
-    """A network whose means and sigmas are all over the place."""
+    """A network with random means and sigmas."""
     model = network()
     Bayes(**settings).install(model, 0)
     stream = torch.Generator().manual_seed(seed)
@@ -32,7 +32,7 @@ def bayesian(seed: int = 1, **settings: Any) -> nn.Module:
 
 
 def divergence(model: nn.Module, prior: float) -> float:
-    """The sum of KL(N(mean, sigma^2) || N(0, prior^2)) over all weights, by torch, in float64."""
+    """The sum of KL(N(mean, sigma^2) || N(0, prior^2)) over all weights, by torch in float64."""
     total = 0.0
     for mean, log_sigma in zip(MEANS, SIGMAS, strict=True):
         mu, sigma = (model.get_parameter(name).detach().double() for name in (mean, log_sigma))
@@ -73,7 +73,7 @@ def test_weights_and_sigmas_get_the_gradient_of_the_reparametrization() -> None:
     torch.testing.assert_close(log_sigma.grad, slope * 0.3 * n)
 
 
-def test_sigmas_start_where_they_are_told_to() -> None:
+def test_sigmas_start_at_the_initial_value() -> None:
     model = network()
     Bayes(initial=0.07).install(model, 0)
     for mean, sigma in zip(MEANS, SIGMAS, strict=True):
@@ -153,7 +153,7 @@ def test_the_penalty_of_a_copy_is_that_of_its_own_weights(remade: Any) -> None:
 
 
 @pytest.mark.parametrize("first", [PNIWeights(), Bayes()])
-def test_weights_that_have_noise_already_can_have_this_one_too(first: Any) -> None:
+def test_weights_with_other_noise_can_have_this_one_too(first: Any) -> None:
     model = network()
     first.install(model, 0)
     Bayes(prior=0.5, kl=1.0).install(model, 1)

@@ -19,10 +19,10 @@ from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.none import NoNoise
 from toys.noise import MECHANISMS, images, network, noisy, ready, trainer, weights_of
 
-# It traces as the real one does, and compiles nothing.
+# This backend traces as the real one does, but compiles nothing.
 BACKEND = "aot_eager"
 
-# One that is added stands for all of them: they differ in how they fill a tensor.
+# One additive noise represents all of them, which differ only in how they fill a tensor.
 DIFFERENT = [
     name
     for name in MECHANISMS
@@ -32,14 +32,14 @@ DIFFERENT = [
 
 @pytest.fixture(autouse=True)
 def anew() -> Iterator[None]:
-    """No test finds what another one has compiled."""
+    """Discard what another test has compiled."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
 def answers(model: nn.Module) -> Tensor:
-    """Logits and input gradients in both modes, with the noise on, held, off and borrowed."""
+    """Logits and input gradients in both modes, with the noise on, held, off and reseeded."""
     found = []
     for training in (False, True):
         model.train(training)
@@ -56,13 +56,13 @@ def answers(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("mechanism", DIFFERENT)
-def test_a_compiled_model_gives_what_it_gives_otherwise(mechanism: str) -> None:
+def test_a_compiled_model_gives_the_same_as_an_uncompiled_one(mechanism: str) -> None:
     compiled: Any = torch.compile(noisy(mechanism), backend=BACKEND)
     torch.testing.assert_close(answers(compiled), answers(noisy(mechanism)))
 
 
 class Attentive(nn.Module):
-    """Reads a weight more than once in a pass, and has normalised ones."""
+    """A network that reads a weight twice in a pass, and has normalised weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,17 +85,19 @@ def test_noise_on_weights_of_any_kind_is_the_same_compiled(mechanism: str) -> No
 
 
 @pytest.mark.parametrize("noise", [Gaussian(0.3, at="first"), Gaussian(0.3, draws=2)])
-def test_training_compiled_is_training(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_training_equals_uncompiled_training(
+    noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _compile_by_tracing(monkeypatch)
     weights = [_trained(noise, compiled) for compiled in (True, False)]
     torch.testing.assert_close(*weights)
 
 
 @pytest.mark.parametrize("before", [NoNoise(), Gaussian(0.3)])
-def test_a_model_does_not_run_what_was_compiled_for_another_noise(
+def test_a_model_does_not_run_code_that_was_compiled_for_another_noise(
     before: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the jobs of a sweep over `noise` or `noise.at` train one after the other in a process."""
+    """The jobs of a sweep over `noise` or `noise.at` train one after the other in one process."""
     _compile_by_tracing(monkeypatch)
     _trained(before, compiled=True)
     noise = Gaussian(0.3, at="first")

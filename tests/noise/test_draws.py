@@ -1,4 +1,4 @@
-"""SmoothAdv: attack and descent on the same draws, against the formulas of the smoothed loss."""
+"""SmoothAdv: attack and outer loss on the same draws, against formulas of the smoothed loss."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -36,7 +36,7 @@ DRAWS, SIGMA = 4, 0.3
 
 
 def linear(seed: int = 0) -> nn.Sequential:
-    """A witness behind the noise, and a linear classifier with large weights."""
+    """An identity layer after the noise, and a linear classifier with large weights."""
     torch.manual_seed(seed)
     layer = nn.Linear(36, CLASSES)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def linear(seed: int = 0) -> nn.Sequential:
 
 
 def seen(model: nn.Sequential) -> list[Tensor]:
-    """What reached the classifier in each pass."""
+    """The inputs of the classifier in each pass."""
     witness = model[0]
     assert isinstance(witness, Seen)
     return witness.inputs
@@ -69,10 +69,10 @@ def renewed(model: nn.Module, seed: int = 5) -> SameDraws:
     return view
 
 
-# The view
+# The wrapper
 
 
-def test_while_held_still_it_is_the_log_of_the_mean_softmax() -> None:
+def test_with_frozen_parameters_it_is_the_log_of_the_mean_softmax() -> None:
     model, x = linear(), images()
     view = renewed(model)
     with frozen(view):
@@ -83,13 +83,13 @@ def test_while_held_still_it_is_the_log_of_the_mean_softmax() -> None:
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_each_image_has_draws_of_its_own_around_itself() -> None:
+def test_each_image_has_its_own_draws() -> None:
     model, x = linear(), images(200)
     renewed(model)(x)
     noise = (seen(model)[0].view(200, DRAWS, -1) - x.flatten(1)[:, None]).flatten(0, 1)
     assert noise.std().item() == pytest.approx(SIGMA, rel=0.02)
     correlation = torch.corrcoef(noise) - torch.eye(200 * DRAWS)
-    # Correlations over 36 pixels: none is 1, and on average there are none.
+    # Correlations over 36 pixels: none is 1, and their mean is about 0.
     assert correlation.abs().max() < 0.9
     assert correlation.mean().abs() < 0.005
 
@@ -151,11 +151,11 @@ def test_the_attack_climbs_the_loss_of_the_mean_softmax() -> None:
     np.testing.assert_allclose(
         found.gradient.flatten(1).numpy(), gradient, rtol=1e-3, atol=1e-4 * abs(gradient).max()
     )
-    # It is another one than that of the mean loss, which plain averaging would climb.
+    # It differs from the gradient of the mean loss.
     assert abs(gradient - slopes.mean(1)).max() > 0.1 * abs(gradient).max()
 
 
-def test_a_step_in_l2_goes_along_that_slope() -> None:
+def test_a_step_in_l2_follows_that_gradient() -> None:
     model, x = linear(), images()
     y = torch.arange(5) % CLASSES
     view = renewed(model)
@@ -191,7 +191,7 @@ def mean_loss(model: nn.Sequential, drawn: Tensor, y: Tensor) -> float:
     return float(-np.log(p[np.arange(len(y)), :, y.numpy()]).mean())
 
 
-def test_the_descended_loss_is_the_mean_over_the_same_draws() -> None:
+def test_the_outer_loss_is_the_mean_over_the_same_draws() -> None:
     model, reference = linear(), linear()
     made = trainer(model, WorstCase(PGD(eps=0.1, steps=3)))
     x, y = images(8), torch.arange(8) % CLASSES
@@ -199,12 +199,12 @@ def test_the_descended_loss_is_the_mean_over_the_same_draws() -> None:
     (objective,) = made.engine.train_batch(made.defense, Batch(x, y), made.history)
     drawn = seen(model)
     assert len(drawn) == 4
-    # The weights of the reference are those before the step.
+    # The reference has the weights before the step.
     assert objective.loss.item() == pytest.approx(mean_loss(reference, drawn[-1], y), rel=1e-4)
 
 
 def test_a_batch_keeps_its_draws_and_the_next_one_gets_others() -> None:
-    """With radius 0 all passes of a batch see the same images, and so the same noise."""
+    """With radius 0 all passes of a batch get the same images, and the same noise."""
     model = linear()
     made = trainer(model, WorstCase(PGD(eps=0.0, steps=3)))
     x, y = images(8), torch.arange(8) % CLASSES
@@ -233,7 +233,7 @@ def test_accuracies_of_an_epoch_are_shares_over_draws() -> None:
     assert epoch.train_robust_accuracy is None
 
 
-def test_label_smoothing_is_that_of_each_draw() -> None:
+def test_label_smoothing_applies_to_each_draw() -> None:
     model = linear()
     made = trainer(model, Standard(), label_smoothing=0.3)
     x, y = images(8), torch.arange(8) % CLASSES
@@ -244,7 +244,7 @@ def test_label_smoothing_is_that_of_each_draw() -> None:
     assert objective.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-# Each defense with its passes of the network, forwards.
+# Each defense with its number of forward passes.
 DEFENSES: list[tuple[Defense, int]] = [
     (Standard(), 1),
     (AlphaMix(PGD(steps=3)), 5),

@@ -1,4 +1,4 @@
-"""Dropout in training and prediction: which activations, which share, and what stays."""
+"""Dropout in training and prediction: which activations it zeroes, and how many."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from toys.noise import Seen, images, network
 
 
 def chain() -> nn.Sequential:
-    """Two linear layers that change nothing."""
+    """Two linear layers that are the identity."""
     first, second = (nn.Linear(400, 400, bias=False) for _ in range(2))
     for layer in (first, second):
         nn.init.eye_(layer.weight)
@@ -36,7 +36,7 @@ def test_entries_images_and_passes_are_dropped_independently() -> None:
     Dropout(0.5).install(model, 3)
     kept = torch.cat([model(x) for _ in range(20)])
     correlation = torch.corrcoef(kept) - torch.eye(40)
-    # Off the diagonal it is N(0, 1 / 400), 780 times.
+    # The 780 entries off the diagonal are N(0, 1 / 400).
     assert correlation.abs().max() < 0.25
     assert torch.corrcoef(kept.T).fill_diagonal_(0).nan_to_num().mean().abs() < 0.01
 
@@ -58,13 +58,13 @@ def test_it_comes_before_every_layer_with_weights_but_the_first() -> None:
     assert shares[5] == pytest.approx(0.5, abs=0.2)
 
 
-def test_without_a_share_nothing_changes() -> None:
+def test_p_of_0_changes_nothing() -> None:
     model, plain, x = network().eval(), network().eval(), images()
     Dropout(0.0).install(model, 3)
     assert torch.equal(model(x), plain(x))
 
 
-def test_the_gradient_comes_through_what_was_kept() -> None:
+def test_the_gradient_passes_through_the_kept_activations() -> None:
     model, x = chain(), torch.rand(3, 400).requires_grad_()
     Dropout(0.25).install(model, 3)
     output = model(x)

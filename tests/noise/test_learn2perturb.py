@@ -1,4 +1,4 @@
-"""Learn2Perturb: a learnable sigma for every activation, and what keeps it from vanishing."""
+"""Learn2Perturb: a learnable sigma for every activation, and its penalty."""
 
 import copy
 import math
@@ -14,12 +14,12 @@ from toys.noise import images, layer_of, network, ready
 
 
 def sigmas(model: nn.Module) -> list[nn.Parameter]:
-    """The logarithms of the sigmas, a tensor for each place."""
+    """The logarithms of the sigmas, one tensor for each convolution."""
     return [p for layer in noise_layers(model) for p in layer.parameters()]
 
 
 def one_convolution(initial: float) -> nn.Module:
-    """A model that adds the noise to its images and does nothing else."""
+    """A model that only adds the noise to its images."""
     convolution = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.ones_(convolution.weight)
     model = nn.Sequential(convolution)
@@ -27,7 +27,7 @@ def one_convolution(initial: float) -> nn.Module:
     return model
 
 
-def test_every_activation_of_every_convolution_has_its_own() -> None:
+def test_every_activation_of_every_convolution_has_its_own_sigma() -> None:
     model = ready(network(), Learn2Perturb(0.3))
     assert [p.shape for p in sigmas(model)] == [(4, 6, 6), (4, 2, 2)]
     for p in sigmas(model):
@@ -82,13 +82,13 @@ def test_descent_on_the_penalty_alone_widens_all_noise() -> None:
     assert all((p > old).all() for p, old in zip(sigmas(model), before, strict=True))
 
 
-def test_without_weight_the_penalty_is_zero() -> None:
+def test_with_gamma_0_the_penalty_is_zero() -> None:
     value = penalty(ready(network(), Learn2Perturb(gamma=0.0)), Progress(1, 1))
     assert value is not None
     assert value.item() == 0
 
 
-def test_sigmas_take_their_shape_in_the_first_pass_whatever_its_mode() -> None:
+def test_sigmas_get_their_shape_in_the_first_pass_in_any_mode() -> None:
     for train, predict in ((True, False), (False, True)):
         model = network().eval()
         Learn2Perturb(train=train, predict=predict).install(model, 0)

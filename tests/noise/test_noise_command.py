@@ -1,4 +1,4 @@
-"""Noise from the command line: every option, stacks of them, and what a checkpoint brings along."""
+"""Noise on the command line: every option, stacks, and noise from checkpoints."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -31,7 +31,7 @@ from toys.noise import quiet
 
 OPTIONS = sorted(file.stem for file in (schema.CONF / "noise").glob("*.yaml"))
 
-# The words of a run that takes a moment.
+# The words of a short run.
 TINY = [
     "dataset=synthetic", "dataset.train_size=64", "dataset.test_size=32", "dataset.validation=0",
     "dataset.image_shape=[1,8,8]", "dataset.num_classes=4", "model=small_cnn", "model.width=2",
@@ -47,11 +47,11 @@ Command = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """The command line, in this process; returns the directory of the run."""
+    """Run a command line in this process; returns the run directory."""
     place = tmp_path_factory.mktemp("runs")
     numbers = count()
     with pytest.MonkeyPatch.context() as patch:
-        # Set by the command line for its own purpose: here it ends with the tests.
+        # The command line sets this variable; the patch restores it after the tests.
         patch.setenv("HYDRA_FULL_ERROR", "1")
         patch.setattr(schema, "register", _register)
 
@@ -69,7 +69,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 
 @pytest.fixture(scope="module")
 def stack(command: Command) -> Path:
-    """A run with two mechanisms, both of them in prediction."""
+    """A run with two mechanisms, both active in prediction."""
     return command(
         *TINY, *LOOK, "noise=[gaussian,pni_w]", "noise.mechanisms.gaussian.sigma=1/16",
         "noise.mechanisms.gaussian.predict=true", "noise.mechanisms.pni_w.initial=0.1",
@@ -94,7 +94,7 @@ def reported(folder: Path) -> pd.DataFrame:
 
 
 def additive(folder: Path) -> list[AdditiveLayer]:
-    """The noise layers of a saved model that add something."""
+    """The additive noise layers of a saved model."""
     return [layer for layer in noise_layers(load_model(folder)) if isinstance(layer, AdditiveLayer)]
 
 
@@ -102,7 +102,7 @@ def additive(folder: Path) -> list[AdditiveLayer]:
 
 
 def composed(*words: str) -> Config:
-    """What the command line builds of these words."""
+    """The objects that the command line builds from these words."""
     _register()
     overrides = [override for word in words for override in unstacked(word)]
     with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
@@ -223,7 +223,7 @@ def test_bad_input_gets_one_message_before_any_work(words: str, command: Command
     tiny = [word for word in TINY if not word.startswith("model") or "model=" not in words]
     with pytest.raises(SystemExit, match=rf"^robusttrain: .*{REFUSED[words]}") as refusal:
         command(*tiny, *words.split())
-    # The keys that there are may follow on a second line.
+    # A second line may list the keys.
     assert str(refusal.value).count("\n") <= 1
 
 
@@ -247,7 +247,7 @@ def test_only_a_list_of_noises_is_short_for_a_stack(word: str, overrides: list[s
     assert unstacked(word) == overrides
 
 
-def test_the_noise_of_a_run_has_a_stream_of_its_own() -> None:
+def test_the_noise_of_a_run_has_its_own_stream() -> None:
     config = composed("noise=gaussian")
     model = network(config.model, config.noise, config.dataset.info(), 5)
     (layer,) = noise_layers(model)

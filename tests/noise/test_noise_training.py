@@ -1,4 +1,4 @@
-"""What training does for noise: other draws every pass, penalties, no decay of what is learnt."""
+"""Training with noise: new draws in every pass, penalties, no decay of learnt noise."""
 
 from itertools import pairwise
 from typing import Any
@@ -41,7 +41,7 @@ class Indifferent(Defense):
 
 @pytest.mark.parametrize("attack", [FGSM(eps=0.0), PGD(eps=0.0, steps=3)])
 def test_every_pass_of_adversarial_training_sees_another_draw(attack: Attack) -> None:
-    """With radius 0 all passes get the same images, so whatever differs is noise."""
+    """With radius 0 all passes get the same images, so all differences are noise."""
     witness, x = Seen(), images()
     model = nn.Sequential(witness, *network()).train()
     Gaussian(0.2).install(model, 7)
@@ -63,7 +63,7 @@ def test_the_seed_decides_the_weights(mechanism: str) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-# What is learnt
+# Learnt noise
 
 
 @pytest.mark.parametrize("mechanism", LEARNT)
@@ -79,7 +79,7 @@ def test_weight_decay_leaves_the_noise_alone(mechanism: str, optimizer: type[SGD
     list(made.epochs())
     assert noise_before
     assert all(map(torch.equal, learnt(model), noise_before))
-    # Decay was there for all the others.
+    # All other parameters had weight decay.
     assert all(p.norm() < old.norm() for p, old in zip(others, before, strict=True))
 
 
@@ -105,7 +105,7 @@ def test_all_rates_follow_the_schedule(mechanism: str) -> None:
 @pytest.mark.parametrize("mechanism", LEARNT)
 @pytest.mark.parametrize("optimizer", [SGD(0.1), Adam(0.01)])
 def test_the_noise_is_learnt_from_the_loss(mechanism: str, optimizer: Optimizer) -> None:
-    """Where noise only hurts, descent makes it smaller."""
+    """If noise only increases the loss, training makes it smaller."""
     noises: dict[str, Noise] = {
         "learn2perturb": Learn2Perturb(1.0, gamma=0.0), "bayes": Bayes(0.3, kl=0.0),
     }  # fmt: skip
@@ -118,7 +118,7 @@ def test_the_noise_is_learnt_from_the_loss(mechanism: str, optimizer: Optimizer)
 # Penalties
 
 
-def test_the_penalty_of_learn2perturb_is_descended_with_tau_of_its_epoch() -> None:
+def test_the_penalty_of_learn2perturb_is_minimised_with_tau_of_its_epoch() -> None:
     """With no other loss a step is log sigma += lr gamma / (2 tau) sqrt(sigma)."""
     model = ready(network(), Learn2Perturb(initial=0.2, gamma=0.3))
     made = trainer(model, Indifferent(), optimizer=SGD(0.5, 0.0, 0.0), epochs=3)
@@ -130,7 +130,7 @@ def test_the_penalty_of_learn2perturb_is_descended_with_tau_of_its_epoch() -> No
         torch.testing.assert_close(p.double(), log_sigma.expand_as(p), rtol=1e-5, atol=0)
 
 
-def test_the_divergence_is_descended_by_its_share_of_each_image() -> None:
+def test_the_divergence_is_minimised_by_its_share_of_each_image() -> None:
     """With no other loss a step is mean -= lr kl mean / (prior^2 images), for 64 images."""
     model = network()
     Bayes(kl=0.4, prior=0.5).install(model, 0)
@@ -150,7 +150,7 @@ def test_the_loss_of_the_report_is_that_of_the_images() -> None:
     assert epoch.loss == 0
 
 
-def test_noise_that_training_does_not_see_costs_it_nothing() -> None:
+def test_noise_that_is_off_in_training_adds_no_penalty() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(1), nn.Linear(32, 3))
     for noise in (Learn2Perturb(train=False), Bayes(train=False), Gaussian(train=False, draws=4)):

@@ -1,4 +1,4 @@
-"""Where noise goes: the input, the first layer with weights, any layer by its name."""
+"""Places of noise: the input, the first layer with weights, any layer by name."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from toys.noise import images, layer_of, network, seeded
 
 
 def by_hand(model: nn.Sequential, x: Tensor, place: int) -> Tensor:
-    """The model with the noise of seed 7 in front of its layer number `place`."""
+    """The model with the noise of seed 7 before its layer number `place`."""
     z = model[:place](x)
     noise = torch.empty_like(z).normal_(0, 0.3, generator=seeded(7))
     return model[place:](z + noise)
@@ -22,14 +22,14 @@ def by_hand(model: nn.Sequential, x: Tensor, place: int) -> Tensor:
 @pytest.mark.parametrize(
     ("at", "place"), [("input", 0), ("first", 1), ("0", 1), ("2", 3), ("3", 4), ("5", 6)]
 )
-def test_noise_is_exactly_where_it_is_wanted(at: str, place: int) -> None:
+def test_noise_is_exactly_at_the_given_place(at: str, place: int) -> None:
     model, plain, x = network().eval(), network().eval(), images()
     Gaussian(0.3, at=at, predict=True).install(model, 7)
     torch.testing.assert_close(model(x), by_hand(plain, x, place), rtol=0, atol=0)
 
 
 class Residual(nn.Module):
-    """A network with names, whose first layer with weights is inside of a block."""
+    """A network with named layers, whose first layer with weights is inside a block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_an_unknown_name_is_refused_with_names_like_it(at: str, near: str) -> No
     ) as refusal:
         Gaussian(at=at).install(model, 0)
     assert near in str(refusal.value).partition("(")[2]
-    # The refusal leaves the model as it was.
+    # The refusal does not change the model.
     assert list(model.modules()) == before
     assert hooks(model) == 0
 

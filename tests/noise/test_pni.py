@@ -1,4 +1,4 @@
-"""Parametric noise injection, held against its formula and the gradients that this has."""
+"""Parametric noise injection against its formula and the gradients of the formula."""
 
 import pytest
 import torch
@@ -109,8 +109,8 @@ def test_the_noise_of_activations_is_a_constant_of_the_gradient() -> None:
     assert scale.grad.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_a_prediction_does_not_hang_on_the_other_images() -> None:
-    """As it would if the deviation were that of the batch."""
+def test_a_prediction_does_not_depend_on_the_other_images() -> None:
+    """It would if the deviation were that of the batch."""
     model = network().eval()
     PNIActivations().install(model, 3)
     x = images()

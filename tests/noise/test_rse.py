@@ -15,7 +15,7 @@ from toys.noise import Seen, images, network
 
 
 class Deep(nn.Sequential):
-    """Three convolutions that do not change their input, each behind a witness, and a head."""
+    """Three convolutions that are the identity, with an identity layer before each, and a head."""
 
     def __init__(self) -> None:
         convolutions = [nn.Conv2d(1, 1, 1, bias=False) for _ in range(3)]
@@ -26,7 +26,7 @@ class Deep(nn.Sequential):
 
 
 def levels(model: Deep) -> list[Tensor]:
-    """What each witness has seen in the latest pass."""
+    """The input of each convolution in the latest pass."""
     return [part.inputs[-1] for part in model if isinstance(part, Seen)]
 
 
@@ -43,7 +43,7 @@ def test_the_noise_before_each_convolution_has_its_deviation(train: bool) -> Non
     assert np.abs(np.corrcoef(torch.stack(noises)) - np.eye(3)).max() < 0.03
 
 
-def test_layers_that_are_no_convolutions_get_none() -> None:
+def test_other_layers_get_no_noise() -> None:
     model, plain, x = network().eval(), network().eval(), images()
     RSE(initial=0.0, inner=0.0).install(model, 0)
     assert len(noise_layers(model)) == 2

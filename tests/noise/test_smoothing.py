@@ -1,4 +1,4 @@
-"""Smoothed classifiers: the noise, the vote, and when there is no prediction (PREDICT)."""
+"""Smoothed classifiers: the noise, the vote, and abstention (PREDICT)."""
 
 from math import comb
 from pathlib import Path
@@ -34,7 +34,7 @@ from toys.noise import images, layer_of, network, ready, seeded
 
 
 class Ballots(nn.Module):
-    """Votes as it is told: `votes` (passes, N) are the classes of each image, one row a pass."""
+    """A model with given votes: `votes` (passes, N) has the class of each image in each pass."""
 
     def __init__(self, votes: Tensor, classes: int = 3) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ class Ballots(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1
-        # One logit is far ahead in every other pass: a mean would see that, a vote must not.
+        # In every other pass one logit is far ahead, which would change a mean but not a vote.
         return nn.functional.one_hot(self.votes[self.passes - 1], self.classes) * (
             0.1 if self.passes % 2 else 50.0
         )
 
 
 def ballots(*counts: list[int]) -> Ballots:
-    """Each image gets so many votes for each class, in a mixed order."""
+    """Votes with the given counts for each class, in a random order."""
     columns = []
     for number, image in enumerate(counts):
         votes = torch.repeat_interleave(torch.arange(len(image)), torch.tensor(image))
@@ -58,7 +58,7 @@ def ballots(*counts: list[int]) -> Ballots:
 
 
 def two_sided(first: int, second: int) -> float:
-    """The chance that a fair coin falls as unevenly as `first` to `second`, or more so."""
+    """The probability that a fair coin gives a result at least as uneven as `first` to `second`."""
     throws = first + second
     tail = sum(comb(throws, k) for k in range(max(first, second), throws + 1))
     return min(1.0, 2 * tail / 2**throws)
@@ -87,8 +87,8 @@ def test_it_is_put_around_a_trained_model_and_leaves_training_alone() -> None:
     assert not torch.equal(model.eval()(x), plain.eval()(x))
 
 
-def test_a_program_of_others_can_be_smoothed(tmp_path: Path) -> None:
-    """Its module has one mode only; the noise around it has its own all the same."""
+def test_a_program_can_be_smoothed(tmp_path: Path) -> None:
+    """A program has one mode only, but the noise around it has two."""
     program = torch.export.export(
         network().eval(), (images(4),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
@@ -114,8 +114,8 @@ def test_shares_are_those_of_the_votes(alpha: float | None) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.05, 0.3])
-def test_votes_that_could_be_a_tie_are_no_prediction(alpha: float) -> None:
-    """For every outcome of the two classes in front, and some votes for a third one."""
+def test_votes_that_could_be_a_tie_abstain(alpha: float) -> None:
+    """For every outcome of the two leading classes, and some votes for a third one."""
     counts = [[first, 35 - first, 5] for first in range(5, 31)]
     shares = MajorityVote(ballots(*counts), 40, alpha)(torch.zeros(len(counts), 1))
     predicted = predictions(shares).tolist()
@@ -129,7 +129,7 @@ def test_votes_that_could_be_a_tie_are_no_prediction(alpha: float) -> None:
 
 
 def test_the_third_class_has_no_part_in_the_test() -> None:
-    """Six against none of the second is sure at 5 %, six against four of the second is not."""
+    """Six to zero votes are significant at 5 %, six to four are not."""
     model = ballots([6, 0, 0, 4], [6, 4, 0, 0], [10, 0, 0, 0])
     predicted = predictions(MajorityVote(model, 10, 0.05)(torch.zeros(3, 1)))
     assert predicted.tolist() == [-1, -1, 0]
@@ -144,7 +144,7 @@ def test_without_alpha_there_is_always_a_prediction() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.3, 0.05, 0.001, 1e-6])
-def test_so_many_votes_are_needed_for_any_prediction(alpha: float) -> None:
+def test_the_least_number_of_votes_for_a_prediction(alpha: float) -> None:
     model = network().eval()
     assert least_votes(model) == 1
     Smoothing(alpha=alpha).install(model, 0)
@@ -156,8 +156,8 @@ def test_so_many_votes_are_needed_for_any_prediction(alpha: float) -> None:
 
 @pytest.mark.parametrize("alpha", [None, 0.05])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_passes_that_give_no_numbers_are_votes_for_nobody(alpha: float | None, bad: float) -> None:
-    """As a single pass of that kind is no prediction: whatever class the bad logit belongs to."""
+def test_non_finite_outputs_are_votes_for_no_class(alpha: float | None, bad: float) -> None:
+    """As with a single such pass there is no prediction, whichever class has the bad logit."""
 
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def test_passes_that_give_no_numbers_are_votes_for_nobody(alpha: float | None, b
         ([Smoothing(vote="mean")], MeanPrediction, None),  # type: ignore[arg-type]
         ([PNIWeights(), Smoothing(alpha=0.01)], MajorityVote, 0.01),
         ([Smoothing(alpha=0.01), Smoothing(alpha=0.2)], MajorityVote, 0.01),
-        # What is off in prediction has no say.
+        # Noise that is off in prediction does not count.
         ([Smoothing(predict=False), PNIWeights()], MeanPrediction, None),
         ([Gaussian(vote="majority"), PNIWeights()], MeanPrediction, None),  # type: ignore[arg-type]
         ([], MeanPrediction, None),
@@ -233,7 +233,7 @@ def test_on_the_boundary_predictions_are_as_rare_as_alpha_says(alpha: float) -> 
     x = torch.full((1000, 1, 1, 1), 0.5)
     predicted = predictions(MajorityVote(smoothed(), 101, alpha)(x))
     made = int((predicted >= 0).sum())
-    # Discrete votes make the test a little stricter than alpha.
+    # Since votes are discrete, the test is slightly stricter than alpha.
     assert made <= alpha * 1000 + 4 * (alpha * (1 - alpha) * 1000) ** 0.5
     assert made > alpha * 1000 / 4
     assert {-1, 0, 1} == set(predicted.tolist())

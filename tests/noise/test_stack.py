@@ -1,4 +1,4 @@
-"""Several mechanisms on one model: each as if it were alone, with a stream of its own."""
+"""Several mechanisms on one model: each acts as if it were alone, with its own stream."""
 
 import torch
 from torch import nn
@@ -34,11 +34,11 @@ def test_twice_the_same_noise_has_twice_the_variance() -> None:
     model = nn.Sequential(nn.Identity())
     Stack({"one": Gaussian(0.3), "two": Gaussian(0.4)}).install(model, 3)
     noise = model(torch.zeros(1, 1, 300, 300)).double()
-    # The standard error of the deviation is 0.0012; draws that were the same would make it 0.7.
+    # The standard error of the deviation is 0.0012. With equal draws the deviation would be 0.7.
     assert abs(noise.std().item() - 0.5) < 0.006
 
 
-def test_the_draws_of_one_do_not_hang_on_the_others() -> None:
+def test_the_draws_of_one_do_not_depend_on_the_others() -> None:
     x = images()
     for others in ({"b": Gaussian(0.0, predict=True)}, {"b": PNIWeights(initial=0.0)}):
         alone = stacked(a=Gaussian(0.2, predict=True))
@@ -57,10 +57,10 @@ def test_penalties_add_up() -> None:
     torch.testing.assert_close(whole, one + other)  # type: ignore[operator]
 
 
-def test_the_draws_of_training_are_those_of_whoever_wants_most() -> None:
+def test_the_number_of_draws_is_the_largest_of_all_mechanisms() -> None:
     assert wanted_draws(stacked(a=Gaussian(), b=PNIWeights())) is None
     assert wanted_draws(stacked(a=Gaussian(draws=2), b=Gaussian(draws=4), c=PNIWeights())) == 4
 
 
-def test_a_stack_of_nothing_is_no_noise() -> None:
+def test_an_empty_stack_is_no_noise() -> None:
     assert noise_layers(stacked()) == []

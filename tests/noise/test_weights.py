@@ -1,4 +1,4 @@
-"""Noise on weights reaches every tensor that a model computes with, whatever layer has it."""
+"""Noise on weights reaches every tensor that a model computes with, in any kind of layer."""
 
 import copy
 import warnings
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 class Across(nn.Module):
-    """Attention to keys and values of other sizes, which keeps three weights instead of one."""
+    """Attention with keys and values of other sizes, which has three weights instead of one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Across(nn.Module):
 
 
 class Positions(nn.Module):
-    """Embeddings by number, and parameters of a module's own, in each form that torch knows."""
+    """Embeddings, and a module's own parameters, in each form that torch has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Cell(nn.Module):
 
 
 class Twice(nn.Module):
-    """One layer that a pass goes through twice."""
+    """One layer that a pass uses twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def tied() -> nn.Module:
 
 
 def everywhere(model: nn.Module, normalise: Callable[..., Any], names: Any = "weight") -> None:
-    """Normalise the weights of all layers; torch.nn.utils.weight_norm says that it is old."""
+    """Normalise the weights of all layers; torch.nn.utils.weight_norm is deprecated and warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         for module in list(model.modules()):
@@ -139,7 +139,7 @@ def normalised_attention(normalise: Callable[..., Any]) -> nn.Module:
 
 
 class Kind(NamedTuple):
-    """A model of (N, 3, 4), and its tensors of weights by the names in which it computes."""
+    """A model of (N, 3, 4), and its weights by the names that it computes with."""
 
     make: Callable[[], nn.Module]
     weights: list[str]
@@ -208,7 +208,7 @@ def made(kind: str, seed: int = 0) -> nn.Module:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1 + torch.rand_like(parameter)).add_(torch.rand_like(parameter) / 9)
-        # The older form computes its weights in the next pass.
+        # The older form updates its weights in the next pass.
         model.eval()(sequences())
     return model
 
@@ -224,14 +224,14 @@ def sequences() -> Tensor:
 
 
 def effective(model: nn.Module, name: str) -> Tensor:
-    """What `model`, which has no noise, computes with."""
+    """The weights that `model`, without noise, computes with."""
     path, _, attribute = name.rpartition(".")
     value: Tensor = getattr(model.get_submodule(path), attribute)
     return value.detach().clone()
 
 
 def bare(kind: str, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The same function by a model whose parameters are its weights; these weights."""
+    """The same function as a model whose parameters are the weights, and these weights."""
     model = made(kind, seed)
     weights = {name: effective(model, name) for name in KINDS[kind].weights}
     if kind in PLAIN:
@@ -244,7 +244,7 @@ def bare(kind: str, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 def drawn(mechanism: str, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Weights with the noise that `drawing_from(model, seed)` stands for, by the papers."""
+    """Weights with the noise of `drawing_from(model, seed)`, by the formulas of the papers."""
     found = {}
     for number, (name, weight) in enumerate(weights.items()):
         stream = seeded(derived_seed(seed, f"layer {number}"))
@@ -267,7 +267,7 @@ def test_a_pass_computes_with_noise_on_every_weight(
     """
     model = noisy(kind, mechanism).train(training)
     if "spectral" in kind:
-        # A pass in train mode moves its estimate.
+        # A pass in train mode updates its estimate.
         model.eval()
         for layer in noise_layers(model):
             layer.train(training)
@@ -286,8 +286,8 @@ def test_a_pass_computes_with_noise_on_every_weight(
 
 
 @every
-def test_what_has_two_axes_is_what_has_noise(kind: str) -> None:
-    """No list of names, but the parameters of the same function without normalisation."""
+def test_exactly_the_tensors_of_two_axes_have_noise(kind: str) -> None:
+    """The reference are the parameters of the same function without normalisation, not names."""
     plain, _ = bare(kind)
     named = plain.named_parameters(remove_duplicate=False)
     expected = {name for name, parameter in named if parameter.dim() > 1}
@@ -326,7 +326,7 @@ def slope(model: nn.Module, value: Callable[[], Tensor], direction: dict[str, Te
 def differentiated(
     model: nn.Module, value: Callable[[], Tensor], direction: dict[str, Tensor]
 ) -> float:
-    """The same, by the gradient."""
+    """The same derivative, by the gradient."""
     along = [model.get_parameter(name) for name in direction]
     gradients = torch.autograd.grad(value(), along, allow_unused=True, materialize_grads=True)
     pairs = zip(direction.values(), gradients, strict=True)
@@ -348,7 +348,7 @@ def is_of_noise(name: str) -> bool:
 
 @every
 @both
-def test_gradients_reach_what_noise_learns(kind: str, mechanism: str) -> None:
+def test_gradients_reach_the_parameters_of_the_noise(kind: str, mechanism: str) -> None:
     model = noisy(kind, mechanism).eval()
 
     def value() -> Tensor:
@@ -364,7 +364,7 @@ def test_gradients_reach_what_noise_learns(kind: str, mechanism: str) -> None:
 
 
 @every
-def test_gradients_reach_what_the_weights_are_made_of(kind: str) -> None:
+def test_gradients_reach_the_parameters_of_normalised_weights(kind: str) -> None:
     model = noisy(kind, "bayes").eval()
 
     def value() -> Tensor:
@@ -378,9 +378,7 @@ def test_gradients_reach_what_the_weights_are_made_of(kind: str) -> None:
 
 @every
 @pytest.mark.parametrize("training", [True, False])
-def test_the_divergence_is_that_of_the_weights_that_are_computed_with(
-    kind: str, training: bool
-) -> None:
+def test_the_divergence_is_that_of_the_normalised_weights(kind: str, training: bool) -> None:
     model = noisy(kind, "bayes").train(training)
     before = copy.deepcopy(model.state_dict())
     found = penalty(model, Progress(1, 10))
@@ -390,13 +388,13 @@ def test_the_divergence_is_that_of_the_weights_that_are_computed_with(
         float(kl_divergence(Normal(weight, 0.3), prior).sum()) for weight in bare(kind)[1].values()
     )
     assert found.item() == pytest.approx(expected / 10)
-    # To look at an estimate of spectral norm is not to move it.
+    # Reading an estimate of spectral norm does not update it.
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 @every
-def test_the_gradient_of_the_divergence_reaches_all_that_it_depends_on(kind: str) -> None:
+def test_the_gradient_of_the_divergence_reaches_all_of_its_parameters(kind: str) -> None:
     model = noisy(kind, "bayes").eval()
 
     def value() -> Tensor:
@@ -428,7 +426,7 @@ def test_a_file_brings_back_weights_and_noise(kind: str, mechanism: str) -> None
 
 @both
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "old" not in kind])
-def test_a_copy_draws_for_itself(kind: str, mechanism: str) -> None:
+def test_a_copy_has_its_own_draws(kind: str, mechanism: str) -> None:
     """The older form of normalisation keeps results as attributes, which torch cannot copy."""
     model, reference = noisy(kind, mechanism).eval(), noisy(kind, mechanism).eval()
     twin = copy.deepcopy(model)
@@ -477,7 +475,7 @@ def test_a_weight_that_is_read_outside_of_a_pass_is_drawn_each_time() -> None:
 
 @pytest.mark.parametrize("mechanism", [PNIWeights, PNIActivations])
 def test_one_number_has_no_deviation_and_no_noise(mechanism: type[PNIWeights]) -> None:
-    """Divided by n - 1 it would be none, and so would be every prediction."""
+    """Divided by n - 1 it would be NaN, and so would every prediction."""
     model = nn.Sequential(nn.Linear(1, 1))
     plain = copy.deepcopy(model)
     mechanism().install(model, 0)
@@ -487,7 +485,7 @@ def test_one_number_has_no_deviation_and_no_noise(mechanism: type[PNIWeights]) -
 
 @pytest.mark.parametrize("way", list(OLD | NEW))
 def test_noise_on_noise_on_normalised_weights(way: str) -> None:
-    """Each acts, with variances that add up, and the divergence is of what has none of them."""
+    """Both act, variances add up, and the divergence is that of the weights without noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(30, 30, bias=False))
@@ -506,7 +504,7 @@ def test_noise_on_noise_on_normalised_weights(way: str) -> None:
 
 
 class Classifier(nn.Module):
-    """Attention between the rows of an image, by weights that are normalised in either form."""
+    """Attention between the rows of an image, with weights that are normalised in both forms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -521,7 +519,7 @@ class Classifier(nn.Module):
 
 @both
 def test_it_trains(mechanism: str) -> None:
-    """All that learns moves in an epoch, noise included."""
+    """All parameters change in an epoch, including those of the noise."""
     model = Classifier()
     MECHANISMS[mechanism]().install(model, 0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -531,7 +529,7 @@ def test_it_trains(mechanism: str) -> None:
     assert not torch.equal(model.eval()(images()), model(images()))
 
 
-def test_bounds_are_those_of_the_model_that_predicts() -> None:
+def test_bounds_are_those_of_the_model_in_eval_mode() -> None:
     model = nn.Sequential(nn.Flatten(1), parametrizations.weight_norm(nn.Linear(36, 3))).eval()
     plain = copy.deepcopy(model)
     PNIWeights(predict=False).install(model, 0)
@@ -581,7 +579,7 @@ def test_weights_that_noise_cannot_reach_are_refused_by_name(mechanism: str, whi
     assert not noise_layers(model)
 
 
-def test_a_script_without_weights_is_no_obstacle() -> None:
+def test_a_script_without_weights_is_accepted() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model = nn.Sequential(nn.Linear(4, 2), torch.jit.script(nn.ReLU()))

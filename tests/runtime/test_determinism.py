@@ -1,4 +1,4 @@
-"""Runs that are repeated: with torch's deterministic algorithms, and whoever is looking on."""
+"""Repeated runs: with deterministic algorithms, and with different displays and evaluations."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def run(
     shown: bool = False,
     **keys: Any,
 ) -> dict[str, Tensor]:
-    """The weights of a small run in which everything draws."""
+    """The weights of a small run in which every component draws random numbers."""
     folder.mkdir()
     config = Config(
         dataset=replace(DATA, crop=1, flip=True), model=MLP([8]), noise=Gaussian(0.2),
@@ -82,7 +82,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @dataclass
 class Noting(Standard):
-    """Standard training that notes what the switches are."""
+    """Standard training that records the switches."""
 
     seen: list[dict[str, Any]]
 
@@ -92,7 +92,7 @@ class Noting(Standard):
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [(False, DEFAULT), (True, CHANGED)])
-def test_the_switches_are_on_in_a_run_and_recorded_and_put_back(
+def test_the_switches_are_on_in_a_run_and_recorded_and_restored(
     wanted: bool, expected: dict[str, Any], tmp_path: Path
 ) -> None:
     noting = Noting([])
@@ -102,7 +102,7 @@ def test_the_switches_are_on_in_a_run_and_recorded_and_put_back(
     assert flags() == DEFAULT
 
 
-def test_what_the_user_has_set_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_user_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WORKSPACE, ":16:8")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -120,7 +120,7 @@ def test_what_the_user_has_set_is_put_back(monkeypatch: pytest.MonkeyPatch) -> N
 
 @dataclass
 class Unordered(Standard):
-    """Writes to the same place twice: which value stays is anybody's guess."""
+    """An operation that writes to the same place twice, in an undefined order."""
 
     def inner(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
         return x.put_(torch.zeros(2).long(), torch.rand(2))
@@ -134,19 +134,19 @@ def test_an_operation_without_a_deterministic_form_is_named(tmp_path: Path) -> N
     run(tmp_path / "free", Unordered())
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match="shapes"), deterministic(True):
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert flags() == DEFAULT
 
 
-def test_a_run_is_the_same_again_whoever_looks_on(
+def test_a_run_does_not_depend_on_evaluation_display_and_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = run(tmp_path / "first")
     assert same(run(tmp_path / "again"), weights)
     assert same(run(tmp_path / "deterministic", deterministic=True), weights)
-    # A test set that is evaluated, a display that is renewed all the time, a log of everything.
+    # With an evaluated test set, a display that is refreshed all the time, and a full log.
     assert same(run(tmp_path / "evaluated", stages=(Stage.train, Stage.evaluate)), weights)
     monkeypatch.setattr(terminal, "SECONDS_BETWEEN_UPDATES", 0)
     with caplog.at_level(logging.DEBUG):

@@ -1,4 +1,4 @@
-"""Several processes against one with as many times the batch, and what they say and leave."""
+"""Several processes against one with a larger batch; their messages and files."""
 
 import io
 import multiprocessing
@@ -57,7 +57,7 @@ GREEDY = PGD(eps=EPS, steps=3, random_start=False)
 
 @dataclass
 class Nudged:
-    """PGD from next to the image, without a draw."""
+    """PGD with a fixed start near the image, without random numbers."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **keys: Any) -> Tensor:
         return GREEDY(model, (x + EPS / 2).clamp(0, 1), y, **keys)
@@ -68,7 +68,7 @@ DEFENSES: dict[str, Defense] = {
     "alpha_mix": AlphaMix(GREEDY),
     "rt": RT(eps=EPS),
     "madry": WorstCase(GREEDY),
-    # Its attack comes between two passes that are descended together.
+    # Its attack comes between two passes with a common backward pass.
     "trades": TRADES(Nudged()),
 }
 
@@ -84,7 +84,7 @@ def _worker(work: Callable[[], Any], rank: int, size: int, meeting: Path) -> Non
 
 
 def together(work: Callable[[], Any], folder: Path, size: int = 2) -> list[Any]:
-    """What `work` gives in each of `size` processes that know of each other."""
+    """The results of `work` in each of `size` processes of one group."""
     fork = multiprocessing.get_context("fork")
     jobs = [
         fork.Process(target=_worker, args=(work, rank, size, folder / "meeting"))
@@ -99,14 +99,14 @@ def together(work: Callable[[], Any], folder: Path, size: int = 2) -> list[Any]:
 
 
 class Doubles(nn.Module):
-    """Images in float64, so that rounding hides nothing."""
+    """Images in float64, so that rounding hides no error."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.double()
 
 
 class Pull(NoiseLayer):
-    """No noise, but a penalty on a parameter of its own."""
+    """A mechanism without noise, but with a penalty on its own parameter."""
 
     def __init__(self) -> None:
         super().__init__(Switches(), 0)
@@ -188,13 +188,13 @@ def test_the_statistics_of_an_average_are_those_of_all_images(tmp_path: Path) ->
 
     (one, expected), (other, _) = together(work, tmp_path)
     assert torch.equal(one, other)
-    # A batch of each, which count alike, with 51 images and 50.
+    # One batch of each process, with equal weight, of 51 and 50 images.
     torch.testing.assert_close(one, expected, rtol=0, atol=2e-3)
 
 
 @dataclass
 class Overheard(PGD):
-    """PGD that notes when it is at work."""
+    """PGD that records when it runs."""
 
     def search(self, *arguments: Any) -> Tensor:
         TRAFFIC.append("[")
@@ -241,7 +241,7 @@ def overheard(defense: Defense, sync: bool) -> str:
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_crafting_speaks_to_nobody_and_a_step_once(mode: str, tmp_path: Path) -> None:
+def test_crafting_does_not_communicate_and_a_step_does_once(mode: str, tmp_path: Path) -> None:
     attack = Overheard(eps=EPS, steps=3, mode=mode)  # type: ignore[arg-type]
 
     def work() -> list[str]:
@@ -252,16 +252,16 @@ def test_crafting_speaks_to_nobody_and_a_step_once(mode: str, tmp_path: Path) ->
         ]
 
     for plain, twice, synchronised in together(work, tmp_path):
-        # The statistics of BatchNorm, the figures and what is made of them come at the end.
+        # The statistics of BatchNorm and the figures are exchanged at the end.
         assert re.fullmatch(r"(\[\]frc){9}c+", plain)
         assert re.fullmatch(r"(\[\]ffrc){9}c+", twice)
-        # A sum of moments in the pass, and one of their gradients in the way back.
+        # A sum of moments in the forward pass, and one of their gradients in the backward pass.
         assert re.fullmatch(r"(\[\]fccrc){9}c+", synchronised)
 
 
 @dataclass
 class Poisoned(Standard):
-    """Standard training, with a loss in one process that is not finite the first `times`."""
+    """Standard training, with a loss in one process that is non-finite the first `times`."""
 
     value: float
     times: int
@@ -269,7 +269,7 @@ class Poisoned(Standard):
     seen: int = 0
 
     def outer(self, *arguments: Any, **keys: Any) -> Objective:
-        """The loss, or the loss with something on top that has no gradient."""
+        """The loss, plus a term without gradient in the affected process."""
         objective = super().outer(*arguments, **keys)
         self.seen += 1
         bad = distributed.rank() == self.rank and 2 < self.seen <= 2 + self.times
@@ -277,7 +277,7 @@ class Poisoned(Standard):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_processes_agree_on_what_is_not_finite(value: float, tmp_path: Path) -> None:
+def test_processes_agree_on_non_finite_losses(value: float, tmp_path: Path) -> None:
     def work() -> list[Any]:
         results = []
         for on_nonfinite, times in (("skip", 1), ("rollback", 1), ("rollback", 99), ("stop", 1)):
@@ -305,7 +305,9 @@ def failure(action: Callable[[], Any]) -> str:
     return ""
 
 
-def test_each_process_draws_for_itself_and_the_first_as_if_alone(tmp_path: Path) -> None:
+def test_each_process_has_its_own_draws_and_the_first_those_of_a_single_process(
+    tmp_path: Path,
+) -> None:
     def work() -> list[Any]:
         model = network()
         Gaussian(0.1).install(model, 5)
@@ -328,7 +330,7 @@ def test_each_process_draws_for_itself_and_the_first_as_if_alone(tmp_path: Path)
     assert second[2] != alone[2]
 
 
-def test_votes_are_counted_at_the_next_batch(tmp_path: Path) -> None:
+def test_a_maximum_is_returned_at_the_next_batch(tmp_path: Path) -> None:
     def work() -> list[Any]:
         vote = distributed.DelayedMax()
         said = [15 if batch == 2 and distributed.rank() == 1 else 0 for batch in range(5)]
@@ -340,7 +342,7 @@ def test_votes_are_counted_at_the_next_batch(tmp_path: Path) -> None:
     assert [alone(15, 0), alone(0, 1), alone.last(3)] == [[15, 0], [0, 1], [3]]
 
 
-def test_what_processes_tell_each_other(tmp_path: Path) -> None:
+def test_collectives(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
 
     def work() -> list[Any]:
@@ -374,7 +376,7 @@ def refusal(make: Callable[[], Any]) -> str:
     return ""
 
 
-def test_what_cannot_be_trained_together_is_refused(tmp_path: Path) -> None:
+def test_trainings_that_several_processes_cannot_share_are_refused(tmp_path: Path) -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -436,7 +438,7 @@ def test_an_evaluation_is_divided_by_images(images: int, tmp_path: Path) -> None
 
     (alone, _), ((first, kept), second) = work(), together(work, tmp_path)
     assert second[0] is None
-    # Each has kept its own pieces; a process without an image has none.
+    # Each process has its own cache; a process without an image has none.
     assert images == 1 or kept
     assert second[1] == (images > 1)
     (ours, arrays), (theirs, expected) = ledger_of(first.ledger), ledger_of(alone.ledger)

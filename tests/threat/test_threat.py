@@ -30,7 +30,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def images(seed: int, count: int = 3, pixels: int = 6) -> Tensor:
-    """Images of shape (count, 1, 1, pixels), some of whose pixels are exactly 0 or 1."""
+    """Images of shape (count, 1, 1, pixels), with some pixels exactly 0 or 1."""
     values = torch.rand(count, 1, 1, pixels, generator=generator(seed), dtype=torch.float64)
     return (values * 1.6 - 0.3).clamp(0, 1)
 
@@ -95,14 +95,14 @@ class TestProjection:
 
     @pytest.mark.parametrize("eps", [0.0, 1.0, 12.0])
     def test_l1_is_exact_in_float32_from_far_away(self, eps: float) -> None:
-        """Sums over thousands of pixels are rounded by more than a small radius forgives."""
+        """The rounding of sums over thousands of pixels is visible at a small radius."""
         x, p = (torch.rand(8, 3, 32, 32, generator=generator(seed)) for seed in (0, 1))
         moved = (ball(Threat(Norm.l1, eps)).project(p, x).double() - x.double()).flatten(1)
-        # What is left is the rounding of each pixel's own value.
+        # Only the rounding of each pixel's own value remains.
         assert (moved.abs().sum(1) <= eps * (1 + 1e-6)).all()
 
     def test_l1_leaves_pixels_at_the_faces_of_the_box(self) -> None:
-        """One that is a rounding error away from its face would look as if it could move."""
+        """A pixel that is a rounding error away from its face would seem to be movable."""
         x, p = (torch.rand(8, 1, 8, 8, generator=generator(seed)).double() for seed in (0, 1))
         p = x + 3 * (p - x)
         z = ball(Threat(Norm.l1, 12.0)).project(p, x)
@@ -124,7 +124,7 @@ class TestProjection:
         eps = {Norm.linf: 8 / 255, Norm.l2: 0.5, Norm.l1: 12.0}[norm]
         threat, x = ball(Threat(norm, eps)), torch.rand(8, 1, 1, pixels, generator=generator(0))
         noise = torch.randn(x.shape, generator=generator(1))
-        # As far out as a step of an attack gets.
+        # As far outside as a step of an attack leads.
         p = x + noise * (2 * eps / threat.norm(noise)).view(-1, 1, 1, 1)
         assert feasible(threat, threat.project(p, x), x)
 
@@ -198,7 +198,7 @@ class TestLinearForms:
     @every_norm
     @pytest.mark.parametrize("scale", [1e-20, 1e-30, 1e-36])
     def test_a_faint_gradient_still_has_a_direction(self, norm: Norm, scale: float) -> None:
-        """A logit gap of 45 leaves gradients of 1e-20: squared, they are 0 in float32."""
+        """A logit gap of 45 gives gradients of 1e-20, whose squares are 0 in float32."""
         g = torch.tensor([[[[3.0, -2.0, 1.0]]]])
         assert torch.allclose(
             ball(Threat(norm, 1)).steepest(scale * g), ball(Threat(norm, 1)).steepest(g)
@@ -228,7 +228,7 @@ def shortest(norm: Norm, w: NDArray[np.float64], gain: float, x: NDArray[np.floa
         bounds = list(zip(np.zeros(2 * len(x)), np.concatenate([1 - x, x]), strict=True))
         equal = {"A_eq": np.concatenate([w, -w])[None], "b_eq": [gain]}
         return float(linprog(np.ones(2 * len(x)), bounds=bounds, **equal).fun)
-    # The last unknown bounds all moves.
+    # The last variable bounds all moves.
     moves = np.eye(len(x), len(x) + 1)
     bound = np.eye(len(x) + 1)[-1]
     smaller = {"A_ub": np.vstack([moves, -moves]) - bound, "b_ub": np.zeros(2 * len(x))}
@@ -239,7 +239,7 @@ def shortest(norm: Norm, w: NDArray[np.float64], gain: float, x: NDArray[np.floa
 
 
 def most_gain(w: Tensor, x: Tensor, sign: float) -> Tensor:
-    """How far <w, d> can get in the direction `sign` with x + d in the box."""
+    """The largest <w, d> in the direction `sign` with x + d in the box."""
     return sign * inner(w.abs(), torch.where(sign * w > 0, 1 - x, x))
 
 
@@ -249,7 +249,7 @@ class TestShortestWay:
     def test_is_the_shortest_within_the_box(
         self, norm: Norm, seed: int, share: float, sign: float
     ) -> None:
-        """Some pixels are at their faces, some weights zero."""
+        """With some pixels at faces of the box, and some zero weights."""
         threat, x = ball(Threat(norm, 0.1)), images(seed, count=1)
         w = directions(seed + 1, x)
         gain = share * most_gain(w, x, sign)
@@ -277,7 +277,7 @@ class TestShortestWay:
     @every_norm
     @pytest.mark.parametrize("scale", [1e-20, 1e-30, 1e-36])
     def test_faint_weights_lead_the_same_way(self, norm: Norm, scale: float) -> None:
-        """As steepest directions: the weights are gradients, and the gain is as small as they."""
+        """The weights are gradients, as for steepest directions, and the gain is equally small."""
         threat, x = ball(Threat(norm, 0.1)), images(0).float()
         w = directions(1, x)
         gain = 0.3 * most_gain(w, x, 1)
@@ -330,16 +330,16 @@ class TestAscent:
         movable = ((g > 0) & (x < 1)) | ((g < 0) & (x > 0))
         expected = torch.minimum(movable.flatten(1).sum(1), torch.tensor(max(1, pixels // 100)))
         assert torch.equal((step != 0).flatten(1).sum(1), expected)
-        # The steepest of those that can move, in equal parts.
+        # The steepest of the movable pixels, in equal parts.
         weakest_chosen = torch.where(step != 0, g.abs(), torch.inf).flatten(1).amin(1)
         strongest_left = torch.where(movable & (step == 0), g.abs(), 0).flatten(1).amax(1)
         assert (weakest_chosen >= strongest_left).all()
 
     @given(seed=seeds, counts=st.lists(st.integers(0, 60), min_size=3, max_size=3))
-    def test_a_sparse_l1_step_moves_as_many_pixels_as_it_is_told(
+    def test_a_sparse_l1_step_moves_at_most_count_pixels(
         self, seed: int, counts: list[int]
     ) -> None:
-        """One at least, and no pixel that the box blocks."""
+        """At least one, and no pixel that the box blocks."""
         x = images(seed, pixels=50)
         g = directions(seed + 1, x)
         step = ball(Threat(Norm.l1, 1.0)).sparse_ascent(g, x, torch.tensor(counts, dtype=x.dtype))
@@ -411,7 +411,7 @@ class TestRandomStart:
         assert not torch.equal(first, threat.random_start(x, generator(6)))
 
 
-# From the smallest radius that anybody asks for to balls that hold the whole box.
+# From the smallest radius in use to balls that contain the whole box.
 any_radius = st.floats(math.log(1e-4), math.log(100)).map(math.exp)
 shapes = st.sampled_from([(1, 1, 1), (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 7, 5)])
 
@@ -525,7 +525,7 @@ def test_a_striped_start_is_feasible_and_drawn_from_the_generator_alone(
 @every_norm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(seed=seeds)
-def test_eps_zero_gives_back_the_images(norm: Norm, dtype: torch.dtype, seed: int) -> None:
+def test_eps_zero_returns_the_images(norm: Norm, dtype: torch.dtype, seed: int) -> None:
     threat, x = ball(Threat(norm, 0)), images(seed).to(dtype)
     g = directions(seed + 1, x)
     assert torch.equal(threat.project(x + g, x), x)
@@ -542,7 +542,7 @@ def test_an_impossible_radius_is_refused_by_name(norm: Norm, eps: float) -> None
 
 @every_norm
 @given(seed=seeds, eps=st.floats(1e-3, 2))
-def test_each_image_has_a_ball_of_its_own(norm: Norm, seed: int, eps: float) -> None:
+def test_each_image_has_its_own_ball(norm: Norm, seed: int, eps: float) -> None:
     threat, x = ball(Threat(norm, eps)), images(seed)
     g = directions(seed + 1, x)
     whole = (threat.project(x + g, x), threat.linear_maximiser(g, x), threat.ascent(g, x))
@@ -557,7 +557,7 @@ def test_each_image_has_a_ball_of_its_own(norm: Norm, seed: int, eps: float) -> 
             assert torch.allclose(one, many[row], rtol=0, atol=1e-12)
 
 
-def test_sizes_are_the_norms() -> None:
+def test_norms_of_known_vectors() -> None:
     delta = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.5]]]])
     assert ball(Threat(Norm.linf, 1)).norm(delta).tolist() == [4, 0.5]
     assert ball(Threat(Norm.l2, 1)).norm(delta).tolist() == [5, 0.5]
@@ -579,7 +579,7 @@ def test_a_threat_is_a_value() -> None:
 @pytest.mark.parametrize("other", Norm)
 @pytest.mark.parametrize("eps", [0.1, 0.3, 0.5])
 def test_a_threat_covers_what_lies_in_its_ball(norm: Norm, other: Norm, eps: float) -> None:
-    """The points of a ball that reach the farthest out of another: one pixel, or all of them."""
+    """The extreme points of a ball, relative to another: one pixel changes, or all of them."""
     corner = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     rays = torch.cat([corner, torch.ones(1, 4, dtype=torch.float64)])
     rays = rays * 0.3 / ball(Threat(norm, 1.0)).norm(rays)[:, None]

@@ -71,7 +71,7 @@ def short(model: nn.Module, hook: Short, defense: Defense | None = None, **keys:
     [Standard(), Twice(), WorstCase(FIXED), AlphaMix(FIXED)],
     ids=lambda defense: type(defense).__name__,
 )
-def test_a_batch_in_parts_is_descended_as_a_whole_one(
+def test_a_batch_in_parts_is_trained_on_as_a_whole_one(
     defense: Defense, room: int, size: int, error: type[RuntimeError]
 ) -> None:
     # 33 images in the last batch.
