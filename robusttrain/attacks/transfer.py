@@ -56,7 +56,7 @@ class Transfer:
         """
         generator = generator or seeding.fresh(x.device)
         source = self.source.to(x.device)
-        # Its noise is no part of the model that is under examination, and is seeded by nobody else.
+        # Seeded here, since the noise of the source is not that of the evaluated model.
         with drawing_from(source, generator.initial_seed()):
             classes, last = _classes(source, x), int(y.max())
             if last >= classes:

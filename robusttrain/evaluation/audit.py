@@ -203,7 +203,7 @@ class _Measured:
         flat: logit pairing does this (Mosbach et al. 2018). On PGD-AT it is a few points.
         """
         gap = self._standing_now - self._left_by_suite
-        return graded("suite breaks more than the probe by", gap, max(10, 3 * self._image), np.inf)
+        return graded("suite breaks more than the probe by", gap, max(20, 3 * self._image), np.inf)
 
     def overlooked(self) -> Check:
         """A suite is no weaker than a plain search on the loss, up to the luck of an image."""
@@ -272,11 +272,11 @@ class _Measured:
         return graded("black box beats gradients by", 100 * float(only.mean()), *BLACK_BOX)
 
     def weak(self, check: str, figure: float) -> Check:
-        """Pass up to three points, or as many images where there are few of them; warn above.
+        """Pass up to five points, or three images where there are few of them; warn above.
 
         Searches from other random starts differ by an image or two without meaning anything.
         """
-        return graded(check, figure, max(3, 3 * self._image), np.inf)
+        return graded(check, figure, max(5, 3 * self._image), np.inf)
 
     def outputs(self) -> list[Check]:
         """What the outputs are, and what else than the image they depend on."""
@@ -358,7 +358,7 @@ def _non_finite(ledger: Ledger) -> Check:
 
 
 def _invalid(probe: Probe, ledger: Ledger) -> Check:
-    """What is no point of its threat model is no adversarial image, whoever returned it."""
+    """A point outside of its threat model is no adversarial image, whichever attack returns it."""
     count = sum(o.invalid for o in ledger.outcomes.values()) + probe.searches.invalid
     return graded("invalid adversarial images", count, 0, 0)
 

@@ -1,7 +1,7 @@
 """Noise mechanisms: randomness in inputs, activations or weights of any `nn.Module`.
 
 A mechanism is a dataclass with `install(model, seed)`, which adds layers, hooks and
-parametrizations to the model, but does not change its code. All of them are `NoiseLayer`s.
+parametrizations to the model, but does not change its code. Each of them is a `NoiseLayer`.
 """
 
 from typing import Protocol

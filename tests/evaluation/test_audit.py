@@ -156,7 +156,7 @@ def measured(
     return _Measured(probe, attacked, suite or {}, ledger, unreported)
 
 
-@pytest.mark.parametrize(("images", "limit"), [(50, 6), (100, 3), (200, 3), (1000, 3)])
+@pytest.mark.parametrize(("images", "limit"), [(50, 6), (100, 5), (200, 5), (1000, 5)])
 def test_a_few_images_are_no_sign_of_anything(images: int, limit: float) -> None:
     """Searches from other starts differ by an image or two: three of them pass."""
     look = measured(None, np.zeros(images, dtype=np.bool_))
@@ -255,12 +255,12 @@ def curve_at(key: str, value: float) -> Callable[[int], Callable[[Attack, str], 
 # Which figure is planted; how many images stand, and the verdicts on them.
 THRESHOLDS = {
     CONTROL: (at_name("control pgd"), {500: "pass", 470: "pass", 468: "fail"}),
-    EPS_RISE: (curve_at("eps", 1.5 * EPS), {530: "pass", 531: "warn", 900: "warn"}),
-    STEPS_RISE: (curve_at("steps", 10), {530: "pass", 531: "warn", 900: "warn"}),
-    DOUBLING: (curve_at("steps", 80), {470: "pass", 469: "warn", 10: "warn"}),
-    RESTARTS: (at_name("restarts"), {530: "pass", 531: "warn", 900: "warn"}),
-    ONE_STEP: (at_name("one step"), {470: "pass", 469: "warn", 10: "warn"}),
-    OVERRATED: (at_name("suite"), {400: "pass", 399: "warn", 10: "warn"}),
+    EPS_RISE: (curve_at("eps", 1.5 * EPS), {550: "pass", 551: "warn", 900: "warn"}),
+    STEPS_RISE: (curve_at("steps", 10), {550: "pass", 551: "warn", 900: "warn"}),
+    DOUBLING: (curve_at("steps", 80), {450: "pass", 449: "warn", 10: "warn"}),
+    RESTARTS: (at_name("restarts"), {550: "pass", 551: "warn", 900: "warn"}),
+    ONE_STEP: (at_name("one step"), {450: "pass", 449: "warn", 10: "warn"}),
+    OVERRATED: (at_name("suite"), {300: "pass", 299: "warn", 10: "warn"}),
     OVERLOOKED: (at_name("suite"), {505: "pass", 506: "warn", 520: "warn", 521: "fail"}),
     NOISE: (at_name("random noise"), {495: "pass", 494: "warn", 480: "warn", 479: "fail"}),
     UNBOUNDED: (at_name("unbounded"), {100: "pass", 101: "warn", 200: "warn", 201: "fail"}),
@@ -375,7 +375,7 @@ def test_attacks_of_other_threat_models_are_not_held_against_the_probe(threat: T
 
 @pytest.mark.parametrize(
     ("gradients", "verdict"),
-    [(250, "pass"), (350, "pass"), (351, "warn"), (1000, "warn")],
+    [(250, "pass"), (450, "pass"), (451, "warn"), (1000, "warn")],
 )
 def test_a_probe_that_the_suite_leaves_far_behind_is_named(gradients: int, verdict: str) -> None:
     """The probe leaves 750 of 1,000 images standing, and the suite all but so many."""
