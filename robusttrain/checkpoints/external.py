@@ -142,7 +142,7 @@ def load(path: Path | str) -> Checkpoint | ExternalModel:
 class _Loaded(nn.Module):
     """A program as a module whose mode can be set, even if the program has no modes."""
 
-    # No noise is put on its weights: `_Exported` makes them anew.
+    # `_Exported` rebuilds its weights, so that noise on them would be lost.
     opaque_to_noise = "a program"
 
     def __init__(self, network: nn.Module) -> None:

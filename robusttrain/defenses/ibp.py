@@ -53,7 +53,7 @@ class IBP(ThreatFields):
         self.check_attack()
 
     def check_attack(self) -> None:
-        """Raise `InputError` if there is an attack, which would make it another method."""
+        """Raise `InputError` if there is an attack, since that is another method."""
         name = type(self.attack).__name__
         allowed = "none: training on bounds and on adversarial images is defense=mtl_ibp"
         ranges.require(is_none(self.attack), "attack", name, allowed)
@@ -95,7 +95,7 @@ class MTLIBP(IBP):
     """min E[ (1 - weight) L(f(adv(x)), y) + weight L(m(x), y) ] (De Palma et al. 2024, MTL-IBP).
 
     "Expressive losses for verified robustness via convex combinations", with alpha = weight: the
-    adversarial images take the place of x in the first loss of `IBP`. All else is as there.
+    adversarial images replace x in the first loss of `IBP`. Everything else is the same.
 
     Parameters
     ----------
@@ -104,5 +104,5 @@ class MTLIBP(IBP):
     """
 
     def check_attack(self) -> None:
-        """Raise `InputError` if there is no attack, which would make it another method."""
+        """Raise `InputError` if there is no attack, since that is another method."""
         refuse_none(self.attack)

@@ -70,7 +70,7 @@ def report_figures(rows: Iterable[Mapping[str, Any]]) -> Figures:
     rows = list(rows)
     attacks = [row["attack"] for row in rows]
     for row in rows:
-        # Several worst cases are told apart by their threat models.
+        # If an attack has several rows, the threat model is part of the name.
         alone = attacks.count(row["attack"]) == 1
         words = row["attack"] if alone else f"{row['attack']} {row['norm']} {row['eps']:g}"
         # The names of adapted attacks have spaces and =, which MLflow refuses.

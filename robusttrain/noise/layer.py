@@ -158,7 +158,7 @@ class NoiseLayer(nn.Module):
 def attach(model: nn.Module, layer: NoiseLayer, place: nn.Module | None = None) -> None:
     """Make `layer` a part of `model`, so that it moves, is saved and changes mode with it.
 
-    `place` is the layer of the model whose activations it will act on, if that is not the model.
+    `place` is the layer of the model on whose activations it acts, or None for the model itself.
     """
     layer.train(model.training)
     layer.place = next((path for path, module in model.named_modules() if module is place), "")

@@ -151,7 +151,10 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _opaque(module: nn.Module) -> str:
-    """What `module` is called, if no noise can be put on its weights; it may say so itself."""
+    """The kind of `module` if noise cannot be added to its weights, otherwise an empty string.
+
+    A module can declare its kind by an attribute `opaque_to_noise`.
+    """
     kind: str = getattr(module, "original_name", type(module).__name__)
     own: str = getattr(module, "opaque_to_noise", "")
     return own or (kind if isinstance(module, OPAQUE) else "")
