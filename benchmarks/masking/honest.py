@@ -150,7 +150,10 @@ HONEST: dict[str, Honest] = {
     "n_fgsm": trained("defense=n_fgsm"),
     "grad_align": trained("defense=grad_align"),
     "friendly": trained("defense=friendly"),
-    "ibp": trained("defense=ibp", "epochs=40"),
+    "ibp": trained(
+        "defense=ibp", "epochs=40", "training.curriculum.eps_warmup=0.5",
+        "training.curriculum.per_batch=true",
+    ),
     "distill": Honest(_distilled),
     "madry_1_epoch": trained("defense=madry", "epochs=1"),
     "madry_2_epochs": trained("defense=madry", "epochs=2", norms=(Norm.linf, Norm.l2)),
