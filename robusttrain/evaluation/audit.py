@@ -26,6 +26,7 @@ from robusttrain.attacks import (
     under,
 )
 from robusttrain.attacks.apgd import APGD
+from robusttrain.attacks.decision_based import DecisionBased
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.model_view import Mode, frozen, predictions
 from robusttrain.attacks.objectives import AttackObjective
@@ -34,7 +35,7 @@ from robusttrain.attacks.square import Square
 from robusttrain.attacks.uniform import Uniform
 from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.curves import Probe, over_draws, over_eps, over_steps
-from robusttrain.evaluation.findings import Audit, Check, graded
+from robusttrain.evaluation.findings import Audit, Check, Verdict, graded
 from robusttrain.evaluation.gradient_checks import GradientShares, gradient_shares
 from robusttrain.evaluation.randomness import SHARE
 from robusttrain.evaluation.session import EvaluationSession
@@ -47,8 +48,8 @@ from robusttrain.threat import Norm, Threat
 # At linf 0.5 a grey image is within reach of every image, so that nothing but luck is left.
 UNBOUNDED = 0.5
 
-# Queries of the black-box search where the evaluation itself has none, and of the search by labels.
-SQUARE_QUERIES, LABEL_QUERIES = 500, 3000
+# Queries of the black-box search where the evaluation itself has none.
+SQUARE_QUERIES = 500
 
 # Checks that had other names in earlier versions.
 NON_FINITE_GRADIENTS, NON_FINITE_OUTPUTS = "non-finite gradients, %", "non-finite outputs, %"
@@ -59,16 +60,20 @@ MISLEADING_GRADIENTS = "misleading gradients, %"
 # (docs/maskings.md).
 MISLEADING = 10, 30
 BLACK_BOX = 2, 5
+INSIDE = 2, 5
 
 # The search that decides whether gradients are hidden from an image: targets, and steps for each.
 TARGETS, TARGETED_STEPS = 9, 40
+
+# Radii of smaller balls that are searched, as shares of the radius.
+SMALLER = (0.5, 0.75)
 
 # How many searches there are beside the one of the probe.
 SEARCHES = 5
 
 
 # Pieces of work that the progress bar counts: points of curves, and the other measurements.
-PIECES, PIECES_OF_DRAWS, PIECES_OF_NOISE = 7 + 7 + 7, 4, 2
+PIECES, PIECES_OF_DRAWS, PIECES_OF_NOISE = 7 + 7 + 8, 4, 2
 
 
 def pieces_of(subject: EvaluationSession) -> int:
@@ -114,12 +119,14 @@ def audit(
     ]
     # What gradients have found, before anything else is tried.
     by_gradients = measured.by_gradients()
-    shares = gradient_shares(probe)
+    hints = [measured.unbounded(), *measured.gradients(gradient_shares(probe))]
+    # Where gradients may not be those of the outputs, labels are asked.
+    suspicious = any(check.verdict is not Verdict.passed for check in [*checks, *hints])
     checks += [
         measured.random_noise(by_gradients),
-        measured.unbounded(),
-        *measured.gradients(shares),
-        measured.black_box(by_gradients),
+        *hints,
+        measured.inside(),
+        measured.black_box(by_gradients, by_labels=suspicious and not probe.subject.random),
         _non_finite(ledger),
         *measured.outputs(),
     ]
@@ -246,7 +253,21 @@ class _Measured:
         """Which images a search by gradients has broken within the threat model."""
         return self._broke(black_box=False) | self.probe.found
 
-    def black_box(self, by_gradients: NDArray[np.bool_]) -> Check:
+    def inside(self) -> Check:
+        """What falls to searches of smaller balls only.
+
+        Searches end at the edge of their ball, so that a model that is weak inside shows nothing.
+        """
+        at_edge = self._broke(black_box=False) | self.attacked
+        only = np.zeros_like(at_edge)
+        for share in SMALLER:
+            smaller = self.probe.attack.under(self._threat.at(share * self._threat.eps))
+            found = self.probe.broken(smaller, f"inside {share}", among=~at_edge & ~only)
+            only |= found & ~at_edge
+        self.advance(1)
+        return graded("a smaller ball is weaker by", 100 * float(only.mean()), *INSIDE)
+
+    def black_box(self, by_gradients: NDArray[np.bool_], *, by_labels: bool) -> Check:
         """What searches without gradients break that gradients do not, however they are followed.
 
         Attacks of the suite may be weak on the loss of an undertrained network without anything
@@ -258,6 +279,9 @@ class _Measured:
                 norm=self._threat.norm, eps=self._threat.eps, queries=SQUARE_QUERIES
             )  # fmt: skip
             broken = self.probe.broken(square, "black box")
+        if by_labels:
+            labels = DecisionBased(norm=self._threat.norm, eps=self._threat.eps)
+            broken |= self.probe.broken(labels, "labels", among=~by_gradients & ~broken)
         only = broken & ~by_gradients
         if only.any():
             targeted = fitted(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.attack_loss import Label
+from robusttrain.attacks.decision_based import DecisionBased
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.model_view import QueryCounter
@@ -27,7 +28,10 @@ STOPPING: dict[str, Make] = {
     "fab": partial(FAB, steps=5, restarts=2, give_up=False),
     "fab_t": partial(FAB, steps=5, targets=2, give_up=False),
     "square": partial(Square, queries=30, give_up=False, restarts=2),
+    "decision_based": partial(DecisionBased, queries=60, restarts=2),
 }
+# What looks for the nearest point moves the pixel that is the mark.
+MOVING = ("fab", "decision_based")
 every_stopping = pytest.mark.parametrize("make", STOPPING.values(), ids=STOPPING.keys())
 
 
@@ -119,7 +123,7 @@ class Marked(nn.Module):
 
 
 @pytest.mark.parametrize("norm", [Norm.linf, Norm.l2])
-@pytest.mark.parametrize("name", [key for key in STOPPING if not key.startswith("fab")])
+@pytest.mark.parametrize("name", [key for key in STOPPING if not key.startswith(MOVING)])
 def test_an_image_that_is_broken_costs_nothing_more(name: str, norm: Norm) -> None:
     model, x = Marked(5), everywhere(5, 1, 6, 6)
     x[:, 0, 0, 0] = (torch.arange(5) + 0.5) / 5

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.attack_loss import Label
+from robusttrain.attacks.decision_based import DecisionBased
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.pgd import PGD
 from robusttrain.attacks.square import Square
@@ -22,6 +23,7 @@ SEARCHES: dict[str, Make] = {
     "fab": partial(FAB, steps=20),
     "fab_t": partial(FAB, steps=20, targets=1, restarts=2),
     "square": partial(Square, queries=200),
+    "decision_based": partial(DecisionBased, queries=200),
 }
 GRADIENT = ["pgd", "apgd_t", "apgd", "fab_t", "fab"]
 every_norm = pytest.mark.parametrize("norm", list(Norm))

@@ -64,6 +64,7 @@ UNBOUNDED = "linf 0.5 leaves an accuracy of"
 OVERRATED = "suite breaks more than the probe by"
 OVERLOOKED = "probe breaks more than the suite by"
 BLACK_BOX = "black box beats gradients by"
+SMALLER = "a smaller ball is weaker by"
 ZERO = "gradients that are zero: %"
 NO_NUMBERS = "non-finite gradients, %"
 PROBABILITIES = "outputs that are probabilities: %"
@@ -150,6 +151,60 @@ def test_a_masked_model_fails(name: str, standard: nn.Module, digits: Split) -> 
     assert failed >= BETRAYED[name]
 
 
+class Decoyed(nn.Module):
+    """Shows the logits of one network, or their gradient, and predicts the class of another."""
+
+    def __init__(self, model: nn.Module, shown: nn.Module, *, logits: bool) -> None:
+        super().__init__()
+        self.model, self.shown, self.logits = model, shown, logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        shown, decided = self.shown(x), nn.functional.one_hot(self.model(x).argmax(1), 10)
+        if self.logits:
+            return shown + 100 * decided
+        return 5 * decided + shown - shown.detach()
+
+
+class WeakInside(nn.Module):
+    """Is one network up to 0.9 radii from an image, and another one farther away."""
+
+    def __init__(self, inner: nn.Module, outer: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.inner, self.outer, self.images = inner, outer, images.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        distance = torch.cdist(x.flatten(1), self.images, p=torch.inf).amin(1)
+        return torch.where((distance < 0.9 * EPS)[:, None], self.inner(x), self.outer(x))
+
+
+@pytest.fixture(scope="module")
+def robust() -> nn.Module:
+    return trained(WorstCase(PGD(eps=EPS, steps=5)), 8)
+
+
+@pytest.mark.parametrize("logits", [True, False], ids=["logits", "gradient"])
+def test_labels_show_what_decoys_hide(
+    logits: bool, standard: nn.Module, robust: nn.Module, digits: Split
+) -> None:
+    """The bare network is what an attacker climbs who knows the model."""
+    truth = 100 * (~examined(standard, digits, samples=100)[2].worst_case(PROBE.threat)).mean()
+    hidden = Decoyed(standard, robust, logits=logits).eval()
+    probe, suite, ledger = examined(hidden, digits, samples=100)
+    by_suite = 100 * (~ledger.worst_case(PROBE.threat)).mean()
+    checks = verdicts(audit(probe, suite, ledger).checks)
+    assert by_suite > truth + 10
+    assert checks[BLACK_BOX] == "fail"
+    assert 100 * (~probe.found).mean() < truth + 5
+
+
+def test_a_model_that_is_weak_inside_of_the_ball_only_fails(
+    standard: nn.Module, robust: nn.Module, digits: Split
+) -> None:
+    model = WeakInside(standard, robust, digits.loaded()[0].float() / 255).eval()
+    checks = verdicts(audit(*examined(model, digits, samples=100)).checks)
+    assert checks[SMALLER] == "fail"
+
+
 def measured(
     probe: Any, attacked: Any, suite: Mapping[str, Attack] | None = None, ledger: Any = None
 ) -> _Measured:
@@ -170,8 +225,10 @@ def test_a_weak_search_is_no_hidden_gradient() -> None:
 
 
 @pytest.mark.parametrize("defense", ["standard", "pgd"])
-def test_an_honest_model_passes(defense: str, standard: nn.Module, digits: Split) -> None:
-    honest = standard if defense == "standard" else trained(WorstCase(PGD(eps=EPS, steps=5)), 8)
+def test_an_honest_model_passes(
+    defense: str, standard: nn.Module, robust: nn.Module, digits: Split
+) -> None:
+    honest = standard if defense == "standard" else robust
     pieces: list[int] = []
     probe, suite, ledger = examined(honest, digits)
     stream = torch.get_rng_state()
@@ -264,6 +321,7 @@ THRESHOLDS = {
     OVERLOOKED: (at_name("suite"), {505: "pass", 506: "warn", 520: "warn", 521: "fail"}),
     NOISE: (at_name("random noise"), {495: "pass", 494: "warn", 480: "warn", 479: "fail"}),
     UNBOUNDED: (at_name("unbounded"), {100: "pass", 101: "warn", 200: "warn", 201: "fail"}),
+    SMALLER: (at_name("inside 0.75"), {480: "pass", 479: "warn", 450: "warn", 449: "fail"}),
     BLACK_BOX: (at_name("black box"), {480: "pass", 479: "warn", 450: "warn", 449: "fail"}),
 }
 
@@ -323,7 +381,7 @@ def black_box(ledger: Ledger, found: int = 0, targeted: int = 0) -> Check:
         subject=SimpleNamespace(num_classes=10),
     )  # fmt: skip
     look = measured(probe, np.zeros(N, bool), SUITE, ledger)
-    check = look.black_box(look.by_gradients())
+    check = look.black_box(look.by_gradients(), by_labels=False)
     # It is not made where there is nothing to decide.
     assert bool(searches) or check.figure == 0
     return check
@@ -370,7 +428,7 @@ def test_attacks_of_other_threat_models_are_not_held_against_the_probe(threat: T
     )  # fmt: skip
     look = measured(probe, np.arange(N) < 400, SUITE, ledger)
     assert look.overrated().figure == look.overlooked().figure == 0
-    assert look.black_box(look.by_gradients()).figure == 0
+    assert look.black_box(look.by_gradients(), by_labels=False).figure == 0
 
 
 @pytest.mark.parametrize(
@@ -562,9 +620,7 @@ def test_the_control_spends_little() -> None:
     asked: list[Attack] = []
 
     class Asked(Planted):
-        def broken(
-            self, attack: Attack, name: str, *, eot: int | None = None, draw: str = "votes"
-        ) -> Any:
+        def broken(self, attack: Attack, name: str, **keys: Any) -> Any:
             asked.extend([attack] if name.startswith("control") else [])
             return np.arange(N) >= 500
 

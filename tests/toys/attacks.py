@@ -16,6 +16,7 @@ from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.carlini_wagner import CarliniWagner
+from robusttrain.attacks.decision_based import DecisionBased
 from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.fgsm import FGSM
@@ -63,6 +64,7 @@ ATTACKS: dict[str, Make] = {
     "fab": partial(FAB, steps=4),
     "fab_t": partial(at_one_class, partial(FAB, steps=3, restarts=2, give_up=False)),
     "square": partial(Square, queries=8),
+    "decision_based": partial(DecisionBased, queries=60, restarts=2),
     "mim": partial(MIM, steps=3),
     "mim_best": partial(MIM, steps=3, stop_early=True),
     "carlini_wagner": partial(in_l2, partial(CarliniWagner, steps=5, binary_steps=3)),
@@ -72,7 +74,7 @@ RANDOM = [
     "fgsm_rs", "pgd", "pgd_best", "pgd_gaussian", "pgd_mixed", "friendly", "uniform", "apgd",
     "apgd_t", "square",
 ]  # fmt: skip
-GRADIENT_FREE = ["uniform", "square"]
+GRADIENT_FREE = ["uniform", "square", "decision_based"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
