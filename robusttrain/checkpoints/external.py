@@ -78,9 +78,10 @@ class ExportedProgram:
 
     path: Path
     kind: Kind
+    key: str = "checkpoint"
 
     def __str__(self) -> str:
-        return f"checkpoint={self.path}"
+        return f"{self.key}={self.path}"
 
     @property
     def name(self) -> str:
@@ -88,6 +89,10 @@ class ExportedProgram:
         return self.path.stem
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """The loaded program, whatever the data set is."""
+        return self.loaded()
+
+    def loaded(self) -> nn.Module:
         """Load the program to the CPU, which runs its code.
 
         Raises
@@ -113,21 +118,21 @@ class ExportedProgram:
 ExternalModel = Weights | ExportedProgram
 
 
-def load(path: Path | str) -> Checkpoint | ExternalModel:
-    """Read the file that the user names as `checkpoint`; a program is recognised, but not loaded.
+def load(path: Path | str, key: str = "checkpoint") -> Checkpoint | ExternalModel:
+    """Read the file that the user names as `key`; a program is recognised, but not loaded.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, or none of these kinds.
     """
-    path = checkpoints.located(path)
+    path = checkpoints.located(path, key)
     kind = _kind(path)
     if kind is not None:
-        return ExportedProgram(path, kind)
-    content = checkpoints.read(path)
+        return ExportedProgram(path, kind, key)
+    content = checkpoints.read(path, key)
     if checkpoints.is_ours(content):
-        return checkpoints.parse(content, path)
+        return checkpoints.parse(content, path, key)
     tensors = _tensors(content)
     if tensors is None:
         places = ", ".join(USUAL_KEYS)
@@ -135,7 +140,7 @@ def load(path: Path | str) -> Checkpoint | ExternalModel:
             f"is neither a checkpoint of robusttrain, nor a state dict (tensors by name, alone or "
             f"under one of {places}), nor a program (TorchScript, torch.export)"
         )
-        raise InputError("checkpoint", path, problem=problem)
+        raise InputError(key, path, problem=problem)
     return Weights(tensors)
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from robusttrain.checkpoints import checkpoint as checkpoints
+from robusttrain.checkpoints import external
+from robusttrain.checkpoints.external import ExportedProgram, Weights
 from robusttrain.config.build import build_component
 from robusttrain.data import Info
+from robusttrain.errors import InputError
 from robusttrain.models.network import network
 from robusttrain.runs.trust import TRUSTED, refuse_untrusted
 
@@ -24,7 +26,8 @@ def load_model(
     Parameters
     ----------
     run
-        A run directory, which stands for its `best.pt`, or a checkpoint file.
+        A run directory, which stands for its `best.pt`, a checkpoint file, or a program
+        (TorchScript, torch.export), whose code is run.
     trust
         Packages other than robusttrain whose classes the saved configuration may build.
     device
@@ -33,10 +36,16 @@ def load_model(
     Raises
     ------
     InputError
-        If the checkpoint is missing or damaged, or names a class outside the trusted packages.
+        If the checkpoint is missing or damaged, is a state dict without its network, or names a
+        class outside the trusted packages.
     """
     # `run` is also the key on a command line: attack.source.run.
-    saved = checkpoints.load(run, key="run")
+    saved = external.load(run, key="run")
+    if isinstance(saved, ExportedProgram):
+        return saved.loaded().to(device)
+    if isinstance(saved, Weights):
+        allowed = "a run, a checkpoint of one, or a program (TorchScript, torch.export)"
+        raise InputError("run", run, allowed, "is a state dict, without a network")
     plain = {key: saved.config[key] for key in INHERITED_BY_MODEL}
     refuse_untrusted(plain, [*TRUSTED, *trust])
     channels, height, width = saved.image_shape

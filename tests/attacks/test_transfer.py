@@ -167,3 +167,44 @@ def test_another_attack_is_chosen_with_settings_of_its_own(run: Path) -> None:
 def test_a_run_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^evaluation\.attacks\.transfer\.source.*is not there"):
         built(f"evaluation.attacks.transfer.source.run={tmp_path / 'gone'}")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_program_is_a_source(tmp_path: Path) -> None:
+    network, (x, y) = MLP([5]).build(3, (1, 3, 4)).eval(), images()
+    x = x.float()
+    torch.jit.save(torch.jit.trace(network, x[:1]), tmp_path / "net.pt")
+    transfer = built(f"evaluation.attacks.transfer.source.run={tmp_path / 'net.pt'}", "eps=0.2")
+    expected = Transfer(network, transfer.attack)(network, x, y, generator=generator())
+    found = transfer(nn.Identity(), x, y, generator=generator())
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_state_dict_has_no_network_to_craft_on(tmp_path: Path) -> None:
+    torch.save(MLP([5]).build(3, (1, 3, 4)).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(InputError, match=r"net\.pth is a state dict, without a network: a run, a"):
+        built(f"evaluation.attacks.transfer.source.run={tmp_path / 'net.pth'}")
+
+
+OWN = """\
+defaults:
+  - /schema/attack/Transfer@_here_
+  - /attack@attack: fgsm
+
+source:
+  _target_: toys.attacks.tanh_network
+  pixels: 12
+  classes: 3
+"""
+
+
+def test_a_network_of_the_users_own_is_a_source(tmp_path: Path) -> None:
+    (tmp_path / "attack").mkdir()
+    (tmp_path / "attack" / "own.yaml").write_text(OWN)
+    path = f"hydra.searchpath=[file://{tmp_path}]"
+    added = "+attack@evaluation.attacks.own=own"
+    node: DictConfig = hydra.compose("config", [path, "evaluation=quick", added])
+    transfer = configs.build(configs.with_numbers(node)).evaluation.attacks["own"]
+    assert isinstance(transfer, Transfer)
+    weights = transfer.source.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in tanh_network(12, 3).state_dict().items())

@@ -228,7 +228,7 @@ def test_a_checkpoint_of_robusttrain_is_recognised(tmp_path: Path) -> None:
         assert isinstance(external.load(place), Checkpoint)
     # Its weights under `model` could otherwise be taken for another tool's state dict.
     torch.save({**vars(ours()), "format": "robusttrain checkpoint 0"}, path)
-    with pytest.raises(InputError, match="is not a checkpoint of robusttrain"):
+    with pytest.raises(InputError, match="is a state dict, without a network"):
         external.load(path)
 
 
@@ -243,7 +243,7 @@ def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
         external.load(path)
 
 
-def test_load_model_refuses_files_of_other_tools(tmp_path: Path) -> None:
+def test_load_model_refuses_weights_without_their_network(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "theirs.pt")
-    with pytest.raises(InputError, match="is not a checkpoint of robusttrain"):
+    with pytest.raises(InputError, match="is a state dict, without a network"):
         load_model(tmp_path / "theirs.pt")
