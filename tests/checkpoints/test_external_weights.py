@@ -228,7 +228,7 @@ def test_a_checkpoint_of_robusttrain_is_recognised(tmp_path: Path) -> None:
         assert isinstance(external.load(place), Checkpoint)
     # Its weights under `model` could otherwise be taken for another tool's state dict.
     torch.save({**vars(ours()), "format": "robusttrain checkpoint 0"}, path)
-    with pytest.raises(InputError, match="is a state dict, without a network"):
+    with pytest.raises(InputError, match="is not a checkpoint of robusttrain"):
         external.load(path)
 
 
