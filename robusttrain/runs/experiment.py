@@ -21,7 +21,7 @@ from robusttrain.evaluation.pipeline import (
 )
 from robusttrain.loggers import Figures, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
-from robusttrain.report.files import write_json
+from robusttrain.report.files import results_in, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
 from robusttrain.runs.context import Origin, RunContext
@@ -30,6 +30,7 @@ from robusttrain.runs.inputs import Inputs, data_of, inputs_of, placed
 from robusttrain.runs.manifest import manifest
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.results import report_of, show_results, write_results
+from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
@@ -74,6 +75,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     inputs = inputs_of(context)
     check_inputs(context, inputs)
     data = data_of(context)
+    if config.resume is None and distributed.is_main():
+        clear(run_dir)
     inputs.model.to(device)
     logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch()
     training = best = None
@@ -92,7 +95,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     if distributed.is_main():
         course = summary(training.epochs) if training else None
         content = manifest(origin, device, data.digests, clock.seconds, course, switches)
-        write_json(run_dir / MANIFEST, content)
+        write_json(run_dir / MANIFEST, {**content, "files": results_in(run_dir)})
     return best.val_robust_accuracy if best else None
 
 
