@@ -123,6 +123,8 @@ def inspect_model(
 ) -> None:
     """Warn of properties of a model that make the figures of its evaluation misleading.
 
+    A line states what was assumed of a foreign model.
+
     Parameters
     ----------
     model
@@ -141,3 +143,5 @@ def inspect_model(
     for finding in model_checks.inspect(model, x, y, foreign=is_foreign):
         if finding.message:
             terminal.say(f"warning: {finding.message}")
+        elif finding.note:
+            terminal.say(finding.note)
