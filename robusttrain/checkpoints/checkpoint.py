@@ -10,6 +10,7 @@ from torch import nn
 
 from robusttrain import renames
 from robusttrain.checkpoints import tensor_files
+from robusttrain.checkpoints.kinds import named
 from robusttrain.errors import InputError
 from robusttrain.run_directory import BEST
 
@@ -109,11 +110,7 @@ def read(path: Path, key: str = "checkpoint") -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # A file that is not a pickle makes its reader raise any error: IndexError, struct.error...
     except Exception as error:
-        reason = (
-            "it is damaged, or neither a checkpoint of robusttrain nor tensors only (of another "
-            "model, save only the state dict)"
-        )
-        raise InputError(key, path, reason, "cannot be read") from error
+        raise InputError(key, path, f"it is {named(path, error)}", "cannot be read") from error
 
 
 def is_ours(content: object) -> bool:
