@@ -22,6 +22,14 @@ TABLES = (TRAIN, REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED)
 # The adversarial images.
 ADVERSARIAL = "adversarial.npz"
 
+# What a training writes, and what an evaluation writes.
+TRAINED = (TRAIN, BEST, LATEST, PREVIOUS)
+EVALUATED = (REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED, ADVERSARIAL)
+RESULTS = (*TRAINED, *EVALUATED)
+
+# The folder of the logger of that name.
+TENSORBOARD = "tensorboard"
+
 # Intermediate results of an unfinished evaluation; each process has its own folder.
 EVALUATION_CACHE = "evaluation.partial"
 

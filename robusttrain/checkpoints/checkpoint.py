@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, and read as data only."""
 
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,15 @@ from torch import nn
 
 from robusttrain import renames
 from robusttrain.checkpoints import tensor_files
+from robusttrain.checkpoints.kinds import named
 from robusttrain.errors import InputError
 from robusttrain.run_directory import BEST
 
 # Marks a file as ours. The number rises with every incompatible change of the content.
-FORMAT = "robusttrain checkpoint 1"
+FORMAT = "robusttrain checkpoint 2"
+
+# The fields that files of earlier formats do not have.
+EARLIER = {FORMAT: set(), "robusttrain checkpoint 1": {"class_names"}}
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Checkpoint:
         Number of finished epochs.
     training
         State of the training, from `Trainer.state_dict`; empty if it is not needed.
+    class_names
+        The name of each class, in the order of the logits; empty if they are unknown.
     """
 
     model: dict[str, Any]
@@ -44,6 +50,7 @@ class Checkpoint:
     names: dict[str, str]
     epoch: int
     training: dict[str, Any]
+    class_names: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write to `path` atomically."""
@@ -109,11 +116,7 @@ def read(path: Path, key: str = "checkpoint") -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # A file that is not a pickle makes its reader raise any error: IndexError, struct.error...
     except Exception as error:
-        reason = (
-            "it is damaged, or neither a checkpoint of robusttrain nor tensors only (of another "
-            "model, save only the state dict)"
-        )
-        raise InputError(key, path, reason, "cannot be read") from error
+        raise InputError(key, path, f"it is {named(path, error)}", "cannot be read") from error
 
 
 def is_ours(content: object) -> bool:
@@ -129,8 +132,10 @@ def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
     InputError
         If it is not a checkpoint, or has another format.
     """
+    written = content.get("format") if isinstance(content, dict) else None
     expected = {"format", *(member.name for member in fields(Checkpoint))}
-    if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
+    earlier = EARLIER.get(str(written))
+    if earlier is None or set(content) != expected - earlier:
         problem = f"is not a checkpoint of robusttrain ({FORMAT!r})"
         raise InputError(key, path, problem=problem)
     own = {key: value for key, value in content.items() if key != "format"}

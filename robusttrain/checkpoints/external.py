@@ -7,7 +7,7 @@ names its file as `checkpoint=...`, and never because another file refers to it.
 
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +24,11 @@ from robusttrain.models.normalize import Normalize
 # Keys under which training scripts save the state dict.
 USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
 
+# A key that Lightning adds.
+LIGHTNING = "pytorch-lightning_version"
+
+StateDict = Mapping[str, Tensor]
+
 # No batch in memory has this many images, so a limit of at least this size counts as none.
 UNLIMITED = 2**31
 
@@ -39,12 +44,21 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict, for an architecture that the user chooses."""
+    """The state dicts of a file, for an architecture that the user chooses.
 
-    tensors: Mapping[str, Tensor]
+    Parameters
+    ----------
+    states
+        Each state dict by its key in the file, empty for the file itself; preferred ones first.
+    tool
+        The tool that wrote the file, if it is known.
+    """
+
+    states: Mapping[str, StateDict]
+    tool: str = ""
 
     def load_into(self, model: nn.Module, path: Path | str) -> str:
-        """Load the tensors into `model`; returns a line for the user that describes the model.
+        """Load the first state dict that fits `model`; returns a line for the user about it.
 
         Names may have a common prefix, as left by DataParallel (`module.`), compiled models
         (`_orig_mod.`) and wrapper modules. If only the statistics of `Normalize` layers are
@@ -55,21 +69,41 @@ class Weights:
         InputError
             If names or shapes differ from those of the model; `path` is only for the message.
         """
-        own = model.state_dict()
-        statistics = _statistics(model)
-        network = {name: tensor for name, tensor in own.items() if name not in statistics}
-        # The whole model comes first, and is chosen if both fit equally well.
-        fit = min((_fit(target, self.tensors) for target in (own, network)), key=_Fit.misfits)
-        if fit.misfits():
-            raise InputError("checkpoint", path, fit.explain(), "does not fit the model")
+        fits = {key: _best_fit(model, tensors) for key, tensors in self.states.items()}
+        fitting = [key for key, fit in fits.items() if not fit.misfits()]
+        if not fitting:
+            problem, first = "does not fit the model", next(iter(fits))
+            reason = self._excess(model, self.states[first]) or fits[first].explain()
+            raise InputError("checkpoint", path, reason, problem)
+        taken, *others = fitting
+        fit, statistics = fits[taken], _statistics(model)
         model.load_state_dict(fit.matched, strict=False)
-        line = f"checkpoint={path} is a state dict of {len(self.tensors)} tensors"
+        line = f"checkpoint={path} is a state dict of {len(self.states[taken])} tensors"
+        if others:
+            line += f", which are under {taken}; {' and '.join(others)} would fit, too"
+        elif taken != next(iter(fits)):
+            line += f", which are under {taken}; {next(iter(fits))} does not fit"
         if not statistics:
             return line
         source = "the file" if statistics[0] in fit.matched else "the configuration"
         used = model.state_dict()
         values = (f"{name.rpartition('.')[2]} {_rounded(used[name])}" for name in statistics)
         return f"{line}; the model normalises with the values of {source}: {', '.join(values)}"
+
+    def _excess(self, model: nn.Module, tensors: StateDict) -> str:
+        """Which tensors are too many, if those under one prefix fit `model` without the others."""
+        for prefix in dict.fromkeys(name.partition(".")[0] for name in tensors):
+            part = {n: t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+            beside = [name for name in tensors if name not in part]
+            if part and beside and not _best_fit(model, part).misfits():
+                averaged = "n_averaged" in beside
+                tool = "AveragedModel of torch.optim.swa_utils" if averaged else self.tool
+                wrote = f"it is of {tool}: " if tool else ""
+                return (
+                    f"{wrote}{prefix}.* fits, but {len(beside)} tensors (first {beside[0]}) are "
+                    f"beside it; save the state dict of that part alone"
+                )
+        return ""
 
 
 @dataclass(frozen=True)
@@ -133,15 +167,15 @@ def load(path: Path | str, key: str = "checkpoint") -> Checkpoint | ExternalMode
     content = checkpoints.read(path, key)
     if checkpoints.is_ours(content):
         return checkpoints.parse(content, path, key)
-    tensors = _tensors(content)
-    if tensors is None:
+    states = _states(content)
+    if not states:
         places = ", ".join(USUAL_KEYS)
         problem = (
             f"is neither a checkpoint of robusttrain, nor a state dict (tensors by name, alone or "
             f"under one of {places}), nor a program (TorchScript, torch.export)"
         )
         raise InputError(key, path, problem=problem)
-    return Weights(tensors)
+    return Weights(states, "Lightning" if LIGHTNING in content else "")
 
 
 class _Loaded(nn.Module):
@@ -230,20 +264,21 @@ def _kind(path: Path) -> Kind | None:
     return None
 
 
-def _tensors(content: object) -> Mapping[str, Tensor] | None:
-    """The state dict in the content of a file, if any."""
+def _states(content: object) -> dict[str, StateDict]:
+    """The state dicts in the content of a file; none if there is none at a usual place."""
+    found = dict(_nested_states(content))
+    usual = [key for key in ("", *USUAL_KEYS) if key in found]
+    return {key: found[key] for key in dict.fromkeys([*usual, *found])} if usual else {}
+
+
+def _nested_states(content: object, key: str = "") -> Iterator[tuple[str, StateDict]]:
+    """(key, state dict) of all state dicts in nested dicts; a key has a dot between levels."""
     if not isinstance(content, Mapping):
-        return None
-    for candidate in (content, *(content.get(key) for key in USUAL_KEYS)):
-        if isinstance(candidate, Mapping) and _is_state_dict(candidate):
-            return candidate
-    return None
-
-
-def _is_state_dict(content: Mapping[Any, Any]) -> bool:
-    return len(content) > 0 and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    )
+        return
+    if content and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in content.items()):
+        yield key, content
+    for name, value in content.items():
+        yield from _nested_states(value, f"{key}.{name}".lstrip("."))
 
 
 def _statistics(model: nn.Module) -> list[str]:
@@ -275,7 +310,14 @@ class _Fit(NamedTuple):
         return "keys: " + ", ".join(phrases)
 
 
-def _fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> _Fit:
+def _best_fit(model: nn.Module, given: StateDict) -> _Fit:
+    own, statistics = model.state_dict(), _statistics(model)
+    network = {name: tensor for name, tensor in own.items() if name not in statistics}
+    # The whole model comes first, and is chosen if both fit equally well.
+    return min((_fit(target, given) for target in (own, network)), key=_Fit.misfits)
+
+
+def _fit(own: StateDict, given: StateDict) -> _Fit:
     ours, theirs = _by_inner_name(own), _by_inner_name(given)
     both = [name for name in ours if name in theirs]
     shapes = {
@@ -296,7 +338,7 @@ def _fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> _Fit:
     )
 
 
-def _by_inner_name(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _by_inner_name(tensors: StateDict) -> dict[str, str]:
     """The names, by their rest without the prefix that all of them share."""
     paths = [name.split(".") for name in tensors]
     shared = 0

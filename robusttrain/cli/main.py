@@ -30,7 +30,7 @@ from robusttrain.config.run_config import Config
 from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import MANIFEST, PREAMBLE
+from robusttrain.run_directory import PREAMBLE
 from robusttrain.runs import experiment
 from robusttrain.runs.context import Origin
 from robusttrain.runs.inherit import inherit_config
@@ -124,7 +124,6 @@ def _run_in(
             keep_freed_memory()
         repeated = Command.of(chosen, command[1:])
         if built.resume is None and distributed.is_main():
-            (run_dir / MANIFEST).unlink(missing_ok=True)
             repeated.write(run_dir)
         origin = origin._replace(overrides=repeated.words, command=command)
         return experiment.run(built, origin, run_dir, terminal)

@@ -1,6 +1,7 @@
 """Data sets: bytes in the memory of the training device, or streamed from files."""
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from robusttrain.data.augment import augment
 from robusttrain.data.batching import batch_count, batches, bounds, portions
@@ -9,6 +10,7 @@ from robusttrain.data.streamed import Streamed
 
 __all__ = [
     "Dataset",
+    "FromFiles",
     "Info",
     "Samples",
     "Split",
@@ -41,3 +43,17 @@ class Dataset(Protocol):
         InputError
             If the files are missing or cannot be read.
         """
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """A data set with a file for each image, which reports what it has read."""
+
+    def test_files(self) -> Sequence[str]:
+        """The name of the file of each test image, in the order of the test set."""
+
+    def contents(self) -> Mapping[str, Any]:
+        """What the manifest of a run has about the files that were not read."""
+
+    def summary(self) -> str:
+        """What was read and what was not, in one line."""

@@ -1,45 +1,42 @@
 """A data set from a folder of image files."""
 
-import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from robusttrain import ranges
 from robusttrain.data._base import _Base
-from robusttrain.data.decoding import Decoder, open_image
+from robusttrain.data.decoding import (
+    Decoder,
+    can_be_decoded,
+    open_image,
+    refused,
+    shortened,
+    upright_size,
+)
+from robusttrain.data.listing import ClassFiles, Listing, listed
 from robusttrain.data.split import Info
 from robusttrain.data.streamed import Paths, Streamed, default_workers
 from robusttrain.errors import InputError
 from robusttrain.seeding import generator_for
 
-# The extensions of torchvision's ImageFolder; repeated here to avoid the import of torchvision.
-IMAGE_EXTENSIONS = (
-    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
-LAYOUT = "<path>/<class>/* or <path>/train/<class>/* with <path>/test/<class>/*"
-
-
-class _Class(NamedTuple):
-    """The images of a class: their folder, and their sorted file names."""
-
-    folder: Path
-    names: list[str]
-
-
-# The classes by name, in order.
-Listing = Mapping[str, _Class]
+# Classes that the line about a data set names.
+MOST_NAMES = 5
 
 
 @dataclass
 class Folder(_Base):
     """Images in one folder per class, in `path`/<class>/ or `path`/train/<class>/ and .../test/.
 
-    Hidden files and files that are not images are ignored.
+    Images may lie in folders of their class folder. Images are turned upright as their EXIF data
+    says, transparent ones are shown on `background`, and of moving ones the first frame is taken.
+    Hidden files and files that are not images are counted, and not read.
 
     Parameters
     ----------
@@ -50,6 +47,11 @@ class Folder(_Base):
         and the central square is kept. If not given, all images must have the same size.
     channels
         1 for grey images, 3 for RGB.
+    background
+        Brightness of the background of transparent images, from 0 (black) to 1 (white).
+    skip_unreadable
+        Whether images that cannot be decoded are left out, and counted. All images are then decoded
+        once at the start, also if they are streamed. Otherwise such images are refused.
     seed
         Seed of the draw of the test set, if there is no folder `test`.
     test_share
@@ -66,6 +68,8 @@ class Folder(_Base):
     path: str
     image_size: int | None = None
     channels: int = 3
+    background: float = 1.0
+    skip_unreadable: bool = False
     seed: int = 0
     test_share: float = 0.2
     stream: bool | str = "auto"
@@ -76,6 +80,7 @@ class Folder(_Base):
         if self.image_size is not None:
             ranges.at_least(1, image_size=self.image_size)
         ranges.require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        ranges.within(0, 1, background=self.background)
         ranges.inside(0, 1, test_share=self.test_share)
         ranges.require(
             self.stream in (True, False, "auto"), "stream", self.stream, "true, false or auto"
@@ -84,39 +89,73 @@ class Folder(_Base):
             ranges.at_least(0, workers=self.workers)
 
     def info(self) -> Info:
-        train, _ = self._list()
+        train = self._found.train
         return Info(self._image_shape(train), len(train), tuple(train))
 
     def load(self) -> tuple[Streamed, Streamed]:
         """The training and the test set, which are decoded when they move to a device."""
-        train, test = self._list()
-        decoder = Decoder(self._image_shape(train), self.image_size is not None)
-        return self._streamed(train, decoder), self._streamed(test, decoder)
+        found = self._found
+        background = round(255 * self.background)
+        decoder = Decoder(self._image_shape(found.train), self.image_size is not None, background)
+        return self._streamed(found.train, decoder), self._streamed(found.test, decoder)
 
-    def _list(self) -> tuple[Listing, Listing]:
+    def test_files(self) -> list[str]:
+        """The path of each test image, relative to `path`, in the order of the test set."""
         root = Path(self.path).expanduser()
-        if not root.is_dir():
-            raise InputError("dataset.path", self.path, f"expected {LAYOUT}", "is not a folder")
-        if not all((root / part).is_dir() for part in ("train", "test")):
-            return self._draw_test(self._classes(root))
-        train, test = self._classes(root / "train"), self._classes(root / "test")
-        if train.keys() != test.keys():
-            alone = ", ".join(sorted(train.keys() ^ test.keys()))
-            problem = f"has different classes in train and test; in one alone: {alone}"
-            raise InputError("dataset.path", self.path, problem=problem)
-        return train, test
+        return [
+            (folder / name).relative_to(root).as_posix()
+            for folder, names in self._found.test.values()
+            for name in names
+        ]
 
-    def _classes(self, folder: Path) -> Listing:
-        folders = sorted(child for child in folder.iterdir() if _is_class(child))
-        if len(folders) < 2:
-            problem = f"needs two class folders or more, {folder} has {len(folders)}"
-            raise InputError("dataset.path", self.path, f"expected {LAYOUT}", problem)
-        listing = {folder.name: _Class(folder, _images(folder)) for folder in folders}
-        for name, images in listing.items():
-            if not images.names:
-                problem = f"has an empty image folder {folder / name}"
-                raise InputError("dataset.path", self.path, f"expected {LAYOUT}", problem)
-        return listing
+    def contents(self) -> dict[str, Any]:
+        """What else lies in the folder: counts of what is not read, and the skipped images."""
+        found = self._found
+        return {"passed_over": dict(found.passed_over), "unreadable": found.unreadable}
+
+    def summary(self) -> str:
+        """What was read and what was not, in one line."""
+        found = self._found
+        names = list(found.train)
+        listed = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+        train, test = (
+            sum(len(c.names) for c in part.values()) for part in (found.train, found.test)
+        )
+        drawn = f" (dataset.test_share={self.test_share:g} of each class)" if found.drawn else ""
+        parts = [
+            f"dataset.path={self.path} has {len(names)} classes ({listed})",
+            f"{train} training and {test} test images{drawn}",
+        ]
+        if found.passed_over:
+            counts = (f"{count} {kind}" for kind, count in sorted(found.passed_over.items()))
+            parts.append(f"not read: {', '.join(counts)}")
+        if found.unreadable:
+            parts.append(f"skipped as unreadable: {shortened(found.unreadable)}")
+        return "; ".join(parts)
+
+    @cached_property
+    def _found(self) -> "_Found":
+        folders = listed(self.path)
+        unreadable: list[str] = []
+        parts = [part for part in (folders.train, folders.test) if part is not None]
+        if self.skip_unreadable:
+            parts = [self._readable(part, unreadable) for part in parts]
+        train, test = parts if len(parts) == 2 else self._draw_test(parts[0])
+        return _Found(train, test, len(parts) == 1, folders.passed_over, unreadable)
+
+    def _readable(self, listing: Listing, unreadable: list[str]) -> Listing:
+        """The classes without images that cannot be decoded, which are added to `unreadable`."""
+        kept = {}
+        with ThreadPoolExecutor() as pool:
+            for name, (folder, names) in listing.items():
+                fine = list(pool.map(can_be_decoded, (f"{folder}/{image}" for image in names)))
+                bad = [image for image, is_fine in zip(names, fine, strict=True) if not is_fine]
+                unreadable += [f"{folder}/{image}" for image in bad]
+                kept[name] = ClassFiles(folder, [image for image in names if image not in set(bad)])
+                if not kept[name].names:
+                    problem = f"has no readable image in {folder}"
+                    raise InputError("dataset.path", self.path, problem=problem)
+        return kept
 
     def _draw_test(self, classes: Listing) -> tuple[Listing, Listing]:
         train, test = {}, {}
@@ -129,16 +168,23 @@ class Folder(_Base):
             # A stream per class, so that a new class does not change the test images of the others.
             generator = generator_for(self.seed, f"folder test split {name}")
             order = torch.randperm(len(files), generator=generator).tolist()
-            test[name] = _Class(folder, [files[index] for index in sorted(order[:count])])
-            train[name] = _Class(folder, [files[index] for index in sorted(order[count:])])
+            test[name] = ClassFiles(folder, [files[index] for index in sorted(order[:count])])
+            train[name] = ClassFiles(folder, [files[index] for index in sorted(order[count:])])
         return train, test
 
     def _image_shape(self, train: Listing) -> tuple[int, int, int]:
         if self.image_size is not None:
             return self.channels, self.image_size, self.image_size
-        folder, names = next(iter(train.values()))
-        with open_image(str(folder / names[0])) as image:
-            return self.channels, image.height, image.width
+        errors = []
+        for path in (f"{folder}/{name}" for folder, names in train.values() for name in names):
+            try:
+                with open_image(path) as image:
+                    width, height = upright_size(image)
+                return self.channels, height, width
+            # Reported with all others when the files are read.
+            except InputError as error:
+                errors.append(error)
+        raise refused(errors)
 
     def _streamed(self, listing: Listing, decoder: Decoder) -> Streamed:
         paths = Paths((str(folder), names) for folder, names in listing.values())
@@ -149,13 +195,14 @@ class Folder(_Base):
         return Streamed(paths, np.arange(len(paths)), labels, decoder, stream, workers)
 
 
-def _is_class(folder: Path) -> bool:
-    return folder.is_dir() and not folder.name.startswith(".")
+class _Found(NamedTuple):
+    """The classes of each split, and what is not read.
 
+    `drawn` is whether the test set was drawn from the training images.
+    """
 
-def _images(folder: Path) -> list[str]:
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".")
-    )
+    train: Listing
+    test: Listing
+    drawn: bool
+    passed_over: Mapping[str, int]
+    unreadable: list[str]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robusttrain.data.decoding import Decoder
+from robusttrain.data.decoding import Decoder, refused
 from robusttrain.data.split import Split
 from robusttrain.errors import InputError
 from robusttrain.runtime import free_memory
@@ -150,7 +150,7 @@ class Streamed(NamedTuple):
         Raises
         ------
         InputError
-            If an image cannot be decoded; the message names the first such file.
+            If images cannot be decoded; the message names these files.
         """
         pixels = np.empty((self.size, *self.image_shape), np.uint8)
 
@@ -186,7 +186,7 @@ class Streamed(NamedTuple):
         Raises
         ------
         InputError
-            If the header of a file shows that it cannot be decoded; the message names the first.
+            If headers of files show that they cannot be decoded; the message names these files.
         """
 
         def head_digest(row: int) -> bytes:
@@ -202,13 +202,30 @@ class Streamed(NamedTuple):
         return self.paths[int(self.rows[row])]
 
     def _map(self, work: Callable[[int], T]) -> Iterator[list[T]]:
-        """The results of `work` for all rows, in order, in lists of `FILES_PER_TASK`."""
+        """The results of `work` for all rows, in order, in lists of `FILES_PER_TASK`.
 
-        def some(start: int) -> list[T]:
-            return [work(row) for row in range(start, min(start + FILES_PER_TASK, self.size))]
+        Raises
+        ------
+        InputError
+            At the end, for all rows for which `work` has raised one.
+        """
 
+        def attempt(row: int) -> T | InputError:
+            try:
+                return work(row)
+            except InputError as error:
+                return error
+
+        def some(start: int) -> list[T | InputError]:
+            return [attempt(row) for row in range(start, min(start + FILES_PER_TASK, self.size))]
+
+        errors: list[InputError] = []
         with ThreadPoolExecutor() as pool:
-            yield from pool.map(some, range(0, self.size, FILES_PER_TASK))
+            for results in pool.map(some, range(0, self.size, FILES_PER_TASK)):
+                errors += [result for result in results if isinstance(result, InputError)]
+                yield [result for result in results if not isinstance(result, InputError)]
+        if errors:
+            raise refused(errors)
 
     def _decoded(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
         """The images at each of `wanted`, as bytes on the CPU."""

@@ -60,11 +60,14 @@ class Finding:
         What it measured, as the check defines it.
     message
         What to tell the user, in one line; empty where all is well.
+    note
+        What the user should know even where all is well; empty if there is no such thing.
     """
 
     name: str
     figure: float
     message: str
+    note: str = ""
 
 
 def refuse_outside_box(samples: Samples, dataset: str) -> None:
@@ -177,8 +180,9 @@ def normalisation(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
 
     It classifies the images as they are, and (x - mean) / std with the statistics of the images
     and those that are in common use; for a model with a `Normalize` layer in the place of what that
-    computes. The figure is the largest gain in accuracy. It is told where an exact sign test over
-    the images that one of both gets right puts it down to luck with less than `LUCK`.
+    computes. The figure is the largest gain in accuracy. It is a warning where an exact sign test
+    over the images that one of both gets right puts it down to luck with less than `LUCK`. Few
+    images cannot show that, so that a note always has what was assumed, and the best alternative.
     """
     inner = next((module for module in model.modules() if isinstance(module, Normalize)), None)
     candidates = _candidates(x, inner)
@@ -191,15 +195,16 @@ def normalisation(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
     best = max(hits, key=lambda name: int(hits[name].sum()))
     before, after = float(right.float().mean()), float(hits[best].float().mean())
     odds = _odds(int((hits[best] & ~right).sum()), int((right & ~hits[best]).sum()))
-    message = ""
-    if odds < LUCK:
-        mean, std = ([round(value, 4) for value in values] for values in candidates[best])
-        now = "on images in [0, 1]" if inner is None else "as the model normalises"
-        message = (
-            f"clean accuracy is {before:.1%} {now}, but {after:.1%} on (x - mean) / std with "
-            f"mean={mean} std={std} ({best}): {_advice(inner)}"
-        )
-    return Finding("normalisation", after - before, message)
+    mean, std = ([round(value, 4) for value in values] for values in candidates[best])
+    alternative = f"{after:.1%} on (x - mean) / std with mean={mean} std={std} ({best})"
+    now = "on images in [0, 1]" if inner is None else "as the model normalises"
+    message = f"clean accuracy is {before:.1%} {now}, but {alternative}: {_advice(inner)}"
+    assumed = "" if inner is None else ", which it normalises itself"
+    note = (
+        f"the model is assumed to take images in [0, 1]{assumed}: clean accuracy is {before:.1%} "
+        f"of {len(y)} images, and would be {alternative}"
+    )
+    return Finding("normalisation", after - before, message if odds < LUCK else "", note)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robusttrain.loggers import Figures, Record, require
+from robusttrain.run_directory import TENSORBOARD
 
 
 @dataclass
@@ -29,7 +30,7 @@ class TensorBoard:
         # Created late, so that a refused run leaves no files.
         @cache
         def writer() -> Any:
-            made = SummaryWriter(str(run_dir / "tensorboard"))
+            made = SummaryWriter(str(run_dir / TENSORBOARD))
             # Indentation makes Markdown show them as code, line by line.
             lines = [f"    {key}: {value}" for key, value in parameters.items()]
             made.add_text("parameters", "\n".join(lines))

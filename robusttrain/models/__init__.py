@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
+from robusttrain.models.protected_input import protect_input
 
 __all__ = ["Architecture", "build_model", "dry_run"]
 
@@ -34,7 +35,8 @@ def build_model(
 
     A network that is built already is checked and returned.
 
-    The dry run does not change BatchNorm statistics, modes or torch's global random stream.
+    The dry run does not change BatchNorm statistics, modes or torch's global random stream. A
+    network that writes to its input works on a copy of it from now on.
 
     Parameters
     ----------
@@ -70,6 +72,7 @@ def build_model(
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         reason = f"for 2 of them it returns {_kind(output)}, not logits of shape (2, {num_classes})"
         raise _misfit(architecture, image_shape, reason)
+    protect_input(model, image_shape)
     return model
 
 

@@ -6,6 +6,7 @@ from robusttrain import seeding
 from robusttrain.data import Info
 from robusttrain.errors import InputError
 from robusttrain.models import Architecture, build_model, dry_run
+from robusttrain.models.protected_input import protect_input
 from robusttrain.noise import Noise
 from robusttrain.noise.control import unreached
 from robusttrain.noise.layer import noise_layers
@@ -29,6 +30,8 @@ def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> 
     if places and len(places) == len(noise_layers(model)):
         problem = f"has no effect in {listed(places)}, which the predictions do not use"
         raise InputError("noise", allowed="choose another place or mechanism", problem=problem)
+    # Once more, since a noise may write to the images.
+    protect_input(model, info.image_shape)
     return model
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from robusttrain.errors import InputError
+from robusttrain.report.files import refuse_mixed
 from robusttrain.report.ledger import CONFIDENCE, UNION, WORST_CASE
 from robusttrain.run_directory import REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
@@ -110,8 +111,9 @@ def read_run(folder: Path) -> Run:
     Raises
     ------
     InputError
-        If it does not hold a finished evaluation.
+        If it does not hold a finished evaluation, or holds results of several runs.
     """
+    refuse_mixed(folder)
     samples = _read(folder / SAMPLES, dict.fromkeys(WHOLE, "int64"))
     if not samples["index"].is_unique:
         raise InputError(str(folder / SAMPLES), problem="has two rows of the same sample")

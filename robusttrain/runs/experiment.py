@@ -9,7 +9,7 @@ from torch import nn
 
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.run_config import Config
-from robusttrain.data import Samples, hold_out
+from robusttrain.data import FromFiles, Samples, hold_out
 from robusttrain.errors import InputError
 from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.pipeline import (
@@ -21,15 +21,16 @@ from robusttrain.evaluation.pipeline import (
 )
 from robusttrain.loggers import Figures, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
-from robusttrain.report.files import write_json
+from robusttrain.report.files import results_in, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.device import device_of
-from robusttrain.runs.inputs import Inputs, data_of, inputs_of, placed
+from robusttrain.runs.inputs import Inputs, data_of, inputs_of, of_each, placed
 from robusttrain.runs.manifest import manifest
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.results import report_of, show_results, write_results
+from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
@@ -74,6 +75,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     inputs = inputs_of(context)
     check_inputs(context, inputs)
     data = data_of(context)
+    if config.resume is None and distributed.is_main():
+        clear(run_dir)
     inputs.model.to(device)
     logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch()
     training = best = None
@@ -92,7 +95,9 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     if distributed.is_main():
         course = summary(training.epochs) if training else None
         content = manifest(origin, device, data.digests, clock.seconds, course, switches)
-        write_json(run_dir / MANIFEST, content)
+        write_json(
+            run_dir / MANIFEST, {**content, "dataset": data.contents, "files": results_in(run_dir)}
+        )
     return best.val_robust_accuracy if best else None
 
 
@@ -100,10 +105,10 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
     parts = hold_out(samples, config.dataset.validation, config.seed)
-    train, validation = (
-        placed(part, context.device, name, terminal)
-        for part, name in zip(parts, ("training", "validation"), strict=True)
-    )
+    train, validation = of_each(
+        dict(zip(("training", "validation"), parts, strict=True)),
+        lambda name, part: placed(part, context.device, name, terminal),
+    ).values()
     recipe = Recipe(
         inputs.defense, config.optimizer, config.schedule, config.training,
         config.weight_perturbation, config.averaging,
@@ -115,6 +120,7 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     metadata = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),
+        "class_names": list(context.info.class_names),
         "config": context.origin.config,
         "names": dict(context.origin.names),
     }
@@ -181,7 +187,9 @@ def _report(context: RunContext, found: EvaluationResult) -> Figures:
     """Write and print the results; returns the figures for a logger."""
     names = context.origin.names
     report = report_of(found, names, context.config.threat, context.config.seed)
-    write_results(found, report, context.run_dir)
+    dataset = context.config.dataset
+    files = dataset.test_files() if isinstance(dataset, FromFiles) else None
+    write_results(found, report, files, context.run_dir)
     show_results(found, report, names, context.terminal)
     rows = report.to_dict("records")
     return report_figures([{str(key): value for key, value in row.items()} for row in rows])

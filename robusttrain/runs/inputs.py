@@ -1,8 +1,8 @@
 """Model, defense and data of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExportedProgram, ExternalModel, Weights
-from robusttrain.data import Dataset, Info, Samples, Streamed
+from robusttrain.data import Dataset, FromFiles, Info, Samples, Streamed
 from robusttrain.defenses import Defense, WithModels
 from robusttrain.errors import InputError
 from robusttrain.evaluation import model_checks
@@ -20,6 +20,8 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.runs.context import RunContext
 from robusttrain.runs.saved_model import load_model
 from robusttrain.runtime import distributed
+
+T = TypeVar("T")
 
 Given = Checkpoint | ExternalModel | None
 """The content of `checkpoint`, or None if it is not set."""
@@ -44,11 +46,22 @@ class Inputs(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The training and the test set, and the digest of each by name."""
+    """The data of a run.
+
+    Parameters
+    ----------
+    train, test
+        The training and the test set.
+    digests
+        The digest of each, by its name.
+    contents
+        The number of images of each class and split, for the manifest.
+    """
 
     train: Samples
     test: Samples
     digests: dict[str, str]
+    contents: dict[str, Any]
 
 
 def inputs_of(context: RunContext) -> Inputs:
@@ -113,9 +126,12 @@ def data_of(context: RunContext) -> Data:
         chosen = config.evaluation.choose(test.size)
         model_checks.refuse_too_many(test, chosen, context.device)
     digest = digests(train, test, terminal)
+    counts = contents(config.dataset, context.info, train, test)
+    if isinstance(config.dataset, FromFiles):
+        terminal.say(config.dataset.summary())
     if not context.evaluates:
-        return Data(train, test, digest)
-    return Data(train, placed(test, "cpu", "test", terminal), digest)
+        return Data(train, test, digest, counts)
+    return Data(train, placed(test, "cpu", "test", terminal), digest, counts)
 
 
 def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
@@ -129,7 +145,42 @@ def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
 def digests(train: Samples, test: Samples, terminal: Terminal) -> dict[str, str]:
     """A digest of each split, for `manifest.json`."""
     with terminal.progress("reading the data", train.size + test.size) as bar:
-        return {"train": train.digest(bar.advance), "test": test.digest(bar.advance)}
+        parts = {"train": train, "test": test}
+        return of_each(parts, lambda name, part: part.digest(bar.advance))
+
+
+def of_each(parts: Mapping[str, Samples], work: Callable[[str, Samples], T]) -> dict[str, T]:
+    """The result of `work` for each of the parts, by its name.
+
+    Raises
+    ------
+    InputError
+        With all messages, if some parts cannot be read.
+    """
+    found, errors = {}, []
+    for name, part in parts.items():
+        try:
+            found[name] = work(name, part)
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else InputError("; ".join(map(str, errors)))
+    return found
+
+
+def contents(dataset: Dataset, info: Info, train: Samples, test: Samples) -> dict[str, Any]:
+    """The number of images of each class and split, and what `dataset` has not read."""
+    names = info.class_names or tuple(map(str, range(info.num_classes)))
+    counts = zip(
+        *(part.labels.bincount(minlength=len(names)).tolist() for part in (train, test)),
+        strict=True,
+    )
+    classes = {
+        name: {"train": first, "test": second}
+        for name, (first, second) in zip(names, counts, strict=True)
+    }
+    others = dataset.contents() if isinstance(dataset, FromFiles) else {}
+    return {"classes": classes, **others}
 
 
 def placed(samples: Samples, device: torch.device | str, name: str, terminal: Terminal) -> Samples:

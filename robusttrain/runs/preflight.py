@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from robusttrain import ranges
+from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.run_config import Config
 from robusttrain.defenses import Selective
@@ -41,8 +42,8 @@ def check_settings(config: Config) -> None:
 def check_inputs(context: RunContext, inputs: Inputs) -> None:
     """Refuse a model that cannot be trained or evaluated with this configuration.
 
-    Warn of places without noise, and if it is to be certified with noise that it was not trained
-    with. All this happens before data is loaded.
+    Warn of other classes, of places without noise, and if it is to be certified with noise that it
+    was not trained with. All this happens before data is loaded.
 
     Raises
     ------
@@ -50,6 +51,7 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
         If the model does not fit the defense or the evaluation.
     """
     config, shape = context.config, context.info.image_shape
+    warn_of_other_classes(context, inputs.given)
     warn_of_places_without_noise(inputs.model, shape, context.terminal)
     if context.trains and isinstance(inputs.defense, Selective):
         inputs.defense.refuse_unfit(inputs.model, shape)
@@ -59,6 +61,19 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
     if config.evaluation.certification is not None:
         trained = _noise_of_training(context.trains, inputs.model, inputs.given)
         warn_of_other_noise(inputs.model, trained, context.terminal)
+
+
+def warn_of_other_classes(context: RunContext, given: Given) -> None:
+    """Warn if a model is evaluated on other classes than it was trained on."""
+    if context.trains or not isinstance(given, Checkpoint):
+        return
+    before, today = given.class_names, list(context.info.class_names)
+    if before and today and before != today:
+        first = next((a, b) for a, b in zip(before, today, strict=True) if a != b)
+        context.terminal.say(
+            f"warning: the model was trained on other classes than those of the data set, or in "
+            f"another order: {first[0]} is now {first[1]}"
+        )
 
 
 def refuse_evaluation(
@@ -123,6 +138,8 @@ def inspect_model(
 ) -> None:
     """Warn of properties of a model that make the figures of its evaluation misleading.
 
+    A line states what was assumed of a foreign model.
+
     Parameters
     ----------
     model
@@ -141,3 +158,5 @@ def inspect_model(
     for finding in model_checks.inspect(model, x, y, foreign=is_foreign):
         if finding.message:
             terminal.say(f"warning: {finding.message}")
+        elif finding.note:
+            terminal.say(finding.note)

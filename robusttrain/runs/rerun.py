@@ -13,6 +13,7 @@ import torch
 from robusttrain import renames
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.errors import InputError
+from robusttrain.report.files import refuse_mixed
 from robusttrain.run_directory import BEST, MANIFEST, TABLES
 from robusttrain.runs.resume import quoted
 
@@ -47,7 +48,8 @@ class Repetition:
         Raises
         ------
         InputError
-            If they do not name one finished run, or it has already been repeated.
+            If they do not name one finished run, or it has already been repeated, or its directory
+            holds results of several runs.
         """
         if len(arguments) != 1:
             problem = "takes the directory of one run"
@@ -61,6 +63,7 @@ class Repetition:
         if "overrides" not in manifest:
             problem = "was made by a version that did not save overrides"
             raise InputError(f"rerun {run}", problem=problem)
+        refuse_mixed(run)
         repetition = cls(run, manifest)
         if repetition.folder.exists():
             reason, problem = f"{repetition.folder} exists", "has already been repeated"

@@ -1,6 +1,6 @@
 """Write and print the results of an evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,12 +27,20 @@ def report_of(
     return report
 
 
-def write_results(found: EvaluationResult, report: pd.DataFrame, run_dir: Path) -> None:
-    """Write the tables of an evaluation, and its attacked images if they were kept."""
+def write_results(
+    found: EvaluationResult, report: pd.DataFrame, files: Sequence[str] | None, run_dir: Path
+) -> None:
+    """Write the tables of an evaluation, and its attacked images if they were kept.
+
+    `files` are the names of all test images, if they are files.
+    """
     if found.certificates:
         certified = [asdict(image) for image in found.certificates.images]
         write_csv(run_dir / CERTIFIED, certified)
-    write_csv(run_dir / SAMPLES, found.ledger.samples())
+    samples = found.ledger.samples()
+    if files is not None:
+        samples.insert(1, "file", [files[index] for index in samples["index"]])
+    write_csv(run_dir / SAMPLES, samples)
     if found.ledger.adversarial is not None:
         write_arrays(run_dir / ADVERSARIAL, found.ledger.arrays())
     if found.audit.curve:

@@ -1,11 +1,14 @@
 """State dicts of other tools: how they are loaded; and files without a model."""
 
+import json
 import re
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -155,6 +158,84 @@ def test_what_does_not_fit_is_counted_and_named_in_a_line(tmp_path: Path) -> Non
     )
 
 
+def averaged_away(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+def of_another_model() -> dict[str, Tensor]:
+    return trained(SmallCNN(2)).state_dict()
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "ema", "teacher.weights"])
+def test_of_several_state_dicts_the_line_names_the_taken_one_and_others_that_fit(
+    tmp_path: Path, key: str
+) -> None:
+    theirs, path = trained(), tmp_path / "theirs.pt"
+    state = theirs.state_dict()
+    outer, _, inner = key.partition(".")
+    other: Any = averaged_away(state)
+    other = {inner: other, "decay": 0.9} if inner else other
+    more = {"optimizer": {"state": {0: {"step": torch.tensor(3)}}}, "critic": of_another_model()}
+    torch.save({outer: other, "state_dict": state, **more}, path)
+    model, line = loaded(path)
+    assert torch.equal(model(images()), theirs(images()))
+    start = f"checkpoint={path} is a state dict of {len(state)} tensors, which are under state_dict"
+    assert line.startswith(f"{start}; {key} would fit, too; the model normalises")
+
+
+def test_of_several_state_dicts_one_that_fits_is_taken(tmp_path: Path) -> None:
+    theirs, path = trained(), tmp_path / "theirs.pt"
+    torch.save({"model": of_another_model(), "generator": theirs.state_dict()}, path)
+    model, line = loaded(path)
+    assert torch.equal(model(images()), theirs(images()))
+    assert "which are under generator; model does not fit" in line
+    torch.save({"model": of_another_model(), "generator": of_another_model()}, path)
+    with pytest.raises(InputError, match="does not fit the model: keys: "):
+        loaded(path)
+
+
+def test_a_file_with_one_state_dict_names_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pt"
+    torch.save({"state_dict": trained(SmallCNN(2)).state_dict(), "epoch": 3}, path)
+    _, line = loaded(path, SmallCNN(2))
+    assert line == f"checkpoint={path} is a state dict of 8 tensors"
+
+
+def of_lightning(theirs: nn.Module) -> dict[str, Any]:
+    tensors = {f"model.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    tensors["criterion.weight"] = torch.ones(CLASSES)
+    return {"epoch": 3, "pytorch-lightning_version": "2.5.0", "state_dict": tensors}
+
+
+BESIDE: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+    "averaged": (
+        lambda theirs: torch.optim.swa_utils.AveragedModel(theirs).state_dict(),
+        "it is of AveragedModel of torch.optim.swa_utils: module.* fits, but 1 tensors "
+        "(first n_averaged) are beside it",
+    ),
+    "lightning": (
+        of_lightning,
+        "it is of Lightning: model.* fits, but 1 tensors (first criterion.weight) are beside it",
+    ),
+    "nobody": (
+        lambda theirs: of_lightning(theirs)["state_dict"],
+        "model.* fits, but 1 tensors (first criterion.weight) are beside it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("save", "reason"), BESIDE.values(), ids=BESIDE.keys())
+def test_tensors_beside_a_network_that_fits_are_named(
+    tmp_path: Path, save: Callable[[nn.Module], Any], reason: str
+) -> None:
+    theirs, path = trained(), tmp_path / "theirs.pt"
+    torch.save(save(theirs), path)
+    with pytest.raises(InputError) as caught:
+        loaded(path)
+    ending = "; save the state dict of that part alone"
+    assert str(caught.value) == f"checkpoint={path} does not fit the model: {reason}{ending}"
+
+
 def test_a_refused_state_dict_changes_nothing(tmp_path: Path) -> None:
     torch.save(trained(SmallCNN(2)).state_dict(), tmp_path / "theirs.pt")
     model = trained()
@@ -214,6 +295,61 @@ def test_files_without_a_model_are_refused_in_a_line(tmp_path: Path) -> None:
     for other in others:
         torch.save(other, path)
         refused("neither a checkpoint of robusttrain, nor a state dict .*, nor a program")
+
+
+def safetensors(path: Path) -> None:
+    """By its specification: the length of the header, the header, and the bytes."""
+    about = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"0.weight": about}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+def arrays(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, weight=np.zeros(3))
+
+
+def array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "safetensors": (safetensors, r"of safetensors: convert it with .*load_file"),
+    "npz": (arrays, "an archive of NumPy arrays"),
+    "npy": (array, "an array of NumPy"),
+    "empty": (lambda path: path.write_bytes(b""), "empty"),
+    "lfs": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "a pointer of Git LFS: .* git lfs pull",
+    ),
+    "page": (lambda path: path.write_text("<!DOCTYPE html>"), "a web page"),
+    "module": (
+        lambda path: torch.save(trained(), path),
+        r"it holds a torch\.nn\.modules\.container\.Sequential: save only the state dict",
+    ),
+    "arguments": (
+        lambda path: torch.save({"state_dict": {}, "args": Namespace()}, path),
+        r"it holds a argparse\.Namespace: save only the state dict",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "kind"), KINDS.values(), ids=KINDS.keys())
+def test_common_files_are_named(tmp_path: Path, write: Callable[[Path], object], kind: str) -> None:
+    path = tmp_path / "theirs.pt"
+    write(path)
+    with pytest.raises(InputError, match=f"cannot be read: it is .*{kind}") as caught:
+        external.load(path)
+    assert "damaged" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_program_of_onnx_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.onnx"
+    path.write_bytes(b"\x08\x08\x12\x07pytorch")
+    with pytest.raises(InputError, match=r"it is a program of ONNX: export .* torch\.export"):
+        external.load(path)
 
 
 def ours() -> Checkpoint:

@@ -304,6 +304,27 @@ def test_another_normalisation_than_that_of_the_model_is_named() -> None:
         assert ("[-1, 1]" in finding.message) == (y.dim() == 2)
 
 
+@pytest.mark.parametrize("count", [1, 4, 102])
+@pytest.mark.parametrize("inner", [False, True])
+def test_what_is_assumed_is_noted_however_few_images_there_are(count: int, inner: bool) -> None:
+    """With the accuracy of the best alternative, here the one that the labels are from."""
+    x, network = images(count, 3), Expecting(3)
+    model = nn.Sequential(Normalize([0.4], [0.3], 3), network) if inner else network
+    y = network(normalised(x, *model_checks.IMAGENET)).argmax(1)
+    before = float((model(x).argmax(1) == y).float().mean())
+    finding = model_checks.normalisation(model, x, y)
+    start = "the model is assumed to take images in [0, 1]"
+    start += ", which it normalises itself: " if inner else ": "
+    assert finding.note.startswith(
+        f"{start}clean accuracy is {before:.1%} of {count} images, and would be 100.0% on "
+    )
+    if count == 102:
+        assert "std=[0.229, 0.224, 0.225] (statistics of ImageNet)" in finding.note
+    same = model_checks.normalisation(model, x, model(x).argmax(1))
+    assert same.message == ""
+    assert f"is 100.0% of {count} images, and would be " in same.note
+
+
 def test_a_channel_that_never_changes_can_be_normalised() -> None:
     x = images(50, 3)
     x[:, 1] = 0.25

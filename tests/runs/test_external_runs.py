@@ -113,6 +113,18 @@ def test_a_program_is_not_trained(theirs: nn.Module, tmp_path: Path) -> None:
         Answer(tmp_path / "run", *TINY, f"checkpoint={path}")
 
 
+def test_few_images_still_show_what_was_assumed(theirs: nn.Module, tmp_path: Path) -> None:
+    """Too few to prove a wrong normalisation; the line has both accuracies."""
+    outside = Outside(theirs).eval()
+    path = written(scripted, outside, tmp_path / "net.pt")
+    answer = Answer(tmp_path / "run", *EVALUATE_MLP, *BRIEFLY, f"checkpoint={path}")
+    assert "warning" not in answer.said
+    (line,) = (line for line in answer.said.splitlines() if "is assumed to take" in line)
+    assert f"is {clean_accuracy(outside):.1%} of 40 images, and would be " in line
+    alternative = float(line.partition("would be ")[2].partition("%")[0]) / 100
+    assert alternative >= clean_accuracy(theirs) > clean_accuracy(outside)
+
+
 class Outside(nn.Module):
     """A network that expects centred images."""
 

@@ -1,0 +1,74 @@
+"""The directory of a run holds results of one run only."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from robusttrain import renames
+from robusttrain.errors import InputError
+from robusttrain.run_directory import MANIFEST, RESULTS, TENSORBOARD
+from robusttrain.runtime import distributed
+
+
+class RunDirectories(Callback):
+    """Refuse a directory with results of another configuration, before Hydra writes to it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the directory of a run that is not resumed, in the process that writes to it."""
+        if config.get("resume") is not None or not distributed.is_main():
+            return
+        try:
+            refuse_other_results(Path(config.hydra.run.dir), config)
+        except InputError as error:
+            # Hydra turns other exceptions into warnings.
+            sys.exit(distributed.exit_message(f"robusttrain: {error}"))
+
+
+def refuse_other_results(run_dir: Path, config: DictConfig) -> None:
+    """Raise `InputError` if `run_dir` has results of another configuration than `config`.
+
+    The configuration of these results is the one that Hydra saved there.
+    """
+    if not any((run_dir / name).exists() for name in (MANIFEST, *RESULTS)):
+        return
+    before = _saved(run_dir / str(config.hydra.output_subdir) / "config.yaml")
+    today = _plain(OmegaConf.create(OmegaConf.to_yaml(_without_hydra(config))))
+    keys = [key for key in {**before, **today} if before.get(key) != today.get(key)]
+    others = ", ".join(key for key in keys if key != "resume")
+    if others:
+        owner = f"another configuration ({others} differ)" if before else "an unknown configuration"
+        allowed = "choose another directory, or remove that one"
+        raise InputError("hydra.run.dir", run_dir, allowed, f"holds results of {owner}")
+
+
+def clear(run_dir: Path) -> None:
+    """Remove all results of an earlier run of the same configuration.
+
+    Finished pieces of its evaluation stay, since they are used only where they fit.
+    """
+    for name in (MANIFEST, *RESULTS):
+        (run_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
+
+
+def _saved(path: Path) -> Mapping[str, Any]:
+    """The configuration in a file; empty if there is none that can be read."""
+    try:
+        return _plain(OmegaConf.create(renames.yaml(path.read_text())))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return {}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

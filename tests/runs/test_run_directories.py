@@ -1,0 +1,168 @@
+"""A directory holds the results of one run: others are refused, and readers notice a mixture."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from robusttrain.errors import InputError
+from robusttrain.report.compare import read_run
+from robusttrain.report.files import refuse_mixed
+from robusttrain.runs.rerun import Repetition
+from toys.command_line import CommandLine
+from toys.runs import finished, listing, refused, rows
+
+SMALL = [
+    "dataset=synthetic", "dataset.train_size=64", "dataset.test_size=30",
+    "dataset.validation=16", "model=linear", "epochs=1",
+    "batch_size=32", "evaluation=quick", "evaluation.audit=false", "device=cpu",
+    "~evaluation.attacks.apgd_ce", "evaluation.save_adversarial=true", "hydra.run.dir=run",
+]  # fmt: skip
+TRAIN, EVALUATE = "stages=[train]", "stages=[evaluate]"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [folder / name for name in listing(folder)]
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def place(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `run` is a finished run."""
+    place = tmp_path_factory.mktemp("directories")
+    finished(command_line.start(*SMALL, cwd=place))
+    return place
+
+
+@pytest.fixture
+def run(place: Path, tmp_path: Path) -> Path:
+    """A copy of that run, called `run` too."""
+    return Path(shutil.copytree(place / "run", tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["seed=1", TRAIN], "seed, stages"),
+        (["epochs=2"], "epochs"),
+        (["defense=standard", "evaluation.samples=9"], "defense, evaluation"),
+        ([EVALUATE, "checkpoint=run"], "checkpoint, stages"),
+    ],
+)
+def test_results_of_another_configuration_are_kept_and_the_run_is_refused(
+    command_line: CommandLine, place: Path, words: list[str], keys: str
+) -> None:
+    before = contents(place)
+    said = refused(command_line.start(*SMALL, *words, cwd=place))
+    assert len(said.splitlines()) == 1
+    named = re.search(
+        r"^robusttrain: hydra\.run\.dir=run holds results of another .*\((.*) diff", said
+    )
+    assert named is not None, said
+    assert sorted(named[1].split(", ")) == sorted(keys.split(", "))
+    assert contents(place) == before
+
+
+def test_results_of_an_unknown_configuration_are_kept(command_line: CommandLine, run: Path) -> None:
+    shutil.rmtree(run / ".hydra")
+    before = contents(run)
+    said = refused(command_line.start(*SMALL, cwd=run.parent))
+    assert "hydra.run.dir=run holds results of an unknown configuration" in said
+    assert contents(run) == before
+
+
+def test_the_same_command_replaces_all_results(
+    command_line: CommandLine, place: Path, run: Path
+) -> None:
+    for name in ("certified.csv", "audit.csv", "checkpoint.previous.pt"):
+        (run / name).write_text("of another run")
+    (run / "tensorboard").mkdir()
+    (run / "mine.txt").write_text("of the user")
+    finished(command_line.start(*SMALL, cwd=run.parent))
+    assert listing(run) == sorted([*listing(place / "run"), "mine.txt"])
+    for name in ("train.csv", "report.csv", "samples.csv"):
+        assert rows(run / name) == rows(place / "run" / name)
+    refuse_mixed(run)
+
+
+NO_DATA = """
+from robusttrain.data.synthetic import Synthetic
+from robusttrain.errors import InputError
+
+def load(self):
+    raise InputError("dataset", "synthetic", problem="is not there today")
+
+Synthetic.load = load
+"""
+
+
+def test_a_run_that_cannot_start_removes_no_results(command_line: CommandLine, run: Path) -> None:
+    results = {name: (run / name).read_bytes() for name in ("manifest.json", "best.pt")}
+    said = refused(command_line.start(*SMALL, cwd=run.parent, first=NO_DATA))
+    assert "is not there today" in said
+    assert {name: (run / name).read_bytes() for name in results} == results
+
+
+def test_other_files_may_lie_in_the_directory(command_line: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("of the user")
+    finished(command_line.start(*SMALL, TRAIN, "hydra.run.dir=.", cwd=tmp_path))
+    assert {"notes.txt", "best.pt", "manifest.json"} <= set(listing(tmp_path))
+
+
+# --- readers -------------------------------------------------------------------------------------
+
+
+def with_manifest(run: Path, **changes: object) -> Path:
+    """The run with another manifest; an entry that is None is left out."""
+    path = run / "manifest.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return run
+
+
+MIXED: dict[str, dict[str, object]] = {
+    "the run only trained": {"files": ["train.csv", "best.pt", "checkpoint.pt"]},
+    "the run kept no images": {"files": ["report.csv", "samples.csv", "train.csv", "best.pt"]},
+    "an earlier version, which only trained": {
+        "files": None, "configuration": {"stages": ["train"]},
+    },
+    "an earlier version, which only evaluated": {
+        "files": None, "configuration": {"stages": ["evaluate"]},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", MIXED.values(), ids=MIXED.keys())
+def test_readers_refuse_files_of_several_runs(run: Path, changes: dict[str, object]) -> None:
+    with_manifest(run, **changes)
+    message = r"holds results of several runs: manifest\.json is of another run than "
+    with pytest.raises(InputError, match=message):
+        read_run(run)
+    with pytest.raises(InputError, match=message):
+        Repetition.of([str(run)])
+
+
+def test_compare_refuses_them(command_line: CommandLine, place: Path, run: Path) -> None:
+    with_manifest(run, **MIXED["the run only trained"])
+    said = refused(command_line.start("compare", place / "run", run, cwd=run.parent))
+    assert "holds results of several runs" in said
+    assert "report.csv, samples.csv" in said
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"files": None}, {"files": None, "configuration": None}], ids=str
+)
+def test_readers_take_runs_of_this_version_and_of_earlier_ones(
+    run: Path, changes: dict[str, object]
+) -> None:
+    with_manifest(run, **changes)
+    assert read_run(run).attacks
+    assert Repetition.of([str(run)]).run == run
+
+
+def test_a_damaged_manifest_is_named(run: Path) -> None:
+    (run / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+        read_run(run)
