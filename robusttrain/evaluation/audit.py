@@ -48,7 +48,7 @@ from robusttrain.threat import Norm, Threat
 # At linf 0.5 a grey image is within reach of every image, so that nothing but luck is left.
 UNBOUNDED = 0.5
 
-# Queries of the black-box search where the evaluation itself has none.
+# Queries of the black-box search, beside those of the evaluation.
 SQUARE_QUERIES = 500
 
 # Checks that had other names in earlier versions.
@@ -273,15 +273,15 @@ class _Measured:
         Attacks of the suite may be weak on the loss of an undertrained network without anything
         being hidden: a search for each other class decides.
         """
+        norm, eps = self._threat.norm, self._threat.eps
         broken = self._broke(black_box=True)
-        if not self._searched_without_gradients:
-            square = Square(
-                norm=self._threat.norm, eps=self._threat.eps, queries=SQUARE_QUERIES
-            )  # fmt: skip
-            broken = self.probe.broken(square, "black box")
+        searches: dict[str, Attack] = {
+            "black box": Square(norm=norm, eps=eps, queries=SQUARE_QUERIES)
+        }
         if by_labels:
-            labels = DecisionBased(norm=self._threat.norm, eps=self._threat.eps)
-            broken |= self.probe.broken(labels, "labels", among=~by_gradients & ~broken)
+            searches["labels"] = DecisionBased(norm=norm, eps=eps)
+        for name, search in searches.items():
+            broken = broken | self.probe.broken(search, name, among=~by_gradients & ~broken)
         only = broken & ~by_gradients
         if only.any():
             targeted = fitted(
@@ -352,10 +352,6 @@ class _Measured:
     @property
     def _left_by_suite(self) -> float:
         return _left(self.ledger.worst_case(self._threat)[self.probe.rows])
-
-    @property
-    def _searched_without_gradients(self) -> bool:
-        return any(traits_of(self.suite[name]).black_box for name in self._within)
 
     @property
     def _within(self) -> Mapping[str, Outcome]:

@@ -424,7 +424,7 @@ def test_attacks_of_other_threat_models_are_not_held_against_the_probe(threat: T
     ledger.outcomes[black] = further
     probe = SimpleNamespace(
         attack=PROBE, rows=..., found=np.arange(N) < 400,
-        broken=lambda attack, name: np.arange(N) < 400,
+        broken=lambda attack, name, among: np.arange(N) < 400,
     )  # fmt: skip
     look = measured(probe, np.arange(N) < 400, SUITE, ledger)
     assert look.overrated().figure == look.overlooked().figure == 0
