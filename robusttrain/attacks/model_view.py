@@ -60,6 +60,16 @@ def outputs_as_in(model: nn.Module, mode: Mode) -> bool:
     return all(m.training is (mode is Mode.train) for m in model.modules() if isinstance(m, kinds))
 
 
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits (N, K) of `model` for images `x`, in the number format of the images.
+
+    Searches compare values of logits with values of images. What a network computes in another
+    format, such as bfloat16 or float64, is converted here and nowhere else.
+    """
+    logits: Tensor = model(x)
+    return logits.to(x.dtype)
+
+
 def predictions(logits: Tensor) -> Tensor:
     """The class of each row of `logits`, or -1, which is never right, where one is not finite."""
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
@@ -107,7 +117,7 @@ class QueryCounter(nn.Module):
             # The hook belongs to this pass alone, whatever else the caller does with its tensor.
             x = x.view_as(x)
             x.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.model(x)
+        logits = logits_of(self.model, x)
         self.non_finite = (~logits.isfinite().all(1)).sum() + self.non_finite
         return logits
 
