@@ -35,7 +35,7 @@ def frozen(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
     modules = [module for module in model.modules() if not isinstance(module, NoiseLayer)]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    with modes_restored(model), _copied_buffers(m for m in modules if type(m) not in BATCH_NORMS):
+    with modes_restored(model), buffers_copied(m for m in modules if type(m) not in BATCH_NORMS):
         try:
             for module in modules:
                 module.training = mode is Mode.train
@@ -52,7 +52,7 @@ def frozen(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
 
 
 @contextmanager
-def _copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+def buffers_copied(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let `modules` compute with copies of their buffers, and give them back their own."""
     # Copies instead of values that are written back: autograd refuses to differentiate an earlier
     # pass once a buffer that it saved has been written to.
