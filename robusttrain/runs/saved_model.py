@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.config.build import build_component
 from robusttrain.data import Info
+from robusttrain.errors import InputError
 from robusttrain.models.network import network
-from robusttrain.runs.trust import TRUSTED, refuse_untrusted
+from robusttrain.runs.trust import refuse_untrusted
 
 # The keys of a saved configuration that its model needs, and those that their values refer to.
 INHERITED_BY_MODEL = ("model", "noise", "norm", "eps", "seed", "data_dir")
@@ -26,24 +27,33 @@ def load_model(
     run
         A run directory, which stands for its `best.pt`, or a checkpoint file.
     trust
-        Packages other than robusttrain whose classes the saved configuration may build.
+        Packages other than robusttrain whose classes and functions the saved configuration may
+        call.
     device
         The device of the returned model.
 
     Raises
     ------
     InputError
-        If the checkpoint is missing or damaged, or names a class outside the trusted packages.
+        If the checkpoint is missing or damaged, or names a class or function that is not trusted.
     """
     # `run` is also the key on a command line: attack.source.run.
     saved = checkpoints.load(run, key="run")
+    try:
+        model = _model_of(saved, trust)
+        saved.load_into(model, run)
+    except InputError as error:
+        # Keys in the other run mean nothing in this one.
+        raise InputError("run", run, str(error), "cannot be loaded") from error
+    return model.eval().to(device)
+
+
+def _model_of(saved: checkpoints.Checkpoint, trust: Sequence[str]) -> torch.nn.Module:
     plain = {key: saved.config[key] for key in INHERITED_BY_MODEL}
-    refuse_untrusted(plain, [*TRUSTED, *trust])
+    refuse_untrusted(plain, trust)
     channels, height, width = saved.image_shape
     info = Info((channels, height, width), saved.num_classes, ())
     # A model that is already an `nn.Module` is initialised when it is built.
     with torch.random.fork_rng(devices=[]):
-        parts = build_component(OmegaConf.create(plain))
-        model = network(parts["model"], parts["noise"], info, plain["seed"])
-    saved.load_into(model, run)
-    return model.eval().to(device)
+        parts = build_component(OmegaConf.create({**plain, "trust": list(trust)}))
+        return network(parts["model"], parts["noise"], info, plain["seed"])
