@@ -10,9 +10,15 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.errors import InputError
+from robusttrain.models import reason_of
 from robusttrain.models.modes import modes_restored
 from robusttrain.noise.layer import predicts_randomly
+from robusttrain.seeding import generator_for
 from robusttrain.threat import Norm
+
+# The radius of the ball whose bounds are tried, and what they may miss by rounding, relative to the
+# largest output. A skipped normalisation or activation moves outputs by far more.
+TRIED, ROUNDING = 1e-3, 1e-4
 
 
 class _NoRuleError(InputError, AttributeError):
@@ -20,8 +26,8 @@ class _NoRuleError(InputError, AttributeError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"interval bounds go through convolutions, affine layers, BatchNorm, pooling, sums and "
-            f"increasing activations, and not through {what}"
+            f"interval bounds go through convolutions, affine layers, BatchNorm, pooling, sums, "
+            f"means, changes of shape and increasing activations, and not through {what}"
         )
 
 
@@ -31,7 +37,8 @@ class Interval:
     An interval can replace a batch of images in a network, as in `model(interval)`. The result
     contains the outputs for all members of the interval, up to rounding (interval bound
     propagation, Gowal et al. 2018, "On the effectiveness of interval bound propagation"). The
-    bounds are differentiable. Layers have to be in eval mode.
+    bounds are differentiable. Layers have to be in eval mode. To code that asks, an interval is a
+    tensor.
 
     Parameters
     ----------
@@ -49,6 +56,9 @@ class Interval:
         self, centre: Tensor, radius: Tensor, affine: "tuple[Interval, Tensor] | None" = None
     ) -> None:
         self.centre, self.radius, self.affine = centre, radius, affine
+
+    # Layers that ask whether they are given a tensor, such as normalisations, treat bounds as one.
+    __class__ = property(lambda self: Tensor)
 
     @classmethod
     def between(cls, lower: Tensor, upper: Tensor) -> "Interval":
@@ -76,19 +86,29 @@ class Interval:
     def device(self) -> torch.device:
         return self.centre.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.centre.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.centre.ndim
+
     def dim(self) -> int:
         return self.centre.dim()
+
+    def size(self, *dim: int) -> Any:
+        return self.centre.size(*dim)
+
+    def is_floating_point(self) -> bool:
+        return self.centre.is_floating_point()
 
     def __len__(self) -> int:
         return len(self.centre)
 
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Interval":
-        """As `Tensor.flatten`."""
-        return _nonnegative_linear(torch.flatten, self, start_dim, end_dim)
-
-    def repeat_interleave(self, repeats: int, dim: int) -> "Interval":
-        """As `Tensor.repeat_interleave`."""
-        return _nonnegative_linear(torch.repeat_interleave, self, repeats, dim)
+    def clone(self) -> "Interval":
+        """The same interval, which operations in place can change."""
+        return Interval(self.centre, self.radius, self.affine)
 
     def margins(self, y: Tensor) -> Tensor:
         """Upper bounds (N, K) on z_k - z_y for logits z in this interval (N, K); 0 for k = y.
@@ -145,11 +165,19 @@ class Interval:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> "Interval":
-        rule = _RULES.get(function)
-        operands = args[0] if isinstance(args[0], Sequence) else args[:1]
-        if rule is None or not all(isinstance(operand, Interval) for operand in operands):
+        rule, keys = _RULES.get(function), dict(kwargs or {})
+        if not args:
+            # torch calls its first argument `input`, or `tensors` if it takes several.
+            args = (keys.pop("tensors" if "tensors" in keys else "input", None),)
+        operands = args[0] if isinstance(args[0], list | tuple) else args[:1]
+        if rule is None or not all(type(operand) is Interval for operand in operands):
             raise _NoRuleError(getattr(function, "__name__", type(function).__name__))
-        return rule(*args, **(kwargs or {}))
+        return rule(*args, **keys)
+
+    def become(self, other: "Interval") -> "Interval":
+        """This object with the bounds of `other`, as after an operation in place."""
+        self.centre, self.radius, self.affine = other.centre, other.radius, other.affine
+        return self
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
@@ -161,8 +189,8 @@ def _refused(name: str) -> Callable[..., NoReturn]:
 
 # Python looks these operators up in the class, and has a default for some of them.
 for _name in (
-    "__bool__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__getitem__",
-    "__iter__", "__pow__", "__rpow__", "__matmul__", "__rmatmul__", "__rtruediv__", "__abs__",
+    "__bool__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__iter__",
+    "__pow__", "__rpow__", "__matmul__", "__rmatmul__", "__rtruediv__", "__abs__",
 ):  # fmt: skip
     setattr(Interval, _name, _refused(_name))
 
@@ -172,20 +200,36 @@ def refuse_unbounded(
 ) -> None:
     """Raise `InputError` if bounds cannot be used for `model` in `norm`.
 
-    That is, if the norm is not linf, if the model draws noise in prediction, or if it has an
-    operation without known bounds. `reason` is the option that needs bounds, for the message.
+    That is, if the norm is not linf, if the model draws noise in prediction, if it has an operation
+    without known bounds, or if it treats bounds otherwise than images. `reason` is the option that
+    needs bounds, for the message.
     """
     allowed = f"linf with {reason}: bounds hold on a box"
     ranges.require(norm == Norm.linf, "norm", norm, allowed)
     allowed = f"false with {reason}: bounds hold for a network without noise"
     ranges.require(not predicts_randomly(model), "noise.predict", True, allowed)
+    problem = "cannot be used with this model"
     try:
         with modes_restored(model), torch.no_grad():
-            model.eval()(Interval.around(torch.zeros(1, *image_shape), 0.0))
-    except _NoRuleError as error:
-        raise InputError(
-            reason, allowed=str(error), problem="cannot be used with this model"
-        ) from error
+            ok = _bounds_hold(model.eval(), image_shape)
+    # Code that is not made for bounds may raise anything.
+    except Exception as error:
+        raise InputError(reason, allowed=reason_of(error), problem=problem) from error
+    if not ok:
+        allowed = "its outputs leave their bounds, which it treats otherwise than images"
+        raise InputError(reason, allowed=allowed, problem=problem)
+
+
+def _bounds_hold(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the outputs at the centre and two corners of a ball are within their bounds."""
+    x = torch.rand(1, *image_shape, generator=generator_for(0, "image within bounds"))
+    ball = Interval.around(x, TRIED)
+    bounds = model(ball)
+    outputs = [model(point) for point in (x, ball.lower, ball.upper)]
+    slack = ROUNDING * (1 + bounds.centre.abs().amax())
+    # Of a deep network bounds can be infinite, or NaN, and prove nothing.
+    outside = [(z - bounds.centre).abs() > bounds.radius + slack for z in outputs]
+    return not bool(torch.cat(outside).any())
 
 
 def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:
@@ -202,18 +246,18 @@ def _convolution(
 
 def _batch_norm(
     x: Interval,
-    mean: Tensor | None,
-    variance: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Interval:
-    if training or mean is None or variance is None:
+    if training or running_mean is None or running_var is None:
         raise _NoRuleError("statistics of a batch: BatchNorm has to be in eval mode")
-    centre = F.batch_norm(x.centre, mean, variance, weight, bias, eps=eps)
-    scale = variance.add(eps).rsqrt() if weight is None else weight * variance.add(eps).rsqrt()
+    centre = F.batch_norm(x.centre, running_mean, running_var, weight, bias, eps=eps)
+    scale = running_var.add(eps).rsqrt() * (1.0 if weight is None else weight)
     return Interval(centre, x.radius * scale.abs().view(1, -1, *[1] * (x.dim() - 2)))
 
 
@@ -240,10 +284,8 @@ def _increasing(
 ) -> Interval:
     """A function that is nondecreasing in each element."""
     result = Interval.between(function(x.lower, *args, **keys), function(x.upper, *args, **keys))
-    if inplace:
-        # In place: callers that kept `x` must see the result.
-        x.centre, x.radius, x.affine = result.centre, result.radius, None
-    return result
+    # In place, callers that kept `x` must see the result.
+    return x.become(result) if inplace else result
 
 
 def _increasing_for(
@@ -260,7 +302,10 @@ _INCREASING = (
     F.hardsigmoid, F.softsign, torch.tanh, torch.sigmoid, torch.clamp, F.max_pool2d,
     torch.max_pool2d, F.adaptive_max_pool2d,
 )  # fmt: skip
-_NONNEGATIVE_LINEAR = (torch.flatten, F.avg_pool2d, F.adaptive_avg_pool2d)
+_NONNEGATIVE_LINEAR = (
+    torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose,
+    torch.repeat_interleave, torch.mean, torch.sum, F.avg_pool2d, F.adaptive_avg_pool2d,
+)  # fmt: skip
 
 _RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     F.linear: _linear,
@@ -276,3 +321,31 @@ _RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     **{function: partial(_increasing, function) for function in _INCREASING},
     **{function: partial(_nonnegative_linear, function) for function in _NONNEGATIVE_LINEAR},
 }
+
+# Methods of tensors with the same rules. `view` is that of the centre alone, since the radius may
+# have another layout.
+_METHODS: dict[str, Callable[..., Interval]] = {
+    **{name: partial(_increasing, getattr(Tensor, name)) for name in (
+        "relu", "tanh", "sigmoid", "clamp", "clamp_min", "clamp_max",
+    )},
+    **{name: partial(_nonnegative_linear, getattr(Tensor, name)) for name in (
+        "flatten", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous",
+        "repeat_interleave", "mean", "sum", "__getitem__",
+    )},
+    "view": partial(_nonnegative_linear, Tensor.reshape),
+    "add_": lambda x, other: x.become(x + other),
+    "sub_": lambda x, other: x.become(x - other),
+    "mul_": lambda x, factor: x.become(x * factor),
+    "div_": lambda x, divisor: x.become(x / divisor),
+}  # fmt: skip
+
+
+def _method(rule: Callable[..., Interval]) -> Callable[..., Interval]:
+    def method(self: Interval, *args: Any, **keys: Any) -> Interval:
+        return rule(self, *args, **keys)
+
+    return method
+
+
+for _name, _rule in _METHODS.items():
+    setattr(Interval, _name, _method(_rule))

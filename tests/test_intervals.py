@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
+import torchvision
+import torchvision.transforms.v2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval
+from robusttrain.intervals import Interval, refuse_unbounded
 from robusttrain.models import Architecture
 from robusttrain.models.conv_net import ConvNet
 from robusttrain.models.linear import Linear
@@ -22,6 +25,7 @@ from robusttrain.models.preact_resnet import PreActResNet
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.models.torchvision import TorchvisionModel
 from robusttrain.models.wide_resnet import WideResNet
+from robusttrain.threat import Norm
 
 Array = NDArray[np.float64]
 CLASSES = 3
@@ -236,6 +240,55 @@ def test_what_is_added_may_be_larger() -> None:
     assert sum_of.centre.shape == sum_of.radius.shape == (2, 3, 4)
 
 
+# Layers as a user writes them: keywords, methods in place of functions, changes of shape, means.
+WRITTEN: dict[str, Callable[[Any], Any]] = {
+    "linear by keywords": lambda x: F.linear(input=x, weight=WEIGHT, bias=WEIGHT[:, 0]),
+    "convolution by keywords": lambda x: F.conv2d(
+        input=x, weight=WEIGHT.view(4, 1, 2, 2), bias=WEIGHT[:, 0], stride=2, padding=1
+    ),
+    "batch norm by keywords": lambda x: F.batch_norm(
+        input=x, running_mean=WEIGHT[0, :1], running_var=WEIGHT[0, :1].abs(), bias=WEIGHT[1, :1]
+    ),
+    "sum by keywords": lambda x: torch.cat(tensors=(x, -x), dim=1),
+    "activations by keywords": lambda x: F.leaky_relu(input=F.relu(input=x), negative_slope=0.1),
+    "pool by keywords": lambda x: F.max_pool2d(
+        input=F.avg_pool2d(input=x, kernel_size=2), kernel_size=1
+    ),
+    "view": lambda x: F.linear(x.view(x.size(0), -1, 4), WEIGHT),
+    "view of a convolution": lambda x: F.conv2d(x, WEIGHT.view(4, 1, 2, 2)).view(len(x), 36),
+    "reshape": lambda x: torch.reshape(x.reshape(x.shape[0], -1), (-1, 2, 8)),
+    "mean": lambda x: x.mean((2, 3)) + x.mean(dim=-1, keepdim=True).mean(2),
+    "mean by torch": lambda x: torch.mean(-x, dim=(1, 2)),
+    "sum": lambda x: x.sum(1) - torch.sum(x, 1),
+    "moved": lambda x: torch.transpose(x.permute(0, 2, 3, 1), 1, 2).contiguous()[:, 1:, ::2],
+    "squeezed": lambda x: torch.unsqueeze(x.squeeze(1), -1),
+    "methods": lambda x: (x - 0.5).tanh().clamp(-0.2, 0.3).sigmoid().clamp_min(0.5).relu(),
+    "in place": lambda x: x.clone().sub_(0.5).mul_(-2.0).add_(x).div_(-0.3),
+    "asked": lambda x: x - 0.5 if isinstance(x, Tensor) and x.dim() == x.ndim == 4 else None,
+}  # fmt: skip
+WEIGHT = torch.randn(4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_layers_as_users_write_them_are_bounded(name: str) -> None:
+    x = images()[0]
+    assert contained(_Does(WRITTEN[name]), x, 0.1)
+    exact = WRITTEN[name](Interval.around(x, 0.0))
+    torch.testing.assert_close(exact.centre, WRITTEN[name](x))
+    assert exact.radius.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_normalisation_by_torchvision_is_bounded(inplace: bool) -> None:
+    """It asks whether its input is a tensor of floats; bounds of its output are exact."""
+    normalize = torchvision.transforms.Normalize([0.2], [-0.3], inplace)
+    x = images()[0]
+    bounds = normalize(Interval.around(x, 0.1))
+    low, high = ends(x.numpy(), 0.1)
+    np.testing.assert_allclose(bounds.lower, (high - 0.2) / -0.3)
+    np.testing.assert_allclose(bounds.upper, (low - 0.2) / -0.3)
+
+
 class _Does(nn.Module):
     def __init__(self, what: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -256,8 +309,9 @@ class _Does(nn.Module):
         (nn.BatchNorm2d(1), "statistics of a batch"),
         (nn.BatchNorm2d(1, track_running_stats=False).eval(), "statistics of a batch"),
         (nn.Dropout(), "dropout, which has to be in eval mode"),
-        (_Does(lambda x: x.reshape(len(x), -1)), "reshape"),
-        (_Does(lambda x: x[:, :1]), "__getitem__"),
+        (_Does(lambda x: x.sort(1)), "sort"),
+        (_Does(lambda x: x.to(torch.bfloat16)), "to"),
+        (_Does(lambda x: F.linear(weight=x, input=torch.ones(2, 4))), "linear"),
         (_Does(lambda x: x if x > 0 else -x), "__gt__"),
         (_Does(lambda x: x == 0), "__eq__"),
         (_Does(lambda x: x**2), "__pow__"),
@@ -270,3 +324,38 @@ class _Does(nn.Module):
 def test_what_has_no_bounds_is_refused_by_name(layer: nn.Module, what: str) -> None:
     with pytest.raises(InputError, match=f"and not through {what}"):
         layer(Interval.around(images()[0].float(), 0.1))
+
+
+UNFIT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "softmax": (lambda: nn.Softmax(1), r"not through softmax$"),
+    "v2": (lambda: torchvision.transforms.v2.Normalize([0.5], [0.1]), r"its outputs leave"),
+    "type": (
+        lambda: _Does(lambda x: x / 9 if type(x) is Tensor else x),
+        r"its outputs leave their bounds",
+    ),
+    "numpy": (lambda: _Does(lambda x: torch.from_numpy(np.asarray(x))), r"."),
+    "bug": (lambda: _Does(lambda x: x.nonsense), r"not through nonsense$"),
+    "fails": (lambda: _Does(lambda x: {}["no"] if x.requires_grad is False else x), r"no"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_model_that_treats_bounds_otherwise_than_images_is_refused(name: str) -> None:
+    """To skip its normalisation, as code does that knows tensors alone, would prove too much."""
+    make, reason = UNFIT[name]
+    model = nn.Sequential(make(), nn.Flatten(1), nn.Linear(16, CLASSES))
+    refused = rf"^defense=ibp cannot be used with this model: .*{reason}"
+    with pytest.raises(InputError, match=refused):
+        refuse_unbounded(model, (1, 4, 4), Norm.linf, "defense=ibp")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_the_networks_of_the_project_are_not_refused(
+    architecture: Architecture, scale: float
+) -> None:
+    torch.manual_seed(0)
+    model = architecture.build(4, (3, 32, 32))
+    for parameter in list(model.parameters())[-2:]:
+        parameter.data.mul_(scale)
+    refuse_unbounded(model, (3, 32, 32), Norm.linf, "defense=ibp")

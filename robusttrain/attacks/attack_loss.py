@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain.attacks.model_view import QueryCounter, predictions
+from robusttrain.attacks.model_view import QueryCounter, logits_of, predictions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) -> the loss of each image, (N,).
@@ -108,7 +108,7 @@ class AttackLoss:
     def _jacobian(self, x_adv: Tensor, part: slice, outputs: Outputs) -> tuple[Tensor, Tensor]:
         point = x_adv[part].detach().requires_grad_()
         with torch.enable_grad():
-            values = outputs(self.model(point), part)
+            values = outputs(logits_of(self.model, point), part)
             columns = values.sum(0).unbind()
             slopes = [
                 torch.autograd.grad(column, point, retain_graph=True)[0] for column in columns
@@ -123,7 +123,7 @@ class AttackLoss:
     def _evaluate(self, x_adv: Tensor) -> Gradients:
         point = x_adv.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self.model(point)
+            logits = logits_of(self.model, point)
             value = self.value(logits)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         usable = gradient.isfinite().flatten(1).any(1) & logits.isfinite().all(1)
@@ -132,7 +132,7 @@ class AttackLoss:
     @torch.no_grad()
     def score(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """(value, logits) at `x_adv`, by one forward pass."""
-        logits = self.model(x_adv)
+        logits = logits_of(self.model, x_adv)
         return self.value(logits), logits
 
     def succeeded(self, logits: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def attack_loss(model: nn.Module, x: Tensor, y: Tensor, *, label: Label, loss: L
     if label is Label.given:
         return AttackLoss(model, y, loss, targeted=False)
     with torch.no_grad():
-        logits = model(x)
+        logits = logits_of(model, x)
     if label is Label.predicted:
         return AttackLoss(model, logits.argmax(1), loss, targeted=False)
     return AttackLoss(model, logits.argmin(1), loss, targeted=True)

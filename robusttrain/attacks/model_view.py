@@ -1,6 +1,6 @@
 """A model as an attack sees it: frozen, its passes counted, its batches bounded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
@@ -20,20 +20,22 @@ class Mode(StrEnum):
     train = "train"
 
 
+# Their running statistics do not change in a block of `frozen`, and need no copies.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 @contextmanager
 def frozen(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
     """Put `model` in `mode` without parameter gradients, and put everything back afterwards.
 
     Noise layers keep the mode they are in. In train mode BatchNorm normalises with the statistics
-    of the batch, as in training, but its running statistics stay as they are.
+    of the batch, as in training, but its running statistics stay as they are, as do all other
+    buffers of the model.
     """
     modules = [module for module in model.modules() if not isinstance(module, NoiseLayer)]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    # The layers of a TorchScript program cannot be controlled, so that their changes are undone.
-    scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
-    buffers = [(b, b.clone()) for m in scripted for b in m.buffers(recurse=False)]
-    with modes_restored(model):
+    with modes_restored(model), buffers_copied(m for m in modules if type(m) not in BATCH_NORMS):
         try:
             for module in modules:
                 module.training = mode is Mode.train
@@ -47,8 +49,27 @@ def frozen(model: nn.Module, mode: Mode = Mode.eval) -> Iterator[None]:
                 parameter.requires_grad_(True)
             for norm in tracking:
                 norm.track_running_stats = True
-            for buffer, before in buffers:
-                buffer.copy_(before)
+
+
+@contextmanager
+def buffers_copied(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let `modules` compute with copies of their buffers, and give them back their own."""
+    # Copies instead of values that are written back: autograd refuses to differentiate an earlier
+    # pass once a buffer that it saved has been written to.
+    own = [
+        (m, name, b)
+        for m in modules
+        for name, b in m.named_buffers(recurse=False, remove_duplicate=False)
+    ]
+    # Modules may share a buffer.
+    copies = {id(buffer): buffer.clone() for _, _, buffer in own}
+    try:
+        for module, name, buffer in own:
+            setattr(module, name, copies[id(buffer)])
+        yield
+    finally:
+        for module, name, buffer in own:
+            setattr(module, name, buffer)
 
 
 def outputs_as_in(model: nn.Module, mode: Mode) -> bool:
@@ -58,6 +79,16 @@ def outputs_as_in(model: nn.Module, mode: Mode) -> bool:
     """
     kinds = _BatchNorm, _DropoutNd
     return all(m.training is (mode is Mode.train) for m in model.modules() if isinstance(m, kinds))
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits (N, K) of `model` for images `x`, in the number format of the images.
+
+    Searches compare values of logits with values of images. What a network computes in another
+    format, such as bfloat16 or float64, is converted here and nowhere else.
+    """
+    logits: Tensor = model(x)
+    return logits.to(x.dtype)
 
 
 def predictions(logits: Tensor) -> Tensor:
@@ -107,7 +138,7 @@ class QueryCounter(nn.Module):
             # The hook belongs to this pass alone, whatever else the caller does with its tensor.
             x = x.view_as(x)
             x.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.model(x)
+        logits = logits_of(self.model, x)
         self.non_finite = (~logits.isfinite().all(1)).sum() + self.non_finite
         return logits
 

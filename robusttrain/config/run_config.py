@@ -62,7 +62,7 @@ class Config:
     download
         Whether missing data sets are downloaded to `data_dir`.
     trust
-        Your own packages whose classes the configuration in a checkpoint may build.
+        Your own packages whose classes and functions the configuration in a checkpoint may call.
     """
 
     dataset: Dataset

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robusttrain.attacks.attack_loss import Label, attack_loss, cross_entropy
-from robusttrain.attacks.model_view import QueryCounter, frozen
+from robusttrain.attacks.model_view import QueryCounter, frozen, logits_of
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.threat import Threat
@@ -77,8 +77,7 @@ def _misled(subject: EvaluationSession, threat: Threat, x: Tensor, y: Tensor) ->
 
 def _logits(subject: EvaluationSession, x: Tensor) -> Tensor:
     with subject.drawing("gradients"):
-        logits: Tensor = subject.climbed(x)
-    return logits
+        return logits_of(subject.climbed, x)
 
 
 def _share(flags: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robusttrain import seeding
 from robusttrain.attacks import Attack, threat_of, traits_of
-from robusttrain.attacks.model_view import QueryCounter, predictions
+from robusttrain.attacks.model_view import QueryCounter, logits_of, predictions
 from robusttrain.attacks.objectives import margin
 from robusttrain.evaluation.cache import NO_CACHE, Cache
 from robusttrain.evaluation.logits import without_softmax
@@ -155,7 +155,9 @@ class EvaluationSession:
         """
         scored = prediction(self.climbed, self.votes) if self.random else self.model
         with self.drawing(draw):
-            logits = torch.cat([scored(part) for part in torch.split(x, self.batch_size)])
+            logits = torch.cat(
+                [logits_of(scored, part) for part in torch.split(x, self.batch_size)]
+            )
         margins = -margin(logits, self.y).float()
         return Predictions(predictions(logits).cpu().numpy(), margins.cpu().numpy())
 

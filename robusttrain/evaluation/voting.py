@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from robusttrain.attacks.model_view import predictions
+from robusttrain.attacks.model_view import logits_of, predictions
 from robusttrain.evaluation.randomness import repeated
 from robusttrain.noise.layer import Vote, noise_layers, predicts_randomly
 
@@ -26,7 +26,7 @@ class MeanPrediction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Log-probabilities (N, K)."""
-        passes = torch.stack([self.model(x).log_softmax(1) for _ in range(self.draws)])
+        passes = torch.stack([logits_of(self.model, x).log_softmax(1) for _ in range(self.draws)])
         return passes.logsumexp(0) - math.log(self.draws)
 
 

@@ -15,7 +15,7 @@ from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
 from robusttrain.models.protected_input import protect_input
 
-__all__ = ["Architecture", "build_model", "dry_run"]
+__all__ = ["Architecture", "build_model", "described", "dry_run", "reason_of"]
 
 
 class Architecture(Protocol):
@@ -68,9 +68,11 @@ def build_model(
     # torchvision's transformers refuse a size by torch._assert, which raises an AssertionError.
     # A forward method with more arguments than images raises a TypeError.
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise _misfit(architecture, image_shape, _reason(error)) from error
+        raise _misfit(architecture, image_shape, reason_of(error)) from error
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
-        reason = f"for 2 of them it returns {_kind(output)}, not logits of shape (2, {num_classes})"
+        reason = (
+            f"for 2 of them it returns {described(output)}, not logits of shape (2, {num_classes})"
+        )
         raise _misfit(architecture, image_shape, reason)
     protect_input(model, image_shape)
     return model
@@ -105,13 +107,14 @@ def _misfit(
     return InputError(f"model {name}", allowed=reason, problem=problem)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The line of a message that has the cause; TorchScript puts a traceback before it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1] if "TorchScript" in lines[0] else lines[0]
 
 
-def _kind(output: object) -> str:
+def described(output: object) -> str:
+    """What a network returned, as text for a message."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     return f"a {type(output).__name__}"

@@ -33,8 +33,8 @@ class Contrast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         line = self.contrast * (x - 0.5) + 0.5
-        # Interval bounds are not tensors, and bound the forward pass only.
-        clip = _Clip.apply if isinstance(line, Tensor) else torch.clamp
+        # Without a gradient, as for interval bounds, the two are the same.
+        clip = _Clip.apply if line.requires_grad else torch.clamp
         return cast(Tensor, clip(line, 0, 1))
 
     def extra_repr(self) -> str:

@@ -29,6 +29,7 @@ from robusttrain.runs.device import device_of
 from robusttrain.runs.inputs import Inputs, data_of, inputs_of, of_each, placed
 from robusttrain.runs.manifest import manifest
 from robusttrain.runs.preflight import check_inputs, inspect_model
+from robusttrain.runs.rehearsal import rehearse
 from robusttrain.runs.results import report_of, show_results, write_results
 from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
@@ -74,10 +75,11 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     context = RunContext(config, origin, info, device, run_dir, terminal)
     inputs = inputs_of(context)
     check_inputs(context, inputs)
+    inputs.model.to(device)
+    rehearse(context, inputs)
     data = data_of(context)
     if config.resume is None and distributed.is_main():
         clear(run_dir)
-    inputs.model.to(device)
     logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch()
     training = best = None
     with (
@@ -161,11 +163,11 @@ def _evaluate(
     context: RunContext, inputs: Inputs, samples: Samples, record: Record, epoch: int
 ) -> None:
     """Evaluate the model on `samples` and report; its weights are those after `epoch`."""
-    config, names = context.config, context.origin.names
+    config = context.config
     test = samples.to(context.device)
     batch = model_checks.sample(test, config.evaluation.choose(test.size))
     is_foreign = isinstance(inputs.given, ExternalModel)
-    inspect_model(inputs.model, names["model"], batch, is_foreign, context.terminal)
+    inspect_model(inputs.model, batch, is_foreign, context.terminal)
     results = _examined(context, inputs.model, test)
     if results.found is not None:
         record(_report(context, results.found), epoch)

@@ -13,7 +13,7 @@ from robusttrain.config.run_config import Stage
 from robusttrain.config.schema import COMPANIONS
 from robusttrain.errors import InputError
 from robusttrain.runs.training_attack import OWN_ATTACK, TRAIN_ATTACK, UNKNOWN
-from robusttrain.runs.trust import TRUSTED, refuse_untrusted
+from robusttrain.runs.trust import refuse_untrusted
 
 # Keys that a run takes from its checkpoint, unless the command line sets them.
 INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
@@ -46,8 +46,8 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
     Raises
     ------
     InputError
-        If the checkpoint cannot be read, its configuration names an untrusted class, or it is only
-        evaluated and the command line describes another training than it had.
+        If the checkpoint cannot be read, its configuration names an untrusted class or function, or
+        it is only evaluated and the command line describes another training than it had.
     """
     given = external.load(config.checkpoint)
     trains = Stage.train in config.stages
@@ -81,7 +81,7 @@ def _to_evaluate(
     own = [override for override in overrides if not _is_of_training(_destination(override))]
     composed, inherited = with_saved_config(config, saved, own)
     growth = saved.config["training"]["curriculum"]["steps"]
-    refuse_untrusted(growth, [*TRUSTED, *config.trust])
+    refuse_untrusted(growth, config.trust)
     OmegaConf.update(composed, GROWTH, growth, merge=False, force_add=True)
     return Inherited(composed, _named(saved, [*inherited, *COMPANIONS, OWN_ATTACK, TRAIN_ATTACK]))
 
@@ -129,7 +129,7 @@ def with_saved_config(
     Raises
     ------
     InputError
-        If the saved run names a class that is neither of robusttrain nor of a package in `trust`.
+        If the saved run names a class or function that is not trusted (`refuse_untrusted`).
     """
     keys = {_destination(override) for override in overridden}
     # An option of defense chooses its training attack, too.
@@ -137,7 +137,7 @@ def with_saved_config(
     inherited = [key for key in INHERITED if key not in chosen]
     composed = copy.deepcopy(config)
     for key in inherited:
-        refuse_untrusted(saved.config[key], [*TRUSTED, *config.trust])
+        refuse_untrusted(saved.config[key], config.trust)
         OmegaConf.update(composed, key, saved.config[key], merge=False, force_add=True)
     # A key inside a component does not replace the component: it is set on the inherited one.
     for key in keys:

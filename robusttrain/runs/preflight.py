@@ -134,7 +134,7 @@ def _noise_of_training(trains: bool, model: nn.Module, given: Given) -> str:
 
 
 def inspect_model(
-    model: nn.Module, name: str, batch: tuple[Tensor, Tensor], is_foreign: bool, terminal: Terminal
+    model: nn.Module, batch: tuple[Tensor, Tensor], is_foreign: bool, terminal: Terminal
 ) -> None:
     """Warn of properties of a model that make the figures of its evaluation misleading.
 
@@ -144,8 +144,6 @@ def inspect_model(
     ----------
     model
         The model, on its device.
-    name
-        Its option of `model=`.
     batch
         Images (N, C, H, W) in [0, 1] and labels (N,).
     is_foreign
@@ -154,7 +152,6 @@ def inspect_model(
         The terminal for warnings.
     """
     x, y = batch
-    model_checks.refuse_without_gradient(model, x, name)
     for finding in model_checks.inspect(model, x, y, foreign=is_foreign):
         if finding.message:
             terminal.say(f"warning: {finding.message}")

@@ -7,12 +7,13 @@ import torch
 from omegaconf import OmegaConf
 
 from robusttrain.checkpoints import external
+from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExportedProgram, Weights
 from robusttrain.config.build import build_component
 from robusttrain.data import Info
 from robusttrain.errors import InputError
 from robusttrain.models.network import network
-from robusttrain.runs.trust import TRUSTED, refuse_untrusted
+from robusttrain.runs.trust import refuse_untrusted
 
 # The keys of a saved configuration that its model needs, and those that their values refer to.
 INHERITED_BY_MODEL = ("model", "noise", "norm", "eps", "seed", "data_dir")
@@ -29,7 +30,8 @@ def load_model(
         A run directory, which stands for its `best.pt`, a checkpoint file, or a program
         (TorchScript, torch.export), whose code is run.
     trust
-        Packages other than robusttrain whose classes the saved configuration may build.
+        Packages other than robusttrain whose classes and functions the saved configuration may
+        call.
     device
         The device of the returned model.
 
@@ -37,22 +39,30 @@ def load_model(
     ------
     InputError
         If the checkpoint is missing or damaged, is a state dict without its network, or names a
-        class outside the trusted packages.
+        class or function that is not trusted; or if it is a program, without `code` in `trust`.
     """
     # `run` is also the key on a command line: attack.source.run.
     saved = external.load(run, key="run")
-    if isinstance(saved, ExportedProgram):
-        return saved.loaded().to(device)
     if isinstance(saved, Weights):
         allowed = "a run, a checkpoint of one, or a program (TorchScript, torch.export)"
         raise InputError("run", run, allowed, "is a state dict, without a network")
+    if isinstance(saved, ExportedProgram):
+        return saved.loaded().to(device)
+    try:
+        model = _model_of(saved, trust)
+        saved.load_into(model, run)
+    except InputError as error:
+        # Keys in the other run mean nothing in this one.
+        raise InputError("run", run, str(error), "cannot be loaded") from error
+    return model.eval().to(device)
+
+
+def _model_of(saved: Checkpoint, trust: Sequence[str]) -> torch.nn.Module:
     plain = {key: saved.config[key] for key in INHERITED_BY_MODEL}
-    refuse_untrusted(plain, [*TRUSTED, *trust])
+    refuse_untrusted(plain, trust)
     channels, height, width = saved.image_shape
     info = Info((channels, height, width), saved.num_classes, ())
     # A model that is already an `nn.Module` is initialised when it is built.
     with torch.random.fork_rng(devices=[]):
-        parts = build_component(OmegaConf.create(plain))
-        model = network(parts["model"], parts["noise"], info, plain["seed"])
-    saved.load_into(model, run)
-    return model.eval().to(device)
+        parts = build_component(OmegaConf.create({**plain, "trust": list(trust)}))
+        return network(parts["model"], parts["noise"], info, plain["seed"])

@@ -1,4 +1,4 @@
-"""Which classes a saved configuration may build; it may come from somebody else."""
+"""Which classes and functions a saved configuration may call; it may come from somebody else."""
 
 import importlib
 import inspect
@@ -8,9 +8,15 @@ from typing import Any
 
 from robusttrain.errors import InputError
 
-# Packages whose classes every saved configuration may build.
-TRUSTED = ("robusttrain",)
+# The package whose classes every saved configuration may build, but whose functions it may not
+# call: with arguments of somebody else's choice some of them could run any code.
+OWN = "robusttrain"
 
+# The one function that is called: it reads a file as data, and checks what is in it.
+LOADER = "robusttrain.load_model"
+
+# What a saved configuration may trust: what the user of this process trusts.
+TRUST = "${trust}"
 
 # References that its values may contain: to another key or to an environment variable. Other
 # resolvers of OmegaConf can create nodes from text, and with them classes that were not checked.
@@ -22,45 +28,75 @@ CONFIGURATION = "the checkpoint's configuration"
 
 
 def refuse_untrusted(node: Any, trusted: Sequence[str]) -> None:
-    """Refuse classes that no `trusted` package defines, and resolvers other than references.
+    """Refuse classes and functions of other packages, and resolvers other than references.
+
+    Classes of robusttrain are allowed, and classes and functions of the packages in `trusted`.
 
     Raises
     ------
     InputError
-        If a value in `node` names such a class or resolver.
+        If a value in `node` names such a class, function or resolver.
     """
-    for key, value in _leaves(node):
-        if key == "_target_" and not _is_class_of(str(value), trusted):
-            problem = f"would build {value}, which is not a class of robusttrain"
-            allowed = "if you trust it, name its package in trust=[...]"
-            raise InputError(CONFIGURATION, allowed=allowed, problem=problem)
+    for mapping in _mappings(node):
+        if "_target_" in mapping:
+            _refuse_target(mapping, trusted)
+    for value in _leaves(node):
         if "${" in REFERENCE.sub("", str(value)):
             allowed = "only references to keys and environment variables are allowed there"
             raise InputError(CONFIGURATION, allowed=allowed, problem=f"would compute {value}")
 
 
-def _is_class_of(target: str, packages: Sequence[str]) -> bool:
-    """Whether a dotted name is a class that one of `packages` defines.
+def _refuse_target(node: Mapping[Any, Any], trusted: Sequence[str]) -> None:
+    target = str(node["_target_"])
+    if target == LOADER:
+        if node.get("trust", TRUST) != TRUST:
+            problem = f"would trust {node['trust']} when it loads another run"
+            raise InputError(CONFIGURATION, allowed=f"it must be trust: {TRUST}", problem=problem)
+    elif not _is_defined_in(target, trusted):
+        problem = f"would build {target}, which is not a class of robusttrain"
+        allowed = "if you trust it, name its package in trust=[...]"
+        if target.partition(".")[0] in trusted:
+            problem = f"would build {target}, which is no class or function of its package"
+            allowed = "an imported one is named by the package that defines it"
+        raise InputError(CONFIGURATION, allowed=allowed, problem=problem)
+
+
+def _is_defined_in(target: str, trusted: Sequence[str]) -> bool:
+    """Whether a dotted name is a class of robusttrain, or a class or function of `trusted`.
 
     The prefix of the name proves nothing: a module also contains what it imports.
     """
     module, _, name = target.rpartition(".")
-    if module.partition(".")[0] not in packages:
+    if module.partition(".")[0] not in (OWN, *trusted):
         return False
     try:
         value = getattr(importlib.import_module(module), name, None)
     except ImportError:
         return False
-    return inspect.isclass(value) and value.__module__.partition(".")[0] in packages
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
+        return False
+    package = value.__module__.partition(".")[0]
+    return package in trusted if package != OWN else inspect.isclass(value)
 
 
-def _leaves(node: Any, key: object = "") -> Iterator[tuple[object, Any]]:
-    """(key, value) of everything but containers; the elements of a sequence have its key."""
+def _mappings(node: Any) -> Iterator[Mapping[Any, Any]]:
+    """The mappings in a configuration, from outside inwards."""
     if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _leaves(value, name)
+        yield node
+        for value in node.values():
+            yield from _mappings(value)
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _leaves(value, key)
+            yield from _mappings(value)
+
+
+def _leaves(node: Any) -> Iterator[Any]:
+    """The values in a configuration that are no containers."""
+    if isinstance(node, Mapping):
+        for value in node.values():
+            yield from _leaves(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _leaves(value)
     else:
-        yield key, node
+        yield node

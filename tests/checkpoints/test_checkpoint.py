@@ -285,6 +285,91 @@ def test_a_package_that_is_trusted_may_build(
         load_model(tmp_path, trust=["house"])
     loaded = load_model(tmp_path, trust=["house_models"])
     assert torch.equal(loaded(images()), load_model(tmp_path, trust=["house_models"])(images()))
-    saved(model={"_target_": "house_models.function"}).save(tmp_path / "best.pt")
-    with pytest.raises(InputError, match=r"house_models\.function"):
-        load_model(tmp_path, trust=["house_models"])
+
+
+HOUSE = """
+import functools
+from os import system
+from textwrap import dedent
+from torch import nn
+
+
+class Net(nn.Sequential):
+    pass
+
+
+def build_net(width=5):
+    return Net(nn.Flatten(), nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+@functools.cache
+def cached():
+    return build_net()
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "house_functions.py").write_text(HOUSE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_a_function_of_a_trusted_package_may_build(house: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    node = {"_target_": "house_functions.build_net", "width": 6}
+    saved(model, model=node).save(house / "best.pt")
+    with pytest.raises(InputError, match=r"would build house_functions\.build_net.*trust="):
+        load_model(house)
+    loaded = load_model(house, trust=["house_functions"])
+    assert torch.equal(loaded(images()), model(images()))
+
+
+@pytest.mark.parametrize(
+    "name", ["system", "dedent", "number", "missing", "nn.Linear", "Net.append"]
+)
+def test_other_names_in_a_trusted_package_may_not(house: Path, name: str) -> None:
+    """What it imports, what is no function, and what is not there."""
+    saved(model={"_target_": f"house_functions.{name}"}).save(house / "best.pt")
+    problem = rf"would build house_functions\.{re.escape(name)}, which is no class or function of"
+    with pytest.raises(InputError, match=problem):
+        load_model(house, trust=["house_functions"])
+
+
+@pytest.mark.parametrize("target", ["config.build.build_component", "runs.trust.refuse_untrusted"])
+def test_functions_of_robusttrain_may_not(tmp_path: Path, target: str) -> None:
+    saved(model={"_target_": f"robusttrain.{target}"}).save(tmp_path / "best.pt")
+    for trust in ([], ["robusttrain"]):
+        with pytest.raises(InputError, match=rf"would build robusttrain\.{re.escape(target)}"):
+            load_model(tmp_path, trust=trust)
+
+
+def other(house: Path, **keys: Any) -> None:
+    """A run whose model is that of another run, which needs trust in a package."""
+    (house / "other").mkdir()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    saved(net, model={"_target_": "house_functions.build_net"}).save(house / "other" / "best.pt")
+    node = {"_target_": "robusttrain.load_model", "run": str(house / "other"), **keys}
+    saved(net, model=node).save(house / "best.pt")
+
+
+def test_another_run_is_loaded_with_the_trust_of_the_caller(house: Path) -> None:
+    other(house, trust="${trust}")
+    assert load_model(house, trust=["house_functions"])(images()).shape == (6, CLASSES)
+    with pytest.raises(InputError) as caught:
+        load_model(house)
+    message = str(caught.value)
+    assert message.startswith(
+        f"run={house} cannot be loaded: model.run={house / 'other'} cannot be"
+    )
+    assert "would build house_functions.build_net, which is not a class of robusttrain" in message
+
+
+@pytest.mark.parametrize("trust", [["house_functions"], "${oc.env:HOME}", ["${trust}"], "${seed}"])
+def test_a_configuration_cannot_extend_the_trust(house: Path, trust: object) -> None:
+    other(house, trust=trust)
+    with pytest.raises(InputError, match=r"would trust .* when it loads another run: it must be"):
+        load_model(house)

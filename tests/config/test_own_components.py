@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
+from robusttrain.runs.saved_model import load_model
 from toys.external import CLASSES, SHAPE, TINY, Answer, clean_accuracy, prepared
 
 MINE = """
@@ -147,3 +148,47 @@ def test_weights_that_noise_cannot_reach_are_refused(tmp_path: Path, mine: str, 
     with pytest.raises(InputError, match=rf"^noise={noise} cannot reach .* GRU \(rnn\): choose"):
         Answer(tmp_path / "run", mine, *TINY, "model=recurrent", f"noise={noise}")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.fixture
+def by_a_function(tmp_path: Path, mine: str) -> Path:
+    """A run whose model is what a function returns."""
+    Answer(tmp_path / "theirs", mine, *TINY, "model=theirs", "stages=[train]")
+    return tmp_path / "theirs"
+
+
+def test_a_model_by_a_function_is_trained_and_loaded_with_trust(
+    by_a_function: Path, tmp_path: Path, mine: str
+) -> None:
+    again = [mine, *TINY, "stages=[evaluate]", f"checkpoint={by_a_function}"]
+    with pytest.raises(InputError, match=r"would build their_package\.build_net.*trust="):
+        prepared(*again)
+    answer = Answer(tmp_path / "again", *again, "trust=[their_package]")
+    loaded = load_model(by_a_function, trust=["their_package"])
+    assert answer.accuracy("clean") == pytest.approx(clean_accuracy(loaded), abs=1e-6)
+
+
+def test_what_trains_by_a_transfer_attack_is_loaded_with_its_source(
+    by_a_function: Path, tmp_path: Path, mine: str
+) -> None:
+    source = [f"attack.source.run={by_a_function}", "attack.attack.steps=1"]
+    trust = "trust=[their_package]"
+    words = [mine, *TINY, "model=theirs", "attack=transfer", *source]
+    Answer(tmp_path / "run", *words, "stages=[train]", trust)
+    again = [mine, *TINY, "stages=[evaluate]", f"checkpoint={tmp_path / 'run'}"]
+    prepared(*again, trust)
+    with pytest.raises(InputError, match=r"would build their_package\.build_net.*trust="):
+        prepared(*again)
+
+
+@pytest.mark.parametrize("key", ["attack", "evaluation.attacks.other"])
+def test_the_message_about_another_run_names_the_key_of_this_one(
+    by_a_function: Path, mine: str, key: str
+) -> None:
+    option = "attack=transfer" if key == "attack" else f"+attack@{key}=transfer"
+    problem = (
+        rf"^{key}\.source\.run={by_a_function} cannot be loaded: the checkpoint's configuration "
+        r"would build their_package\.build_net, which is not a class of robusttrain: if you"
+    )
+    with pytest.raises(InputError, match=problem):
+        prepared(mine, *TINY, option, f"{key}.source.run={by_a_function}")

@@ -37,6 +37,7 @@ from robusttrain.noise.draws import SameDraws
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 from toys.defenses import asked
+from toys.formats import FORMATS, InFormat
 
 CLASSES = 4
 
@@ -118,6 +119,20 @@ def test_a_batch_costs_no_pass_too_many(
     objective_of(defense, model).loss.backward()  # type: ignore[no-untyped-call]
     expected = {"forward": forward, "input only": input_only, "full": full}
     assert model.seen == Counter({key: count for key, count in expected.items() if count})
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@every_defense
+def test_networks_of_other_number_formats_train(defense: Defense, dtype: torch.dtype) -> None:
+    if isinstance(defense, IBP):
+        pytest.skip("bounds have no other format")
+    model = InFormat(network(), dtype)
+    objective = objective_of(defense, model)
+    objective.loss.backward()  # type: ignore[no-untyped-call]
+    assert objective.loss.isfinite()
+    slopes = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(slope.isfinite().all() for slope in slopes)
+    assert any(slope.any() for slope in slopes)
 
 
 AT_ZERO: list[Callable[[Norm], Defense]] = [
