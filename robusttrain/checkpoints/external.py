@@ -2,12 +2,12 @@
 
 A state dict is always read as data, with `weights_only=True`. TorchScript files and programs of
 torch.export are code, so loading one runs its author's code. A program is loaded only if the user
-names its file as `checkpoint=...`, and never because another file refers to it.
+names its file, and consents with `trust=[code]`. In a run directory only checkpoints are read.
 """
 
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +31,9 @@ StateDict = Mapping[str, Tensor]
 
 # No batch in memory has this many images, so a limit of at least this size counts as none.
 UNLIMITED = 2**31
+
+# What the user trusts who lets programs run their code.
+CODE = "code"
 
 DYNAMIC = "dynamic_shapes=({0: torch.export.Dim('batch')},)"
 
@@ -152,17 +155,27 @@ class ExportedProgram:
 ExternalModel = Weights | ExportedProgram
 
 
-def load(path: Path | str, key: str = "checkpoint") -> Checkpoint | ExternalModel:
+def load(
+    path: Path | str, trust: Sequence[str] = (), key: str = "checkpoint"
+) -> Checkpoint | ExternalModel:
     """Read the file that the user names as `key`; a program is recognised, but not loaded.
 
     Raises
     ------
     InputError
-        If the file is missing, damaged, or none of these kinds.
+        If the file is missing, damaged, or none of these kinds; or if it is a program, and `trust`
+        does not contain `CODE`.
     """
+    in_run = Path(path).is_dir()
     path = checkpoints.located(path, key)
     kind = _kind(path)
+    if in_run and kind is not None:
+        allowed = f"to trust its author, name the file itself, with trust=[{CODE}]"
+        raise InputError(key, path, allowed, f"is a program of {kind}, and no checkpoint")
     if kind is not None:
+        if CODE not in trust:
+            allowed = f"if you trust its author, add trust=[{CODE}]"
+            raise InputError(key, path, allowed, f"is a program of {kind}, which runs its own code")
         return ExportedProgram(path, kind, key)
     content = checkpoints.read(path, key)
     if checkpoints.is_ours(content):

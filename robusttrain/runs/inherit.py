@@ -49,7 +49,7 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
         If the checkpoint cannot be read, its configuration names an untrusted class or function, or
         it is only evaluated and the command line describes another training than it had.
     """
-    given = external.load(config.checkpoint)
+    given = external.load(config.checkpoint, config.trust)
     trains = Stage.train in config.stages
     if isinstance(given, checkpoints.Checkpoint):
         inherit = _to_train_on if trains else _to_evaluate

@@ -73,7 +73,7 @@ def inputs_of(context: RunContext) -> Inputs:
         If the checkpoint, or a run that the defense names, cannot be used here.
     """
     config = context.config
-    given = None if config.checkpoint is None else external.load(config.checkpoint)
+    given = None if config.checkpoint is None else external.load(config.checkpoint, config.trust)
     distributed.set_device(context.device)
     defense = config.defense
     if context.trains and isinstance(defense, WithModels):

@@ -31,7 +31,7 @@ def load_model(
         (TorchScript, torch.export), whose code is run.
     trust
         Packages other than robusttrain whose classes and functions the saved configuration may
-        call.
+        call, and `code` if a program may run its own.
     device
         The device of the returned model.
 
@@ -42,7 +42,7 @@ def load_model(
         class or function that is not trusted; or if it is a program, without `code` in `trust`.
     """
     # `run` is also the key on a command line: attack.source.run.
-    saved = external.load(run, key="run")
+    saved = external.load(run, trust, key="run")
     if isinstance(saved, Weights):
         allowed = "a run, a checkpoint of one, or a program (TorchScript, torch.export)"
         raise InputError("run", run, allowed, "is a state dict, without a network")

@@ -8,9 +8,12 @@ from typing import Any
 
 from robusttrain.errors import InputError
 
-# The package whose classes every saved configuration may build, but whose functions it may not
-# call: with arguments of somebody else's choice some of them could run any code.
+# The packages whose classes every saved configuration may build. Functions, and classes of other
+# packages, could run code or write files with arguments of somebody else's choice.
 OWN = "robusttrain"
+COMPONENTS = tuple(
+    f"{OWN}.{package}." for package in ("attacks", "data", "defenses", "models", "noise")
+)
 
 # The one function that is called: it reads a file as data, and checks what is in it.
 LOADER = "robusttrain.load_model"
@@ -30,7 +33,7 @@ CONFIGURATION = "the checkpoint's configuration"
 def refuse_untrusted(node: Any, trusted: Sequence[str]) -> None:
     """Refuse classes and functions of other packages, and resolvers other than references.
 
-    Classes of robusttrain are allowed, and classes and functions of the packages in `trusted`.
+    Components of robusttrain are allowed, and classes and functions of the packages in `trusted`.
 
     Raises
     ------
@@ -53,7 +56,7 @@ def _refuse_target(node: Mapping[Any, Any], trusted: Sequence[str]) -> None:
             problem = f"would trust {node['trust']} when it loads another run"
             raise InputError(CONFIGURATION, allowed=f"it must be trust: {TRUST}", problem=problem)
     elif not _is_defined_in(target, trusted):
-        problem = f"would build {target}, which is not a class of robusttrain"
+        problem = f"would build {target}, which is no component of robusttrain"
         allowed = "if you trust it, name its package in trust=[...]"
         if target.partition(".")[0] in trusted:
             problem = f"would build {target}, which is no class or function of its package"
@@ -62,7 +65,7 @@ def _refuse_target(node: Mapping[Any, Any], trusted: Sequence[str]) -> None:
 
 
 def _is_defined_in(target: str, trusted: Sequence[str]) -> bool:
-    """Whether a dotted name is a class of robusttrain, or a class or function of `trusted`.
+    """Whether a dotted name is one of `COMPONENTS`, or a class or function of `trusted`.
 
     The prefix of the name proves nothing: a module also contains what it imports.
     """
@@ -75,8 +78,9 @@ def _is_defined_in(target: str, trusted: Sequence[str]) -> bool:
         return False
     if not (inspect.isclass(value) or inspect.isfunction(value)):
         return False
-    package = value.__module__.partition(".")[0]
-    return package in trusted if package != OWN else inspect.isclass(value)
+    if value.__module__.startswith(f"{OWN}."):
+        return inspect.isclass(value) and f"{value.__module__}.".startswith(COMPONENTS)
+    return value.__module__.partition(".")[0] in trusted
 
 
 def _mappings(node: Any) -> Iterator[Mapping[Any, Any]]:

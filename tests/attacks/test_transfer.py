@@ -174,7 +174,9 @@ def test_a_program_is_a_source(tmp_path: Path) -> None:
     network, (x, y) = MLP([5]).build(3, (1, 3, 4)).eval(), images()
     x = x.float()
     torch.jit.save(torch.jit.trace(network, x[:1]), tmp_path / "net.pt")
-    transfer = built(f"evaluation.attacks.transfer.source.run={tmp_path / 'net.pt'}", "eps=0.2")
+    transfer = built(
+        f"evaluation.attacks.transfer.source.run={tmp_path / 'net.pt'}", "trust=[code]", "eps=0.2"
+    )
     expected = Transfer(network, transfer.attack)(network, x, y, generator=generator())
     found = transfer(nn.Identity(), x, y, generator=generator())
     assert torch.allclose(found, expected, rtol=0, atol=1e-6)

@@ -208,6 +208,9 @@ def touching(path: Path, target: str) -> dict[str, Any]:
         "robusttrain.checkpoints.checkpoint.load",
         "robusttrain.report.files.Path",
         "robusttrain.models.mlp.nn.Linear",
+        "robusttrain.checkpoints.external.ExportedProgram",
+        "robusttrain.loggers.mlflow.MLflow",
+        "robusttrain.evaluation.cache.Cache",
         "robusttrain_evil.Model",
         "robusttrain",
         "MLP",
@@ -223,7 +226,7 @@ def test_a_configuration_builds_only_classes_of_the_project(
     # OmegaConf accepts tuples as lists, and weights_only allows them.
     for node in (evil, {**MODEL, "widths": [evil]}, {**MODEL, "widths": ({"a": evil},)}):
         saved(**{key: node}).save(tmp_path / "best.pt")
-        named = rf"would build {re.escape(target)}, which is not a class of robusttrain: .*trust"
+        named = rf"would build {re.escape(target)}, which is no component of robusttrain: .*trust"
         with pytest.raises(InputError, match=named):
             load_model(tmp_path)
         assert not executed.exists()
@@ -365,7 +368,7 @@ def test_another_run_is_loaded_with_the_trust_of_the_caller(house: Path) -> None
     assert message.startswith(
         f"run={house} cannot be loaded: model.run={house / 'other'} cannot be"
     )
-    assert "would build house_functions.build_net, which is not a class of robusttrain" in message
+    assert "would build house_functions.build_net, which is no component of robusttrain" in message
 
 
 @pytest.mark.parametrize("trust", [["house_functions"], "${oc.env:HOME}", ["${trust}"], "${seed}"])

@@ -24,6 +24,7 @@ from robusttrain.noise import Noise
 from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.noise.pni import PNIWeights
+from robusttrain.runs.saved_model import load_model
 from robusttrain.threat import Norm
 from toys.external import CLASSES, SHAPE, Write, exported, images, scripted, written
 
@@ -66,7 +67,7 @@ WRITERS: dict[str, Write] = {
 
 
 def program_in(path: Path) -> ExportedProgram:
-    program = external.load(path)
+    program = external.load(path, ["code"])
     assert isinstance(program, ExportedProgram)
     return program
 
@@ -170,9 +171,28 @@ def test_a_program_is_not_run_before_it_is_built(
 
     for place in (torch.jit, torch.export, torch):
         monkeypatch.setattr(place, "load", run)
-    assert [external.load(path) for path in paths] == [
+    assert [external.load(path, ["code"]) for path in paths] == [
         ExportedProgram(paths[0], Kind.torchscript), ExportedProgram(paths[1], Kind.exported)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [scripted, exported])
+def test_a_program_needs_consent(tmp_path: Path, write: Write) -> None:
+    path = written(write, plain(), tmp_path / "net.file")
+    for trust in ([], ["torch"]):
+        with pytest.raises(InputError, match=r"runs its own code: .*add trust=\[code\]"):
+            external.load(path, trust)
+        with pytest.raises(InputError, match=r"^run=.*add trust=\[code\]"):
+            load_model(path, trust=trust)
+    assert load_model(path, trust=["code"])(images()).shape == (len(images()), CLASSES)
+
+
+@pytest.mark.parametrize("write", [scripted, exported])
+def test_in_a_run_directory_no_program_is_read(tmp_path: Path, write: Write) -> None:
+    written(write, plain(), tmp_path / "best.pt")
+    for read in (external.load, load_model):
+        with pytest.raises(InputError, match=r"best\.pt is a program of .*, and no checkpoint"):
+            read(tmp_path, trust=["code"])
 
 
 def test_loading_a_program_warns_of_nothing(
@@ -292,7 +312,7 @@ def test_a_damaged_program_is_refused_in_a_line_or_whole(tmp_path: Path, write: 
     assert not [message for message in refused if "\n" in message]
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot be read"):
-        external.load(path)
+        external.load(path, ["code"])
 
 
 def test_an_archive_that_only_claims_to_be_a_program_is_refused(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_the_message_about_another_run_names_the_key_of_this_one(
     option = "attack=transfer" if key == "attack" else f"+attack@{key}=transfer"
     problem = (
         rf"^{key}\.source\.run={by_a_function} cannot be loaded: the checkpoint's configuration "
-        r"would build their_package\.build_net, which is not a class of robusttrain: if you"
+        r"would build their_package\.build_net, which is no component of robusttrain: if you"
     )
     with pytest.raises(InputError, match=problem):
         prepared(mine, *TINY, option, f"{key}.source.run={by_a_function}")

@@ -123,7 +123,7 @@ WRITERS: list[type[Net]] = [
 
 def from_file(write: Write) -> Callable[[nn.Module, Path], nn.Module]:
     def loaded(model: nn.Module, folder: Path) -> nn.Module:
-        program = external.load(written(write, model.eval(), folder / "net"))
+        program = external.load(written(write, model.eval(), folder / "net"), ["code"])
         assert isinstance(program, ExportedProgram)
         return build_model(program, CLASSES, SHAPE)
 

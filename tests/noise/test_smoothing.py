@@ -93,7 +93,7 @@ def test_a_program_can_be_smoothed(tmp_path: Path) -> None:
         network().eval(), (images(4),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
     torch.export.save(program, tmp_path / "theirs.pt2")
-    given = external.load(tmp_path / "theirs.pt2")
+    given = external.load(tmp_path / "theirs.pt2", ["code"])
     model = ready(given, Smoothing(0.3)).eval()  # type: ignore[arg-type]
     assert predicts_randomly(model)
     assert not torch.equal(*(model(images()) for _ in range(2)))

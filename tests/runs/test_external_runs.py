@@ -26,6 +26,8 @@ from toys.external import (
     written,
 )
 
+# Programs run their own code.
+CONSENT = "trust=[code]"
 EVALUATE_MLP = [*TINY, "model=mlp", "model.widths=[32]", "stages=[evaluate]"]
 
 # A short evaluation, for tests that only read warnings or labels.
@@ -100,7 +102,7 @@ def test_a_program_is_evaluated_like_its_source(
     theirs: nn.Module, answer: Answer, tmp_path: Path, write: Write
 ) -> None:
     file = written(write, theirs, tmp_path / "net.file")
-    program = Answer(tmp_path / "run", *EVALUATE_MLP, f"checkpoint={file}")
+    program = Answer(tmp_path / "run", *EVALUATE_MLP, f"checkpoint={file}", CONSENT)
     assert program.labels == ("net", "foreign")
     assert f"checkpoint={file} is a program of" in program.said
     for attack in ("clean", "fgsm", "pgd", "worst_case"):
@@ -110,14 +112,14 @@ def test_a_program_is_evaluated_like_its_source(
 def test_a_program_is_not_trained(theirs: nn.Module, tmp_path: Path) -> None:
     path = written(scripted, theirs, tmp_path / "net.ts")
     with pytest.raises(InputError, match=r"net\.ts is a program.*stages=\[evaluate\]"):
-        Answer(tmp_path / "run", *TINY, f"checkpoint={path}")
+        Answer(tmp_path / "run", *TINY, f"checkpoint={path}", CONSENT)
 
 
 def test_few_images_still_show_what_was_assumed(theirs: nn.Module, tmp_path: Path) -> None:
     """Too few to prove a wrong normalisation; the line has both accuracies."""
     outside = Outside(theirs).eval()
     path = written(scripted, outside, tmp_path / "net.pt")
-    answer = Answer(tmp_path / "run", *EVALUATE_MLP, *BRIEFLY, f"checkpoint={path}")
+    answer = Answer(tmp_path / "run", *EVALUATE_MLP, *BRIEFLY, f"checkpoint={path}", CONSENT)
     assert "warning" not in answer.said
     (line,) = (line for line in answer.said.splitlines() if "is assumed to take" in line)
     assert f"is {clean_accuracy(outside):.1%} of 40 images, and would be " in line
@@ -160,7 +162,7 @@ def test_warnings_about_a_model_precede_the_report(
     said: str,
 ) -> None:
     path = written(write, wrap(theirs).eval(), tmp_path / "net.pt2")
-    looked_at = ["dataset.test_size=200", f"checkpoint={path}"]
+    looked_at = ["dataset.test_size=200", f"checkpoint={path}", CONSENT]
     answer = Answer(tmp_path / "run", *EVALUATE_MLP, *BRIEFLY, *looked_at)
     warned = [line for line in answer.said.splitlines() if line.startswith("warning: ")]
     assert len(warned) == bool(said), answer.said
