@@ -90,7 +90,8 @@ class Task:
     def _run(self, config: DictConfig, terminal: Terminal) -> float | None:
         chosen = HydraConfig.get()
         run_dir = distributed.broadcast(lambda: Path(chosen.runtime.output_dir))
-        again = f"resume with: {distributed.command()} {shlex.quote(f'resume={run_dir}')}"
+        words = [f"resume={run_dir}", *Command.of(chosen, self.command[1:]).trust]
+        again = f"resume with: {distributed.command()} {shlex.join(words)}"
         try:
             return _run_in(run_dir, config, chosen, self.command, terminal)
         except Interrupted as interrupted:

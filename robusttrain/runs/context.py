@@ -1,12 +1,13 @@
 """What all stages of a run share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, resolvers
 
 from robusttrain.config.run_config import Config, Stage
 from robusttrain.config.schema import GROUPS
@@ -28,14 +29,30 @@ class Origin(NamedTuple):
     command: Sequence[str] = ()
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration with every reference replaced by its value."""
-        resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
+        """The configuration with every reference replaced by its value.
+
+        References to environment variables stay, which may hold secrets: files are shared.
+        """
+        with _environment_unread():
+            resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
         return cast("dict[str, Any]", resolved)
 
     def parameters(self) -> dict[str, Any]:
         """The chosen option of each group, and all values by their full keys, for a logger."""
         options = {group: self.names[group] for group in GROUPS if group in self.names}
         return options | flattened(self.resolved())
+
+
+@contextmanager
+def _environment_unread() -> Iterator[None]:
+    """Let `${oc.env:NAME}` stand for itself in the block."""
+    OmegaConf.register_new_resolver(
+        "oc.env", lambda *words: f"${{oc.env:{','.join(map(str, words))}}}", replace=True
+    )
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", resolvers.oc.env, replace=True)
 
 
 @dataclass(frozen=True)

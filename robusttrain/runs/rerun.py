@@ -15,7 +15,8 @@ from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.errors import InputError
 from robusttrain.report.files import refuse_mixed
 from robusttrain.run_directory import BEST, MANIFEST, TABLES
-from robusttrain.runs.resume import quoted
+from robusttrain.runs.resume import TRUST, quoted
+from robusttrain.runs.trust import trust_in, trusted_words
 
 # Durations are no results.
 TIMES = ["seconds"]
@@ -36,10 +37,13 @@ class Repetition:
         The directory of the run.
     manifest
         The content of its `manifest.json`.
+    words
+        The arguments of its command, as far as the user trusts them.
     """
 
     run: Path
     manifest: dict[str, Any]
+    words: tuple[str, ...]
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> "Repetition":
@@ -49,12 +53,15 @@ class Repetition:
         ------
         InputError
             If they do not name one finished run, or it has already been repeated, or its directory
-            holds results of several runs.
+            holds results of several runs, or its command needs trust that is not given.
         """
-        if len(arguments) != 1:
+        trust = [name for word in arguments for name in trust_in(word)]
+        runs = [word for word in arguments if not word.startswith(TRUST)]
+        if len(runs) != 1:
             problem = "takes the directory of one run"
-            raise InputError("rerun", allowed="robusttrain rerun RUN", problem=problem)
-        run = Path(arguments[0])
+            allowed = "robusttrain rerun RUN, and trust=[...] if it needs that"
+            raise InputError("rerun", allowed=allowed, problem=problem)
+        run = Path(runs[0])
         try:
             manifest = json.loads((run / MANIFEST).read_text())
         except (OSError, ValueError) as error:
@@ -64,7 +71,8 @@ class Repetition:
             problem = "was made by a version that did not save overrides"
             raise InputError(f"rerun {run}", problem=problem)
         refuse_mixed(run)
-        repetition = cls(run, manifest)
+        words = trusted_words(manifest["overrides"], trust, str(run / MANIFEST))
+        repetition = cls(run, manifest, tuple(words))
         if repetition.folder.exists():
             reason, problem = f"{repetition.folder} exists", "has already been repeated"
             raise InputError(f"rerun {run}", allowed=reason, problem=problem)
@@ -78,8 +86,7 @@ class Repetition:
     @property
     def command(self) -> list[str]:
         """The arguments of `robusttrain` that repeat the run."""
-        given: list[str] = self.manifest["overrides"]
-        return [*given, f"hydra.run.dir={quoted(self.folder)}"]
+        return [*self.words, f"hydra.run.dir={quoted(self.folder)}"]
 
     def differences(self) -> list[str]:
         """A line for each file that differs, and for each entry that may explain why."""

@@ -8,14 +8,18 @@ from pathlib import Path
 from hydra.conf import HydraConf
 
 from robusttrain import renames
+from robusttrain.checkpoints.external import CODE
 from robusttrain.errors import InputError
 from robusttrain.report.files import write_json
 from robusttrain.run_directory import COMMAND, MANIFEST
+from robusttrain.runs.trust import needs_consent, trust_in, trusted_words
 
-KEY, PLACE = "resume=", "hydra.run.dir="
+KEY, PLACE, TRUST = "resume=", "hydra.run.dir=", "trust="
 PLACES = (
     KEY, PLACE, "hydra.sweep", "hydra/sweeper", "hydra.mode=", "hydra.launcher", "hydra/launcher",
 )  # fmt: skip
+
+CONSENT = f"{TRUST}[{CODE}]"
 
 # The default of hydra.run.dir lies below this directory.
 RUNS = Path("outputs")
@@ -52,6 +56,11 @@ class Command:
         stored = json.loads((run / COMMAND).read_text())
         return cls(**{name: list(map(renames.override, words)) for name, words in stored.items()})
 
+    @property
+    def trust(self) -> list[str]:
+        """The word by which the user consents to all of the command, if it needs that."""
+        return [CONSENT] if any(map(needs_consent, self.words)) else []
+
     def write(self, run: Path) -> None:
         """Save it in the directory of the run."""
         write_json(run / COMMAND, vars(self))
@@ -63,26 +72,36 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     Raises
     ------
     InputError
-        If there is no such run, if it is finished, or if other arguments come with `resume=DIR`.
+        If there is no such run, if it is finished, if its command needs trust that is not given, or
+        if other arguments than `trust` come with `resume=DIR`.
     """
     chosen = [argument for argument in arguments if argument.startswith(KEY)]
     if not chosen:
         return list(arguments)
     others = [argument for argument in arguments if argument not in chosen]
     value = chosen[-1].removeprefix(KEY)
-    folder = _newest(others) if value == "auto" else Path(value)
-    if folder is None:
-        return others
-    if value != "auto" and others:
+    if value == "auto":
+        newest = _newest(others)
+        # What the user types is the same command, and needs no trust.
+        typed = [a for a in others if not a.startswith(PLACE)]
+        return others if newest is None else [*typed, *_places(newest)]
+    folder = Path(value)
+    surplus = [argument for argument in others if not argument.startswith(TRUST)]
+    if surplus:
         problem = "takes the whole command from that run"
-        raise InputError(chosen[-1], allowed=f"remove {' '.join(others)}", problem=problem)
+        raise InputError(chosen[-1], allowed=f"remove {' '.join(surplus)}", problem=problem)
     if not (folder / COMMAND).is_file():
         reason, problem = f"it has no {COMMAND}", "is not the directory of a run"
         raise InputError(chosen[-1], allowed=reason, problem=problem)
     if (folder / MANIFEST).exists():
         raise InputError(chosen[-1], allowed="there is nothing to resume", problem="is finished")
-    words = Command.read(folder).words
-    return [*words, f"{PLACE}{quoted(folder)}", f"{KEY}{quoted(folder)}"]
+    trust = [name for argument in others for name in trust_in(argument)]
+    words = trusted_words(Command.read(folder).words, trust, f"{folder / COMMAND}")
+    return [*words, *_places(folder)]
+
+
+def _places(folder: Path) -> list[str]:
+    return [f"{PLACE}{quoted(folder)}", f"{KEY}{quoted(folder)}"]
 
 
 def quoted(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which classes and functions a saved configuration may call; it may come from somebody else."""
+"""What saved configurations and commands may do, since they may come from somebody else."""
 
 import importlib
 import inspect
@@ -6,6 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from robusttrain.checkpoints.external import CODE
 from robusttrain.errors import InputError
 
 # The packages whose classes every saved configuration may build. Functions, and classes of other
@@ -25,6 +30,12 @@ TRUST = "${trust}"
 # resolvers of OmegaConf can create nodes from text, and with them classes that were not checked.
 REFERENCE = re.compile(r"\$\{([\w.]+|oc\.env:[\w.,/ -]+)\}")
 
+
+# The configuration of robusttrain itself.
+OWN_CONFIG = "--config-name=config"
+
+# Keys of Hydra that a saved command may set. Others can run code, or move files.
+OF_HYDRA = ("hydra.verbose",)
 
 # How messages refer to it.
 CONFIGURATION = "the checkpoint's configuration"
@@ -47,6 +58,69 @@ def refuse_untrusted(node: Any, trusted: Sequence[str]) -> None:
         if "${" in REFERENCE.sub("", str(value)):
             allowed = "only references to keys and environment variables are allowed there"
             raise InputError(CONFIGURATION, allowed=allowed, problem=f"would compute {value}")
+
+
+def trusted_words(words: Sequence[str], trust: Sequence[str], source: str) -> list[str]:
+    """The saved command line `words`, as far as a user allows who trusts `trust`.
+
+    Their own `trust` is replaced. Options of Hydra, its keys and targets outside of the trusted
+    packages need consent, by `CODE` in `trust`.
+
+    Raises
+    ------
+    InputError
+        If a word needs consent that is not given; `source` names the file for the message.
+    """
+    if CODE in trust:
+        return list(words)
+    for word in words:
+        if needs_consent(word):
+            allowed = f"if you trust its author, add trust=[{CODE}]"
+            raise InputError(
+                source, allowed=allowed, problem=f"contains {word}, which can run code"
+            )
+        if word != OWN_CONFIG:
+            _refuse_value(word, trust, source)
+    own = [word for word in words if not word.lstrip("+").startswith("trust=")]
+    return [*own, *([f"trust=[{','.join(trust)}]"] if trust else [])]
+
+
+def needs_consent(word: str) -> bool:
+    """Whether a word of a command may set more than a component of robusttrain and its values."""
+    if word == OWN_CONFIG:
+        return False
+    override = _parsed(word)
+    if override is None or override.is_sweep_override():
+        return True
+    places = (override.key_or_group, override.package or "")
+    return any(re.match(r"hydra\b", p) is not None and p not in OF_HYDRA for p in places)
+
+
+def trust_in(word: str) -> list[str]:
+    """The packages in a word `trust=[...]`, or no packages if it has another form."""
+    override = _parsed(word)
+    value = None if override is None else override.value()
+    return [str(name) for name in value] if isinstance(value, list) else []
+
+
+def _refuse_value(word: str, trust: Sequence[str], source: str) -> None:
+    override = _parsed(word)
+    assert override is not None
+    name = override.key_or_group.rpartition(".")[2]
+    value = override.value()
+    node = {name: value if isinstance(value, dict | list) else str(value)}
+    try:
+        refuse_untrusted(node, trust)
+    except InputError as error:
+        raise error.of(source) from error
+
+
+def _parsed(word: str) -> Override | None:
+    """The override in a word; None if it is an option of the command line, or no override."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
 
 
 def _refuse_target(node: Mapping[Any, Any], trusted: Sequence[str]) -> None:

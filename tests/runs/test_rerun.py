@@ -45,7 +45,8 @@ def repetition(tmp_path: Path) -> Repetition:
         (folder / "train.csv").write_text("epoch,seconds,loss\n1,2,0.5\n2,2,\n")
         Checkpoint({"w": torch.ones(3)}, 2, [1, 2, 2], {}, {}, 1, {}).save(folder / "best.pt")
         (folder / "manifest.json").write_text(json.dumps({"overrides": [], **circumstances}))
-    return Repetition(tmp_path / "run", {"overrides": ["eps=0.1"], **circumstances})
+    manifest = {"overrides": ["eps=0.1"], **circumstances}
+    return Repetition(tmp_path / "run", manifest, ("eps=0.1",))
 
 
 def test_durations_are_no_difference(repetition: Repetition) -> None:

@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or disturbed, against an uninterrupted run."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import LATEST, PREVIOUS
 from robusttrain.runs.lock import alone_in
+from robusttrain.runs.rerun import Repetition
 from robusttrain.runs.resume import Command, resumed
 from robusttrain.training.checkpointing import newest_checkpoint
 from toys.command_line import CommandLine
@@ -200,7 +202,7 @@ def stopped_run(folder: Path, typed: Sequence[str] = RUN) -> Path:
 def test_the_command_of_a_run_is_restored(tmp_path: Path) -> None:
     run = stopped_run(tmp_path / "run", ["eps=0.1"])
     assert resumed(["a=1"]) == ["a=1"]
-    assert resumed([f"resume={run}"]) == [
+    assert resumed([f"resume={run}", "trust=[code]"]) == [
         "--config-dir=/mine", "eps=0.1", f'hydra.run.dir="{run}"', f'resume="{run}"',
     ]  # fmt: skip
 
@@ -250,3 +252,63 @@ def test_a_locked_directory_is_refused_and_half_written_files_are_removed(tmp_pa
         with pytest.raises(InputError, match="in use"), alone_in(tmp_path):
             pass
     assert not list(tmp_path.iterdir())
+
+
+HARMLESS = [
+    "--config-name=config",
+    "model=mlp",
+    "+attack@evaluation.attacks.x=pgd",
+    "~evaluation.attacks.fgsm",
+    "eps=8/255",
+]
+HARMFUL = [
+    "+hydra.callbacks.x._target_=pathlib.Path.touch",
+    "hydra.job.name=../x",
+    "hydra.searchpath=[file:///there]",
+    "hydra/job_logging=none",
+    "+attack@hydra.callbacks.x=pgd",
+    "--config-dir=there",
+    "--experimental-rerun=job.pickle",
+    "eps=0.1,0.2",
+    "model._target_=os.system",
+    "+model.front={_target_: os.system, command: x}",
+    "model.widths=[{_target_: os.system}]",
+    "eps=${oc.create:x}",
+]
+
+
+@pytest.mark.parametrize("word", HARMFUL)
+def test_a_saved_command_runs_nothing_without_consent(tmp_path: Path, word: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    Command([*HARMLESS, word], []).write(run)
+    (tmp_path / "manifest.json").write_text(json.dumps({"overrides": [*HARMLESS, word]}))
+    for consent in ([], ["trust=[torch]"]):
+        with pytest.raises(
+            InputError, match=r"json contains .*trust|json would (build .*trust|compute)"
+        ):
+            resumed([f"resume={run}", *consent])
+        with pytest.raises(
+            InputError, match=r"json contains .*trust|json would (build .*trust|compute)"
+        ):
+            Repetition.of([str(tmp_path), *consent])
+    assert word in resumed([f"resume={run}", "trust=[code]"])
+    assert word in Repetition.of([str(tmp_path), "trust=[code]"]).command
+
+
+def test_a_saved_command_does_not_say_what_to_trust(tmp_path: Path) -> None:
+    Command([*HARMLESS, "trust=[their_package]"], []).write(tmp_path)
+    assert resumed([f"resume={tmp_path}"])[:-2] == HARMLESS
+    mine = resumed([f"resume={tmp_path}", "trust=[mine]"])
+    assert mine[:-2] == [*HARMLESS, "trust=[mine]"]
+
+
+def test_what_the_user_types_needs_no_consent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`resume=auto` takes it from the user, even where a saved command claims to be the same."""
+    monkeypatch.chdir(tmp_path)
+    typed, run = ["--config-dir=mine", "eps=0.1"], Path("outputs/run")
+    run.mkdir(parents=True)
+    Command(["--config-dir=theirs"], typed).write(run)
+    assert resumed([*typed, "resume=auto"])[:-2] == typed
