@@ -37,7 +37,7 @@ from robusttrain.runs.inherit import inherit_config
 from robusttrain.runs.lock import alone_in
 from robusttrain.runs.preflight import check_settings
 from robusttrain.runs.rerun import Repetition
-from robusttrain.runs.resume import Command
+from robusttrain.runs.resume import Command, overrides
 from robusttrain.runs.training_attack import TRAIN_ATTACK, training_attack
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.malloc import keep_freed_memory
@@ -120,7 +120,7 @@ def _run_in(
 ) -> float | None:
     names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
     with alone_in(run_dir) if distributed.is_main() else nullcontext():
-        built, origin = prepared(config, names, list(chosen.overrides.task))
+        built, origin = prepared(config, names, overrides(chosen.overrides.task))
         if built.keep_memory:
             keep_freed_memory()
         repeated = Command.of(chosen, command[1:])

@@ -4,8 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.conf import HydraConf
+from omegaconf import OmegaConf
 
 from robusttrain import renames
 from robusttrain.checkpoints.external import CODE
@@ -47,7 +49,7 @@ class Command:
         options = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
         if hydra.job.config_name is not None:
             options.append(f"--config-name={hydra.job.config_name}")
-        chosen = [*hydra.overrides.hydra, *hydra.overrides.task]
+        chosen = [*overrides(hydra.overrides.hydra), *overrides(hydra.overrides.task)]
         return cls([*options, *_settings(chosen)], _settings(arguments))
 
     @classmethod
@@ -64,6 +66,15 @@ class Command:
     def write(self, run: Path) -> None:
         """Save it in the directory of the run."""
         write_json(run / COMMAND, vars(self))
+
+
+def overrides(given: Sequence[str]) -> list[str]:
+    """Hydra's overrides as they were typed.
+
+    References are not replaced by their values, which may be secrets of the environment.
+    """
+    words: Any = OmegaConf.to_container(OmegaConf.create(cast(Any, given)), resolve=False)
+    return cast("list[str]", words)
 
 
 def resumed(arguments: Sequence[str]) -> list[str]:

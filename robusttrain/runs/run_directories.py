@@ -2,9 +2,9 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -13,22 +13,75 @@ from yaml import YAMLError
 
 from robusttrain import renames
 from robusttrain.errors import InputError
-from robusttrain.run_directory import MANIFEST, RESULTS, TENSORBOARD
+from robusttrain.run_directory import (
+    EVALUATION_CACHE,
+    LOCK,
+    MANIFEST,
+    PREAMBLE,
+    RECORDS,
+    RESULTS,
+    SUMMARY,
+    SWEEP_TABLE,
+    TEMPORARY,
+    TENSORBOARD,
+)
 from robusttrain.runtime import distributed
+
+# What a run or a sweep writes into its directory, and the folders there.
+OURS = {*PREAMBLE, *RESULTS, LOCK, MANIFEST, TENSORBOARD, SWEEP_TABLE, SUMMARY, "multirun.yaml"}
+NESTED = (".hydra", TENSORBOARD, f"{EVALUATION_CACHE}*")
 
 
 class RunDirectories(Callback):
     """Refuse a directory with results of another configuration, before Hydra writes to it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the directory of a run that is not resumed, in the process that writes to it."""
-        if config.get("resume") is not None or not distributed.is_main():
+        """Check the directory of a run, in the process that writes to it."""
+        if not distributed.is_main():
             return
+        run_dir = Path(config.hydra.run.dir)
         try:
-            refuse_other_results(Path(config.hydra.run.dir), config)
+            refuse_links(run_dir)
+            if config.get("resume") is None:
+                refuse_other_results(run_dir, config)
         except InputError as error:
-            # Hydra turns other exceptions into warnings.
-            sys.exit(distributed.exit_message(f"robusttrain: {error}"))
+            _leave(error)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the directories of a sweep that is continued."""
+        records = Path(config.hydra.sweep.dir, RECORDS)
+        try:
+            for folder in (records.parent, records, *_job_folders(records)):
+                refuse_links(folder)
+        except InputError as error:
+            _leave(error)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise `InputError` if a file that a run writes is a symbolic link, which may lead anywhere.
+
+    The folder itself may be one.
+    """
+    if not folder.is_dir():
+        return
+    hidden = (path for path in folder.glob(".*") if path.name.endswith(TEMPORARY))
+    ours = (path for path in folder.iterdir() if path.name in OURS or folder.name == RECORDS)
+    caches = folder.glob(f"{EVALUATION_CACHE}*")
+    nested = (path for name in NESTED for path in folder.glob(f"{name}/**/*"))
+    for path in (folder / RECORDS, *hidden, *ours, *caches, *nested):
+        if path.is_symlink():
+            problem = f"contains a symbolic link, {path.relative_to(folder)}"
+            allowed = "files elsewhere would be written; remove the link"
+            raise InputError("directory", folder, allowed, problem)
+
+
+def _job_folders(records: Path) -> Iterator[Path]:
+    return (records.parent / path.stem.replace("%2F", "/") for path in records.glob("*.json"))
+
+
+def _leave(error: InputError) -> NoReturn:
+    # Hydra turns other exceptions into warnings.
+    sys.exit(distributed.exit_message(f"robusttrain: {error}"))
 
 
 def refuse_other_results(run_dir: Path, config: DictConfig) -> None:

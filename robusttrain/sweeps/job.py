@@ -24,6 +24,7 @@ from robusttrain.run_directory import (
     SUMMARY,
     SWEEP_TABLE,
 )
+from robusttrain.runs.resume import overrides
 from robusttrain.runtime import signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
@@ -94,7 +95,7 @@ def recorded(
         if before is not None and _is_done(before, job, run_dir):
             terminal.say(f"{title} has already finished: {words}")
             return before.result
-        _refuse_to_mix(before, job, run_dir, words)
+        _refuse_to_mix(before, job, run_dir, _of_hydra(chosen), words)
         resumes = _can_resume(before, job, run_dir)
         terminal.say(f"{title}{' resumes' if resumes else ''}: {words}")
         if resumes:
@@ -234,10 +235,9 @@ def _keep_in_view(job: Job, sweep: SweepState, terminal: Terminal) -> None:
 
 
 def _job(chosen: HydraConf, config: DictConfig, folder: Path) -> Job:
-    place = Path(chosen.runtime.output_dir) / str(chosen.output_subdir)
-    written = {str(path): path.read_text() for path in place.glob("*.yaml")}
+    written = {path.name: path.read_text() for path in _of_hydra(chosen).glob("*.yaml")}
     return Job(
-        int(chosen.job.num), str(folder), tuple(chosen.overrides.task),
+        int(chosen.job.num), str(folder), tuple(overrides(chosen.overrides.task)),
         config=OmegaConf.to_yaml(config), hydra=written,
     )  # fmt: skip
 
@@ -260,10 +260,15 @@ def _resuming(config: DictConfig, run_dir: Path) -> DictConfig:
     return resuming
 
 
-def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path, words: str) -> None:
+def _of_hydra(chosen: HydraConf) -> Path:
+    """Where Hydra has written its files for a job."""
+    return Path(chosen.runtime.output_dir) / str(chosen.output_subdir)
+
+
+def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path, of_hydra: Path, words: str) -> None:
     """Refuse to write into a directory with results of another configuration.
 
-    Hydra has already replaced its own files there; they are restored.
+    Hydra has already replaced its own files `of_hydra`; they are restored.
     """
     if not {path.name for path in run_dir.iterdir()} - PREAMBLE:
         return
@@ -272,8 +277,11 @@ def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path, words: str) -> N
         if before.config == job.config:
             return
         owner = f"another job ({' '.join(before.overrides)})"
-        for path, content in before.hydra.items():
-            Path(path).write_text(content)
+        # Earlier versions recorded whole paths, and records may come from anybody.
+        contents = {Path(path).name: content for path, content in before.hydra.items()}
+        for name in job.hydra:
+            if name in contents:
+                (of_hydra / name).write_text(contents[name])
     problem = f"holds results of {owner}, and not of {words}"
     allowed = "choose another hydra.sweep.dir, or remove that directory"
     raise InputError(str(run_dir), allowed=allowed, problem=problem)

@@ -55,7 +55,7 @@ class Job:
     config
         Its whole configuration as text. Jobs with the same configuration are the same job.
     hydra
-        The contents of the files that Hydra wrote for it, by path.
+        The contents of the files that Hydra wrote for it, by name.
     """
 
     number: int

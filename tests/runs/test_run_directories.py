@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from robusttrain.errors import InputError
 from robusttrain.report.compare import read_run
 from robusttrain.report.files import refuse_mixed
 from robusttrain.runs.rerun import Repetition
+from robusttrain.runs.run_directories import RunDirectories
 from toys.command_line import CommandLine
 from toys.runs import finished, listing, refused, rows
 
@@ -166,3 +168,62 @@ def test_a_damaged_manifest_is_named(run: Path) -> None:
     (run / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):
         read_run(run)
+
+
+# --- nothing is written elsewhere ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".hydra/config.yaml", ".hydra", "robusttrain.log", "report.csv", ".report.csv.7.partial",
+     ".lock", "evaluation.partial", "evaluation.partial/clean", "tensorboard/events"],
+)  # fmt: skip
+@pytest.mark.parametrize("resumed", [True, False])
+def test_links_out_of_the_directory_are_refused(tmp_path: Path, name: str, resumed: bool) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    (run / name).parent.mkdir(parents=True)
+    (run / name).symlink_to(outside)
+    config = OmegaConf.create({"hydra": {"run": {"dir": str(run)}}, "resume": resumed or None})
+    with pytest.raises(SystemExit, match="contains a symbolic link"):
+        RunDirectories().on_run_start(config)
+
+
+def test_links_that_are_not_of_the_run_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(tmp_path)
+    (tmp_path / "run").symlink_to(tmp_path)
+    config = OmegaConf.create({"hydra": {"run": {"dir": str(tmp_path / "run")}}})
+    RunDirectories().on_run_start(config)
+
+
+@pytest.mark.parametrize("name", [".jobs", ".jobs/0.json", "0/report.csv", "0/.hydra/config.yaml"])
+def test_links_out_of_a_sweep_are_refused(tmp_path: Path, name: str) -> None:
+    sweep, outside = tmp_path / "sweep", tmp_path / "outside"
+    (outside / "0").mkdir(parents=True)
+    for place in [outside] if name == ".jobs" else [sweep / ".jobs", outside]:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "0.json").write_text("{}")
+    (sweep / name).parent.mkdir(parents=True, exist_ok=True)
+    (sweep / name).unlink(missing_ok=True)
+    (sweep / name).symlink_to(outside)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}})
+    with pytest.raises(SystemExit, match="contains a symbolic link"):
+        RunDirectories().on_multirun_start(config)
+
+
+def test_the_name_of_the_job_moves_no_file(command_line: CommandLine, tmp_path: Path) -> None:
+    words = [*SMALL, TRAIN, "hydra.job.name=../moved"]
+    finished(command_line.start(*words, cwd=tmp_path))
+    assert listing(tmp_path)[0] == "run"
+    assert (tmp_path / "run" / "robusttrain.log").exists()
+
+
+def test_the_manifest_has_no_secret_of_the_environment(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    # Not as a whole, since the manifest has the differences of a checkout.
+    secret = "open-" + "sesame"
+    words = [*SMALL, TRAIN, "data_dir=${oc.env:SECRET}"]
+    finished(command_line.start(*words, cwd=tmp_path, SECRET=secret))
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or secret.encode() not in path.read_bytes(), path
