@@ -83,6 +83,11 @@ class Folder(_Base):
         if self.workers is not None:
             ranges.at_least(0, workers=self.workers)
 
+    def unused(self) -> dict[str, str]:
+        """The draw of the test set, if there is a folder with one."""
+        draws = not self._has_test_folder()
+        return {} if draws else {"seed": "path", "test_share": "path"}
+
     def info(self) -> Info:
         train, _ = self._list()
         return Info(self._image_shape(train), len(train), tuple(train))
@@ -97,7 +102,7 @@ class Folder(_Base):
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise InputError("dataset.path", self.path, f"expected {LAYOUT}", "is not a folder")
-        if not all((root / part).is_dir() for part in ("train", "test")):
+        if not self._has_test_folder():
             return self._draw_test(self._classes(root))
         train, test = self._classes(root / "train"), self._classes(root / "test")
         if train.keys() != test.keys():
@@ -105,6 +110,10 @@ class Folder(_Base):
             problem = f"has different classes in train and test; in one alone: {alone}"
             raise InputError("dataset.path", self.path, problem=problem)
         return train, test
+
+    def _has_test_folder(self) -> bool:
+        root = Path(self.path).expanduser()
+        return all((root / part).is_dir() for part in ("train", "test"))
 
     def _classes(self, folder: Path) -> Listing:
         folders = sorted(child for child in folder.iterdir() if _is_class(child))

@@ -19,6 +19,7 @@ from robusttrain.run_directory import RECORDS
 from robusttrain.runs.resume import quoted
 from robusttrain.runtime import signals
 from robusttrain.sweeps import launchers
+from robusttrain.sweeps.effect import refuse_unread
 from robusttrain.sweeps.monitor import COMPLAINT, monitored
 from robusttrain.sweeps.records import WAITING, Job
 from robusttrain.sweeps.session import SweepState, open_in_worker, present
@@ -40,6 +41,8 @@ class Sweeps(Callback):
         session = present()
         assert session is not None, "the command line opens it"
         try:
+            assert session.unread is not None, "the command line passes it"
+            refuse_unread(config, session.unread)
             self.sweep = session.sweep = _announced(config)
             if launchers.launcher(config) != launchers.PLAIN:
                 _prepare(config, self.sweep, session.view)
