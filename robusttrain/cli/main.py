@@ -33,7 +33,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import MANIFEST, PREAMBLE
 from robusttrain.runs import experiment
 from robusttrain.runs.context import Origin
-from robusttrain.runs.inherit import inherit_config
+from robusttrain.runs.inherit import inherit_config, refuse_unknown_keys
 from robusttrain.runs.lock import alone_in
 from robusttrain.runs.preflight import check_settings
 from robusttrain.runs.rerun import Repetition
@@ -276,6 +276,7 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
     if config.checkpoint is not None:
         config, others = inherit_config(config, overrides)
         names = {**names, **others}
+    refuse_unknown_keys(config, overrides)
     config = configs.with_numbers(config)
     # A model that is already an `nn.Module` is initialised when it is built.
     torch.manual_seed(seeding.derived_seed(config.seed, "initialisation"))
