@@ -33,6 +33,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import MANIFEST, PREAMBLE
 from robusttrain.runs import experiment
 from robusttrain.runs.context import Origin
+from robusttrain.runs.hidden import refuse_hidden
 from robusttrain.runs.inherit import inherit_config, refuse_unknown_keys
 from robusttrain.runs.lock import alone_in
 from robusttrain.runs.preflight import check_settings
@@ -118,6 +119,8 @@ def _run_in(
     terminal: Terminal,
 ) -> float | None:
     names = _options(chosen, config)
+    if distributed.is_main():
+        refuse_hidden(chosen)
     with alone_in(run_dir) if distributed.is_main() else nullcontext():
         built, origin, without_effect = prepared(config, names, list(chosen.overrides.task))
         if chosen.mode == RunMode.RUN and built.resume is None:
