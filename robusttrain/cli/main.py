@@ -119,8 +119,7 @@ def _run_in(
     terminal: Terminal,
 ) -> float | None:
     names = _options(chosen, config)
-    if distributed.is_main():
-        refuse_hidden(chosen)
+    refuse_hidden(chosen)
     with alone_in(run_dir) if distributed.is_main() else nullcontext():
         built, origin, without_effect = prepared(config, names, list(chosen.overrides.task))
         if chosen.mode == RunMode.RUN and built.resume is None:

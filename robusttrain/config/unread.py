@@ -191,18 +191,15 @@ class _Run:
 
     def _all_read(self) -> set[str]:
         """The keys without parts that the run reads."""
-        pending = [key for key in self.leaves if self._is_root(key) and self._has_effect(key)]
+        effective = [key for key in self.leaves if self._has_effect(key)]
+        pending = [key for key in effective if self._is_root(key)]
         read: set[str] = set()
         while pending:
             key = pending.pop()
             if key not in read:
                 read.add(key)
                 for target in _targets(key, self.leaves[key]):
-                    pending += [
-                        leaf
-                        for leaf in self.leaves
-                        if _covers(target, leaf) and self._has_effect(leaf)
-                    ]
+                    pending += [leaf for leaf in effective if _covers(target, leaf)]
         return read
 
     def _is_root(self, key: str) -> bool:
