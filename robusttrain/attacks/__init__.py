@@ -121,6 +121,8 @@ class Traits:
         Whether it follows the decision boundary, of which a model that draws noise has none to see.
     black_box
         Whether it searches by outputs alone, as the audit holds against searches by gradients.
+    own_objective
+        Whether it has an objective of its own, and does not climb the `loss` of its caller.
     pooled
         Whether it takes many batches at once and keeps to the batch size of the model by itself
         (`Metered.size`), so that images that are broken leave their room to others.
@@ -131,6 +133,7 @@ class Traits:
     starts_at_image: bool = False
     walks_boundary: bool = False
     black_box: bool = False
+    own_objective: bool = False
     pooled: bool = False
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks import StepsField
+from robusttrain.attacks import StepsField, Traits
 from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.objectives import (
@@ -19,6 +19,7 @@ from robusttrain.attacks.objectives import (
     climbed,
     fitted_objective,
     fitted_targets,
+    has_own_objective,
     remaining,
 )
 from robusttrain.attacks.search_state import BestPoints, PerImageState, remaining_indices
@@ -125,6 +126,22 @@ class APGD(StepsField, BallAttack):
         self.starts = [SearchStart(start) for start in self.starts]
         if self.far is not None:
             ranges.at_least(0, far=self.far)
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        own = has_own_objective(self.objective, self.targets)
+        return replace(super().traits, own_objective=own)
+
+    def unused(self) -> dict[str, str]:
+        """`rho` in l1, and what ends later searches if there are none."""
+        searches = (self.restarts or 1) * (self.targets or 1)
+        found = {"rho": "norm"} if self.norm is Norm.l1 else {}
+        if searches < LEAST_SEARCHES:
+            found["give_up"] = "restarts"
+        if searches == 1:
+            found["far"] = "restarts"
+        return found
 
     def fitted(self, num_classes: int) -> Self:
         """No more targets than other classes; the margin where there are too few for the DLR."""

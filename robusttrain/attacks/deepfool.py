@@ -48,7 +48,7 @@ class DeepFool(StepsField, BallAttack):
     @property
     def traits(self) -> Traits:
         """What kind of an attack it is."""
-        return replace(super().traits, walks_boundary=True)
+        return replace(super().traits, walks_boundary=True, own_objective=True)
 
     def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, cut to the ball."""

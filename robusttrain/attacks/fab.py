@@ -80,6 +80,10 @@ class FAB(StepsField, BallAttack):
         if self.give_up is None:
             self.give_up = self.norm is Norm.linf
 
+    def unused(self) -> dict[str, str]:
+        """`give_up`, if searches go on to their last step."""
+        return {"give_up": "minimal"} if self.minimal else {}
+
     def fitted(self, num_classes: int) -> Self:
         """The same attack, with no more targets than there are other classes."""
         return replace(self, targets=fitted_targets(self.targets, num_classes))
@@ -87,7 +91,7 @@ class FAB(StepsField, BallAttack):
     @property
     def traits(self) -> Traits:
         """What kind of an attack it is."""
-        return replace(super().traits, walks_boundary=True)
+        return replace(super().traits, walks_boundary=True, own_objective=True)
 
     def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The smallest perturbation that fools the model, cut to the ball."""

@@ -16,6 +16,7 @@ from robusttrain.attacks.objectives import (
     checked_objective,
     climbed,
     fitted_objective,
+    has_own_objective,
 )
 from robusttrain.attacks.pgd import STARTS, Start, check_steps, checked_start, projected_step
 
@@ -71,7 +72,8 @@ class FriendlyPGD(BallAttack):
     @property
     def traits(self) -> Traits:
         """What kind of an attack it is."""
-        return replace(super().traits, starts_at_image=not self.random_start)
+        own = has_own_objective(self.objective, None)
+        return replace(super().traits, starts_at_image=not self.random_start, own_objective=own)
 
     def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """Where the search for each image ended."""

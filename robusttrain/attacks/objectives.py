@@ -139,10 +139,15 @@ def climbed(
     InputError
         If an objective or targets are set and the caller has a loss of its own.
     """
-    if objective is not AttackObjective.loss or targets is not None:
+    if has_own_objective(objective, targets):
         allowed = "loss, and targets null, where the defense brings a loss of its own"
         ranges.require(surrogate.loss is cross_entropy, "objective", objective, allowed)
     return targeted_losses(surrogate, x, targets, objective)
+
+
+def has_own_objective(objective: AttackObjective, targets: int | None) -> bool:
+    """Whether an attack climbs something else than the loss that it is called with."""
+    return objective is not AttackObjective.loss or targets is not None
 
 
 def check_targets(targets: int | None, label: Label) -> None:

@@ -20,6 +20,7 @@ from robusttrain.attacks.objectives import (
     climbed,
     fitted_objective,
     fitted_targets,
+    has_own_objective,
 )
 from robusttrain.attacks.search_state import BestPoints
 from robusttrain.threat.balls import Ball, per_image, striped_start
@@ -156,10 +157,19 @@ class PGD(BallAttack):
             objective=fitted_objective(self.objective, self.targets, num_classes),
         )
 
+    def unused(self) -> dict[str, str]:
+        """`keep_best`, if every iterate is scored anyway."""
+        if self.stop_early:
+            return {"keep_best": "stop_early"}
+        if self.targets is not None:
+            return {"keep_best": "targets"}
+        return {"keep_best": "restarts"} if self.restarts > 1 else {}
+
     @property
     def traits(self) -> Traits:
         """What kind of an attack it is."""
-        return replace(super().traits, starts_at_image=not self.random_start)
+        own = has_own_objective(self.objective, self.targets)
+        return replace(super().traits, starts_at_image=not self.random_start, own_objective=own)
 
     @property
     def step_rule(self) -> StepRule:

@@ -1,10 +1,11 @@
 """The perturbation of learning with a strong adversary, Algorithm 1 (Huang et al. 2016)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from robusttrain.attacks import Traits
 from robusttrain.attacks.attack_loss import AttackLoss
 from robusttrain.attacks.ball_attack import BallAttack
 
@@ -19,6 +20,11 @@ class SoftmaxLinearisation(BallAttack):
     for that class instead, away from the rival that leads it by the largest distance. It has a
     direction of its own, and `loss` is not asked.
     """
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of an attack it is."""
+        return replace(super().traits, own_objective=True)
 
     def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The point at distance `eps` on that way, within the box."""

@@ -77,7 +77,7 @@ class Square(BallAttack):
     @property
     def traits(self) -> Traits:
         """What kind of an attack it is."""
-        return replace(super().traits, black_box=True)
+        return replace(super().traits, black_box=True, own_objective=True)
 
     def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """The first point that fools the model, or the one of lowest margin."""

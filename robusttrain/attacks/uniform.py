@@ -13,6 +13,10 @@ from robusttrain.attacks.ball_attack import BallAttack
 class Uniform(BallAttack):
     """One point drawn uniformly from the ball, cut with the box; no gradient, no search."""
 
+    def unused(self) -> dict[str, str]:
+        """The fields about the model, which it does not ask."""
+        return {"label": "", "mode": ""}
+
     def search(self, surrogate: AttackLoss, x: Tensor, generator: torch.Generator) -> Tensor:
         """A random point of S(x)."""
         return self.ball.random_start(x, generator)

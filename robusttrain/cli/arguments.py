@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from robusttrain import renames
 from robusttrain.errors import InputError
+from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
 from robusttrain.runs.resume import resumed
 from robusttrain.runtime import distributed
 
@@ -18,7 +19,7 @@ def arguments(given: Sequence[str]) -> list[str]:
     InputError
         If `resume=` names no run that can be resumed, or a sweep is started under torchrun.
     """
-    arguments = _renamed([word for a in given for word in unstacked(a)])
+    arguments = _inherited(_renamed([word for a in given for word in unstacked(a)]))
     if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
         problem = "is not allowed under torchrun, whose processes share one run"
         allowed = "start the jobs one by one, or without torchrun"
@@ -34,6 +35,26 @@ def _renamed(arguments: list[str]) -> list[str]:
             # Not to stdout, which may be the configuration that `--cfg` prints.
             print(f"warning: {old} is now spelt {new}", file=sys.stderr, flush=True)
     return current
+
+
+def _inherited(arguments: list[str]) -> list[str]:
+    """Let Hydra accept keys of components whose option may come from a checkpoint.
+
+    Hydra knows the default options only. `robusttrain.runs.inherit` checks these keys later.
+    """
+    if not any(argument.startswith("checkpoint=") for argument in arguments):
+        return arguments
+    groups = {*INHERITED, *OF_TRAINING} - {argument.partition("=")[0] for argument in arguments}
+    return [
+        f"{FORCED}{argument}" if _component(argument) in groups else argument
+        for argument in arguments
+    ]
+
+
+def _component(argument: str) -> str:
+    """The component in which an argument sets a key; empty if it sets something else."""
+    section, dot, _ = argument.partition("=")[0].partition(".")
+    return section if dot else ""
 
 
 def unstacked(argument: str) -> list[str]:

@@ -12,19 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import hydra
 import torch
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from robusttrain import seeding
 from robusttrain.cli.arguments import arguments
 from robusttrain.config import build as configs
-from robusttrain.config import schema
+from robusttrain.config import schema, unread
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.config.run_config import Config
 from robusttrain.config.schema import CONF
@@ -33,7 +33,8 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import PREAMBLE
 from robusttrain.runs import experiment
 from robusttrain.runs.context import Origin
-from robusttrain.runs.inherit import inherit_config
+from robusttrain.runs.hidden import refuse_hidden
+from robusttrain.runs.inherit import inherit_config, refuse_unknown_keys
 from robusttrain.runs.lock import alone_in
 from robusttrain.runs.preflight import check_settings
 from robusttrain.runs.rerun import Repetition
@@ -118,9 +119,13 @@ def _run_in(
     command: Sequence[str],
     terminal: Terminal,
 ) -> float | None:
-    names = _names({key: str(value) for key, value in chosen.runtime.choices.items()}, config.noise)
+    names = _options(chosen, config)
+    refuse_hidden(chosen)
     with alone_in(run_dir) if distributed.is_main() else nullcontext():
-        built, origin = prepared(config, names, overrides(chosen.overrides.task))
+        built, origin, without_effect = prepared(config, names, overrides(chosen.overrides.task))
+        if chosen.mode == RunMode.RUN and built.resume is None:
+            # The settings of all jobs of a sweep are checked together, before the first one.
+            unread.refuse(without_effect)
         if built.keep_memory:
             keep_freed_memory()
         repeated = Command.of(chosen, command[1:])
@@ -153,7 +158,7 @@ def main(program: str, given: Sequence[str]) -> None:
         words = distributed.broadcast(lambda: arguments(given))
         if not distributed.is_main():
             words = [*words, *WITHOUT_FILES]
-        with sweep.concluded():
+        with sweep.concluded(_without_effect):
             _by_hydra((program, *words))
 
 
@@ -231,9 +236,27 @@ def _leave(error: Exception) -> NoReturn:
     sys.exit(distributed.exit_message(f"robusttrain: {explain(error)}"))
 
 
-def prepared(
-    config: DictConfig, names: Mapping[str, str], overrides: Sequence[str]
-) -> tuple[Config, Origin]:
+def _without_effect(composed: DictConfig) -> Mapping[str, InputError]:
+    """The refusals of the settings of a job that have no effect, by their keys."""
+    config = copy.deepcopy(composed)
+    chosen = cast(HydraConf, config.hydra)
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return prepared(config, _options(chosen, config), list(chosen.overrides.task)).unread
+
+
+class Prepared(NamedTuple):
+    """A run before any work: its components, and where its configuration comes from.
+
+    `unread` has a refusal for each setting of the command line that has no effect, by its key.
+    """
+
+    config: Config
+    origin: Origin
+    unread: Mapping[str, InputError]
+
+
+def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[str]) -> Prepared:
     """Build every component, and describe where the configuration comes from.
 
     Parameters
@@ -255,6 +278,7 @@ def prepared(
     if config.checkpoint is not None:
         config, others = inherit_config(config, overrides)
         names = {**names, **others}
+    refuse_unknown_keys(config, overrides)
     config = configs.with_numbers(config)
     # A model that is already an `nn.Module` is initialised when it is built.
     torch.manual_seed(seeding.derived_seed(config.seed, "initialisation"))
@@ -265,12 +289,15 @@ def prepared(
     check_settings(built)
     # The names in a checkpoint are more reliable than those derived from its configuration.
     names = {TRAIN_ATTACK: training_attack(built, plain, names), **names}
-    return built, Origin(plain, names)
+    if built.resume is None:
+        unread.refuse_without_effect(built, plain, names)
+    return Prepared(built, Origin(plain, names), unread.unread(built, plain, names, overrides))
 
 
-def _names(choices: dict[str, str], noise: DictConfig) -> dict[str, str]:
+def _options(chosen: HydraConf, config: DictConfig) -> dict[str, str]:
     """The option of each group; for a stack of noises, those of its mechanisms, in order."""
-    stacked = [f"noise@noise.mechanisms.{name}" for name in noise.get("mechanisms", {})]
+    choices = {key: str(value) for key, value in chosen.runtime.choices.items()}
+    stacked = [f"noise@noise.mechanisms.{name}" for name in config.noise.get("mechanisms", {})]
     options = [choices[group] for group in stacked if group in choices]
     return {**choices, "noise": "+".join(options)} if options else choices
 

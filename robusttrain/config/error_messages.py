@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra.errors import (
@@ -94,6 +94,30 @@ def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
     file = _IN_FILE.match(str(error))
     word = override or (f"{file[0]}{key}" if file else key)
     return f"{word} is not allowed: no such key{hint}\nKeys of {where}: {there}"
+
+
+def no_such_key(word: str, key: str, there: Iterable[str]) -> InputError:
+    """The refusal of a `word` of the command line, by a component that only has the keys `there`.
+
+    Parameters
+    ----------
+    word
+        The word, such as `dataset.pth=DIR`.
+    key
+        Its key, up to the part that is unknown.
+    there
+        The keys of the component.
+    """
+    where, _, last = key.rpartition(".")
+    near = difflib.get_close_matches(last, there := list(there), 1, 0.7)
+    hint = f", did you mean {where}.{near[0]}?" if near else ""
+    problem = f"is not allowed: no such key{hint}\nKeys of {where}: {', '.join(there) or 'none'}"
+    return InputError(word, problem=problem)
+
+
+def wrong_type(word: str, error: OmegaConfBaseException) -> InputError:
+    """The refusal of a `word` of the command line whose value has another type than its key."""
+    return InputError(word, problem=f"is not allowed: {_lines(error)[0]}")
 
 
 def _near(key: str, root: Any) -> list[str]:

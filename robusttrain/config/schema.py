@@ -84,6 +84,16 @@ def components(group: str) -> list[type]:
     ]
 
 
+def schema_of(target: object) -> type | None:
+    """The structured config of the class that a `_target_` names, if robusttrain defines it."""
+    module, _, name = str(target).rpartition(".")
+    if not module.startswith(f"{PACKAGE.name}."):
+        return None
+    component = getattr(importlib.import_module(module), name, None)
+    known = isinstance(component, type) and dataclasses.is_dataclass(component)
+    return schema(cast(type, component)) if known else None
+
+
 def _dataclasses(place: ModuleType) -> Iterator[type]:
     """Public dataclasses of a module, or of the modules of a package."""
     inside = getattr(place, "__path__", None)

@@ -88,6 +88,12 @@ class Folder(_Base):
         if self.workers is not None:
             ranges.at_least(0, workers=self.workers)
 
+    def unused(self) -> dict[str, str]:
+        """The draw of the test set, if there is a folder with one."""
+        root = Path(self.path).expanduser()
+        draws = not all((root / part).is_dir() for part in ("train", "test"))
+        return {} if draws else {"seed": "path", "test_share": "path"}
+
     def info(self) -> Info:
         train = self._found.train
         return Info(self._image_shape(train), len(train), tuple(train))

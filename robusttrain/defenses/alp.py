@@ -56,6 +56,10 @@ class ALP:
         else:
             refuse_none(self.attack)
 
+    def unused(self) -> dict[str, str]:
+        """The attack, with `pairing=clean`."""
+        return {"attack": "pairing"} if self.pairing is Pairing.clean else {}
+
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
     ) -> Tensor:

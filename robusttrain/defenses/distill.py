@@ -17,6 +17,7 @@ from robusttrain.defenses.divergence import (
     divergence,
     log_probabilities,
     refuse_labels,
+    refuse_own_objective,
 )
 from robusttrain.noise.control import drawing_from
 from robusttrain.noise.layer import noise_layers
@@ -64,6 +65,11 @@ class Distill:
         ranges.within(0, 1, alpha=self.alpha)
         refuse_none(self.attack)
         refuse_labels(self.attack)
+        refuse_own_objective(self.attack)
+
+    def unused(self) -> dict[str, str]:
+        """The attack, if its images have no weight."""
+        return {"attack": "alpha"} if self.alpha == 0 else {}
 
     def with_models(self, load: Callable[[str, str], nn.Module]) -> "Distill":
         """A copy with its teacher, which `load(key, run)` loads unless it is a module already."""

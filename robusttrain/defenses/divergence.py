@@ -1,13 +1,14 @@
 """The Kullback-Leibler divergence of outputs, which attacks climb for TRADES and distillation."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks import Attack, traits_of
+from robusttrain.attacks import Attack, parts, traits_of
 from robusttrain.attacks.attack_loss import Label
 
 
@@ -62,6 +63,14 @@ def refuse_labels(attack: Attack) -> None:
     label = traits_of(attack).label
     allowed = "given: the attack of this defense climbs a divergence, which ignores labels"
     ranges.require(label == Label.given, "attack.label", label, allowed)
+
+
+def refuse_own_objective(attack: Attack) -> None:
+    """Raise `InputError` if `attack`, or the one inside of it, does not climb the divergence."""
+    searching: Any = parts(attack)[-1]
+    allowed = "one that climbs the divergence of this defense, and no objective of its own"
+    own = traits_of(searching).own_objective
+    ranges.require(not own, "attack", type(searching).__name__, allowed)
 
 
 def refuse_start_at_image(attack: Attack) -> None:

@@ -17,6 +17,7 @@ from robusttrain.defenses.divergence import (
     log_probabilities,
     mean_log_probabilities,
     refuse_labels,
+    refuse_own_objective,
     refuse_start_at_image,
 )
 
@@ -46,7 +47,12 @@ class TRADES:
         ranges.at_least(0, beta=self.beta)
         refuse_none(self.attack)
         refuse_labels(self.attack)
+        refuse_own_objective(self.attack)
         refuse_start_at_image(self.attack)
+
+    def unused(self) -> dict[str, str]:
+        """The attack, if its images have no weight."""
+        return {"attack": "beta"} if self.beta == 0 else {}
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator

@@ -138,6 +138,10 @@ class Evaluation:
                 f"named otherwise: reports have rows {', '.join(RESERVED)}, {RESERVED_START}...",
             )  # fmt: skip
 
+    def unused(self) -> dict[str, str]:
+        """The probe, without an audit."""
+        return {} if self.audit else {"probe": "audit", "probe_samples": "audit"}
+
     def choose(self, size: int) -> Tensor:
         """Positions of the images to evaluate in a split of `size`, in increasing order."""
         if self.samples is None or self.samples >= size:

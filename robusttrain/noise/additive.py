@@ -48,6 +48,15 @@ class AdditiveNoise(Switches, ABC):
         if self.draws is not None:
             ranges.at_least(1, draws=self.draws)
 
+    def refuse_without_effect(self) -> None:
+        """Raise `InputError` if the noise is 0, or never drawn."""
+        super().refuse_without_effect()
+        ranges.require(self.sigma > 0, "sigma", self.sigma, "above 0: without noise, noise=none")
+
+    def unused(self) -> dict[str, str]:
+        """Also `draws`, without noise in training."""
+        return super().unused() | ({} if self.train else {"draws": "train"})
+
     def install(self, model: nn.Module, seed: int) -> None:
         """Add the noise to `model`.
 

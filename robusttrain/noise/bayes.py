@@ -43,6 +43,12 @@ class Bayes(Switches):
         ranges.above(0, initial=self.initial, prior=self.prior)
         ranges.at_least(0, kl=self.kl)
 
+    def unused(self) -> dict[str, str]:
+        """Also the divergence, without noise in training or without weight."""
+        penalty = {} if self.kl > 0 else {"prior": "kl"}
+        untrained = {} if self.train else dict.fromkeys(("kl", "prior"), "train")
+        return super().unused() | penalty | untrained
+
     def install(self, model: nn.Module, seed: int) -> None:
         """Make the weights of `model` random.
 

@@ -30,6 +30,11 @@ class Dropout(Switches):
         super().__post_init__()
         ranges.require(0 <= self.p < 1, "p", self.p, "from 0 to below 1")
 
+    def refuse_without_effect(self) -> None:
+        """Raise `InputError` if nothing is ever zeroed."""
+        super().refuse_without_effect()
+        ranges.require(self.p > 0, "p", self.p, "above 0: without dropout, noise=none")
+
     def install(self, model: nn.Module, seed: int) -> None:
         """Add the noise to `model`."""
         _, *places = layers_for("dropout", model)

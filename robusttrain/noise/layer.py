@@ -57,6 +57,15 @@ class Switches:
         ranges.one_of(list(Vote), vote=self.vote)
         self.vote = Vote(self.vote)
 
+    def refuse_without_effect(self) -> None:
+        """Raise `InputError` if the noise is never drawn."""
+        allowed = "true, or combined with predict=true; without noise, noise=none"
+        ranges.require(self.train or self.predict, "train", False, allowed)
+
+    def unused(self) -> dict[str, str]:
+        """The fields without effect, each with the field that is the cause."""
+        return {} if self.predict else {"vote": "predict"}
+
 
 class NoiseLayer(nn.Module):
     """A source of noise with its own generator, and a switch for training and for prediction.

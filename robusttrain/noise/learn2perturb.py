@@ -43,6 +43,10 @@ class Learn2Perturb(Switches):
         ranges.above(0, initial=self.initial)
         ranges.at_least(0, gamma=self.gamma)
 
+    def unused(self) -> dict[str, str]:
+        """Also the regulariser, without noise in training."""
+        return super().unused() | ({} if self.train else {"gamma": "train"})
+
     def install(self, model: nn.Module, seed: int) -> None:
         """Add the noise to `model`; the sigmas get their shapes in the first pass.
 

@@ -34,6 +34,12 @@ class RSE(Switches):
         super().__post_init__()
         ranges.at_least(0, initial=self.initial, inner=self.inner)
 
+    def refuse_without_effect(self) -> None:
+        """Raise `InputError` if the noise is 0, or never drawn."""
+        super().refuse_without_effect()
+        some = self.initial > 0 or self.inner > 0
+        ranges.require(some, "initial", self.initial, "above 0 when inner=0")
+
     def install(self, model: nn.Module, seed: int) -> None:
         """Add the noise to `model`.
 

@@ -76,6 +76,10 @@ class EMA:
     def __post_init__(self) -> None:
         ranges.require(0 <= self.decay < 1, "decay", self.decay, "from 0 to below 1")
 
+    def refuse_without_effect(self) -> None:
+        """Raise `InputError` if the average is that of the last weights alone."""
+        ranges.require(self.decay > 0, "decay", self.decay, "above 0; otherwise, averaging=none")
+
     def share(self, step: TrainingStep) -> float:
         """1 minus the decay."""
         return 1 - min(self.decay, (1 + step.updates) / (10 + step.updates))

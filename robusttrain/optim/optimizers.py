@@ -30,7 +30,7 @@ class SGD:
     lr
         Peak learning rate, above 0.
     momentum
-        Factor of the previous step in the next one, 0 or more.
+        Factor of the previous step in the next one, from 0 to below 1.
     weight_decay
         Factor of the weights that is added to the gradient (an l2 penalty), 0 or more.
     nesterov
@@ -44,7 +44,9 @@ class SGD:
 
     def __post_init__(self) -> None:
         ranges.above(0, lr=self.lr)
-        ranges.at_least(0, momentum=self.momentum, weight_decay=self.weight_decay)
+        allowed = "from 0 to below 1"
+        ranges.require(0 <= self.momentum < 1, "momentum", self.momentum, allowed)
+        ranges.at_least(0, weight_decay=self.weight_decay)
         ranges.require(
             self.momentum > 0 or not self.nesterov, "nesterov", True, "false when momentum=0"
         )

@@ -90,6 +90,10 @@ class Step(Constant):
         for milestone in self.milestones:
             ranges.within(0, 1, milestones=milestone)
 
+    def unused(self) -> dict[str, str]:
+        """The factor, without milestones."""
+        return {} if self.milestones else {"gamma": "milestones"}
+
     def share(self, step: int, steps: int) -> float:
         passed = sum(step >= round(milestone * steps) for milestone in self.milestones)
         return self.gamma**passed

@@ -62,6 +62,12 @@ class AWP:
         ranges.at_least(0, gamma=self.gamma)
         ranges.within(0, 1, warmup=self.warmup)
 
+    def refuse_without_effect(self) -> None:
+        """Raise `InputError` if the weights are never perturbed."""
+        name = "otherwise, weight_perturbation=none"
+        ranges.require(self.gamma > 0, "gamma", self.gamma, f"above 0; {name}")
+        ranges.require(self.warmup < 1, "warmup", self.warmup, f"below 1; {name}")
+
     def at(self, progress: float) -> Offsets | None:
         """`offsets`, from the end of the warm-up on."""
         return self.offsets if progress >= self.warmup else None

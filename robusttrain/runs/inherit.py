@@ -1,16 +1,20 @@
 """What a run inherits from the configuration of its checkpoint."""
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.checkpoints import external
 from robusttrain.config.build import with_numbers
+from robusttrain.config.error_messages import no_such_key, wrong_type
 from robusttrain.config.run_config import Stage
-from robusttrain.config.schema import COMPANIONS
+from robusttrain.config.schema import COMPANIONS, schema_of
+from robusttrain.config.unread import destination
 from robusttrain.errors import InputError
 from robusttrain.runs.training_attack import OWN_ATTACK, TRAIN_ATTACK, UNKNOWN
 from robusttrain.runs.trust import refuse_untrusted
@@ -22,6 +26,11 @@ INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "s
 OF_TRAINING = (
     "attack", "defense", *COMPANIONS, "optimizer", "schedule", "training", "epochs", "batch_size",
 )  # fmt: skip
+
+TARGET = "_target_"
+
+# How Hydra is told to accept keys that the option of the command line does not have.
+FORCED = "++"
 
 # The growth of the training attack, which is part of its name in reports.
 GROWTH = "training.curriculum.steps"
@@ -54,7 +63,7 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
     if isinstance(given, checkpoints.Checkpoint):
         inherit = _to_train_on if trains else _to_evaluate
         return inherit(config, given, overrides)
-    chosen = {_destination(override) for override in overrides}
+    chosen = {destination(override) for override in overrides}
     names = {}
     if not trains:
         names[TRAIN_ATTACK] = UNKNOWN
@@ -77,12 +86,15 @@ def _to_evaluate(
     config: DictConfig, saved: checkpoints.Checkpoint, overrides: Sequence[str]
 ) -> Inherited:
     """The configuration of a run that evaluates `saved`, with the training that is saved there."""
+    of_training = [word for word in overrides if _part(word) in OF_TRAINING]
+    refuse_unknown_keys(OmegaConf.create(saved.config), of_training)
     refuse_other_training(config, saved, overrides)
-    own = [override for override in overrides if not _is_of_training(_destination(override))]
+    own = [word for word in overrides if word not in of_training]
     composed, inherited = with_saved_config(config, saved, own)
-    growth = saved.config["training"]["curriculum"]["steps"]
-    refuse_untrusted(growth, config.trust)
-    OmegaConf.update(composed, GROWTH, growth, merge=False, force_add=True)
+    # These keys may belong to another option than that of this command line.
+    for part in {_part(word) for word in of_training if word.startswith(FORCED)} - {*inherited}:
+        _take(composed, saved, part)
+    _take(composed, saved, GROWTH)
     return Inherited(composed, _named(saved, [*inherited, *COMPANIONS, OWN_ATTACK, TRAIN_ATTACK]))
 
 
@@ -100,8 +112,8 @@ def refuse_other_training(
     today, before = with_numbers(config), OmegaConf.create(saved.config)
     for override in overrides:
         word, _, value = override.lstrip("+~").partition("=")
-        key = _destination(override)
-        if not _is_of_training(key):
+        key = destination(override)
+        if _part(override) not in OF_TRAINING:
             continue
         if word in saved.names:
             ours, theirs = value, saved.names[word]
@@ -112,8 +124,9 @@ def refuse_other_training(
             raise InputError(word, value, f"it had {word}={theirs}", problem)
 
 
-def _is_of_training(key: str) -> bool:
-    return key.partition(".")[0] in OF_TRAINING
+def _part(override: str) -> str:
+    """The component, or the key of the run, that an override sets or is inside of."""
+    return destination(override).partition(".")[0]
 
 
 def _value(config: DictConfig, key: str) -> Any:
@@ -131,14 +144,13 @@ def with_saved_config(
     InputError
         If the saved run names a class or function that is not trusted (`refuse_untrusted`).
     """
-    keys = {_destination(override) for override in overridden}
+    keys = {destination(override) for override in overridden}
     # An option of defense chooses its training attack, too.
     chosen = keys | {"attack"} if "defense" in keys else keys
     inherited = [key for key in INHERITED if key not in chosen]
     composed = copy.deepcopy(config)
     for key in inherited:
-        refuse_untrusted(saved.config[key], config.trust)
-        OmegaConf.update(composed, key, saved.config[key], merge=False, force_add=True)
+        _take(composed, saved, key)
     # A key inside a component does not replace the component: it is set on the inherited one.
     for key in keys:
         if key.partition(".")[0] in inherited and "." in key:
@@ -147,6 +159,53 @@ def with_saved_config(
     return composed, inherited
 
 
-def _destination(override: str) -> str:
-    """The key that an override sets; in `attack@evaluation.attacks.pgd=pgd20` it follows the @."""
-    return override.lstrip("+~").partition("=")[0].rpartition("@")[2]
+def _take(composed: DictConfig, saved: checkpoints.Checkpoint, key: str) -> None:
+    """Set `key` to its saved value, in place."""
+    value: Any = saved.config
+    for name in key.split("."):
+        value = value[name]
+    refuse_untrusted(value, composed.trust)
+    OmegaConf.update(composed, key, value, merge=False, force_add=True)
+
+
+def refuse_unknown_keys(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse keys that the components of `config` do not have, and values of another type.
+
+    Hydra has checked keys without `++` already. Values get the type of their key, in place.
+
+    Raises
+    ------
+    InputError
+        If one of the `overrides` sets such a key or value.
+    """
+    for override in overrides:
+        key = destination(override)
+        if override.startswith(FORCED) and "." in key:
+            _check_key(config, override.lstrip("+"), key)
+
+
+def _check_key(config: DictConfig, word: str, key: str) -> None:
+    section, *names = key.split(".")
+    node = config.get(section)
+    for name in names:
+        if not OmegaConf.is_dict(node):
+            raise no_such_key(word, f"{section}.{name}", [])
+        known = schema_of(node.get("_target_"))
+        if known is not None:
+            fields = [field.name for field in dataclasses.fields(known) if field.name != TARGET]
+            if name not in fields:
+                raise no_such_key(word, f"{section}.{name}", fields)
+            _convert(node, name, known, word)
+        section, node = f"{section}.{name}", node.get(name)
+
+
+def _convert(node: DictConfig, name: str, known: type, word: str) -> None:
+    """Give the value of a component's field the type of that field."""
+    if name not in node or OmegaConf.is_interpolation(node, name) or TARGET in str(node[name]):
+        return
+    typed = OmegaConf.structured(known)
+    try:
+        typed[name] = node[name]
+    except OmegaConfBaseException as error:
+        raise wrong_type(word, error) from error
+    node[name] = typed[name]

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExternalModel
-from robusttrain.config.run_config import Config
+from robusttrain.config.run_config import Config, Stage
+from robusttrain.data import Dataset
 from robusttrain.defenses import Selective
+from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.voting import least_votes
@@ -17,6 +19,8 @@ from robusttrain.intervals import refuse_unbounded
 from robusttrain.models.network import listed, places_without_noise
 from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT
+from robusttrain.optim.averaging import SWA
+from robusttrain.optim.schedules import Cosine, OneCycle
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs.context import RunContext
 from robusttrain.runs.device import device_of
@@ -25,18 +29,27 @@ from robusttrain.threat import Norm
 
 
 def check_settings(config: Config) -> None:
-    """Refuse a missing device, and a curriculum that the defense does not support.
+    """Refuse a missing device, and what does not fit the training: a curriculum, an average.
 
     It runs before anything is loaded or written.
 
     Raises
     ------
     InputError
-        If `device` or `training.curriculum` is not allowed.
+        If `device`, `training.curriculum` or `averaging` is not allowed.
     """
     training = config.training
     training.curriculum.at(config.defense, 1, max(1, training.epochs))
     device_of(config.device)
+    if Stage.train in config.stages and config.resume is None:
+        _refuse_average_at_the_end(config)
+
+
+def _refuse_average_at_the_end(config: Config) -> None:
+    """Refuse SWA with a learning rate that falls to 0, where all weights are almost the same."""
+    if isinstance(config.averaging, SWA) and isinstance(config.schedule, OneCycle | Cosine):
+        problem = "needs a learning rate that stays high"
+        raise InputError("averaging", "swa", "schedule=constant or schedule=step", problem)
 
 
 def check_inputs(context: RunContext, inputs: Inputs) -> None:
@@ -53,6 +66,8 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
     config, shape = context.config, context.info.image_shape
     warn_of_other_classes(context, inputs.given)
     warn_of_places_without_noise(inputs.model, shape, context.terminal)
+    if context.trains:
+        _refuse_empty_crops(config.dataset, shape)
     if context.trains and isinstance(inputs.defense, Selective):
         inputs.defense.refuse_unfit(inputs.model, shape)
     if not context.evaluates:
@@ -74,6 +89,13 @@ def warn_of_other_classes(context: RunContext, given: Given) -> None:
             f"warning: the model was trained on other classes than those of the data set, or in "
             f"another order: {first[0]} is now {first[1]}"
         )
+
+
+def _refuse_empty_crops(dataset: Dataset, image_shape: tuple[int, int, int]) -> None:
+    """Refuse shifts that leave nothing of an image."""
+    side = min(image_shape[1:])
+    allowed = f"less than the {side} pixels of a side of the images"
+    ranges.require(dataset.crop < side, "dataset.crop", dataset.crop, allowed)
 
 
 def refuse_evaluation(

@@ -17,7 +17,8 @@ from robusttrain.errors import InputError
 # packages, could run code or write files with arguments of somebody else's choice.
 OWN = "robusttrain"
 COMPONENTS = tuple(
-    f"{OWN}.{package}." for package in ("attacks", "data", "defenses", "models", "noise")
+    f"{OWN}.{package}."
+    for package in ("attacks", "data", "defenses", "models", "noise", "optim", "training")
 )
 
 # The one function that is called: it reads a file as data, and checks what is in it.

@@ -13,15 +13,29 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
+from robusttrain import ranges
 from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import RECORDS
 from robusttrain.runs.resume import quoted
-from robusttrain.runtime import signals
+from robusttrain.runtime import distributed, signals
 from robusttrain.sweeps import launchers
+from robusttrain.sweeps.effect import refuse_unread
 from robusttrain.sweeps.monitor import COMPLAINT, monitored
 from robusttrain.sweeps.records import WAITING, Job
 from robusttrain.sweeps.session import SweepState, open_in_worker, present
+
+
+def _refuse_chdir(config: DictConfig) -> None:
+    """Refuse a run in another directory than that of the command.
+
+    Raises
+    ------
+    InputError
+        If `hydra.job.chdir` is true.
+    """
+    allowed = "false, since relative paths such as data_dir start in the directory of the command"
+    ranges.require(not config.hydra.job.chdir, "hydra.job.chdir", True, allowed)
 
 
 class Sweeps(Callback):
@@ -35,11 +49,21 @@ class Sweeps(Callback):
     def __init__(self) -> None:
         self.sweep: SweepState | None = None
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse what Hydra would do before the run."""
+        try:
+            _refuse_chdir(config)
+        except InputError as error:
+            sys.exit(distributed.exit_message(f"{COMPLAINT}{error}"))
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Announce the sweep and prepare its launcher, before any job."""
         session = present()
         assert session is not None, "the command line opens it"
         try:
+            _refuse_chdir(config)
+            assert session.unread is not None, "the command line passes it"
+            refuse_unread(config, session.unread)
             self.sweep = session.sweep = _announced(config)
             if launchers.launcher(config) != launchers.PLAIN:
                 _prepare(config, self.sweep, session.view)

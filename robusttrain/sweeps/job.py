@@ -30,7 +30,7 @@ from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
 from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
 from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, Job
-from robusttrain.sweeps.session import SweepState, opened, present
+from robusttrain.sweeps.session import SweepState, Unread, opened, present
 from robusttrain.sweeps.summary import write_summary
 
 log = logging.getLogger("robusttrain")
@@ -122,8 +122,10 @@ def _report_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) ->
 
 
 @contextmanager
-def concluded() -> Iterator[None]:
+def concluded(unread: Unread) -> Iterator[None]:
     """Summarise the sweep that runs within the block, if there is one.
+
+    Before its jobs, `unread` finds the settings that have no effect in them.
 
     Raises
     ------
@@ -132,7 +134,7 @@ def concluded() -> Iterator[None]:
     Interrupted
         If a signal was deferred until the jobs had ended.
     """
-    with opened() as session:
+    with opened(unread) as session:
         try:
             yield
         except EXPECTED_ERRORS:

@@ -6,12 +6,15 @@ Hydra. A worker process of a launcher starts without one; the callback, which is
 every job, opens it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from robusttrain.errors import InputError
 from robusttrain.sweeps.records import Job
 
 
@@ -43,6 +46,10 @@ class SweepState:
     maximises: bool = False
 
 
+Unread = Callable[[DictConfig], Mapping[str, InputError]]
+"""(configuration of a job, with Hydra's part) -> refusals of settings without effect, by key."""
+
+
 @dataclass
 class Session:
     """The sweep of this process.
@@ -53,12 +60,15 @@ class Session:
         The sweep, or None before Hydra has announced it, and for a single run.
     in_worker
         Whether this is a worker process of the launcher, which has no terminal.
+    unread
+        The settings of a job that have no effect; see `Unread`.
     view
         The display of jobs in other processes, to be closed when they have ended.
     """
 
     sweep: SweepState | None = None
     in_worker: bool = False
+    unread: Unread | None = None
     view: ExitStack = field(default_factory=ExitStack)
 
 
@@ -66,9 +76,9 @@ _present: ContextVar[Session | None] = ContextVar("present", default=None)
 
 
 @contextmanager
-def opened() -> Iterator[Session]:
+def opened(unread: Unread) -> Iterator[Session]:
     """Open a session for the block, in which `present` returns it."""
-    session = Session()
+    session = Session(unread=unread)
     before = _present.set(session)
     try:
         yield session

@@ -41,6 +41,10 @@ class Curriculum:
         for number in self.steps:
             ranges.at_least(1, steps=number)
 
+    def unused(self) -> dict[str, str]:
+        """`per_batch` without a warm-up."""
+        return {} if self.eps_warmup > 0 else {"per_batch": "eps_warmup"}
+
     def at(self, defense: T, epoch: int, epochs: int, passed: float = 0.0) -> T:
         """`defense` for `epoch` of `epochs`, counted from 1, after a share `passed` of that epoch.
 

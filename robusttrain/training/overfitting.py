@@ -113,7 +113,7 @@ def probe_images(train: Samples, defense: Any, eps: float) -> Split:
     images, since its accuracy under PGD-10 then says nothing about overfitting.
     """
     size = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, train.size // PROBE_PART))
-    if eps == 0 or not _attacks(defense):
+    if eps == 0 or not searches(defense):
         size = 0
     return train.take(torch.arange(min(size, train.size))).loaded()
 
@@ -127,7 +127,7 @@ def _has_gap(pgd: float, training: float | None) -> bool:
     return training is not None and training - pgd > GAP
 
 
-def _attacks(defense: object) -> bool:
+def searches(defense: object) -> bool:
     """Whether a defense searches for adversarial images; assumed of an attack without a threat."""
     unknown = len(parts(defense)) > 1 and not states_threat(defense)
     return unknown or bool(threats(defense))

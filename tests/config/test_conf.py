@@ -55,13 +55,20 @@ NEEDED = {
     ("noise", "stack"): ["+noise@noise.mechanisms.one=rse"],
 }
 
-# Attacks that defenses refuse: those that start where a divergence has gradient 0, and those that
-# would turn a defense into another method.
+# Attacks that do not climb the loss that a defense gives them.
+OWN_OBJECTIVES = {
+    "apgd_dlr", "apgd_margin", "apgd_t", "carlini_wagner", "deepfool", "fab", "fab_t",
+    "multi_targeted", "softmax_linearisation", "square",
+}  # fmt: skip
+
+# Attacks that defenses refuse: those that start where a divergence has gradient 0, those that do
+# not climb it, and those that would turn a defense into another method.
 ATTACKLESS = {"standard", "free", "grad_align", "lsa", "n_fgsm", "rt", "ibp"}
 REFUSED = {
     ("trades", "fgsm"), ("trades", "mim"),
     *((defense, "none") for defense in DEFENSES if defense not in ATTACKLESS),
     *(("ibp", attack) for attack in ATTACKS if attack != "none"),
+    *((defense, attack) for defense in ("distill", "trades") for attack in OWN_OBJECTIVES),
 }  # fmt: skip
 
 # The model of the run that a transfer attack loads here.

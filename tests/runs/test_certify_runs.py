@@ -233,7 +233,11 @@ MISFITS = {
     "no noise": (["noise=none"], smoothing(SIGMA), "no noise"),
     "another sigma": (GAUSSIAN, smoothing(0.5), "sigma 0.25"),
     "another sigma of its noise": (GAUSSIAN, ["noise=gaussian", "noise.sigma=0.5"], "sigma 0.25"),
-    "noise of prediction": ([*GAUSSIAN, "noise.train=false"], smoothing(SIGMA), "no noise"),
+    "noise of prediction": (
+        [*GAUSSIAN, "noise.train=false", "noise.predict=true"],
+        smoothing(SIGMA),
+        "no noise",
+    ),
     "smoothing": (smoothing(SIGMA), [], "no noise"),
     "noise elsewhere": ([*GAUSSIAN, "noise.at=first"], smoothing(SIGMA), "no noise"),
 }
@@ -314,7 +318,7 @@ REFUSED = {
     "noise=gaussian noise.at=first": NO_THEOREM,
     "noise=exponential": NO_THEOREM,
     "noise=[gaussian,pni_w]": NO_THEOREM,
-    "noise=gaussian noise.sigma=0": NO_THEOREM,
+    "noise=gaussian noise.sigma=0": r"noise\.sigma=0 is not allowed: it must be above 0",
     "noise=smoothing noise.sigma=-1": r"noise\.sigma=-1 is not allowed: .* 0 or more",
     "noise=smoothing noise.at=first": r"noise\.at=first is not allowed: it must be input",
     f"noise=gaussian {KEYS}.n=99 {KEYS}.n0=100": (

@@ -29,9 +29,9 @@ def alone() -> Iterator[None]:
 
 
 def test_a_session_exists_only_in_its_block() -> None:
-    with opened() as one:
+    with opened(lambda config: {}) as one:
         assert present() is one
-        with opened() as inner:
+        with opened(lambda config: {}) as inner:
             assert present() is inner
         assert present() is one
     assert present() is None
@@ -52,7 +52,7 @@ def test_a_worker_opens_the_session_of_its_sweep(sweep: SweepState) -> None:
 
 def test_a_job_in_the_process_of_the_user_leaves_its_session_alone(sweep: SweepState) -> None:
     callback, here = Sweeps(), Path.cwd()
-    with opened() as one:
+    with opened(lambda config: {}) as one:
         callback.sweep = one.sweep = sweep
         callback.on_job_start(DictConfig({}))
         assert present() is one

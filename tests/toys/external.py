@@ -76,7 +76,16 @@ _register = cache(schema.register)
 
 
 def prepared(*overrides: str) -> tuple[Config, Origin]:
-    """What the command line makes of these words, where it is not in Hydra's hands."""
+    """What the command line makes of these words, where it is not in Hydra's hands.
+
+    Words without effect are not refused.
+    """
+    built, origin, _ = looked_at(*overrides)
+    return built, origin
+
+
+def looked_at(*overrides: str) -> main.Prepared:
+    """`prepared`, with the refusals of the words that have no effect."""
     _register()
     with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
         composed = hydra.compose("config", list(overrides), return_hydra_config=True)
