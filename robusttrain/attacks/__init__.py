@@ -4,7 +4,8 @@ An attack is called as `attack(model, x, y, loss=..., generator=...)` with image
 (N, C, H, W) in [0, 1] and labels y of shape (N,), and returns x_adv in S(x), of the shape, dtype
 and device of x. It keeps no model, leaves modes, parameters, BatchNorm statistics and the global
 random state as they were, and draws only from `generator`. (Crafting in train mode runs the model's
-own dropout, which draws from the global stream.)
+own dropout, which draws from the global stream.) The attacks of this package refuse images outside
+[0, 1], and images that are neither float32 nor float64.
 
 Nothing more is needed to train with an attack and to evaluate by it. The curriculum, the curves,
 the audit and some defenses ask for more, by the protocols below. Each has a default for attacks

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 from robusttrain import ranges, seeding
 from robusttrain.attacks import ThreatFields, Traits
 from robusttrain.attacks.attack_loss import AttackLoss, Label, Loss, attack_loss, cross_entropy
+from robusttrain.attacks.images import check_images
 from robusttrain.attacks.model_view import Mode, frozen
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, check_lengths
 from robusttrain.threat.balls import Ball, ball
 
 # The most that an attack spends where there is nothing to be found.
 FRUGAL = {"steps": 3, "queries": 50, "restarts": 1, "targets": 2}
+
+
+def check_step_size(norm: str, step_size: float | None) -> None:
+    """Raise `InputError` unless `step_size` is above 0 and a length in `norm`, or left out."""
+    if step_size is not None:
+        ranges.above(0, step_size=step_size)
+        check_lengths(norm, step_size=step_size)
 
 
 @dataclass
@@ -38,8 +46,8 @@ class BallAttack(ThreatFields, ABC):
     mode: Mode = Mode.eval
 
     def __post_init__(self) -> None:
-        ranges.at_least(0, eps=self.eps)
         ranges.one_of(list(Norm), norm=self.norm)
+        check_lengths(self.norm, eps=self.eps)
         ranges.one_of(list(Label), label=self.label)
         ranges.one_of(list(Mode), mode=self.mode)
         # Plain words are welcome in a notebook, but `is` knows members only.
@@ -74,7 +82,14 @@ class BallAttack(ThreatFields, ABC):
         loss: Loss = cross_entropy,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Adversarial images for `x` (N, C, H, W) with labels `y` (N,)."""
+        """Adversarial images for `x` (N, C, H, W) with labels `y` (N,).
+
+        Raises
+        ------
+        InputError
+            If `x` is not float32 or float64, or has values outside [0, 1].
+        """
+        check_images(x)
         generator = generator or seeding.fresh(x.device)
         with frozen(model, self.mode):
             surrogate = attack_loss(model, x, y, label=self.label, loss=loss)

@@ -16,7 +16,7 @@ from robusttrain.attacks.ascent import (
     climb,
 )
 from robusttrain.attacks.attack_loss import AttackLoss
-from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.ball_attack import BallAttack, check_step_size
 
 # Wong, Rice and Kolter 2020: a longer step than the radius, cut back to it, reaches more corners.
 RANDOM_START_STEP = 1.25
@@ -51,7 +51,7 @@ class FGSM(BallAttack):
                 self.step_size,
                 "left out (null) unless random_start=true",
             )
-            ranges.above(0, step_size=self.step_size)
+            check_step_size(self.norm, self.step_size)
 
     @property
     def traits(self) -> Traits:

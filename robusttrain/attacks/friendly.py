@@ -10,7 +10,7 @@ from robusttrain import ranges
 from robusttrain.attacks import Traits
 from robusttrain.attacks.ascent import Friendly, Walk, climb
 from robusttrain.attacks.attack_loss import AttackLoss
-from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.ball_attack import BallAttack, check_step_size
 from robusttrain.attacks.objectives import (
     AttackObjective,
     checked_objective,
@@ -18,7 +18,7 @@ from robusttrain.attacks.objectives import (
     fitted_objective,
     has_own_objective,
 )
-from robusttrain.attacks.pgd import STARTS, Start, check_steps, checked_start, projected_step
+from robusttrain.attacks.pgd import STARTS, Start, checked_start, projected_step
 
 
 @dataclass
@@ -58,7 +58,8 @@ class FriendlyPGD(BallAttack):
         super().__post_init__()
         self.objective = checked_objective(self.objective)
         self.start = checked_start(self.random_start, self.start)
-        check_steps(self.steps, self.step_size)
+        ranges.at_least(1, steps=self.steps)
+        check_step_size(self.norm, self.step_size)
         ranges.at_least(0, tau=self.tau)
 
     def with_steps(self, steps: int, step_size: float | None = None) -> Self:

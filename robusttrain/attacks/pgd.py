@@ -12,7 +12,7 @@ from robusttrain import ranges
 from robusttrain.attacks import Traits
 from robusttrain.attacks.ascent import AllSteps, ProjectedStep, Scored, StepRule, Walk, climb
 from robusttrain.attacks.attack_loss import AttackLoss
-from robusttrain.attacks.ball_attack import BallAttack
+from robusttrain.attacks.ball_attack import BallAttack, check_step_size
 from robusttrain.attacks.objectives import (
     AttackObjective,
     check_targets,
@@ -76,13 +76,6 @@ def checked_start(random_start: bool, start: str) -> Start:
     return Start(start)
 
 
-def check_steps(steps: int, step_size: float | None) -> None:
-    """Raise `InputError` unless there is a step or more, of some length."""
-    ranges.at_least(1, steps=steps)
-    if step_size is not None:
-        ranges.above(0, step_size=step_size)
-
-
 @dataclass
 class PGD(BallAttack):
     """x_{t+1} = project(x_t + step_size * steepest(grad_x L(f(x_t), y))), Madry et al. 2018, eq. 2.
@@ -136,7 +129,8 @@ class PGD(BallAttack):
         check_targets(self.targets, self.label)
         self.objective = checked_objective(self.objective)
         self.start = checked_start(self.random_start, self.start)
-        check_steps(self.steps, self.step_size)
+        ranges.at_least(1, steps=self.steps)
+        check_step_size(self.norm, self.step_size)
         ranges.at_least(1, restarts=self.restarts)
         allowed = "1 when random_start=false: all restarts would be the same search"
         ranges.require(self.random_start or self.restarts == 1, "restarts", self.restarts, allowed)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robusttrain import seeding
 from robusttrain.attacks import Attack, Loss, fitted, frugal
 from robusttrain.attacks.attack_loss import cross_entropy
+from robusttrain.attacks.images import check_images
 from robusttrain.attacks.model_view import frozen
 from robusttrain.errors import InputError
 from robusttrain.noise.control import drawing_from
@@ -52,8 +53,10 @@ class Transfer:
         Raises
         ------
         InputError
-            If the source takes no such images or does not know all classes.
+            If `x` is not float32 or float64 in [0, 1], or if the source takes no such images or
+            does not know all classes.
         """
+        check_images(x)
         generator = generator or seeding.fresh(x.device)
         source = self.source.to(x.device)
         # Seeded here, since the noise of the source is not that of the evaluated model.

@@ -15,7 +15,7 @@ from robusttrain.optim.averaging import Averaging
 from robusttrain.optim.optimizers import Optimizer
 from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
-from robusttrain.threat import Norm, Threat
+from robusttrain.threat import Norm, Threat, check_lengths
 from robusttrain.training.settings import Training
 
 
@@ -93,7 +93,8 @@ class Config:
     trust: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        ranges.at_least(0, eps=self.eps, seed=self.seed)
+        check_lengths(self.norm, eps=self.eps)
+        ranges.at_least(0, seed=self.seed)
         ranges.require(bool(self.stages), "stages", [], "at least one of train, evaluate")
         ranges.require(
             Stage.train in self.stages or self.checkpoint is not None,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Loss, ThreatFields
 from robusttrain.defenses import Objective
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, check_lengths
 from robusttrain.threat.balls import ball
 
 
@@ -45,10 +45,11 @@ class Free(ThreatFields):
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        ranges.at_least(0, eps=self.eps)
+        check_lengths(self.norm, eps=self.eps)
         ranges.at_least(1, replays=self.replays)
         if self.step_size is not None:
             ranges.above(0, step_size=self.step_size)
+            check_lengths(self.norm, step_size=self.step_size)
         self._delta: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from robusttrain.attacks import Loss, ThreatFields, cross_entropy
 from robusttrain.attacks.attack_loss import Label, attack_loss
 from robusttrain.attacks.model_view import Mode, frozen
 from robusttrain.defenses import Objective, each_row
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, check_lengths
 from robusttrain.threat.balls import ball
 
 
@@ -58,7 +58,8 @@ class GradAlign(ThreatFields):
     weight: float = 0.2
 
     def __post_init__(self) -> None:
-        ranges.at_least(0, eps=self.eps, weight=self.weight)
+        check_lengths(self.norm, eps=self.eps)
+        ranges.at_least(0, weight=self.weight)
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator

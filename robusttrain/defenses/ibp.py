@@ -12,7 +12,7 @@ from robusttrain.attacks.none import is_none, refuse_none
 from robusttrain.defenses import Objective, each_row
 from robusttrain.intervals import Interval, refuse_unbounded
 from robusttrain.models.modes import modes_restored
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, check_lengths
 
 
 @dataclass
@@ -48,7 +48,7 @@ class IBP(ThreatFields):
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        ranges.at_least(0, eps=self.eps)
+        check_lengths(self.norm, eps=self.eps)
         ranges.within(0, 1, weight=self.weight)
         self.check_attack()
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robusttrain import ranges
 from robusttrain.attacks import Loss, ThreatFields
 from robusttrain.defenses import Defense, Objective
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, check_lengths
 from robusttrain.threat.balls import ball
 
 
@@ -34,7 +33,7 @@ class RT(ThreatFields, Defense):
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:
-        ranges.at_least(0, eps=self.eps)
+        check_lengths(self.norm, eps=self.eps)
 
     def outer(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss

@@ -1,5 +1,6 @@
 """Accuracy over the radius, the steps and, for a random model, the draws of an attack."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from robusttrain.evaluation.session import VOTES, AttackResult, EvaluationSessio
 from robusttrain.evaluation.worst_points import WorstPoints
 from robusttrain.report.ledger import PROBE, Ledger, Outcome, Point, Row
 from robusttrain.runtime.progress import Advance
-from robusttrain.threat import Threat
+from robusttrain.threat import BOX_SIDE, Norm, Threat
 from robusttrain.threat.balls import ball
 
 EPS_MULTIPLES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
@@ -156,9 +157,13 @@ class Searches:
 
 
 def over_eps(probe: Probe, advance: Advance) -> list[Point]:
-    """Accuracy at 0, 1/4, 1/2, 1, 3/2, 2 and 4 times the radius."""
+    """Accuracy at 0, 1/4, 1/2, 1, 3/2, 2 and 4 times the radius, in linf at 1 at most."""
     threat = probe.attack.threat
-    attacks = [probe.attack.under(threat.at(m * threat.eps)) for m in EPS_MULTIPLES]
+    largest = BOX_SIDE if threat.norm is Norm.linf else math.inf
+    radii = list(dict.fromkeys(min(m * threat.eps, largest) for m in EPS_MULTIPLES))
+    for _ in EPS_MULTIPLES[len(radii) :]:
+        advance(1)
+    attacks = [probe.attack.under(threat.at(eps)) for eps in radii]
     return [_point("eps", probe, attack, advance) for attack in attacks]
 
 

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from robusttrain import ranges
 
@@ -33,6 +34,9 @@ class Contrast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         line = self.contrast * (x - 0.5) + 0.5
+        # TorchScript compiles no autograd functions. The sum rounds once more.
+        if is_scripting():
+            return line + (line.clamp(0, 1) - line).detach()
         # Without a gradient, as for interval bounds, the two are the same.
         clip = _Clip.apply if line.requires_grad else torch.clamp
         return cast(Tensor, clip(line, 0, 1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from robusttrain import ranges
+from robusttrain.errors import InputError
 
 
 class Norm(StrEnum):
@@ -17,8 +18,25 @@ class Norm(StrEnum):
     l1 = "l1"
 
 
+# The side of the box [0, 1]. No linf perturbation is larger; how large others can be depends on the
+# number of pixels.
+BOX_SIDE = 1.0
+
 # Balls of the same radius, each contained in the next.
 INNERMOST_FIRST = (Norm.l1, Norm.l2, Norm.linf)
+
+
+def check_lengths(norm: str, **lengths: float) -> None:
+    """Raise `InputError` unless all `lengths`, by their keys, are lengths of perturbations.
+
+    These are finite, 0 or more, and in linf at most 1, the side of the box.
+    """
+    ranges.at_least(0, **lengths)
+    for key, length in lengths.items():
+        if norm == Norm.linf and length > BOX_SIDE:
+            levels = f"{length:g} of 255 levels are {length:g}/255"
+            problem = f"is too large for pixels in [0, 1], where {levels}"
+            raise InputError(key, length, "at most 1 in linf", problem)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from robusttrain.attacks.images import images_are_valid
 from robusttrain.data import augment, batch_count
 from robusttrain.defenses import Defense, Objective, Replayed, reusable
 from robusttrain.noise.draws import SameDraws, wanted_draws
@@ -161,7 +162,7 @@ class Engine:
             self.optimizer.zero_grad(set_to_none=True)
             parts = []
             for micro in microbatches:
-                with self.ready.autocast():
+                with self.ready.autocast(), images_are_valid():
                     if replay == 0:
                         micro.found = defense.inner(
                             micro.model, micro.x, micro.y, generator=self.streams["attack"]

@@ -119,6 +119,7 @@ def test_stays_in_the_ball_and_the_box_and_touches_nothing(
     x, y = everywhere(*shape, seed=seed, dtype=dtype), torch.arange(shape[0]) % 3
     kept_x, kept_y, before, streams = x.clone(), y.clone(), snapshot(network), global_streams()
 
+    eps = min(eps, 1.0) if norm is Norm.linf else eps
     attack = make(norm=norm, eps=eps, label=label, mode=mode)
     x_adv = attack(network, x, y, generator=generator(seed))
 

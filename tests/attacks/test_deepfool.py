@@ -14,7 +14,7 @@ from robusttrain.threat.balls import ball
 from toys.attacks import Affine, everywhere, interior, tanh_network
 
 DUAL_ORDER = {Norm.linf: 1, Norm.l2: 2, Norm.l1: float("inf")}
-ANYWHERE = {"eps": 100.0}
+ANYWHERE = {Norm.linf: 1.0, Norm.l2: 100.0, Norm.l1: 100.0}
 every_norm = pytest.mark.parametrize("norm", list(Norm))
 
 
@@ -41,7 +41,7 @@ def test_the_nearest_plane_of_a_linear_model_is_passed_by_the_overshoot(
     classes: int, norm: Norm
 ) -> None:
     model, x, y = gentle(classes)
-    x_adv = DeepFool(norm=norm, **ANYWHERE)(model, x, y)
+    x_adv = DeepFool(norm=norm, eps=ANYWHERE[norm])(model, x, y)
     exact = distances(model, x, y, norm).amin(1)
     near = exact < 0.35
     assert near.sum() >= 5
@@ -97,7 +97,7 @@ def reference(network: nn.Module, x: np.ndarray, y: int, norm: Norm) -> np.ndarr
 def test_iterates_are_those_of_the_plain_reference(norm: Norm) -> None:
     network, x = tanh_network(12, 4), interior(10, 1, 3, 4)
     y = network(x).argmax(1)
-    x_adv = DeepFool(norm=norm, **ANYWHERE)(network, x, y)
+    x_adv = DeepFool(norm=norm, eps=ANYWHERE[norm])(network, x, y)
     compared = 0
     for i in range(len(x)):
         expected = reference(network, x[i].flatten().numpy(), int(y[i]), norm)
@@ -112,7 +112,7 @@ def test_an_active_box_does_not_stop_the_search(norm: Norm) -> None:
     """In l1 a step along the steepest pixel alone stays at the face that this pixel is at."""
     network, x = tanh_network(12, 3), everywhere(30, 1, 3, 4)
     y = network(x).argmax(1)
-    x_adv = DeepFool(norm=norm, **ANYWHERE)(network, x, y)
+    x_adv = DeepFool(norm=norm, eps=ANYWHERE[norm])(network, x, y)
     assert (network(x_adv).argmax(1) != y).float().mean() > 0.9
 
 
@@ -132,7 +132,7 @@ def test_only_the_best_ranked_classes_are_looked_at() -> None:
 @every_norm
 def test_the_targeted_form_reaches_the_least_likely_class(norm: Norm) -> None:
     network, x = tanh_network(12, 3), interior(10, 1, 3, 4)
-    attack = DeepFool(norm=norm, **ANYWHERE, label=Label.least_likely)
+    attack = DeepFool(norm=norm, eps=ANYWHERE[norm], label=Label.least_likely)
     logits = network(x)
     reached = network(attack(network, x, logits.argmax(1))).argmax(1) == logits.argmin(1)
     assert reached.float().mean() >= 0.9
@@ -169,7 +169,7 @@ def test_small_batches_give_the_same_images() -> None:
 def test_a_model_that_does_not_look_at_its_images_leaves_them(norm: Norm) -> None:
     model, x = Affine(3, 12), everywhere(4, 1, 3, 4)
     model.weight.data.zero_()
-    x_adv = DeepFool(norm=norm, **ANYWHERE)(model, x, model(x).argmax(1))
+    x_adv = DeepFool(norm=norm, eps=ANYWHERE[norm])(model, x, model(x).argmax(1))
     assert torch.allclose(x_adv, x, rtol=0, atol=1e-9)
 
 

@@ -45,7 +45,7 @@ def extension() -> ModuleType:
         (APGD, "rho", "between 0 and 1, both excluded"),
         (Dropout, "p", "from 0 to below 1"),
         (Adam, "lr", "above 0"),
-        (Config, "eps", "0 or more"),
+        (Config, "eps", "0 or more; at most 1 in linf"),
         (Torchvision, "name", "one of mnist, fashion_mnist, kmnist, cifar10, cifar100, svhn"),
     ],
 )

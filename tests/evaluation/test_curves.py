@@ -63,6 +63,15 @@ def test_the_curve_over_eps_is_exact(stop_early: bool) -> None:
     assert done == [1] * 7
 
 
+def test_in_linf_the_curve_over_eps_ends_at_the_side_of_the_box() -> None:
+    done: list[int] = []
+    points = over_eps(probe_of(PGD(eps=0.6)), done.append)
+    assert [p.row.threat.eps for p in points] == pytest.approx([0, 0.15, 0.3, 0.6, 0.9, 1])
+    assert done == [1] * 7
+    far = over_eps(probe_of(PGD(norm=Norm.l2, eps=0.6)), unreported)
+    assert far[-1].row.threat.eps == pytest.approx(2.4)
+
+
 def test_the_curve_over_steps_ends_at_what_is_robust() -> None:
     points = over_steps(probe_of(PGD(eps=EPS, stop_early=True)), unreported)
     assert [p.steps for p in points] == [1, 2, 5, 10, 20, 40, 80]

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from robusttrain.models.preact_resnet import PreActResNet
 from robusttrain.models.small_cnn import SmallCNN
 from robusttrain.models.torchvision import TorchvisionModel
 from robusttrain.models.wide_resnet import WideResNet
+from robusttrain.runs.saved_model import load_model
+from toys.external import TINY, Answer
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
@@ -470,3 +473,29 @@ class TestBuildModel:
     def test_what_builds_no_network_is_refused(self, plan: Any) -> None:
         with pytest.raises(InputError, match=r"must be .* nn\.Module.* or .*build\(num_classes, "):
             built(plan, (1, 8, 8))
+
+
+def gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits, and the gradient of the sum of their squares in the images."""
+    point = x.clone().requires_grad_()
+    logits = model(point)
+    return logits, torch.autograd.grad(logits.square().sum(), point)[0]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@every_family
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]])
+def test_a_script_computes_what_its_network_computes(
+    architecture: Architecture, shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    model, x = built(architecture, shape).eval(), images(shape)
+    torch.jit.script(model).save(tmp_path / "script.pt")
+    scripted = torch.jit.load(tmp_path / "script.pt")
+    torch.testing.assert_close(gradient(scripted, x), gradient(model, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_the_model_of_a_default_run_is_scripted(tmp_path: Path) -> None:
+    Answer(tmp_path / "run", *TINY, "stages=[train]")
+    model, x = load_model(tmp_path / "run"), images(SHAPES[0])
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
