@@ -1,4 +1,12 @@
-"""Errors that end with a one-line message for the user."""
+"""Errors that end with a one-line message for the user, and text that is safe to print."""
+
+
+def printable(text: str) -> str:
+    """`text` with control characters in the notation of Python, such as \\x1b.
+
+    Names come from files and folders of others, and a terminal obeys what it is sent.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 class InputError(ValueError):
@@ -25,6 +33,9 @@ class InputError(ValueError):
         self.key, self.value, self.allowed, self.problem = key, value, allowed, problem
 
     def __str__(self) -> str:
+        return printable(self._text())
+
+    def _text(self) -> str:
         subject = self.key if self.value is ... else f"{self.key}={self.value}"
         if self.problem:
             return f"{subject} {self.problem}" + (f": {self.allowed}" if self.allowed else "")

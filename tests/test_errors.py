@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from robusttrain.errors import InputError
+from robusttrain.errors import InputError, printable
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,10 @@ def test_its_fields_survive_pickling() -> None:
     assert str(copied) == str(error)
     left_out = pickle.loads(pickle.dumps(InputError("noise", problem="is odd")))
     assert str(left_out) == "noise is odd"
+
+
+def test_a_terminal_is_sent_no_control_characters() -> None:
+    """They come in names, of folders for instance, and could hide or forge what is printed."""
+    error = InputError("dataset.path", "a\x1b[2J\rb\x07\u202e", "none", "has\x9b bad names")
+    assert str(error) == r"dataset.path=a\x1b[2J\rb\x07\u202e has\x9b bad names: none"
+    assert printable("tab\tand line\nand ä stay") == "tab\tand line\nand ä stay"

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robusttrain.errors import InputError
+from robusttrain.errors import InputError, printable
 from robusttrain.run_directory import EVALUATED, MANIFEST, RESULTS, TEMPORARY, TRAINED
+
+# How a cell begins that spreadsheets compute.
+FORMULA = ("=", "+", "-", "@", "\t")
 
 _BY_STAGE = {"train": TRAINED, "evaluate": EVALUATED}
 
@@ -31,9 +34,30 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
-    """Write `rows`, in six significant digits."""
+    """Write `rows`, in six significant digits; no spreadsheet takes their text for a formula."""
     with whole(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g")
+        table = pd.DataFrame(rows).apply(_without_formulas)
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _without_formulas(column: pd.Series) -> pd.Series:
+    return column if pd.api.types.is_numeric_dtype(column) else column.map(_no_formula)
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell, behind an apostrophe if a spreadsheet would compute it; numbers are harmless."""
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

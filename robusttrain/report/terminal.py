@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from robusttrain.errors import printable
 from robusttrain.report.ledger import Row
 
 log = logging.getLogger("robusttrain")
@@ -83,6 +84,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print one line."""
+        text = printable(text)
         log.info(text)
         self.console.print(text, markup=False)
 
@@ -195,7 +197,7 @@ def _table(cells: pd.DataFrame, title: str, figures: Collection[str]) -> Table:
         else:
             table.add_column(name, overflow="fold", min_width=len(name))
     for row in cells.itertuples(index=False):
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

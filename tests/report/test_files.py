@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -88,3 +89,15 @@ def test_json_takes_paths_and_whatever_has_a_name(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     write_json(path, {"a": [1, 2.5, None], "where": Path("x/y")})
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None], "where": "x/y"}
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t"])
+def test_no_cell_is_a_formula(tmp_path: Path, begin: str) -> None:
+    """Spreadsheets compute cells that begin like this (OWASP, "CSV injection")."""
+    rows = [{"name": f"{begin}cmd|x", "value": -0.5, "text": "-0.5", "count": 3, "ok": True}]
+    write_csv(tmp_path / "table.csv", rows)
+    with (tmp_path / "table.csv").open(newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert cells == {
+        "name": f"'{begin}cmd|x", "value": "-0.5", "text": "-0.5", "count": "3", "ok": "True",
+    }  # fmt: skip

@@ -34,3 +34,14 @@ def test_of_a_long_table_the_rows_around_the_focus_are_shown(focus: int, first: 
 
 def test_nothing_is_shown_where_there_is_no_terminal() -> None:
     assert shown(terminal=False).strip() == ""
+
+
+def test_control_characters_are_shown_as_text() -> None:
+    console = Console(file=StringIO(), width=80)
+    terminal = Terminal(console)
+    terminal.say("class \x1b[2Jcat [red]")
+    terminal.table(pd.DataFrame({"job": ["\x1b[31mx"]}), "", ())
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b" not in said
+    assert r"class \x1b[2Jcat [red]" in said
+    assert r"\x1b[31mx" in said
