@@ -224,7 +224,7 @@ def rerun(program: str, given: Sequence[str]) -> None:
         _leave(error)
     main(program, repetition.command)
     differences = repetition.differences()
-    for line in differences or [f"the same results as {repetition.run}"]:
+    for line in differences or [repetition.agreement()]:
         Terminal().say(line)
     sys.exit(1 if differences else 0)
 

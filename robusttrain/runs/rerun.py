@@ -92,9 +92,17 @@ class Repetition:
         """A line for each file that differs, and for each entry that may explain why."""
         tables = [line for name in TABLES if (line := self._table(name)) is not None]
         results = [*tables, *self._weights()]
+        return [*results, *(f"also changed: {key}" for key in self._changed())] if results else []
+
+    def agreement(self) -> str:
+        """The line for results that do not differ, with what did change."""
+        changed = self._changed()
+        although = f", although these changed: {', '.join(changed)}" if changed else ""
+        return f"the same results as {self.run}{although}"
+
+    def _changed(self) -> list[str]:
         again = json.loads((self.folder / MANIFEST).read_text())
-        changed = [key for key in CIRCUMSTANCES if self.manifest.get(key) != again.get(key)]
-        return [*results, *(f"also changed: {key}" for key in changed)] if results else []
+        return [key for key in CIRCUMSTANCES if self.manifest.get(key) != again.get(key)]
 
     def _table(self, name: str) -> str | None:
         paths = (self.run / name, self.folder / name)

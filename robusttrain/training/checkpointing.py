@@ -93,8 +93,20 @@ class TrainingRun:
                 self._exit_on(signum, saved=epoch is not None)
             self._exit_on(*agree.last(signalled() or 0), saved=True)
         weights = distributed.broadcast(lambda: replace(checkpoints.load(best), training={}))
+        self._refuse_other(weights)
         weights.load_into(self.trainer.model, best)
         return self.best
+
+    def _refuse_other(self, weights: Checkpoint) -> None:
+        """Refuse a `best.pt` that is not of this training, and was put there since."""
+        best = self.best
+        epoch = self.epochs.index(best) + 1 if best else 0
+        own = self.metadata["config"]
+        differ = [key for key, value in own.items() if weights.config.get(key) != value]
+        if differ or weights.epoch != epoch:
+            found = f"it is from epoch {weights.epoch}, and this training needs {epoch}"
+            allowed = f"{', '.join(differ)} differ" if differ else found
+            raise InputError("resume", self.folder / BEST, allowed, "is of another training")
 
     @property
     def best(self) -> Epoch | None:

@@ -52,14 +52,17 @@ def repetition(tmp_path: Path) -> Repetition:
 def test_durations_are_no_difference(repetition: Repetition) -> None:
     (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,9,0.5\n2,8,\n")
     assert repetition.differences() == []
+    assert repetition.agreement() == f"the same results as {repetition.run}"
     assert repetition.command == ["eps=0.1", f'hydra.run.dir="{repetition.folder}"']
 
 
 def test_differences_are_reported_with_possible_causes(repetition: Repetition) -> None:
     changed = json.loads((repetition.folder / "manifest.json").read_text()) | {"threads": 7}
     (repetition.folder / "manifest.json").write_text(json.dumps(changed))
-    # Circumstances are not reported if the results are the same.
+    # Circumstances make no difference if the results are the same.
     assert repetition.differences() == []
+    same = f"the same results as {repetition.run}"
+    assert repetition.agreement() == f"{same}, although these changed: threads"
     (repetition.folder / "train.csv").write_text("epoch,seconds,loss\n1,2,0.5\n2,2,0.25\n")
     (repetition.folder / "report.csv").touch()
     other = Checkpoint({"w": torch.zeros(3)}, 2, [1, 2, 2], {}, {}, 1, {})

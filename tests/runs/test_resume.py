@@ -312,3 +312,15 @@ def test_what_the_user_types_needs_no_consent(
     run.mkdir(parents=True)
     Command(["--config-dir=theirs"], typed).write(run)
     assert resumed([*typed, "resume=auto"])[:-2] == typed
+
+
+def test_weights_of_another_training_are_refused(command_line: CommandLine, tmp_path: Path) -> None:
+    """Training has ended, and `best.pt` is exchanged before the evaluation is resumed."""
+    words = ["dataset=synthetic", "model=linear", "evaluation=quick", "evaluation.samples=20"]
+    for seed in (0, 1):
+        here = [f"seed={seed}", f"hydra.run.dir={seed}", "epochs=1", "evaluation.audit=false"]
+        finished(command_line.start(*words, *here, cwd=tmp_path))
+    (tmp_path / "0" / "manifest.json").unlink()
+    (tmp_path / "0" / "best.pt").write_bytes((tmp_path / "1" / "best.pt").read_bytes())
+    said = refused(command_line.start("resume=0", cwd=tmp_path))
+    assert "best.pt is of another training: seed differ" in said
