@@ -160,8 +160,10 @@ def over_eps(probe: Probe, advance: Advance) -> list[Point]:
     """Accuracy at 0, 1/4, 1/2, 1, 3/2, 2 and 4 times the radius, in linf at 1 at most."""
     threat = probe.attack.threat
     largest = BOX_SIDE if threat.norm is Norm.linf else math.inf
-    radii = list(dict.fromkeys(min(m * threat.eps, largest) for m in EPS_MULTIPLES))
-    for _ in EPS_MULTIPLES[len(radii) :]:
+    multiples = [m * threat.eps for m in EPS_MULTIPLES]
+    radii = [eps for eps in multiples if eps < largest]
+    radii += [largest] if len(radii) < len(multiples) else []
+    for _ in multiples[len(radii) :]:
         advance(1)
     attacks = [probe.attack.under(threat.at(eps)) for eps in radii]
     return [_point("eps", probe, attack, advance) for attack in attacks]

@@ -1,15 +1,26 @@
 """A rehearsal of a run: the passes that it makes through its model, tried on one or two images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain import seeding
-from robusttrain.attacks import Attacking, cross_entropy, frugal, with_attack
+from robusttrain.attacks import (
+    Attack,
+    Attacking,
+    Fitted,
+    cross_entropy,
+    fitted,
+    frugal,
+    parts,
+    with_attack,
+)
+from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.model_view import buffers_copied, frozen
 from robusttrain.data import Info
 from robusttrain.defenses import Defense, Replayed, Stateful
@@ -20,6 +31,7 @@ from robusttrain.models.modes import modes_restored
 from robusttrain.noise.control import drawing_from
 from robusttrain.runs.context import RunContext
 from robusttrain.runs.inputs import Inputs
+from robusttrain.runs.training_attack import OWN_ATTACK
 from robusttrain.training.precision import Precision
 from robusttrain.training.settings import Training
 
@@ -32,48 +44,72 @@ SMALLEST = 2
 def rehearse(context: RunContext, inputs: Inputs) -> None:
     """Try a step of training, and the input gradient of one image in eval mode.
 
-    Weights, gradients, buffers, modes and random streams stay as they are. An attack of the defense
-    takes a few steps only.
+    Attacks that are not those of robusttrain are tried on this image, too. Weights, gradients,
+    buffers, modes and random streams stay as they are. All attacks take a few steps only.
 
     Raises
     ------
     InputError
-        If a pass fails or returns anything but logits, or if training has to differentiate a
-        gradient, which compiled models cannot do. The message names the key to change.
+        If a pass fails or returns anything but logits, if an attack fails or has settings that the
+        number of classes does not allow, or if training has to differentiate a gradient, which
+        compiled models cannot do. The message names the key to change.
     """
     names, device = context.origin.names, context.device
-    subject = _Subject(inputs.model, names["model"], context.info, device)
+    subject = _Subject(inputs.model, names, context.info, device)
     with _restored(inputs.model, device):
         if context.trains:
-            subject.train(inputs.defense, names["defense"], context.config.training)
-        subject.attack()
+            subject.train(inputs.defense, context.config.training)
+        subject.differentiate()
+        for place, attack in _searches(context).items():
+            subject.meet(attack, place)
+
+
+def _searches(context: RunContext) -> dict[str, Attack]:
+    """The attacks of validation and evaluation, by their keys."""
+    training, evaluation = context.config.training, context.config.evaluation
+    found: dict[str, Attack] = {}
+    if context.trains and training.validation_attack is not None:
+        found["training.validation_attack"] = training.validation_attack
+    if context.evaluates:
+        found |= {f"evaluation.attacks.{name}": own for name, own in evaluation.attacks.items()}
+        if evaluation.probe is not None:
+            found["evaluation.probe"] = evaluation.probe
+    return found
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model on its device, its option of `model=`, and the images that it takes."""
+    """A model on its device, the options of the run by group, and the images that it takes."""
 
     model: nn.Module
-    name: str
+    names: Mapping[str, str]
     info: Info
     device: torch.device
 
-    def train(self, defense: Defense, option: str, settings: Training) -> None:
-        """Try a step of training with `defense`, whose option is `option`."""
-        failed = InputError("model", self.name, "", f"cannot be trained with defense={option}")
+    @property
+    def name(self) -> str:
+        """The option of `model=`."""
+        return self.names["model"]
+
+    def train(self, defense: Defense, settings: Training) -> None:
+        """Try a step of training with `defense`."""
+        place = OWN_ATTACK.partition("@")[2] if OWN_ATTACK in self.names else "attack"
+        _refuse_unfit(defense, self.info.num_classes, place)
+        step = partial(self._step, defense, settings.precision, place)
+        option = self.names["defense"]
         self.model.train()
         self._forward(SMALLEST, "train")
         with _second_derivatives(self.model) as needed:
-            self._step(defense, SMALLEST, settings.precision, failed)
+            problem = f"cannot be trained with defense={option}"
+            step(SMALLEST, InputError("model", self.name, "", problem))
         if settings.compile and any(needed):
             allowed = f"false with defense={option}: compiled models have no second derivatives"
             raise InputError("training.compile", "true", allowed)
         if settings.batch_size == 1:
             problem = f"is too small for model={self.name}"
-            failed = InputError("batch_size", 1, "take 2 or more; ", problem)
-            self._step(defense, 1, settings.precision, failed)
+            step(1, InputError("batch_size", 1, "take 2 or more; ", problem))
 
-    def attack(self) -> None:
+    def differentiate(self) -> None:
         """Try the input gradient of one image, as attacks in eval mode use it."""
         self.model.eval()
         x, _ = self._images(1)
@@ -83,6 +119,23 @@ class _Subject:
             point = x.requires_grad_()
             failed = InputError("model", self.name, "", "has no gradient that attacks can use")
             _tried(lambda: torch.autograd.grad(self.model(point).sum(), point), failed)
+
+    def meet(self, attack: Attack, place: str) -> None:
+        """Try the attack at the key `place` on one image, unless it searches a ball.
+
+        Those searches are made of passes that were tried.
+        """
+        if isinstance(attack, BallAttack):
+            return
+        x, y = self._images(1)
+        generator = seeding.generator_for(0, "rehearsal", self.device)
+        failed = InputError(place, problem=f"cannot attack model={self.name}")
+
+        def search() -> None:
+            brief = frugal(fitted(attack, self.info.num_classes))
+            brief(self.model, x, y, generator=generator)
+
+        _tried(search, failed, place)
 
     def _forward(self, count: int, mode: str) -> None:
         x, _ = self._images(count)
@@ -96,7 +149,9 @@ class _Subject:
             allowed = f"it must return logits of shape {shape}, in train and in eval mode"
             raise InputError("model", self.name, allowed, problem)
 
-    def _step(self, defense: Defense, count: int, precision: Precision, failed: InputError) -> None:
+    def _step(
+        self, defense: Defense, precision: Precision, place: str, count: int, failed: InputError
+    ) -> None:
         x, y = self._images(count)
         generator = seeding.generator_for(0, "rehearsal", self.device)
 
@@ -112,24 +167,41 @@ class _Subject:
             brief = defense
             if isinstance(defense, Attacking):
                 brief = with_attack(defense, frugal(defense.attack))
-            _tried(step, failed)
+            _tried(step, failed, place)
 
     def _images(self, count: int) -> tuple[Tensor, Tensor]:
         draws = seeding.generator_for(0, "images of the rehearsal")
         x = torch.rand(count, *self.info.image_shape, generator=draws)
-        return x.to(self.device), torch.arange(count, device=self.device) % self.info.num_classes
+        # From the last class on, which another model may not know.
+        y = -1 - torch.arange(count, device=self.device)
+        return x.to(self.device), y % self.info.num_classes
 
 
-def _tried(action: Callable[[], T], failed: InputError) -> T:
-    """The result of `action`; `failed`, with the reason at its end, if it raises anything."""
+def _tried(action: Callable[[], T], failed: InputError, place: str = "") -> T:
+    """The result of `action`; `failed`, with the reason at its end, if it raises anything.
+
+    The key of an attack that `action` refuses is below the key `place`.
+    """
     try:
         return action()
-    except InputError:
-        raise
-    # A model or a defense of the user's own may raise anything.
+    except InputError as error:
+        raise error.under(place) from error
+    # A model, a defense or an attack of the user's own may raise anything.
     except Exception as error:
         allowed = failed.allowed + reason_of(error)
         raise InputError(failed.key, failed.value, allowed, failed.problem) from error
+
+
+def _refuse_unfit(defense: Defense, classes: int, place: str) -> None:
+    """Raise `InputError` if an attack of training, at the key `place`, cannot have its settings."""
+    for attack in parts(defense)[1:]:
+        after = vars(attack.fitted(classes)) if isinstance(attack, Fitted) else {}
+        for key, value in after.items():
+            before = getattr(attack, key)
+            if before != value:
+                problem = f"is not possible with {classes} classes"
+                raise InputError(f"{place}.{key}", before, f"give {value}", problem)
+        place = f"{place}.attack"
 
 
 @contextmanager

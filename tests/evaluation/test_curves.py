@@ -68,6 +68,7 @@ def test_in_linf_the_curve_over_eps_ends_at_the_side_of_the_box() -> None:
     points = over_eps(probe_of(PGD(eps=0.6)), done.append)
     assert [p.row.threat.eps for p in points] == pytest.approx([0, 0.15, 0.3, 0.6, 0.9, 1])
     assert done == [1] * 7
+    assert len(over_eps(probe_of(PGD(eps=0.0)), unreported)) == 7
     far = over_eps(probe_of(PGD(norm=Norm.l2, eps=0.6)), unreported)
     assert far[-1].row.threat.eps == pytest.approx(2.4)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from robusttrain.errors import InputError
 from robusttrain.runs.context import RunContext
@@ -82,6 +83,11 @@ class OnceDifferentiable(Net):
 class Cut(Net):
     def forward(self, x):
         return super().forward(x.detach())
+
+
+class Raising:
+    def __call__(self, model, x, y, *, loss=None, generator=None):
+        raise RuntimeError("no such luck")
 """
 
 
@@ -102,6 +108,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ):
         file = tmp_path / "conf" / "model" / f"{name.lower()}.yaml"
         file.write_text(f"_target_: rehearsed.{name}\n")
+    (tmp_path / "conf" / "attack").mkdir()
+    (tmp_path / "conf" / "attack" / "raising.yaml").write_text("_target_: rehearsed.Raising\n")
     google = tmp_path / "conf" / "model" / "google.yaml"
     google.write_text("_target_: torchvision.models.googlenet\nnum_classes: 5\n")
     return [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", *TINY]
@@ -183,3 +191,44 @@ def test_a_rehearsal_leaves_everything_as_it_was(words: str, tmp_path: Path) -> 
     x = torch.rand(3, *SHAPE)
     outputs = [each.model.train()(x) for each in (inputs, inputs_of(context))]
     assert torch.equal(*outputs)
+
+
+SEARCHES = {
+    "attack=multi_targeted": r"^attack\.targets=9 is not possible with 5 classes: give 4$",
+    "attack=transfer attack.attack.targets=9": (
+        r"^attack\.attack\.targets=9 is not possible with 5 classes: give 4$"
+    ),
+    "attack=pgd attack.objective=dlr dataset.num_classes=2": (
+        r"^attack\.objective=dlr is not possible with 2 classes: give margin$"
+    ),
+    "attack=raising": r"^model=mlp cannot be trained with defense=.*: no such luck$",
+    "attack=transfer": r"^attack\.source cannot take images of shape \(1, 8, 8\): ",
+    "+attack@evaluation.attacks.mine=raising": (
+        r"^evaluation\.attacks\.mine cannot attack model=mlp: no such luck$"
+    ),
+    "+attack@evaluation.attacks.mine=transfer": (
+        r"^evaluation\.attacks\.mine\.source cannot take images of shape \(1, 8, 8\): "
+    ),
+    "attack@training.validation_attack=raising": (
+        r"^training\.validation_attack cannot attack model=mlp: no such luck$"
+    ),
+}
+
+
+@pytest.mark.parametrize("words", SEARCHES)
+def test_attacks_that_would_fail_are_refused_before_data_are_read(
+    words: str, mine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robusttrain.runs.experiment.data_of", None)
+    # Its source takes images of another size.
+    torch.manual_seed(0)
+    monkeypatch.setattr("robusttrain.load_model", lambda run, trust: nn.Linear(7, 5))
+    place = next((w for w in words.split() if w.endswith("=transfer")), None)
+    run = (
+        [f"{place.lstrip('+').rpartition('@')[2].removesuffix('=transfer')}.source.run=x"]
+        if place
+        else []
+    )
+    with pytest.raises(InputError, match=SEARCHES[words]):
+        Answer(tmp_path / "run", *mine, "model=mlp", *words.split(), *run)
+    assert list((tmp_path / "run").iterdir()) == []
