@@ -4,7 +4,11 @@ import re
 import sys
 from collections.abc import Sequence
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 from robusttrain import renames
+from robusttrain.config.schema import CONF, GROUPS
 from robusttrain.errors import InputError
 from robusttrain.runs.resume import resumed
 from robusttrain.runtime import distributed
@@ -16,9 +20,12 @@ def arguments(given: Sequence[str]) -> list[str]:
     Raises
     ------
     InputError
-        If `resume=` names no run that can be resumed, or a sweep is started under torchrun.
+        If `resume=` names no run that can be resumed, a group is given no option, or a sweep is
+        started under torchrun.
     """
     arguments = _renamed([word for a in given for word in unstacked(a)])
+    for argument in arguments:
+        _refuse_no_option(argument)
     if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
         problem = "is not allowed under torchrun, whose processes share one run"
         allowed = "start the jobs one by one, or without torchrun"
@@ -34,6 +41,24 @@ def _renamed(arguments: list[str]) -> list[str]:
             # Not to stdout, which may be the configuration that `--cfg` prints.
             print(f"warning: {old} is now spelt {new}", file=sys.stderr, flush=True)
     return current
+
+
+def _refuse_no_option(argument: str) -> None:
+    """Refuse `GROUP=VALUE` where the value cannot be the name of an option, such as null."""
+    key, _, value = argument.lstrip("+").partition("=")
+    group = key.partition("@")[0]
+    if not value or not ((CONF / group).is_dir() or group.startswith("hydra/")):
+        return
+    try:
+        parsed = OverridesParser.create().parse_override(argument).value()
+    except HydraException:
+        # Hydra will report it.
+        return
+    # Only experiments can be several at once.
+    is_list = isinstance(parsed, list) and group in GROUPS
+    if parsed is None or isinstance(parsed, int | float) or is_list:
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        raise InputError(key, value, f"one of {', '.join(options)}" if options else "an option")
 
 
 def unstacked(argument: str) -> list[str]:

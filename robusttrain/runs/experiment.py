@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from robusttrain.checkpoints.external import ExternalModel
+from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config
 from robusttrain.data import FromFiles, Samples, hold_out
 from robusttrain.errors import InputError
@@ -104,7 +105,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
 def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
     """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
-    parts = hold_out(samples, config.dataset.validation, config.seed)
+    with named_in(context.origin.config, "dataset"):
+        parts = hold_out(samples, config.dataset.validation, config.seed)
     train, validation = of_each(
         dict(zip(("training", "validation"), parts, strict=True)),
         lambda name, part: placed(part, context.device, name, terminal),

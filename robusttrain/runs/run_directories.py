@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,9 @@ class RunDirectories(Callback):
             return
         try:
             refuse_other_results(Path(config.hydra.run.dir), config)
+        except OmegaConfBaseException:
+            # Hydra will raise it again, since it needs the same values.
+            return
         except InputError as error:
             # Hydra turns other exceptions into warnings.
             sys.exit(distributed.exit_message(f"robusttrain: {error}"))
@@ -56,6 +59,16 @@ def clear(run_dir: Path) -> None:
     for name in (MANIFEST, *RESULTS):
         (run_dir / name).unlink(missing_ok=True)
     shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
+
+
+def remove_if_untouched(directory: Path, preamble: Collection[str]) -> None:
+    """Remove a directory that holds `preamble` at most, and parents that hold nothing else."""
+    here = Path.cwd()
+    for folder in (directory, *directory.parents):
+        may_go = here in folder.parents or folder == directory != here
+        if not may_go or {path.name for path in folder.iterdir()} - {*preamble}:
+            return
+        shutil.rmtree(folder)
 
 
 def _saved(path: Path) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from robusttrain.checkpoints import external
+from robusttrain.checkpoints.checkpoint import refuse_incomplete
 from robusttrain.checkpoints.external import ExportedProgram, Weights
 from robusttrain.config.build import build_component
 from robusttrain.data import Info
@@ -46,6 +47,7 @@ def load_model(
     if isinstance(saved, Weights):
         allowed = "a run, a checkpoint of one, or a program (TorchScript, torch.export)"
         raise InputError("run", run, allowed, "is a state dict, without a network")
+    refuse_incomplete(saved, INHERITED_BY_MODEL, run, key="run")
     plain = {key: saved.config[key] for key in INHERITED_BY_MODEL}
     refuse_untrusted(plain, [*TRUSTED, *trust])
     channels, height, width = saved.image_shape
