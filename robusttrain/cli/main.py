@@ -188,10 +188,11 @@ def _by_hydra(command: tuple[str, ...]) -> None:
 
 @contextmanager
 def _short_usage() -> Iterator[None]:
-    """Raise `InputError` for a wrong option, where argparse would print Hydra's usage and exit."""
+    """Exit with one line for a wrong option, where argparse would print all of Hydra's options."""
 
     def refuse(self: ArgumentParser, message: str) -> NoReturn:
-        raise InputError(f"{message} (see robusttrain --help)")
+        print(f"robusttrain: {message} (see robusttrain --help)", file=sys.stderr)
+        sys.exit(2)
 
     before, ArgumentParser.error = ArgumentParser.error, refuse  # type: ignore[method-assign]
     try:

@@ -191,9 +191,9 @@ def _table(cells: pd.DataFrame, title: str, figures: Collection[str]) -> Table:
     )  # fmt: skip
     for name in cells.columns:
         if name in figures:
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(Text(name), justify="right", no_wrap=True)
         else:
-            table.add_column(name, overflow="fold", min_width=len(name))
+            table.add_column(Text(name), overflow="fold", min_width=len(name))
     for row in cells.itertuples(index=False):
         table.add_row(*(Text(cell) for cell in row))
     return table
