@@ -13,7 +13,7 @@ from robusttrain.checkpoints.external import ExportedProgram, ExternalModel, Wei
 from robusttrain.config.build import named_in
 from robusttrain.data import Dataset, FromFiles, Info, Samples, Streamed
 from robusttrain.defenses import Defense, WithModels
-from robusttrain.errors import InputError
+from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
 from robusttrain.models import build_model
 from robusttrain.models.network import network
@@ -142,7 +142,7 @@ def data_of(context: RunContext) -> Data:
 def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
     """The training and the test set of `dataset`, whose option is `name`; both hold bytes."""
     try:
-        train, test = distributed.in_turns(dataset.load)
+        train, test = returned("dataset.load", distributed.in_turns(dataset.load), tuple)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

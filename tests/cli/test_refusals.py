@@ -27,10 +27,9 @@ COMMANDS = ("compare", "rerun", "resume=")
 
 # Mistakes that are only found in the data.
 NEED_DATA = (
-    "dataset.validation=600",
-    "dataset.validation=1000",
-    "dataset.train_size=1000000000000",
-)
+    "dataset.validation=600", "dataset.validation=1000", "dataset.train_size=1000000000000",
+    "+optimizer.x=1 optimizer._target_=defects.optimizer", "logger._target_=defects.Logger",
+)  # fmt: skip
 
 # Data that are loaded, and a step of training, say so.
 SAYS = f"""
@@ -52,6 +51,44 @@ class Empty:
 class Builds:
     def build(self, num_classes, image_shape):
         return 5
+
+
+class Optimizer:
+    lr = 0.1
+
+    def build(self, parameters):
+        return None
+
+
+class Logger:
+    def check(self):
+        pass
+
+    def record(self, run_dir, parameters):
+        return None
+
+
+class Data:
+    validation, crop, flip = 0, 0, False
+
+    def __init__(self, shape=None, **keys):
+        self.shape = shape
+
+    def info(self):
+        from robusttrain.data import Info
+
+        return self.shape and Info(tuple(self.shape), 10, ())
+
+    def load(self):
+        return None
+
+
+def data(shape=None, **keys):
+    return Data(shape)
+
+
+def optimizer(**keys):
+    return Optimizer()
 
 
 def number(**keys):

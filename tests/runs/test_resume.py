@@ -250,3 +250,12 @@ def test_a_locked_directory_is_refused_and_half_written_files_are_removed(tmp_pa
         with pytest.raises(InputError, match="in use"), alone_in(tmp_path):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_is_repeated_as_it_was_typed(command_line: CommandLine, tmp_path: Path) -> None:
+    words = [
+        "dataset=synthetic", "model=linear", "defense=standard", "epochs=1", "device=cpu",
+        "stages=[train]", "attack.steps=${epochs}", "hydra.run.dir=run",
+    ]  # fmt: skip
+    finished(command_line.start(*words, cwd=tmp_path))
+    assert "attack.steps=${epochs}" in Command.read(tmp_path / "run").words
