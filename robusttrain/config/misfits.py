@@ -78,8 +78,7 @@ def refuse_objects(node: Any, built: object, where: str = "") -> None:
             continue
         part = built.get(key) if isinstance(built, Mapping) else getattr(built, key, ...)
         if part is None and "_target_" in below:
-            allowed = f"{below['_target_']} returned None"
-            raise InputError(_join(where, key), problem="builds no component", allowed=allowed)
+            raise _nothing(_join(where, key), below["_target_"])
         hint = Any if isinstance(built, Mapping) else _hints(type(built)).get(key, Any)
         for misfit in _misfits(_join(where, key), part, hint):
             target = _select(node, misfit.key.removeprefix(f"{where}.")).get("_target_")
@@ -101,9 +100,15 @@ def described(hint: Any) -> str:
 
 
 def _unfit(misfit: _Misfit, target: str) -> InputError:
+    if misfit.value is None:
+        return _nothing(misfit.key, target)
     lacking = ", ".join(_missing(misfit.value, _alternatives(misfit.hint)[0]))
     problem = f"builds a value of type {type(misfit.value).__name__}, which has no {lacking}"
     return InputError(f"{misfit.key}._target_", target, described(misfit.hint), problem)
+
+
+def _nothing(key: str, target: str) -> InputError:
+    return InputError(key, allowed=f"{target} returned None", problem="builds no component")
 
 
 def _misfits(key: str, value: Any, hint: Any) -> Iterator[_Misfit]:
