@@ -1,5 +1,9 @@
 """Errors that end with a one-line message for the user, and text that is safe to print."""
 
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 def printable(text: str) -> str:
     """`text` with control characters in the notation of Python, such as \\x1b.
@@ -48,6 +52,20 @@ class InputError(ValueError):
     def of(self, key: str) -> "InputError":
         """The same error, with another key."""
         return InputError(key, self.value, self.allowed, self.problem)
+
+
+def returned(method: str, value: object, kind: type[T]) -> T:
+    """`value`, which a component's `method` has returned, such as `dataset.info`.
+
+    Raises
+    ------
+    InputError
+        If it is of another type than `kind`.
+    """
+    if not isinstance(value, kind):
+        problem = f"returns a value of type {type(value).__name__}"
+        raise InputError(method, allowed=f"it must be one of {kind.__name__}", problem=problem)
+    return value
 
 
 class NonFiniteLossError(ArithmeticError):

@@ -40,3 +40,6 @@ TEMPORARY = ".partial"
 # only, and the suffix of the output that a job without a terminal leaves next to its record.
 RECORDS, JOB_OUTPUT = ".jobs", ".said"
 SWEEP_TABLE, SUMMARY = "sweep.csv", "sweep.md"
+
+# All files of a sweep but the directories of its jobs.
+OF_SWEEP = {RECORDS, SWEEP_TABLE, SUMMARY, "multirun.yaml"}

@@ -106,6 +106,14 @@ class Fitted(Protocol):
         """The attack for a model with so many classes; itself where nothing has to change."""
 
 
+@runtime_checkable
+class Demanding(Protocol):
+    """An attack that does not fit every data set."""
+
+    def refuse_unfit(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` unless it takes such images (C, H, W) with so many classes."""
+
+
 @dataclass(frozen=True)
 class Traits:
     """What kind of an attack it is, with what is taken for granted of one that does not say.

@@ -39,6 +39,12 @@ class Transfer:
         """The same transfer by a cheap form of its attack."""
         return replace(self, attack=frugal(self.attack))
 
+    def refuse_unfit(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` if the source takes no such images or does not know all classes."""
+        image = torch.zeros(1, *image_shape)
+        with drawing_from(self.source, 0):
+            self._refuse_unknown(self.source.cpu(), image, num_classes - 1)
+
     def __call__(
         self,
         model: nn.Module,
@@ -61,12 +67,17 @@ class Transfer:
         source = self.source.to(x.device)
         # Seeded here, since the noise of the source is not that of the evaluated model.
         with drawing_from(source, generator.initial_seed()):
-            classes, last = _classes(source, x), int(y.max())
-            if last >= classes:
-                allowed = f"it must know class {last}, too"
-                raise InputError("source", allowed=allowed, problem=f"knows {classes} classes")
+            classes = self._refuse_unknown(source, x, int(y.max()))
             attack = fitted(self.attack, classes)
             return attack(source, x, y, loss=loss, generator=generator)
+
+    def _refuse_unknown(self, source: nn.Module, x: Tensor, last: int) -> int:
+        """How many classes `source` knows, if it knows the class `last`."""
+        classes = _classes(source, x)
+        if last >= classes:
+            allowed = f"it must know class {last}, too"
+            raise InputError("source", allowed=allowed, problem=f"knows {classes} classes")
+        return classes
 
 
 def _classes(source: nn.Module, x: Tensor) -> int:

@@ -1,6 +1,7 @@
 """Checkpoints: written atomically, and read as data only."""
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,16 @@ def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
         raise InputError(key, path, problem=problem)
     own = {key: value for key, value in content.items() if key != "format"}
     return Checkpoint(**own | {"config": renames.config(content["config"])})
+
+
+def refuse_incomplete(
+    saved: Checkpoint, needed: Sequence[str], path: Path | str, key: str = "checkpoint"
+) -> None:
+    """Raise `InputError` unless the configuration in the file `path` has all keys in `needed`."""
+    lacking = [name for name in needed if name not in (saved.config or {})]
+    if lacking:
+        problem = f"has no configuration of {', '.join(lacking)}"
+        raise InputError(key, path, "it cannot be built without", problem)
 
 
 def _is_archive(path: Path) -> bool:

@@ -4,7 +4,11 @@ import re
 import sys
 from collections.abc import Sequence
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 from robusttrain import renames
+from robusttrain.config.schema import CONF, GROUPS
 from robusttrain.errors import InputError
 from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
 from robusttrain.runs.resume import resumed
@@ -17,9 +21,13 @@ def arguments(given: Sequence[str]) -> list[str]:
     Raises
     ------
     InputError
-        If `resume=` names no run that can be resumed, or a sweep is started under torchrun.
+        If `resume=` names no run that can be resumed, a group is given no option, or a sweep is
+        started under torchrun.
     """
-    arguments = _inherited(_renamed([word for a in given for word in unstacked(a)]))
+    arguments = _renamed([word for a in given for word in unstacked(a)])
+    for argument in arguments:
+        _refuse_no_option(argument)
+    arguments = _inherited(arguments)
     if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
         problem = "is not allowed under torchrun, whose processes share one run"
         allowed = "start the jobs one by one, or without torchrun"
@@ -55,6 +63,24 @@ def _component(argument: str) -> str:
     """The component in which an argument sets a key; empty if it sets something else."""
     section, dot, _ = argument.partition("=")[0].partition(".")
     return section if dot else ""
+
+
+def _refuse_no_option(argument: str) -> None:
+    """Refuse `GROUP=VALUE` where the value cannot be the name of an option, such as null."""
+    key, _, value = argument.lstrip("+").partition("=")
+    group = key.partition("@")[0]
+    if not value or not ((CONF / group).is_dir() or group.startswith("hydra/")):
+        return
+    try:
+        parsed = OverridesParser.create().parse_override(argument).value()
+    except HydraException:
+        # Hydra will report it.
+        return
+    # Only experiments can be several at once.
+    is_list = isinstance(parsed, list) and group in GROUPS
+    if parsed is None or isinstance(parsed, int | float) or is_list:
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        raise InputError(key, value, f"one of {', '.join(options)}" if options else "an option")
 
 
 def unstacked(argument: str) -> list[str]:

@@ -4,10 +4,11 @@ import copy
 import logging
 import os
 import shlex
-import shutil
 import sys
 import time
+import traceback
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ from robusttrain.runs.inherit import inherit_config, refuse_unknown_keys
 from robusttrain.runs.lock import alone_in
 from robusttrain.runs.preflight import check_settings
 from robusttrain.runs.rerun import Repetition
-from robusttrain.runs.resume import Command, overrides
+from robusttrain.runs.resume import Command, as_given
+from robusttrain.runs.run_directories import remove_if_untouched
 from robusttrain.runs.training_attack import TRAIN_ATTACK, training_attack
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.malloc import keep_freed_memory
@@ -48,6 +50,9 @@ from robusttrain.sweeps import launchers
 
 # Overrides for all processes but the first, which alone has the run directory and the log.
 WITHOUT_FILES = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
+
+# An exception that is raised there is one of Hydra, whatever its type.
+HYDRA = Path(hydra.__file__).parent
 
 LOST = "another process of this run has ended or does not respond"
 
@@ -94,7 +99,8 @@ class Task:
         words = [f"resume={run_dir}", *Command.of(chosen, self.command[1:]).trust]
         again = f"resume with: {distributed.command()} {shlex.join(words)}"
         try:
-            return _run_in(run_dir, config, chosen, self.command, terminal)
+            with _without_exit():
+                return _run_in(run_dir, config, chosen, self.command, terminal)
         except Interrupted as interrupted:
             terminal.say(f"stopped by {interrupted}; {again}")
             raise
@@ -103,13 +109,25 @@ class Task:
             # If the directory is gone or not accessible, the error reports that already.
             with suppress(OSError):
                 if distributed.is_main():
-                    _remove_if_untouched(run_dir)
+                    remove_if_untouched(run_dir, PREAMBLE)
             raise
         except RuntimeError as error:
             if not distributed.is_lost_peer(error):
                 raise
             log.error(LOST)
             raise ProcessLostError(f"{LOST}; {again}") from error
+
+
+@contextmanager
+def _without_exit() -> Iterator[None]:
+    """Refuse a component of the user's own that ends the process by `sys.exit`."""
+    try:
+        yield
+    except SystemExit as left:
+        place = traceback.extract_tb(left.__traceback__)[-1]
+        subject, allowed = f"{place.filename}:{place.lineno}", "raise an error instead"
+        problem = f"in {place.name} calls sys.exit({left.code})"
+        raise InputError(subject, allowed=allowed, problem=problem) from left
 
 
 def _run_in(
@@ -122,7 +140,7 @@ def _run_in(
     names = _options(chosen, config)
     refuse_hidden(chosen)
     with alone_in(run_dir) if distributed.is_main() else nullcontext():
-        built, origin, without_effect = prepared(config, names, overrides(chosen.overrides.task))
+        built, origin, without_effect = prepared(config, names, as_given(chosen.overrides.task))
         if chosen.mode == RunMode.RUN and built.resume is None:
             # The settings of all jobs of a sweep are checked together, before the first one.
             unread.refuse(without_effect)
@@ -168,9 +186,45 @@ def _by_hydra(command: tuple[str, ...]) -> None:
     # Hydra takes its arguments from sys.argv only; no other code reads it.
     before, sys.argv = sys.argv, list(command)
     try:
-        decorated(Task(command))()
+        with _short_usage(), _refusals_of_hydra():
+            decorated(Task(command))()
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _short_usage() -> Iterator[None]:
+    """Exit with one line for a wrong option, where argparse would print all of Hydra's options."""
+
+    def refuse(self: ArgumentParser, message: str) -> NoReturn:
+        print(f"robusttrain: {message} (see robusttrain --help)", file=sys.stderr)
+        sys.exit(2)
+
+    before, ArgumentParser.error = ArgumentParser.error, refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ArgumentParser.error = before  # type: ignore[method-assign]
+
+
+@contextmanager
+def _refusals_of_hydra() -> Iterator[None]:
+    """Turn plain exceptions that Hydra raises for a command line into `InputError`."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        files = [path for frame in frames if (path := frame.f_locals.get("full_path"))]
+        if not files:
+            raise
+        raise InputError(str(files[-1]), problem="is not a text file in UTF-8") from error
+    except (ValueError, AssertionError, TypeError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, EXPECTED_ERRORS) or HYDRA not in Path(place.filename).parents:
+            raise
+        required = str(place.line).removeprefix("assert ")
+        reason = str(error).partition("\n")[0] or f"Hydra requires {required}"
+        raise InputError(reason) from error
 
 
 @contextmanager
@@ -297,16 +351,8 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
 def _options(chosen: HydraConf, config: DictConfig) -> dict[str, str]:
     """The option of each group; for a stack of noises, those of its mechanisms, in order."""
     choices = {key: str(value) for key, value in chosen.runtime.choices.items()}
-    stacked = [f"noise@noise.mechanisms.{name}" for name in config.noise.get("mechanisms", {})]
+    mechanisms = config.noise.get("mechanisms")
+    names = map(str, mechanisms) if isinstance(mechanisms, DictConfig) else ()
+    stacked = [f"noise@noise.mechanisms.{name}" for name in names]
     options = [choices[group] for group in stacked if group in choices]
     return {**choices, "noise": "+".join(options)} if options else choices
-
-
-def _remove_if_untouched(run_dir: Path) -> None:
-    """Remove a run directory without results, and parent folders that hold nothing else."""
-    here = Path.cwd()
-    for folder in (run_dir, *run_dir.parents):
-        may_go = here in folder.parents or folder == run_dir != here
-        if not may_go or {path.name for path in folder.iterdir()} - PREAMBLE:
-            return
-        shutil.rmtree(folder)

@@ -1,12 +1,15 @@
 """Build the objects of a composed configuration; errors name the full key."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from robusttrain.config.misfits import refuse_objects, refuse_values
 from robusttrain.config.run_config import Config
 from robusttrain.config.schema import GROUPS, PIXEL_KEYS
 from robusttrain.errors import InputError
@@ -35,17 +38,25 @@ def build(config: DictConfig) -> Config:
     for group in GROUPS:
         if "_target_" not in config[group]:
             raise InputError(group, allowed="its YAML has no _target_", problem="names no class")
-    built = cast(Config, build_component(config))
-    _refuse_nothing(OmegaConf.to_container(config, resolve=True), built, "")
-    return built
+    return cast(Config, build_component(config))
 
 
 def build_component(config: DictConfig) -> Any:
-    """Build the object that a node with a `_target_` describes."""
+    """Build the object that a node with a `_target_` describes.
+
+    Raises
+    ------
+    InputError
+        If a value or a `_target_` does not fit its place, or a component rejects a value.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    refuse_values(plain)
     try:
-        return instantiate(config, _convert_="all")
+        built = instantiate(config, _convert_="all")
     except InstantiationException as error:
         raise _refusal(config, error) from error
+    refuse_objects(plain, built)
+    return built
 
 
 def _refuse_nothing(node: Any, built: object, where: str) -> None:
@@ -58,6 +69,27 @@ def _refuse_nothing(node: Any, built: object, where: str) -> None:
             allowed = f"{below['_target_']} returned None"
             raise InputError(f"{where}{key}", problem="builds no component", allowed=allowed)
         _refuse_nothing(below, part, f"{where}{key}.")
+
+
+@contextmanager
+def named_in(config: Mapping[str, Any], *sections: str) -> Iterator[None]:
+    """Give an `InputError` of the block its full key, if that is a key of one of the sections.
+
+    Parameters
+    ----------
+    config
+        A whole configuration as plain containers, with its references.
+    sections
+        Their keys, such as `dataset`.
+    """
+    try:
+        yield
+    except InputError as error:
+        composed = OmegaConf.create(dict(config))
+        for section in sections:
+            if error.key in (OmegaConf.select(composed, section) or {}):
+                raise _at_its_source(composed, section, error) from error
+        raise
 
 
 def _with_numbers(node: Any, where: str) -> Any:
@@ -101,8 +133,17 @@ def _refusal(config: DictConfig, error: InstantiationException) -> InputError:
 
 def _at_its_source(config: DictConfig, where: str, error: InputError) -> InputError:
     """An error in the node `where`, under the key that the rejected value was taken from."""
+    above, _, name = where.rpartition(".")
+    parent = OmegaConf.select(config, above) if above else config
+    if where and OmegaConf.is_interpolation(parent, name):
+        where = _referred(parent, name)
     node = OmegaConf.select(config, where) if where else config
     if error.key in node and OmegaConf.is_interpolation(node, error.key):
-        plain = cast("dict[str, str]", OmegaConf.to_container(node, resolve=False))
-        return error.of(plain[error.key].removeprefix("${").removesuffix("}"))
+        return error.of(_referred(node, error.key))
     return error.under(where)
+
+
+def _referred(node: DictConfig, key: str) -> str:
+    """The key of which the value of `key` is the value."""
+    plain = cast("dict[str, str]", OmegaConf.to_container(node, resolve=False))
+    return plain[key].removeprefix("${").removesuffix("}")

@@ -2,9 +2,11 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -15,6 +17,7 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
@@ -39,6 +42,9 @@ EXPECTED_ERRORS = (
 # The beginning of Hydra's message about a file of the configuration.
 _IN_FILE = re.compile(r"In '[^']*': ")
 
+# A value that is that of another key.
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+
 
 def explain(error: BaseException) -> str:
     """The message of an expected error: it names the key, its value and what is allowed."""
@@ -46,21 +52,62 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ConfigCompositionException):
         # A file of the configuration is at fault. Hydra does not chain its error to the cause.
         cause = cause or error.__context__
-    if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be parsed as key=value: {_lines(error)[0]}"
-    if isinstance(error, MissingConfigException):
-        return _missing(error)
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is missing: add {error.full_key}=... to the command line"
+    if (message := _of_the_command_line(error)) is not None:
+        return message
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(error, cause)
     if isinstance(cause, OmegaConfBaseException):
         return _wrong_value(error, cause)
-    if isinstance(error, OSError) and error.filename:
+    if isinstance(error, OSError) and error.strerror:
+        subject = f"{error.filename} cannot be used" if error.filename else "a file cannot be used"
         place = "runs are written to hydra.run.dir, sweeps to hydra.sweep.dir"
-        return f"{error.filename} cannot be used: {error.strerror}\n({place})"
+        return f"{subject}: {error.strerror}\n({place})"
     first, *others = _lines(error)
     return "\n".join([first, " ".join(others)]).strip()
+
+
+def _of_the_command_line(error: BaseException) -> str | None:
+    """The message for a word that cannot be used, or for a value that is not there."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be parsed as key=value: {_in_quotes(str(error.override))}"
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is missing: add {error.full_key}=... to the command line"
+    if isinstance(error, InterpolationResolutionError) and error.parent_node is not None:
+        return _unresolved(error)
+    return None
+
+
+def _in_quotes(word: str) -> str:
+    """How to give the value of `word` as text, if that is possible."""
+    key, sign, value = word.partition("=")
+    quoted = f'{key}{sign}"{value}"'
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        return "it must have this form"
+    return f"if its value is text, give {shlex.quote(quoted)}"
+
+
+def _unresolved(error: InterpolationResolutionError) -> str:
+    """The message for a value that refers to nothing, with the key that the user gave it to."""
+    plain = OmegaConf.to_container(error.parent_node._get_root(), resolve=False)
+    key, seen = str(error.full_key), set[str]()
+    while (other := _REFERENCE.fullmatch(str(_raw(plain, key)))) and other[1] not in seen:
+        value = _raw(plain, other[1])
+        if not isinstance(value, str) or "${" not in value:
+            break
+        seen.add(key)
+        key = other[1]
+    return f"{key}={_raw(plain, key)} is not allowed: {_lines(error)[0]}"
+
+
+def _raw(plain: Any, key: str) -> Any:
+    """The value of a full key, before references are replaced; None if there is no such key."""
+    for name in key.split("."):
+        plain = plain.get(name) if isinstance(plain, dict) else None
+    return plain
 
 
 def _missing(error: MissingConfigException) -> str:

@@ -3,6 +3,8 @@
 import dataclasses
 from enum import StrEnum
 
+from torch import nn
+
 from robusttrain import ranges
 from robusttrain.attacks import Attack
 from robusttrain.data import Dataset
@@ -17,6 +19,9 @@ from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
 from robusttrain.threat import Norm, Threat, check_lengths
 from robusttrain.training.settings import Training
+
+# torch's generators take no larger one.
+LARGEST_SEED = 2**64 - 1
 
 
 class Stage(StrEnum):
@@ -38,7 +43,7 @@ class Config:
         Radius of the threat model, in pixel units of [0, 1]. Attacks, defenses and evaluation use
         it unless they set their own.
     seed
-        Seed that every random stream is derived from.
+        Seed that every random stream is derived from, below 2^64.
     epochs
         Passes over the training split.
     batch_size
@@ -66,7 +71,7 @@ class Config:
     """
 
     dataset: Dataset
-    model: Architecture
+    model: Architecture | nn.Module
     noise: Noise
     attack: Attack
     defense: Defense
@@ -94,7 +99,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_lengths(self.norm, eps=self.eps)
-        ranges.at_least(0, seed=self.seed)
+        ranges.within(0, LARGEST_SEED, seed=self.seed)
         ranges.require(bool(self.stages), "stages", [], "at least one of train, evaluate")
         ranges.require(
             Stage.train in self.stages or self.checkpoint is not None,

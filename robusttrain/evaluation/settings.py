@@ -169,13 +169,14 @@ class Evaluation:
             if random and traits_of(attack).walks_boundary:
                 continue
             changed = fitted(attack, num_classes)
-            suite[" ".join([name, *_differences(attack, changed)])] = changed
+            changes = differences(attack, changed).items()
+            suite[" ".join([name, *(f"{key}={new}" for key, (_, new) in changes)])] = changed
         return suite
 
 
-def _differences(attack: Attack, fitted: Attack) -> list[str]:
-    """The settings that changed, as key=value."""
+def differences(attack: Attack, fitted: Attack) -> dict[str, tuple[object, object]]:
+    """The settings that changed, as (before, after) by their keys."""
     if attack == fitted:
-        return []
+        return {}
     before, after = vars(attack), vars(fitted)
-    return [f"{key}={after[key]}" for key in after if before[key] != after[key]]
+    return {key: (before[key], after[key]) for key in after if before[key] != after[key]}

@@ -86,7 +86,11 @@ def _network(
     if not hasattr(architecture, "build"):
         allowed = "an nn.Module, or have a method build(num_classes, image_shape)"
         raise InputError(f"model {architecture}", allowed=allowed)
-    return architecture.build(num_classes, image_shape)
+    built: object = architecture.build(num_classes, image_shape)
+    if not isinstance(built, nn.Module):
+        problem = f"builds a value of type {type(built).__name__}"
+        raise InputError(f"model {architecture}", allowed="it must be a module", problem=problem)
+    return built
 
 
 def dry_run(model: nn.Module, image_shape: tuple[int, int, int]) -> object:

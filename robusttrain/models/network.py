@@ -12,7 +12,9 @@ from robusttrain.noise.control import unreached
 from robusttrain.noise.layer import noise_layers
 
 
-def network(architecture: Architecture, noise: Noise, info: Info, seed: int) -> torch.nn.Module:
+def network(
+    architecture: Architecture | torch.nn.Module, noise: Noise, info: Info, seed: int
+) -> torch.nn.Module:
     """A newly initialised model for the images of `info`, with its noise, on the CPU.
 
     Raises

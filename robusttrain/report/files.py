@@ -72,6 +72,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
+@contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Raise `InputError` if the block, which reads `path`, does not find what was written there."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(str(path), allowed=reason, problem="is damaged") from error
+
+
 def results_in(run_dir: Path) -> list[str]:
     """The names of the result files in the directory of a run, for its manifest."""
     return [name for name in RESULTS if (run_dir / name).is_file()]
@@ -86,10 +96,8 @@ def refuse_mixed(run_dir: Path) -> None:
     path = run_dir / MANIFEST
     if not path.is_file():
         return
-    try:
+    with intact(path):
         manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(str(path), allowed=str(error), problem="is damaged") from error
     written = manifest.get("files") or _of_stages(manifest)
     foreign = [name for name in results_in(run_dir) if name not in written]
     if foreign:

@@ -110,7 +110,7 @@ class Terminal:
             yield self._progress
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
@@ -127,7 +127,7 @@ class Terminal:
 
     def report(self, report: pd.DataFrame, title: str) -> None:
         """Print the attack, eps, accuracy and interval columns of a report."""
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=0)
+        table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=0)
         table.add_column("attack", no_wrap=True)
         table.add_column("norm", no_wrap=True)
         for name in ("eps", "n", "accuracy", "95 % interval", "passes", "seconds"):
@@ -135,7 +135,7 @@ class Terminal:
         table.add_column("audit", no_wrap=True)
         for row in report.to_dict("records"):
             table.add_row(
-                row["attack"],
+                Text(row["attack"]),
                 row["norm"],
                 _known(row["eps"], ".3g"),
                 str(row["n"]),
@@ -158,7 +158,7 @@ class Terminal:
             style = STYLES[check["verdict"]]
             figure = f"{check['figure']:.3g}"
             verdict = f"[{style}]{check['verdict']}[/{style}]"
-            table.add_row(check["check"], figure, check["threshold"], verdict)
+            table.add_row(Text(check["check"]), figure, check["threshold"], verdict)
         worst = max((check["verdict"] for check in checks), key=list(STYLES).index)
         log.info("audit: %s", worst)
         self.console.print(Panel(table, title=f"audit: {worst}", expand=False))
@@ -193,9 +193,9 @@ def _table(cells: pd.DataFrame, title: str, figures: Collection[str]) -> Table:
     )  # fmt: skip
     for name in cells.columns:
         if name in figures:
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(Text(name), justify="right", no_wrap=True)
         else:
-            table.add_column(name, overflow="fold", min_width=len(name))
+            table.add_column(Text(name), overflow="fold", min_width=len(name))
     for row in cells.itertuples(index=False):
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table

@@ -27,9 +27,10 @@ def device_of(name: str) -> torch.device:
         chosen = _own_device(chosen)
     try:
         device = torch.device(chosen)
-        # torch rejects some names only when memory is allocated.
+        # torch rejects some names only when memory is allocated, or numbers are drawn.
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.Generator(device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         allowed = f"auto, cpu, or a device that is present ({_first_line(error)})"
         raise InputError("device", name, allowed) from error
     return device

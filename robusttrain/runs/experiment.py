@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from torch import nn
 
 from robusttrain.checkpoints.external import ExternalModel
+from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config
-from robusttrain.data import FromFiles, Samples, hold_out
-from robusttrain.errors import InputError
+from robusttrain.data import FromFiles, Info, Samples, hold_out
+from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.pipeline import (
     EvaluationCache,
@@ -19,7 +20,7 @@ from robusttrain.evaluation.pipeline import (
     Plan,
     run_evaluation,
 )
-from robusttrain.loggers import Figures, Record, epoch_figures, report_figures
+from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.report.files import results_in, write_json
 from robusttrain.report.terminal import Terminal
@@ -71,7 +72,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         If training diverges; the results of earlier epochs stay on disk.
     """
     config.logger.check()
-    device, info = device_of(config.device), config.dataset.info()
+    device = device_of(config.device)
+    info = returned("dataset.info", config.dataset.info(), Info)
     context = RunContext(config, origin, info, device, run_dir, terminal)
     inputs = inputs_of(context)
     check_inputs(context, inputs)
@@ -84,7 +86,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     training = best = None
     with (
         deterministic(config.deterministic),
-        logger.record(run_dir, origin.parameters()) as record,
+        _recording(logger, run_dir, origin) as record,
     ):
         switches = flags()
         if context.trains:
@@ -103,10 +105,16 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     return best.val_robust_accuracy if best else None
 
 
+def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContextManager[Record]:
+    opened: object = logger.record(run_dir, origin.parameters())
+    return returned("logger.record", opened, AbstractContextManager)  # type: ignore[type-abstract]
+
+
 def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
     """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
-    parts = hold_out(samples, config.dataset.validation, config.seed)
+    with named_in(context.origin.config, "dataset"):
+        parts = hold_out(samples, config.dataset.validation, config.seed)
     train, validation = of_each(
         dict(zip(("training", "validation"), parts, strict=True)),
         lambda name, part: placed(part, context.device, name, terminal),

@@ -61,6 +61,7 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
     given = external.load(config.checkpoint, config.trust)
     trains = Stage.train in config.stages
     if isinstance(given, checkpoints.Checkpoint):
+        checkpoints.refuse_incomplete(given, (*INHERITED, "training"), config.checkpoint)
         inherit = _to_train_on if trains else _to_evaluate
         return inherit(config, given, overrides)
     chosen = {destination(override) for override in overrides}

@@ -10,9 +10,10 @@ from torch import nn
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExportedProgram, ExternalModel, Weights
+from robusttrain.config.build import named_in
 from robusttrain.data import Dataset, FromFiles, Info, Samples, Streamed
 from robusttrain.defenses import Defense, WithModels
-from robusttrain.errors import InputError
+from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
 from robusttrain.models import build_model
 from robusttrain.models.network import network
@@ -20,6 +21,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.runs.context import RunContext
 from robusttrain.runs.saved_model import load_model
 from robusttrain.runtime import distributed
+from robusttrain.runtime.out_of_memory import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -88,10 +90,12 @@ def model_of(context: RunContext, given: Given) -> nn.Module:
         if context.trains:
             problem = "is a program, which cannot be trained"
             raise InputError(str(given), allowed="give stages=[evaluate]", problem=problem)
-        model = network(given, config.noise, context.info, config.seed)
+        with named_in(context.origin.config, "noise"):
+            model = network(given, config.noise, context.info, config.seed)
         terminal.say(f"{given} is a program of {given.kind}, which replaces model=")
         return model
-    model = network(config.model, config.noise, context.info, config.seed)
+    with named_in(context.origin.config, "model", "noise"):
+        model = network(config.model, config.noise, context.info, config.seed)
     if isinstance(given, Weights):
         terminal.say(given.load_into(model, str(config.checkpoint)))
     elif given is not None:
@@ -118,10 +122,11 @@ def data_of(context: RunContext) -> Data:
     Raises
     ------
     InputError
-        If images cannot be read or are not bytes, or if the evaluated ones do not fit in memory.
+        If images cannot be read, are not bytes, or do not fit in memory.
     """
     config, terminal = context.config, context.terminal
-    train, test = loaded(config.dataset, context.origin.names["dataset"])
+    with named_in(context.origin.config, "dataset"):
+        train, test = loaded(config.dataset, context.origin.names["dataset"])
     if context.evaluates:
         chosen = config.evaluation.choose(test.size)
         model_checks.refuse_too_many(test, chosen, context.device)
@@ -136,7 +141,12 @@ def data_of(context: RunContext) -> Data:
 
 def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
     """The training and the test set of `dataset`, whose option is `name`; both hold bytes."""
-    train, test = distributed.in_turns(dataset.load)
+    try:
+        train, test = returned("dataset.load", distributed.in_turns(dataset.load), tuple)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("dataset", name, problem="does not fit into memory") from error
     for samples in (train, test):
         model_checks.refuse_outside_box(samples, name)
     return train, test

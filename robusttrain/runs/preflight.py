@@ -6,14 +6,17 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from robusttrain import ranges
+from robusttrain.attacks import Attack, Attacking, Demanding, fitted
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExternalModel
+from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
 from robusttrain.data import Dataset
 from robusttrain.defenses import Selective
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
+from robusttrain.evaluation.settings import differences
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.intervals import refuse_unbounded
 from robusttrain.models.network import listed, places_without_noise
@@ -61,9 +64,10 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
     Raises
     ------
     InputError
-        If the model does not fit the defense or the evaluation.
+        If the model does not fit the defense or the evaluation, or an attack the data set.
     """
     config, shape = context.config, context.info.image_shape
+    refuse_attacks(context)
     warn_of_other_classes(context, inputs.given)
     warn_of_places_without_noise(inputs.model, shape, context.terminal)
     if context.trains:
@@ -76,6 +80,32 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
     if config.evaluation.certification is not None:
         trained = _noise_of_training(context.trains, inputs.model, inputs.given)
         warn_of_other_noise(inputs.model, trained, context.terminal)
+
+
+def refuse_attacks(context: RunContext) -> None:
+    """Refuse attacks that do not fit the images or the number of classes.
+
+    An evaluation fits its attacks to few classes, and reports it. A training does not.
+    """
+    info, config = context.info, context.config
+    attacks = {f"evaluation.attacks.{name}": a for name, a in config.evaluation.attacks.items()}
+    used = dict(attacks) if context.evaluates else {}
+    if context.trains and config.training.validation_attack is not None:
+        used["training.validation_attack"] = config.training.validation_attack
+    if context.trains and isinstance(config.defense, Attacking):
+        used["defense.attack"] = config.defense.attack
+        with named_in(context.origin.config, "defense.attack"):
+            refuse_few_classes(config.defense.attack, info.num_classes)
+    for section, attack in used.items():
+        if isinstance(attack, Demanding):
+            with named_in(context.origin.config, section):
+                attack.refuse_unfit(info.num_classes, info.image_shape)
+
+
+def refuse_few_classes(attack: Attack, num_classes: int) -> None:
+    """Refuse an attack that needs more classes than there are."""
+    for key, (before, after) in differences(attack, fitted(attack, num_classes)).items():
+        raise InputError(key, before, f"{after} for {num_classes} classes")
 
 
 def warn_of_other_classes(context: RunContext, given: Given) -> None:

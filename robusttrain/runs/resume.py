@@ -4,15 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hydra.conf import HydraConf
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from robusttrain import renames
 from robusttrain.checkpoints.external import CODE
 from robusttrain.errors import InputError
-from robusttrain.report.files import write_json
+from robusttrain.report.files import intact, write_json
 from robusttrain.run_directory import COMMAND, MANIFEST
 from robusttrain.runs.trust import needs_consent, trust_in, trusted_words
 
@@ -49,14 +49,22 @@ class Command:
         options = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
         if hydra.job.config_name is not None:
             options.append(f"--config-name={hydra.job.config_name}")
-        chosen = [*overrides(hydra.overrides.hydra), *overrides(hydra.overrides.task)]
+        chosen = [*as_given(hydra.overrides.hydra), *as_given(hydra.overrides.task)]
         return cls([*options, *_settings(chosen)], _settings(arguments))
 
     @classmethod
     def read(cls, run: Path) -> "Command":
-        """The command of the run in `run`, with current keys."""
-        stored = json.loads((run / COMMAND).read_text())
-        return cls(**{name: list(map(renames.override, words)) for name, words in stored.items()})
+        """The command of the run in `run`, with current keys.
+
+        Raises
+        ------
+        InputError
+            If its file is damaged.
+        """
+        path = run / COMMAND
+        with intact(path):
+            stored = json.loads(path.read_text())
+            return cls(**{name: list(map(renames.override, w)) for name, w in stored.items()})
 
     @property
     def trust(self) -> list[str]:
@@ -66,15 +74,6 @@ class Command:
     def write(self, run: Path) -> None:
         """Save it in the directory of the run."""
         write_json(run / COMMAND, vars(self))
-
-
-def overrides(given: Sequence[str]) -> list[str]:
-    """Hydra's overrides as they were typed.
-
-    References are not replaced by their values, which may be secrets of the environment.
-    """
-    words: Any = OmegaConf.to_container(OmegaConf.create(cast(Any, given)), resolve=False)
-    return cast("list[str]", words)
 
 
 def resumed(arguments: Sequence[str]) -> list[str]:
@@ -115,6 +114,11 @@ def _places(folder: Path) -> list[str]:
     return [f"{PLACE}{quoted(folder)}", f"{KEY}{quoted(folder)}"]
 
 
+def as_given(overrides: Sequence[str]) -> list[str]:
+    """Hydra's list of overrides, in which iteration would replace references by their values."""
+    return cast("list[str]", OmegaConf.to_container(cast(ListConfig, overrides), resolve=False))
+
+
 def quoted(folder: Path) -> str:
     """A path as the value of an override, whatever characters it contains."""
     text = str(folder).replace('"', '\\"').replace("${", "\\${")
@@ -127,12 +131,16 @@ def _newest(arguments: Sequence[str]) -> Path | None:
     found = [Path(places[-1], COMMAND)] if places else RUNS.glob(f"**/{COMMAND}")
     runs = [path.parent for path in found if path.is_file()]
     wanted = sorted(_settings(arguments))
-    same = [
-        run
-        for run in runs
-        if not (run / MANIFEST).exists() and sorted(Command.read(run).typed) == wanted
-    ]
+    same = [run for run in runs if not (run / MANIFEST).exists() and _typed(run) == wanted]
     return max(same, key=lambda run: (run / COMMAND).stat().st_mtime, default=None)
+
+
+def _typed(run: Path) -> list[str]:
+    """The arguments of a run; none if its file is damaged, which is no reason to refuse others."""
+    try:
+        return sorted(Command.read(run).typed)
+    except InputError:
+        return []
 
 
 def _settings(arguments: Sequence[str]) -> list[str]:

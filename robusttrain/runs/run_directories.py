@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -39,20 +39,26 @@ class RunDirectories(Callback):
         """Check the directory of a run, in the process that writes to it."""
         if not distributed.is_main():
             return
-        run_dir = Path(config.hydra.run.dir)
         try:
+            run_dir = Path(config.hydra.run.dir)
             refuse_links(run_dir)
             if config.get("resume") is None:
                 refuse_other_results(run_dir, config)
+        except OmegaConfBaseException:
+            # Hydra will raise it again, since it needs the same values.
+            return
         except InputError as error:
             _leave(error)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the directories of a sweep that is continued."""
-        records = Path(config.hydra.sweep.dir, RECORDS)
         try:
+            records = Path(config.hydra.sweep.dir, RECORDS)
             for folder in (records.parent, records, *_job_folders(records)):
                 refuse_links(folder)
+        except OmegaConfBaseException:
+            # As above.
+            return
         except InputError as error:
             _leave(error)
 
@@ -109,6 +115,16 @@ def clear(run_dir: Path) -> None:
     for name in (MANIFEST, *RESULTS):
         (run_dir / name).unlink(missing_ok=True)
     shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
+
+
+def remove_if_untouched(directory: Path, preamble: Collection[str]) -> None:
+    """Remove a directory that holds `preamble` at most, and parents that hold nothing else."""
+    here = Path.cwd()
+    for folder in (directory, *directory.parents):
+        may_go = here in folder.parents or folder == directory != here
+        if not may_go or {path.name for path in folder.iterdir()} - {*preamble}:
+            return
+        shutil.rmtree(folder)
 
 
 def _saved(path: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from robusttrain.checkpoints import external
-from robusttrain.checkpoints.checkpoint import Checkpoint
+from robusttrain.checkpoints.checkpoint import Checkpoint, refuse_incomplete
 from robusttrain.checkpoints.external import ExportedProgram, Weights
 from robusttrain.config.build import build_component
 from robusttrain.data import Info
@@ -48,6 +48,7 @@ def load_model(
         raise InputError("run", run, allowed, "is a state dict, without a network")
     if isinstance(saved, ExportedProgram):
         return saved.loaded().to(device)
+    refuse_incomplete(saved, INHERITED_BY_MODEL, run, key="run")
     try:
         model = _model_of(saved, trust)
         saved.load_into(model, run)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from robusttrain import ranges
 from robusttrain.errors import InputError
@@ -86,7 +86,7 @@ def _announced(config: DictConfig) -> SweepState:
     Raises
     ------
     InputError
-        If it is a search whose runs return no figure.
+        If it is a search whose runs return no figure, or its jobs would lie outside its directory.
     """
     engine, maximises = "", False
     if launchers.sweeper(config) != launchers.PLAIN:
@@ -95,9 +95,19 @@ def _announced(config: DictConfig) -> SweepState:
         maximises = launchers.prepare_search(config)
     if launchers.launcher(config) != launchers.PLAIN:
         engine = f"hydra/launcher={launchers.launcher(config)}"
+    _refuse_outside(config)
     directory = Path(config.hydra.sweep.dir).absolute()
     jobs, keys = tuple(planned(config)), tuple(_keys(config))
     return SweepState(Path.cwd(), directory, jobs, keys, engine, maximises)
+
+
+def _refuse_outside(config: DictConfig) -> None:
+    """Refuse directories of jobs that are not below that of the sweep."""
+    # Not resolved, since jobs have their numbers later.
+    plain: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    subdir = str(plain["subdir"])
+    if Path(subdir).is_absolute() or ".." in Path(subdir).parts:
+        raise InputError("hydra.sweep.subdir", subdir, "a path below hydra.sweep.dir")
 
 
 def _prepare(config: DictConfig, sweep: SweepState, view: ExitStack) -> None:

@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from robusttrain.run_directory import (
     COMMAND,
     LOG,
     MANIFEST,
+    OF_SWEEP,
     PREAMBLE,
     SUMMARY,
     SWEEP_TABLE,
 )
-from robusttrain.runs.resume import overrides
+from robusttrain.runs.resume import as_given
+from robusttrain.runs.run_directories import remove_if_untouched
 from robusttrain.runtime import signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
@@ -140,11 +142,11 @@ def concluded(unread: Unread) -> Iterator[None]:
         except EXPECTED_ERRORS:
             raise
         except Exception as error:
-            engine = session.sweep.engine if session.sweep else ""
-            if not engine:
+            if session.sweep is None or not session.sweep.engine:
                 raise
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise JobError(f"{engine} ended with {type(error).__name__}: {first}") from error
+            what = " ".join([session.sweep.engine, "over", *session.sweep.keys])
+            raise JobError(f"{what} ended with {type(error).__name__}: {first}") from error
         finally:
             session.view.close()
             if session.sweep is not None:
@@ -165,10 +167,13 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
 
 
 def _conclude(sweep: SweepState, terminal: Terminal) -> None:
-    """Write and print the summary of a sweep, if any of its jobs has started."""
+    """Write and print the summary of a sweep, or remove its directory if no job has left one."""
     folder = sweep.directory
     ended = records.read_jobs(folder)
-    if not ended:
+    if not any((folder / job.folder).exists() for job in ended):
+        # All were refused before any work.
+        with suppress(OSError):
+            remove_if_untouched(folder, OF_SWEEP)
         return
     records.write_table(folder)
     overview = write_summary(folder, ended)
@@ -239,7 +244,7 @@ def _keep_in_view(job: Job, sweep: SweepState, terminal: Terminal) -> None:
 def _job(chosen: HydraConf, config: DictConfig, folder: Path) -> Job:
     written = {path.name: path.read_text() for path in _of_hydra(chosen).glob("*.yaml")}
     return Job(
-        int(chosen.job.num), str(folder), tuple(overrides(chosen.overrides.task)),
+        int(chosen.job.num), str(folder), tuple(as_given(chosen.overrides.task)),
         config=OmegaConf.to_yaml(config), hydra=written,
     )  # fmt: skip
 

@@ -138,7 +138,8 @@ def prepare_search(config: DictConfig) -> bool:
     sampler = chosen.get("sampler", {})
     if "seed" in sampler and sampler.seed is None:
         with read_write(sampler):
-            sampler.seed = config.seed
+            # Samplers take no larger seeds.
+            sampler.seed = int(config.seed) % 2**32
     return str(chosen.get("direction")) == "maximize"
 
 

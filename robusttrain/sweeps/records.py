@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from robusttrain import renames
-from robusttrain.report.files import write_csv, write_json
+from robusttrain.report.files import intact, write_csv, write_json
 from robusttrain.run_directory import JOB_OUTPUT, RECORDS, REPORT, SWEEP_TABLE
 
 # The status in a record. A job that runs, or was killed, is unfinished.
@@ -188,6 +188,7 @@ def _record(sweep_dir: Path, folder: str) -> Path:
 
 
 def _read(path: Path) -> Job:
-    content = json.loads(path.read_text())
-    overrides = tuple(map(renames.override, content["overrides"]))
-    return Job(**content | {"overrides": overrides, "config": renames.yaml(content["config"])})
+    with intact(path):
+        content = json.loads(path.read_text())
+        overrides = tuple(map(renames.override, content["overrides"]))
+        return Job(**content | {"overrides": overrides, "config": renames.yaml(content["config"])})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.images import images_are_valid
 from robusttrain.data import augment, batch_count
 from robusttrain.defenses import Defense, Objective, Replayed, reusable
+from robusttrain.errors import returned
 from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.noise.layer import Progress, penalty
 from robusttrain.optim.averaging import Average
@@ -94,7 +95,8 @@ class Engine:
         )
         self.per_epoch = batch_count(self.images, settings.batch_size, distributed.size())
         self.total = max(1, settings.epochs * self.per_epoch)
-        self.optimizer = recipe.optimizer.build(parameter_groups(self.model))
+        optimizer = recipe.optimizer.build(parameter_groups(self.model))
+        self.optimizer = returned("optimizer.build", optimizer, torch.optim.Optimizer)
         self.max_gradient_norm = settings.clip_gradient
         skips = settings.on_nonfinite is OnNonFinite.skip
         self.skipping = SkippingStep(self.forward, self.optimizer) if skips else None

@@ -1,4 +1,4 @@
-"""The command line as users see it: the files of a run, and the errors for bad input."""
+"""The command line as users see it: the files of a run, and errors in the middle of one."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
 
 import robusttrain
-from robusttrain.cli import main
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
+from robusttrain.run_directory import PREAMBLE
+from robusttrain.runs.run_directories import remove_if_untouched
 from toys.command_line import Answer, CommandLine
-from toys.runs import SAYS_LOADED, Answers, assert_refused, listing
+from toys.runs import Answers, assert_refused, listing
 
 pytestmark = pytest.mark.long
 
@@ -108,10 +108,9 @@ def finished(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory
 def driven(
     command_line: CommandLine,
     finished: Answer,
-    files: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Answers:
-    """Runs that start from a finished run or are compared with it, and all refused commands."""
+    """Runs that start from a finished run or are compared with it."""
     best, run = f"checkpoint={finished.run_dir / 'best.pt'}", f"checkpoint={finished.run_dir}"
     mild = [*TINY, "optimizer=sgd", "schedule=step", "schedule.milestones=[0.5]"]
     runs = {
@@ -134,9 +133,8 @@ def driven(
         "smoke": ["experiment=smoke"],
         "diverges": [*mild, "schedule.gamma=1e38"],
     }  # fmt: skip
-    refused = {command: ["dataset=synthetic", *words(command, files)] for command in REFUSALS}
     folder = tmp_path_factory.mktemp("driven")
-    answers = command_line.each(runs | refused, folder, first=SAYS_LOADED)
+    answers = command_line.each(runs, folder)
     assert [answers[name].code for name in runs] == [0] * 9 + [1], answers.values()
     return answers
 
@@ -333,105 +331,6 @@ def test_a_recipe_with_a_wrong_line_is_refused_by_name(
 # --- refusals ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def files(finished: Answer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files, each with one defect."""
-    folder = tmp_path_factory.mktemp("files")
-    whole = (finished.run_dir / "best.pt").read_bytes()
-    (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
-    torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")
-    (folder / "text.pt").write_text("no checkpoint\n")
-    (folder / "empty.pt").touch()
-    (folder / "best.pt").write_bytes(whole)
-
-    raw = folder / "corrupt" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        for kind in ("images-idx3", "labels-idx1"):
-            (raw / f"{part}-{kind}-ubyte").write_bytes(b"\x00\x00\x08\x03 not an idx file")
-
-    (folder / "no images").mkdir()
-    for name in ("cat", "dog"):
-        (folder / "no files" / name).mkdir(parents=True)
-        (folder / "images" / name).mkdir(parents=True)
-        for number in range(3):
-            pixels = np.full((8, 8, 3), 40 * number, np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
-    (folder / "images" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
-    return folder
-
-
-# A command line and words of its message; {files} stands for the folder of the fixture.
-REFUSALS: dict[str, list[str]] = {
-    "defense=foo": ["defense=foo", "alpha_mix", "madry", "standard"],
-    "experiment=foo": ["experiment=foo", "smoke"],
-    "attack@evaluation.attacks.square=foo": ["attack=foo", "pgd20"],
-    "evaluation=foo": ["evaluation=foo", "standard", "quick"],
-    "evaluation=quick ~attack@evaluation.probe": ["evaluation.probe=None", "audit=true"],
-    "defence=madry": ["defence=madry", "did you mean defense?"],
-    "alpha=1.5 defense=alpha_mix": ["alpha=1.5", "did you mean defense.alpha?"],
-    "steps=5": ["steps=5", "did you mean attack.steps"],
-    "attack.stps=5": ["attack.stps=5", "did you mean attack.steps", "step_size"],
-    "~foo": ["foo"],
-    "eps={a": ["eps={a"],
-    "eps=0.1,0.2": ["eps=0.1,0.2", "--multirun"],
-    "attack.steps=2.5": ["attack.steps=2.5", "Integer"],
-    "seed=abc": ["seed=abc", "Integer"],
-    "norm=l3": ["norm=l3", "linf, l2, l1"],
-    "eps=-1": ["eps=-1", "0 or more"],
-    "eps=nan": ["eps=nan", "finite"],
-    "eps=abc": ["eps=abc", "8/255"],
-    "defense=alpha_mix defense.alpha=1.5": ["defense.alpha=1.5", "between 0 and 1"],
-    "attack.steps=0": ["attack.steps=0", "1 or more"],
-    "epochs=-1": ["epochs=-1", "0 or more"],
-    "batch_size=0": ["batch_size=0", "1 or more"],
-    "device=nonsense": ["device=nonsense", "auto", "cpu"],
-    "model=torchvision model.name=squeezenet1_0": ["squeezenet1_0", "(1, 8, 8)"],
-    "model=torchvision model.name=resnet8": ["model.name=resnet8", "resnet18"],
-    "training.curriculum.steps=[1,2] defense=rt": ["training.curriculum", "steps", "RT"],
-    "dataset.validation=600": ["validation=600", "512"],
-    "stages=[evaluate]": ["stages=[evaluate]", "checkpoint"],
-    "stages=[]": ["stages=[]", "train, evaluate"],
-    "stages=[walk]": ["stages=[walk]", "train, evaluate"],
-    "checkpoint={files}/missing.pt": ["checkpoint={files}/missing.pt"],
-    "checkpoint={files}/truncated.pt": ["checkpoint={files}/truncated.pt"],
-    "checkpoint={files}/foreign.pt": ["checkpoint={files}/foreign.pt"],
-    "checkpoint={files}/text.pt": ["checkpoint={files}/text.pt"],
-    "checkpoint={files}/empty.pt": ["checkpoint={files}/empty.pt"],
-    "checkpoint={files}/best.pt model=mlp": ["checkpoint={files}/best.pt", "another model"],
-    "+attack@evaluation.attacks.other=transfer": ["evaluation.attacks.other.source.run"],
-    "attack=transfer attack.source.run={files}/no": ["attack.source.run={files}/no is not there"],
-    "attack=transfer attack.source.run={files}/text.pt": ["attack.source.run={files}/text.pt"],
-    "dataset=mnist data_dir={files}/none download=false": ["data_dir={files}/none", "download"],
-    "dataset=mnist data_dir={files}/corrupt download=false": ["data_dir={files}/corrupt", "mnist"],
-    "dataset=folder": ["dataset.path"],
-    "dataset=folder dataset.path={files}/missing": ["dataset.path={files}/missing"],
-    "dataset=folder dataset.path='{files}/no images'": ["dataset.path={files}/no images"],
-    "dataset=folder dataset.path='{files}/no files'": ["{files}/no files/cat"],
-    "dataset=folder dataset.path={files}/images": ["{files}/images/dog/2.png"],
-    "hydra.run.dir={files}/text.pt/run": ["{files}/text.pt/run", "hydra.run.dir"],
-    "--config-dir={files}/missing": ["{files}/missing"],
-    "--config-name=foo": ["foo"],
-}
-# Errors that are only found in the data.
-NEED_DATA = {"dataset.validation=600"}
-
-
-def words(command: str, files: Path) -> list[str]:
-    """The arguments; a quoted one may contain a space."""
-    parts = command.split(" ") if "'" not in command else command.split(" ", 1)
-    return [part.replace("{files}", str(files)) for part in parts]
-
-
-@pytest.mark.parametrize("command", REFUSALS)
-def test_bad_input_ends_with_one_line_and_leaves_no_files(
-    driven: Answers, files: Path, command: str
-) -> None:
-    names = [name.replace("{files}", str(files)) for name in REFUSALS[command]]
-    assert_refused(driven[command], names)
-    assert ("LOADED" in driven[command].out) == (command in NEED_DATA)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device_is_refused_with_a_traceback_on_request(
     tmp_path: Path,
@@ -472,7 +371,7 @@ def test_only_directories_of_a_refused_run_are_removed(
     monkeypatch.chdir(here)
     (here / run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
     (here / run_dir / "robusttrain.log").touch()
-    main._remove_if_untouched((here / run_dir).resolve())
+    remove_if_untouched((here / run_dir).resolve(), PREAMBLE)
     assert here.is_dir()
     assert all((here / name).exists() for name in kept)
     assert not any((here / name).exists() for name in removed)
@@ -484,7 +383,7 @@ def test_a_run_with_results_is_never_removed(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     (tmp_path / "run" / "best.pt").touch()
-    main._remove_if_untouched(tmp_path / "run")
+    remove_if_untouched(tmp_path / "run", PREAMBLE)
     assert listing(tmp_path / "run") == [".hydra", "best.pt"]
 
 

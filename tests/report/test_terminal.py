@@ -45,3 +45,23 @@ def test_control_characters_are_shown_as_text() -> None:
     assert "\x1b" not in said
     assert r"class \x1b[2Jcat [red]" in said
     assert r"\x1b[31mx" in said
+
+
+# Not a tag that is open, so as markup it would be an error.
+NAMED = "[/bold]x"
+
+
+def test_names_are_no_markup() -> None:
+    """An attack has any name in an experiment file, and tables come after all of the work."""
+    file = StringIO()
+    terminal = Terminal(Console(file=file, force_terminal=True, width=120, color_system=None))
+    row = {"attack": NAMED, "norm": "linf", "eps": 0.1, "n": 5, "accuracy": 0.5, "ci_low": 0.1}
+    row |= {"ci_high": 0.9, "forward": 1.0, "backward": 1.0, "seconds": 1.0, "audit": "pass"}
+    with terminal.progress(f"1 {NAMED}", 1):
+        terminal.say(f"2 {NAMED}")
+        terminal.report(pd.DataFrame([row | {"attack": f"3 {NAMED}"}]), f"4 {NAMED}")
+        check = {"check": f"5 {NAMED}", "figure": 1.0, "threshold": "1 / 2", "verdict": "pass"}
+        terminal.audit([check])
+        terminal.table(pd.DataFrame({f"6 {NAMED}": [f"7 {NAMED}, a long cell"]}), f"8 {NAMED}", ())
+    found = [number for number in range(1, 9) if f"{number} {NAMED}" in file.getvalue()]
+    assert found == list(range(1, 9))

@@ -324,3 +324,12 @@ def test_weights_of_another_training_are_refused(command_line: CommandLine, tmp_
     (tmp_path / "0" / "best.pt").write_bytes((tmp_path / "1" / "best.pt").read_bytes())
     said = refused(command_line.start("resume=0", cwd=tmp_path))
     assert "best.pt is of another training: seed differ" in said
+
+
+def test_a_reference_is_repeated_as_it_was_typed(command_line: CommandLine, tmp_path: Path) -> None:
+    words = [
+        "dataset=synthetic", "model=linear", "defense=standard", "epochs=1", "device=cpu",
+        "stages=[train]", "attack.steps=${epochs}", "hydra.run.dir=run",
+    ]  # fmt: skip
+    finished(command_line.start(*words, cwd=tmp_path))
+    assert "attack.steps=${epochs}" in Command.read(tmp_path / "run").words
