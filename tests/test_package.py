@@ -131,7 +131,7 @@ def test_networks_never_call_view() -> None:
 
 # Attacks whose papers have a different search for each norm, or a search for one norm only; and
 # FAB, which stops early only in the norms in which that was measured to cost nothing.
-DIFFER_BY_NORM = {"apgd.py", "square.py", "carlini_wagner.py", "fab.py"}
+DIFFER_BY_NORM = {"apgd.py", "carlini_wagner.py", "decision_based.py", "fab.py", "square.py"}
 
 
 def test_only_the_threat_model_knows_norms() -> None:

@@ -40,7 +40,7 @@ def _copied(self: nn.Module, input: tuple[Tensor]) -> tuple[Tensor]:
 
 def _writes_to_input(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
     # All values from black to white, since a model may change some of them only.
-    images = torch.linspace(0, 1, 2 * prod(image_shape)).view(2, *image_shape)
+    images = torch.linspace(0, 1, 2 * prod(image_shape)).reshape(2, *image_shape)
     with (
         modes_restored(model),
         _buffers_restored(model),

@@ -303,7 +303,7 @@ def test_the_noise_of_a_foreign_model_is_unknown(program: bool, tmp_path: Path) 
         written(scripted, network, file)
     else:
         torch.save(network.state_dict(), file)
-    evaluate = [*of(file), *smoothing(SIGMA), UNAUDITED]
+    evaluate = [*of(file), *smoothing(SIGMA), UNAUDITED, *(["trust=[code]"] if program else [])]
     said = run(tmp_path / "run", *TINY, "model=linear", *evaluate)
     assert "the model was trained with unknown noise and is certified with sigma 0.25: " in said
     assert len(pd.read_csv(tmp_path / "run" / "certified.csv")) == 10

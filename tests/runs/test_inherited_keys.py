@@ -69,7 +69,8 @@ def read_config(run: Path) -> dict[str, object]:
 REFUSED = {
     "dataset.pth=moved": (
         "dataset.pth=moved is not allowed: no such key, did you mean dataset.path?\n"
-        "Keys of dataset: validation, crop, flip, path, image_size, channels, seed, test_share, "
+        "Keys of dataset: validation, crop, flip, path, image_size, channels, background, "
+        "skip_unreadable, seed, test_share, "
         "stream, workers\n"
     ),
     "dataset.path.deeper=moved": "dataset.path.deeper=moved is not allowed: ",
@@ -94,10 +95,9 @@ def test_a_key_that_the_component_does_not_have_is_refused(
 
 
 def test_a_further_training_has_them_too(command_line: CommandLine, place: Path) -> None:
-    words = ["stages=[train]", "epochs=1", "device=cpu", "hydra.run.dir=further"]
-    answer = run(
-        command_line, place, *words, "noise.sigma=0.5", "dataset.path=moved", "defense.beta=2"
-    )
+    words = ["stages=[train]", "epochs=1", "device=cpu"]
+    keys = ["noise.sigma=0.5", "dataset.path=moved", "defense.beta=2"]
+    answer = run(command_line, place, *words, *keys, "hydra.run.dir=further")
     assert answer.code == 0, answer.said
     config = checkpoint.load(place / "further").config
     assert (config["noise"]["sigma"], config["dataset"]["path"]) == (0.5, "moved")

@@ -328,7 +328,7 @@ def test_weights_of_another_training_are_refused(command_line: CommandLine, tmp_
 
 def test_a_reference_is_repeated_as_it_was_typed(command_line: CommandLine, tmp_path: Path) -> None:
     words = [
-        "dataset=synthetic", "model=linear", "defense=standard", "epochs=1", "device=cpu",
+        "dataset=synthetic", "model=linear", "epochs=1", "device=cpu",
         "stages=[train]", "attack.steps=${epochs}", "hydra.run.dir=run",
     ]  # fmt: skip
     finished(command_line.start(*words, cwd=tmp_path))

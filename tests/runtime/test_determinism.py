@@ -97,7 +97,8 @@ def test_the_switches_are_on_in_a_run_and_recorded_and_restored(
 ) -> None:
     noting = Noting([])
     run(tmp_path / "run", noting, deterministic=wanted)
-    assert noting.seen == [expected] * len(noting.seen)
+    # The first step is a rehearsal, which has no part in the results.
+    assert noting.seen[1:] == [expected] * (len(noting.seen) - 1)
     assert json.loads((tmp_path / "run/manifest.json").read_text())["determinism"] == expected
     assert flags() == DEFAULT
 
