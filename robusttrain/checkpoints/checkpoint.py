@@ -15,6 +15,9 @@ from robusttrain.checkpoints.kinds import named
 from robusttrain.errors import InputError
 from robusttrain.run_directory import BEST
 
+# The attribute of a record in a ZIP archive that marks it as a folder.
+FOLDER = 0x10
+
 # Marks a file as ours. The number rises with every incompatible change of the content.
 FORMAT = "robusttrain checkpoint 2"
 
@@ -162,9 +165,11 @@ def _is_archive(path: Path) -> bool:
 def check_sums(path: Path) -> None:
     """Raise `BadZipFile` unless the checksums of all records in an archive are right.
 
-    torch does not check those of tensors.
+    torch does not check those of tensors, and takes a record that is marked as a folder for empty,
+    so that it would return uninitialised memory.
     """
     with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()
+        folders = (i.filename for i in archive.infolist() if i.external_attr & FOLDER)
+        broken = next(folders, None) or archive.testzip()
     if broken is not None:
         raise zipfile.BadZipFile(f"{broken} is damaged")

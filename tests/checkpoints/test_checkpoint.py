@@ -197,6 +197,28 @@ def touching(path: Path, target: str) -> dict[str, Any]:
     return {"_target_": target, "command": f"touch {path}", "path": str(path), "name": str(path)}
 
 
+def test_no_flipped_bit_of_the_directory_changes_the_weights(tmp_path: Path) -> None:
+    """The directory of a ZIP archive has no check sum; torch believes what it says of a record."""
+    path, flipped = tmp_path / "best.pt", tmp_path / "flipped.pt"
+    content = replace(saved(), model={"weight": torch.full((40,), 3.0)})
+    content.save(path)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    whole, refused = path.read_bytes(), 0
+    for place in range(start, len(whole)):
+        for bit in (0, 4, 7):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            flipped.write_bytes(damaged)
+            try:
+                found = checkpoint.load(flipped)
+            except InputError:
+                refused += 1
+                continue
+            assert torch.equal(found.model["weight"], content.model["weight"]), (place, bit)
+    assert refused > 100
+
+
 @pytest.mark.parametrize(
     "target",
     [
