@@ -19,12 +19,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     InputError
         If another process holds it.
     """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        reason = "another process runs there"
-        raise InputError("hydra.run.dir", folder, reason, "is in use") from error
+    lock = _acquired(folder)
     try:
         for half in folder.glob(f".*{TEMPORARY}"):
             half.unlink()
@@ -35,3 +30,19 @@ def alone_in(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             (folder / LOCK).unlink()
         lock.release()
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Raise `InputError` if another process holds the directory of a run; nothing is written."""
+    if (folder / LOCK).exists():
+        _acquired(folder).release()
+
+
+def _acquired(folder: Path) -> FileLock:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        reason = "another process runs there"
+        raise InputError("hydra.run.dir", folder, reason, "is in use") from error
+    return lock

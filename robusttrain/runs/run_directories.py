@@ -25,6 +25,7 @@ from robusttrain.run_directory import (
     TEMPORARY,
     TENSORBOARD,
 )
+from robusttrain.runs.lock import refuse_in_use
 from robusttrain.runtime import distributed
 
 # What a run or a sweep writes into its directory, and the folders there.
@@ -42,6 +43,7 @@ class RunDirectories(Callback):
         try:
             run_dir = Path(config.hydra.run.dir)
             refuse_links(run_dir)
+            refuse_in_use(run_dir)
             if config.get("resume") is None:
                 refuse_other_results(run_dir, config)
         except OmegaConfBaseException:

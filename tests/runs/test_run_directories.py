@@ -12,6 +12,7 @@ from robusttrain.errors import InputError
 from robusttrain.report.compare import read_run
 from robusttrain.report.files import refuse_mixed
 from robusttrain.runs.context import Origin
+from robusttrain.runs.lock import alone_in
 from robusttrain.runs.rerun import Repetition
 from robusttrain.runs.run_directories import RunDirectories
 from toys.command_line import CommandLine
@@ -227,3 +228,12 @@ def test_secrets_of_the_environment_are_not_written(monkeypatch: pytest.MonkeyPa
     }  # fmt: skip
     # The run itself uses them.
     assert OmegaConf.create(config).dataset.path == "open-sesame/images"
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_second_command_leaves_the_run_in_progress_alone(tmp_path: Path, resumed: bool) -> None:
+    """Hydra would replace its files there."""
+    config = OmegaConf.create({"hydra": {"run": {"dir": str(tmp_path)}}, "resume": resumed or None})
+    with alone_in(tmp_path), pytest.raises(SystemExit, match="is in use"):
+        RunDirectories().on_run_start(config)
+    RunDirectories().on_run_start(config)
