@@ -13,7 +13,10 @@ from robusttrain.checkpoints import tensor_files
 from robusttrain.report.files import whole
 
 # Rises when pieces change: those of another version are made again.
-FORMAT = 2
+FORMAT = 3
+
+# The entry of a file that says which piece it is.
+OWNER = "owner"
 
 
 class Cache(Protocol):
@@ -56,27 +59,33 @@ class FolderCache:
         self.remove()
 
     def get(self, key: str) -> Mapping[str, Any] | None:
-        """What was put under `key`; None where nothing was, or where it cannot be read."""
+        """What was put under `key`; None if there is no such file, or if it is damaged or exchanged."""
         path = self._file(key)
         if not path.is_file():
             return None
         try:
-            content: Mapping[str, Any] = torch.load(path, weights_only=True)
+            content: dict[str, Any] = torch.load(path, weights_only=True)
         # Whatever is wrong with the file, the piece can be made again.
         except Exception:
             return None
-        return content
+        is_own = isinstance(content, dict) and content.pop(OWNER, None) == self._owner(key)
+        return content if is_own else None
 
     def put(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep `result`; written whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        # A run directory that was removed meanwhile does not come back incomplete.
+        self.path.mkdir(exist_ok=True)
         with whole(self._mark) as temporary:
             temporary.write_text(self.work)
-        tensor_files.write(self._file(key), dict(result))
+        tensor_files.write(self._file(key), {OWNER: self._owner(key), **result})
 
     def remove(self) -> None:
         """Forget all pieces."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _owner(self, key: str) -> str:
+        """Which piece of which work a file holds, since files can be exchanged."""
+        return f"{self.work} {key}"
 
     def _file(self, key: str) -> Path:
         return self.path / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"

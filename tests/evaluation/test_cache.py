@@ -232,3 +232,27 @@ def test_work_is_described_by_all_that_it_hangs_on(other: dict[str, Any]) -> Non
     again = {"settings": (Evaluation({"pgd": PGD(eps=0.1)}), 0.1), "model": network()}
     assert description(**(WORK | again)) == description(**WORK)
     assert description(**(WORK | other)) != description(**WORK)
+
+
+def test_pieces_that_were_exchanged_are_made_again(tmp_path: Path) -> None:
+    """Two of one evaluation, and one of another that has the same name."""
+    pieces, others = FolderCache(tmp_path / "one", "this"), FolderCache(tmp_path / "other", "that")
+    for number, key in enumerate(("first", "second")):
+        pieces.put(key, {"value": number})
+        others.put(key, {"value": 10 + number})
+    first, second = (pieces._file(key) for key in ("first", "second"))
+    swapped = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    assert pieces.get("first") is None
+    assert pieces.get("second") == {"value": 1}
+    first.write_bytes(others._file("first").read_bytes())
+    assert pieces.get("first") is None
+    first.write_bytes(swapped)
+    assert pieces.get("first") == {"value": 0}
+
+
+def test_a_run_directory_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
+    pieces = FolderCache(tmp_path / "run" / "evaluation.partial", "this")
+    with pytest.raises(FileNotFoundError):
+        pieces.put("first", {"value": 1})
+    assert not (tmp_path / "run").exists()
