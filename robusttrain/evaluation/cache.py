@@ -59,7 +59,7 @@ class FolderCache:
         self.remove()
 
     def get(self, key: str) -> Mapping[str, Any] | None:
-        """What was put under `key`; None if there is no such file, or if it is damaged or exchanged."""
+        """What was put under `key`; None if its file is missing, damaged or exchanged."""
         path = self._file(key)
         if not path.is_file():
             return None
