@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from robusttrain.errors import InputError
-from robusttrain.report.files import refuse_mixed
+from robusttrain.report.files import intact, refuse_mixed
 from robusttrain.report.ledger import CONFIDENCE, UNION, WORST_CASE
 from robusttrain.run_directory import REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
@@ -111,8 +111,13 @@ def read_run(folder: Path) -> Run:
     Raises
     ------
     InputError
-        If it does not hold a finished evaluation, or holds results of several runs.
+        If it does not hold a finished evaluation, or holds results of several runs, or is damaged.
     """
+    with intact(folder):
+        return _run_in(folder)
+
+
+def _run_in(folder: Path) -> Run:
     refuse_mixed(folder)
     samples = _read(folder / SAMPLES, dict.fromkeys(WHOLE, "int64"))
     if not samples["index"].is_unique:

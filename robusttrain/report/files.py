@@ -77,8 +77,10 @@ def intact(path: Path) -> Iterator[None]:
     """Raise `InputError` if the block, which reads `path`, does not find what was written there."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except InputError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(str(path), allowed=reason, problem="is damaged") from error
 
 
@@ -98,8 +100,8 @@ def refuse_mixed(run_dir: Path) -> None:
         return
     with intact(path):
         manifest = json.loads(path.read_text())
-    written = manifest.get("files") or _of_stages(manifest)
-    foreign = [name for name in results_in(run_dir) if name not in written]
+        written = manifest.get("files") or _of_stages(manifest)
+        foreign = [name for name in results_in(run_dir) if name not in written]
     if foreign:
         allowed = f"{MANIFEST} is of another run than {', '.join(foreign)}"
         raise InputError(str(run_dir), allowed=allowed, problem="holds results of several runs")

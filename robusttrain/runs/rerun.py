@@ -13,7 +13,7 @@ import torch
 from robusttrain import renames
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.errors import InputError
-from robusttrain.report.files import refuse_mixed
+from robusttrain.report.files import intact, refuse_mixed
 from robusttrain.run_directory import BEST, MANIFEST, TABLES
 from robusttrain.runs.resume import TRUST, quoted
 from robusttrain.runs.trust import trust_in, trusted_words
@@ -71,7 +71,8 @@ class Repetition:
             problem = "was made by a version that did not save overrides"
             raise InputError(f"rerun {run}", problem=problem)
         refuse_mixed(run)
-        words = trusted_words(manifest["overrides"], trust, str(run / MANIFEST))
+        with intact(run / MANIFEST):
+            words = trusted_words(list(map(str, manifest["overrides"])), trust, f"{run / MANIFEST}")
         repetition = cls(run, manifest, tuple(words))
         if repetition.folder.exists():
             reason, problem = f"{repetition.folder} exists", "has already been repeated"

@@ -58,7 +58,9 @@ def refuse_untrusted(node: Any, trusted: Sequence[str]) -> None:
     for value in _leaves(node):
         if "${" in REFERENCE.sub("", str(value)):
             allowed = "only references to keys and environment variables are allowed there"
-            raise InputError(CONFIGURATION, allowed=allowed, problem=f"would compute {value}")
+            raise InputError(
+                CONFIGURATION, allowed=allowed, problem=f"would compute {_in_line(value)}"
+            )
 
 
 def trusted_words(words: Sequence[str], trust: Sequence[str], source: str) -> list[str]:
@@ -78,7 +80,7 @@ def trusted_words(words: Sequence[str], trust: Sequence[str], source: str) -> li
         if needs_consent(word):
             allowed = f"if you trust its author, add trust=[{CODE}]"
             raise InputError(
-                source, allowed=allowed, problem=f"contains {word}, which can run code"
+                source, allowed=allowed, problem=f"contains {_in_line(word)}, which can run code"
             )
         if word != OWN_CONFIG:
             _refuse_value(word, trust, source)
@@ -124,6 +126,11 @@ def _parsed(word: str) -> Override | None:
         return None
 
 
+def _in_line(word: object) -> str:
+    """Text of a file in a message of one line."""
+    return " ".join(str(word).split())
+
+
 def _refuse_target(node: Mapping[Any, Any], trusted: Sequence[str]) -> None:
     target = str(node["_target_"])
     if target == LOADER:
@@ -131,10 +138,12 @@ def _refuse_target(node: Mapping[Any, Any], trusted: Sequence[str]) -> None:
             problem = f"would trust {node['trust']} when it loads another run"
             raise InputError(CONFIGURATION, allowed=f"it must be trust: {TRUST}", problem=problem)
     elif not _is_defined_in(target, trusted):
-        problem = f"would build {target}, which is no component of robusttrain"
+        problem = f"would build {_in_line(target)}, which is no component of robusttrain"
         allowed = "if you trust it, name its package in trust=[...]"
         if target.partition(".")[0] in trusted:
-            problem = f"would build {target}, which is no class or function of its package"
+            problem = (
+                f"would build {_in_line(target)}, which is no class or function of its package"
+            )
             allowed = "an imported one is named by the package that defines it"
         raise InputError(CONFIGURATION, allowed=allowed, problem=problem)
 
