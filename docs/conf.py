@@ -42,5 +42,7 @@ nitpick_ignore_regex = [
         r"(torch|nn|np|numpy|pd|pandas|collections|contextlib|pathlib|enum|typing|abc)(\..*)?",
     ),
     (r"py:.*", r"(Tensor|Path|Any|Callable|Iterator|Iterable|Mapping|Sequence|Self|ABC|T|Enum)"),
+    # A type variable.
+    (r"py:.*", r"robusttrain\.errors\.T"),
     (r"py:.*", r"(AbstractContextManager|StrEnum|NamedTuple|Protocol|ValueError|optional)"),
 ]

@@ -77,7 +77,8 @@ def refuse_links(folder: Path) -> None:
     caches = folder.glob(f"{EVALUATION_CACHE}*")
     nested = (path for name in NESTED for path in folder.glob(f"{name}/**/*"))
     for path in (folder / RECORDS, *hidden, *ours, *caches, *nested):
-        if path.is_symlink():
+        # A device such as /dev/null keeps nothing.
+        if path.is_symlink() and not path.is_char_device():
             problem = f"contains a symbolic link, {path.relative_to(folder)}"
             allowed = "files elsewhere would be written; remove the link"
             raise InputError("directory", folder, allowed, problem)

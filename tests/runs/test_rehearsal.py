@@ -194,12 +194,12 @@ def test_a_rehearsal_leaves_everything_as_it_was(words: str, tmp_path: Path) -> 
 
 
 SEARCHES = {
-    "attack=multi_targeted": r"^attack\.targets=9 is not possible with 5 classes: give 4$",
+    "attack=multi_targeted": r"^attack\.targets=9 is not allowed: it must be 4 for 5 classes$",
     "attack=transfer attack.attack.targets=9": (
-        r"^attack\.attack\.targets=9 is not possible with 5 classes: give 4$"
+        r"^attack\.source cannot take images of shape \(1, 8, 8\): "
     ),
     "attack=pgd attack.objective=dlr dataset.num_classes=2": (
-        r"^attack\.objective=dlr is not possible with 2 classes: give margin$"
+        r"^attack\.objective=dlr is not allowed: it must be margin for 2 classes$"
     ),
     "attack=raising": r"^model=mlp cannot be trained with defense=.*: no such luck$",
     "attack=transfer": r"^attack\.source cannot take images of shape \(1, 8, 8\): ",
