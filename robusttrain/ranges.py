@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 from robusttrain.errors import InputError
 
+# The largest number of anything that torch counts.
+LARGEST = 2**63 - 1
+
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
     """Raise `InputError` for `key=value` unless `ok`; `allowed` describes the allowed values."""
@@ -18,6 +21,12 @@ def at_least(low: float, **values: float) -> None:
         require(
             math.isfinite(value) and value >= low, key, value, f"a finite number, {low} or more"
         )
+
+
+def count(**values: int) -> None:
+    """Require that every value is a number of things, 1 or more, that torch can count."""
+    at_least(1, **values)
+    within(1, LARGEST, **values)
 
 
 def above(low: float, **values: float) -> None:

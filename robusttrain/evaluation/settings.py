@@ -119,7 +119,7 @@ class Evaluation:
         for key in ("samples", "batch_size", "probe_samples"):
             value = getattr(self, key)
             if value is not None:
-                ranges.at_least(1, **{key: value})
+                ranges.count(**{key: value})
         ranges.require(
             self.probe is not None or not self.audit,
             "probe",

@@ -2,12 +2,23 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from robusttrain import ranges
+
+
+@runtime_checkable
+class Stepping(Protocol):
+    """What training asks of a schedule: a step after each batch, and the rate of each group."""
+
+    def step(self) -> None:
+        """Set the rates for the next batch."""
+
+    def get_last_lr(self) -> list[float]:
+        """The present rates."""
 
 
 class Schedule(Protocol):

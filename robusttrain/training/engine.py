@@ -15,6 +15,7 @@ from robusttrain.errors import returned
 from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.noise.layer import Progress, penalty
 from robusttrain.optim.averaging import Average
+from robusttrain.optim.schedules import Stepping
 from robusttrain.optim.weight_perturbation import perturbed
 from robusttrain.runtime import distributed
 from robusttrain.runtime.out_of_memory import is_out_of_memory
@@ -100,7 +101,9 @@ class Engine:
         self.max_gradient_norm = settings.clip_gradient
         skips = settings.on_nonfinite is OnNonFinite.skip
         self.skipping = SkippingStep(self.forward, self.optimizer) if skips else None
-        self.scheduler = recipe.schedule.build(self.optimizer, self.total)
+        scheduler = recipe.schedule.build(self.optimizer, self.total)
+        returned("schedule.build", scheduler, Stepping)  # type: ignore[type-abstract]
+        self.scheduler = scheduler
         # Counted here, since a schedule of the user's own need not count.
         self.batches = 0
         self.weight_perturbation = recipe.weight_perturbation

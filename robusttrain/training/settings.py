@@ -92,7 +92,7 @@ class Training:
 
     def __post_init__(self) -> None:
         ranges.at_least(0, epochs=self.epochs)
-        ranges.at_least(1, batch_size=self.batch_size)
+        ranges.count(batch_size=self.batch_size)
         ranges.above(0, checkpoint_minutes=self.checkpoint_minutes)
         ranges.require(
             0 <= self.label_smoothing < 1,
