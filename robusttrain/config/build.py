@@ -133,14 +133,21 @@ def _refusal(config: DictConfig, error: InstantiationException) -> InputError:
 
 def _at_its_source(config: DictConfig, where: str, error: InputError) -> InputError:
     """An error in the node `where`, under the key that the rejected value was taken from."""
-    above, _, name = where.rpartition(".")
-    parent = OmegaConf.select(config, above) if above else config
-    if where and OmegaConf.is_interpolation(parent, name):
-        where = _referred(parent, name)
+    where = _source(config, where)
     node = OmegaConf.select(config, where) if where else config
     if error.key in node and OmegaConf.is_interpolation(node, error.key):
         return error.of(_referred(node, error.key))
     return error.under(where)
+
+
+def _source(config: DictConfig, where: str) -> str:
+    """The key of the node `where`, with a node that is a reference replaced by what it names."""
+    place = ""
+    for name in where.split(".") if where else ():
+        parent = OmegaConf.select(config, place) if place else config
+        is_reference = OmegaConf.is_interpolation(parent, name)
+        place = _referred(parent, name) if is_reference else f"{place}.{name}".removeprefix(".")
+    return place
 
 
 def _referred(node: DictConfig, key: str) -> str:

@@ -1,12 +1,12 @@
 """Checks before any work: what is refused, and what is warned of."""
 
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from robusttrain import ranges
-from robusttrain.attacks import Attack, Attacking, Demanding, fitted
+from robusttrain.attacks import Attack, Attacking, Demanding, fitted, parts
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
@@ -94,8 +94,9 @@ def refuse_attacks(context: RunContext) -> None:
         used["training.validation_attack"] = config.training.validation_attack
     if context.trains and isinstance(config.defense, Attacking):
         used["defense.attack"] = config.defense.attack
-        with named_in(context.origin.config, "defense.attack"):
-            refuse_few_classes(config.defense.attack, info.num_classes)
+        for depth, attack in enumerate(parts(config.defense)[1:], start=1):
+            with named_in(context.origin.config, "defense" + depth * ".attack"):
+                refuse_few_classes(cast(Attack, attack), info.num_classes)
     for section, attack in used.items():
         if isinstance(attack, Demanding):
             with named_in(context.origin.config, section):

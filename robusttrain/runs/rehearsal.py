@@ -13,11 +13,9 @@ from robusttrain import seeding
 from robusttrain.attacks import (
     Attack,
     Attacking,
-    Fitted,
     cross_entropy,
     fitted,
     frugal,
-    parts,
     with_attack,
 )
 from robusttrain.attacks.ball_attack import BallAttack
@@ -50,9 +48,8 @@ def rehearse(context: RunContext, inputs: Inputs) -> None:
     Raises
     ------
     InputError
-        If a pass fails or returns anything but logits, if an attack fails or has settings that the
-        number of classes does not allow, or if training has to differentiate a gradient, which
-        compiled models cannot do. The message names the key to change.
+        If a pass fails or returns anything but logits, if an attack fails, or if training has to
+        differentiate a gradient, which compiled models cannot do. The message names the key.
     """
     names, device = context.origin.names, context.device
     subject = _Subject(inputs.model, names, context.info, device)
@@ -94,7 +91,6 @@ class _Subject:
     def train(self, defense: Defense, settings: Training) -> None:
         """Try a step of training with `defense`."""
         place = OWN_ATTACK.partition("@")[2] if OWN_ATTACK in self.names else "attack"
-        _refuse_unfit(defense, self.info.num_classes, place)
         step = partial(self._step, defense, settings.precision, place)
         option = self.names["defense"]
         self.model.train()
@@ -190,18 +186,6 @@ def _tried(action: Callable[[], T], failed: InputError, place: str = "") -> T:
     except Exception as error:
         allowed = failed.allowed + reason_of(error)
         raise InputError(failed.key, failed.value, allowed, failed.problem) from error
-
-
-def _refuse_unfit(defense: Defense, classes: int, place: str) -> None:
-    """Raise `InputError` if an attack of training, at the key `place`, cannot have its settings."""
-    for attack in parts(defense)[1:]:
-        after = vars(attack.fitted(classes)) if isinstance(attack, Fitted) else {}
-        for key, value in after.items():
-            before = getattr(attack, key)
-            if before != value:
-                problem = f"is not possible with {classes} classes"
-                raise InputError(f"{place}.{key}", before, f"give {value}", problem)
-        place = f"{place}.attack"
 
 
 @contextmanager

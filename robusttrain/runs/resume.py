@@ -14,7 +14,7 @@ from robusttrain.checkpoints.external import CODE
 from robusttrain.errors import InputError
 from robusttrain.report.files import intact, write_json
 from robusttrain.run_directory import COMMAND, MANIFEST
-from robusttrain.runs.trust import needs_consent, trust_in, trusted_words
+from robusttrain.runs.trust import trust_in, trusted_words
 
 KEY, PLACE, TRUST = "resume=", "hydra.run.dir=", "trust="
 PLACES = (
@@ -68,8 +68,13 @@ class Command:
 
     @property
     def trust(self) -> list[str]:
-        """The word by which the user consents to all of the command, if it needs that."""
-        return [CONSENT] if any(map(needs_consent, self.words)) else []
+        """The word without which the command would not be resumed as it is."""
+        own = [word for word in self.words if word.startswith(TRUST)]
+        try:
+            trusted_words(self.words, [], COMMAND)
+        except InputError:
+            return [CONSENT]
+        return own
 
     def write(self, run: Path) -> None:
         """Save it in the directory of the run."""

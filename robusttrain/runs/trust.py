@@ -21,7 +21,8 @@ COMPONENTS = tuple(
     for package in ("attacks", "data", "defenses", "models", "noise", "optim", "training")
 )
 
-# The one function that is called: it reads a file as data, and checks what is in it.
+# The one function that is called: it reads a file as data, and checks what is in it. It loads
+# programs, too, for callers who consent to that.
 LOADER = "robusttrain.load_model"
 
 # What a saved configuration may trust: what the user of this process trusts.
@@ -43,18 +44,22 @@ CONFIGURATION = "the checkpoint's configuration"
 
 
 def refuse_untrusted(node: Any, trusted: Sequence[str]) -> None:
-    """Refuse classes and functions of other packages, and resolvers other than references.
+    """Refuse classes and functions of other packages, resolvers other than references, and trust.
 
     Components of robusttrain are allowed, and classes and functions of the packages in `trusted`.
 
     Raises
     ------
     InputError
-        If a value in `node` names such a class, function or resolver.
+        If a value in `node` names such a class, function or resolver, or extends the trust.
     """
     for mapping in _mappings(node):
+        # In every mapping, since a command can set the keys of a target one by one.
+        if mapping.get("trust", TRUST) != TRUST:
+            problem = f"would trust {_in_line(mapping['trust'])} when it loads another run"
+            raise InputError(CONFIGURATION, allowed=f"it must be trust: {TRUST}", problem=problem)
         if "_target_" in mapping:
-            _refuse_target(mapping, trusted)
+            _refuse_target(str(mapping["_target_"]), trusted)
     for value in _leaves(node):
         if "${" in REFERENCE.sub("", str(value)):
             allowed = "only references to keys and environment variables are allowed there"
@@ -76,27 +81,11 @@ def trusted_words(words: Sequence[str], trust: Sequence[str], source: str) -> li
     """
     if CODE in trust:
         return list(words)
-    for word in words:
-        if needs_consent(word):
-            allowed = f"if you trust its author, add trust=[{CODE}]"
-            raise InputError(
-                source, allowed=allowed, problem=f"contains {_in_line(word)}, which can run code"
-            )
-        if word != OWN_CONFIG:
-            _refuse_value(word, trust, source)
     own = [word for word in words if not word.lstrip("+").startswith("trust=")]
+    for word in own:
+        if word != OWN_CONFIG:
+            _refuse_word(word, trust, source)
     return [*own, *([f"trust=[{','.join(trust)}]"] if trust else [])]
-
-
-def needs_consent(word: str) -> bool:
-    """Whether a word of a command may set more than a component of robusttrain and its values."""
-    if word == OWN_CONFIG:
-        return False
-    override = _parsed(word)
-    if override is None or override.is_sweep_override():
-        return True
-    places = (override.key_or_group, override.package or "")
-    return any(re.match(r"hydra\b", p) is not None and p not in OF_HYDRA for p in places)
 
 
 def trust_in(word: str) -> list[str]:
@@ -106,9 +95,12 @@ def trust_in(word: str) -> list[str]:
     return [str(name) for name in value] if isinstance(value, list) else []
 
 
-def _refuse_value(word: str, trust: Sequence[str], source: str) -> None:
+def _refuse_word(word: str, trust: Sequence[str], source: str) -> None:
     override = _parsed(word)
-    assert override is not None
+    if override is None or override.is_sweep_override() or _is_of_hydra(override):
+        problem = f"contains {_in_line(word)}, which can run code"
+        allowed = f"if you trust its author, add trust=[{CODE}]"
+        raise InputError(source, allowed=allowed, problem=problem)
     name = override.key_or_group.rpartition(".")[2]
     value = override.value()
     node = {name: value if isinstance(value, dict | list) else str(value)}
@@ -116,6 +108,12 @@ def _refuse_value(word: str, trust: Sequence[str], source: str) -> None:
         refuse_untrusted(node, trust)
     except InputError as error:
         raise error.of(source) from error
+
+
+def _is_of_hydra(override: Override) -> bool:
+    """Whether a key, or the place of an option, belongs to Hydra and may not be set."""
+    places = (override.key_or_group, override.package or "")
+    return any(re.match(r"hydra\b", p) is not None and p not in OF_HYDRA for p in places)
 
 
 def _parsed(word: str) -> Override | None:
@@ -131,21 +129,16 @@ def _in_line(word: object) -> str:
     return " ".join(str(word).split())
 
 
-def _refuse_target(node: Mapping[Any, Any], trusted: Sequence[str]) -> None:
-    target = str(node["_target_"])
-    if target == LOADER:
-        if node.get("trust", TRUST) != TRUST:
-            problem = f"would trust {node['trust']} when it loads another run"
-            raise InputError(CONFIGURATION, allowed=f"it must be trust: {TRUST}", problem=problem)
-    elif not _is_defined_in(target, trusted):
-        problem = f"would build {_in_line(target)}, which is no component of robusttrain"
-        allowed = "if you trust it, name its package in trust=[...]"
-        if target.partition(".")[0] in trusted:
-            problem = (
-                f"would build {_in_line(target)}, which is no class or function of its package"
-            )
-            allowed = "an imported one is named by the package that defines it"
-        raise InputError(CONFIGURATION, allowed=allowed, problem=problem)
+def _refuse_target(target: str, trusted: Sequence[str]) -> None:
+    if target == LOADER or _is_defined_in(target, trusted):
+        return
+    built = f"would build {_in_line(target)}"
+    problem = f"{built}, which is no component of robusttrain"
+    allowed = "if you trust it, name its package in trust=[...]"
+    if target.partition(".")[0] in trusted:
+        problem = f"{built}, which is no class or function of its package"
+        allowed = "an imported one is named by the package that defines it"
+    raise InputError(CONFIGURATION, allowed=allowed, problem=problem)
 
 
 def _is_defined_in(target: str, trusted: Sequence[str]) -> bool:

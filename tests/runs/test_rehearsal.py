@@ -196,7 +196,7 @@ def test_a_rehearsal_leaves_everything_as_it_was(words: str, tmp_path: Path) -> 
 SEARCHES = {
     "attack=multi_targeted": r"^attack\.targets=9 is not allowed: it must be 4 for 5 classes$",
     "attack=transfer attack.attack.targets=9": (
-        r"^attack\.source cannot take images of shape \(1, 8, 8\): "
+        r"^attack\.attack\.targets=9 is not allowed: it must be 4 for 5 classes$"
     ),
     "attack=pgd attack.objective=dlr dataset.num_classes=2": (
         r"^attack\.objective=dlr is not allowed: it must be margin for 2 classes$"

@@ -274,6 +274,11 @@ HARMFUL = [
     "+model.front={_target_: os.system, command: x}",
     "model.widths=[{_target_: os.system}]",
     "eps=${oc.create:x}",
+    "attack.source.trust=[os]",
+    "++evaluation.attacks.x.source.trust=[os]",
+    "+model.source={_target_: robusttrain.load_model, run: there, trust: [os]}",
+    "+evaluation.attacks.x.source={run: there, trust: [os]}",
+    "+model.sources=[{trust: [os]}]",
 ]
 
 
@@ -285,11 +290,11 @@ def test_a_saved_command_runs_nothing_without_consent(tmp_path: Path, word: str)
     (tmp_path / "manifest.json").write_text(json.dumps({"overrides": [*HARMLESS, word]}))
     for consent in ([], ["trust=[torch]"]):
         with pytest.raises(
-            InputError, match=r"json contains .*trust|json would (build .*trust|compute)"
+            InputError, match=r"json contains .*trust|json would (build .*trust|compute|trust)"
         ):
             resumed([f"resume={run}", *consent])
         with pytest.raises(
-            InputError, match=r"json contains .*trust|json would (build .*trust|compute)"
+            InputError, match=r"json contains .*trust|json would (build .*trust|compute|trust)"
         ):
             Repetition.of([str(tmp_path), *consent])
     assert word in resumed([f"resume={run}", "trust=[code]"])
@@ -301,6 +306,25 @@ def test_a_saved_command_does_not_say_what_to_trust(tmp_path: Path) -> None:
     assert resumed([f"resume={tmp_path}"])[:-2] == HARMLESS
     mine = resumed([f"resume={tmp_path}", "trust=[mine]"])
     assert mine[:-2] == [*HARMLESS, "trust=[mine]"]
+
+
+@pytest.mark.parametrize(
+    ("words", "trust"),
+    [
+        (["eps=0.1"], []),
+        (["eps=0.1", "trust=[mine]"], ["trust=[mine]"]),
+        (["model._target_=mine.Net"], ["trust=[code]"]),
+        (["model._target_=mine.Net", "trust=[mine]"], ["trust=[code]"]),
+        (["--config-dir=mine"], ["trust=[code]"]),
+    ],
+)
+def test_the_advice_to_resume_has_the_trust_that_is_needed(
+    tmp_path: Path, words: list[str], trust: list[str]
+) -> None:
+    command = Command(words, [])
+    command.write(tmp_path)
+    assert command.trust == trust
+    assert resumed([f"resume={tmp_path}", *trust])[: len(words)] == words
 
 
 def test_what_the_user_types_needs_no_consent(
