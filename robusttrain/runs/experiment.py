@@ -36,7 +36,7 @@ from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
-from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint
+from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint, surplus
 from robusttrain.training.diagnostics import summary
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
@@ -99,9 +99,12 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     if distributed.is_main():
         course = summary(training.epochs) if training else None
         content = manifest(origin, device, data.digests, clock.seconds, course, switches)
-        write_json(
-            run_dir / MANIFEST, {**content, "dataset": data.contents, "files": results_in(run_dir)}
-        )
+        passing = surplus(config.training.keep) if context.trains else ()
+        files = [name for name in results_in(run_dir) if name not in passing]
+        write_json(run_dir / MANIFEST, {**content, "dataset": data.contents, "files": files})
+        # Last: a run without a manifest resumes from its checkpoints.
+        for name in passing:
+            (run_dir / name).unlink(missing_ok=True)
     return best.val_robust_accuracy if best else None
 
 

@@ -25,6 +25,8 @@ RUN = [
     "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=3",
     "batch_size=64", "evaluation=quick", "evaluation.samples=40", "evaluation.audit=false",
     "evaluation.eot=2", "evaluation.votes=5", "training.checkpoint_minutes=0.0001",
+    # The state after the last epoch has to be the same, too.
+    "training.keep=last",
     "optimizer=sgd", "device=cpu",
 ]  # fmt: skip
 
