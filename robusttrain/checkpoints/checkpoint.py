@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, and read as data only."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,20 @@ def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
         raise InputError(key, path, problem=problem)
     own = {key: value for key, value in content.items() if key != "format"}
     return Checkpoint(**own | {"config": renames.config(content["config"])})
+
+
+def differing(config: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """The keys of `config` whose values are others in `saved`, the configuration of a checkpoint.
+
+    Keys that are missing below the first level came with a later version.
+    """
+    return [key for key, value in config.items() if not _agrees(value, saved.get(key))]
+
+
+def _agrees(value: Any, saved: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(saved, Mapping):
+        return bool(value == saved)
+    return all(key in value and _agrees(value[key], old) for key, old in saved.items())
 
 
 def refuse_incomplete(

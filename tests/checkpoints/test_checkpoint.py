@@ -398,3 +398,15 @@ def test_a_configuration_cannot_extend_the_trust(house: Path, trust: object) -> 
     other(house, trust=trust)
     with pytest.raises(InputError, match=r"would trust .* when it loads another run: it must be"):
         load_model(house)
+
+
+def test_a_key_of_a_later_version_is_no_difference() -> None:
+    saved = {"eps": 0.1, "training": {"epochs": 3, "curriculum": {"steps": [1, 2]}}}
+    later = {**saved, "training": {**saved["training"], "keep": "best"}}  # type: ignore[dict-item]
+    assert checkpoint.differing(saved, saved) == []
+    assert checkpoint.differing(later, saved) == []
+    assert checkpoint.differing({**later, "eps": 0.2}, saved) == ["eps"]
+    assert checkpoint.differing(saved, later) == ["training"], "a key that is gone"
+    other = {**saved, "training": {"epochs": 3, "curriculum": {"steps": [1]}}}
+    assert checkpoint.differing(other, saved) == ["training"]
+    assert checkpoint.differing({**saved, "seed": 1}, saved) == ["seed"]
