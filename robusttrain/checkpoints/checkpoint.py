@@ -68,11 +68,24 @@ class Checkpoint:
         InputError
             If names or shapes of the weights differ from those of `model`.
         """
-        try:
-            model.load_state_dict(self.model)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError("checkpoint", path, reason, "is of another model") from error
+        own, saved = (_shapes(state) for state in (model.state_dict(), self.model))
+        # Before loading, since torch loads whatever fits before it raises.
+        different = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
+        if different:
+            first = different[0]
+            found = f"{first} is {_described(saved, first)}, in the model {_described(own, first)}"
+            reason = f"{len(different)} tensors differ: {found}"
+            raise InputError("checkpoint", path, reason, "is of another model")
+        model.load_state_dict(self.model)
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The shape of each tensor; of other values, which torch keeps as extra state, an empty one."""
+    return {name: list(getattr(value, "shape", ())) for name, value in state.items()}
+
+
+def _described(shapes: Mapping[str, list[int]], name: str) -> str:
+    return str(shapes[name]) if name in shapes else "missing"
 
 
 def load(path: Path | str, key: str = "checkpoint") -> Checkpoint:
