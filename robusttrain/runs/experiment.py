@@ -22,7 +22,8 @@ from robusttrain.evaluation.pipeline import (
 )
 from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
-from robusttrain.report.files import results_in, write_json
+from robusttrain.report.files import write_json
+from robusttrain.report.identity import digests
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
 from robusttrain.runs.context import Origin, RunContext
@@ -80,8 +81,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     inputs.model.to(device)
     rehearse(context, inputs)
     data = data_of(context)
-    if config.resume is None and distributed.is_main():
-        clear(run_dir)
+    if distributed.is_main():
+        clear(run_dir, resumed=config.resume is not None)
     logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch()
     training = best = None
     with (
@@ -100,7 +101,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         course = summary(training.epochs) if training else None
         content = manifest(origin, device, data.digests, clock.seconds, course, switches)
         write_json(
-            run_dir / MANIFEST, {**content, "dataset": data.contents, "files": results_in(run_dir)}
+            run_dir / MANIFEST, {**content, "dataset": data.contents, "files": digests(run_dir)}
         )
     return best.val_robust_accuracy if best else None
 

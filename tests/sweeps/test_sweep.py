@@ -1,7 +1,9 @@
 """Sweeps as users see them: their results, failures and repetitions."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -131,6 +133,26 @@ def test_another_sweep_in_its_place_mixes_nothing(lefts: list[Left]) -> None:
 
 
 # --- a job, without a run ------------------------------------------------------------------------
+
+
+def test_exchanged_results_are_refused_before_any_job(
+    command_line: CommandLine, lefts: list[Left], place: Path, tmp_path: Path
+) -> None:
+    whole = Path(shutil.copytree(place, tmp_path / "place")) / "sweep"
+    again = partial(command_line.run, *BAD, cwd=whole.parent)
+    report = (whole / "0" / "report.csv").read_bytes()
+    shutil.copy(whole / "2" / "report.csv", whole / "0")
+    assert "0 holds results of several runs, or edited ones" in again().err
+    (whole / "0" / "report.csv").write_bytes(report)
+    for old, new in (("0", "x"), ("2", "0"), ("x", "2")):
+        (whole / old).rename(whole / new)
+    answer = again()
+    assert answer.code == 1
+    assert answer.err == (
+        f"robusttrain: {whole / '0'} is the run of another job: its record has seed=0; put it "
+        f"back, or remove it\n"
+    )
+    assert answer.out == ""
 
 
 @pytest.fixture
