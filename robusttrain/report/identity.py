@@ -3,27 +3,31 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from robusttrain.errors import IdentityWarning, InputError
 from robusttrain.report.files import intact
-from robusttrain.run_directory import EVALUATED, MANIFEST, RESULTS, TRAINED
+from robusttrain.run_directory import EVALUATED, LATEST, MANIFEST, PREVIOUS, RESULTS, TRAINED
 
 _BY_STAGE = {"train": TRAINED, "evaluate": EVALUATED}
 
 
-def digests(run_dir: Path) -> dict[str, str]:
-    """The SHA-256 of each result file in the directory of a run, for its manifest."""
-    return {name: _digest(run_dir / name) for name in _results_in(run_dir)}
+def digests(run_dir: Path, passing: Collection[str] = ()) -> dict[str, str]:
+    """The SHA-256 of each result file in the directory of a run, for its manifest.
+
+    Those in `passing` are left out.
+    """
+    return {name: _digest(run_dir / name) for name in _results_in(run_dir) if name not in passing}
 
 
 def refuse_mixed(run_dir: Path, read: Sequence[str]) -> None:
     """Raise `InputError` if a directory has results that are not of the run in its manifest.
 
     All result files must be listed there, and those in `read` must have the content that was
-    listed. The manifests of earlier versions have no digests, which is a warning, and the earliest
+    listed. A run that was killed at its very end may have left checkpoints, which count for nothing
+    then. The manifests of earlier versions have no digests, which is a warning, and the earliest
     ones only the stages of their run. A directory without a manifest is not checked.
     """
     path = run_dir / MANIFEST
@@ -33,7 +37,7 @@ def refuse_mixed(run_dir: Path, read: Sequence[str]) -> None:
         manifest = json.loads(path.read_text())
         listed = manifest.get("files") or _of_stages(manifest)
         found = _results_in(run_dir)
-        foreign = [name for name in found if name not in listed]
+        foreign = [name for name in found if name not in (*listed, LATEST, PREVIOUS)]
         compared = [name for name in read if name in found and name not in foreign]
         if isinstance(listed, Mapping):
             foreign += [name for name in compared if _digest(run_dir / name) != listed[name]]

@@ -1,15 +1,15 @@
 """A run from top to bottom: inputs, preflight, data, training, evaluation, report, manifest."""
 
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
-from robusttrain.config.run_config import Config
+from robusttrain.config.run_config import Config, Stage
 from robusttrain.data import FromFiles, Info, Samples, hold_out
 from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
@@ -22,11 +22,13 @@ from robusttrain.evaluation.pipeline import (
 )
 from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
+from robusttrain.models.passes import Passes
 from robusttrain.report.files import write_json
 from robusttrain.report.identity import digests
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
 from robusttrain.runs.context import Origin, RunContext
+from robusttrain.runs.cost import Costs, Work
 from robusttrain.runs.device import device_of
 from robusttrain.runs.inputs import Inputs, data_of, inputs_of, of_each, placed
 from robusttrain.runs.manifest import manifest
@@ -37,24 +39,10 @@ from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
-from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint
+from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint, surplus
 from robusttrain.training.diagnostics import summary
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
-
-
-class Stopwatch:
-    """The seconds that each stage took, by its name; a stage that fails has no entry."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measuring(self, stage: str) -> Iterator[None]:
-        """Measure the block."""
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - started
 
 
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
@@ -83,7 +71,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     data = data_of(context)
     if distributed.is_main():
         clear(run_dir, resumed=config.resume is not None)
-    logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch()
+    logger, costs = config.logger if distributed.is_main() else NoLogger(), Costs(device)
     training = best = None
     with (
         deterministic(config.deterministic),
@@ -91,19 +79,30 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     ):
         switches = flags()
         if context.trains:
-            with clock.measuring("train"):
+            with costs.measuring(Stage.train) as done:
                 training = _train(context, inputs, data.train, record)
-                best = training.best
+                done(_training_work(training))
+            best = training.best
         if context.evaluates:
-            with clock.measuring("evaluate"):
+            passes = Passes()
+            with costs.measuring(Stage.evaluate) as done, passes.counting(inputs.model):
                 _evaluate(context, inputs, data.test, record, best.epoch if best else 0)
+                done(Work(len(config.evaluation.choose(data.test.size)), passes))
     if distributed.is_main():
         course = summary(training.epochs) if training else None
-        content = manifest(origin, device, data.digests, clock.seconds, course, switches)
-        write_json(
-            run_dir / MANIFEST, {**content, "dataset": data.contents, "files": digests(run_dir)}
-        )
+        content = manifest(origin, device, data, costs, course, switches)
+        _conclude(context, content)
     return best.val_robust_accuracy if best else None
+
+
+def _conclude(context: RunContext, content: Mapping[str, Any]) -> None:
+    """Write the manifest, and remove the checkpoints that the run needs no longer."""
+    folder = context.run_dir
+    passing = surplus(context.config.training.keep) if context.trains else ()
+    write_json(folder / MANIFEST, {**content, "files": digests(folder, passing)})
+    # Last: a run without a manifest resumes from its checkpoints.
+    for name in passing:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContextManager[Record]:
@@ -143,6 +142,13 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
         _resume(training, terminal)
     training.finish()
     return training
+
+
+def _training_work(training: TrainingRun) -> Work:
+    """The work in all epochs, those before an interruption included."""
+    images = len(training.epochs) * training.trainer.train.size
+    seconds = sum(epoch.seconds for epoch in training.epochs)
+    return Work(images, training.trainer.engine.passes, seconds)
 
 
 def _resume(training: TrainingRun, terminal: Terminal) -> None:

@@ -30,6 +30,7 @@ SMALL = [
     "dataset.validation=16", "model=linear", "epochs=1",
     "batch_size=32", "evaluation=quick", "evaluation.audit=false", "device=cpu",
     "~evaluation.attacks.apgd_ce", "evaluation.save_adversarial=true", "hydra.run.dir=run",
+    "training.keep=last",
 ]  # fmt: skip
 TRAIN, EVALUATE = "stages=[train]", "stages=[evaluate]"
 
@@ -215,6 +216,16 @@ def test_readers_refuse_a_manifest_of_another_run(run: Path, other: Path, reader
     with pytest.raises(InputError, match=r"manifest\.json is not of ") as refusal:
         read(run)
     assert all(file in str(refusal.value) for file in files)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_checkpoints_that_a_kill_has_left_are_not_foreign(run: Path, reader: str) -> None:
+    """The manifest is written before they are removed."""
+    listed = json.loads((run / "manifest.json").read_text())["files"]
+    with_manifest(run, files={name: listed[name] for name in listed if name != "checkpoint.pt"})
+    shutil.copy(run / "checkpoint.pt", run / "checkpoint.previous.pt")
+    read, _ = READERS[reader]
+    read(run)
 
 
 def test_a_file_that_is_named_is_read_as_it_is(run: Path, other: Path) -> None:
