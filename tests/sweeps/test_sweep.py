@@ -14,6 +14,7 @@ from rich.console import Console
 
 from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
+from robusttrain.runs.lock import alone_in
 from robusttrain.sweeps import callback, records
 from robusttrain.sweeps import job as sweep
 from robusttrain.sweeps.session import SweepState
@@ -235,6 +236,21 @@ def test_a_job_that_was_stopped_is_repeated(
         attempt(stopped, seed=1)
     assert records.read_jobs(tmp_path)[0].status == "unfinished"
     assert attempt(works(tmp_path), seed=1) == 0.25
+
+
+def test_a_job_that_still_runs_elsewhere_keeps_its_record(
+    tmp_path: Path, attempt: Callable[..., float | None]
+) -> None:
+    """Its worker may outlive the sweep; if it is killed later, the job has to resume."""
+
+    def also_started() -> float:
+        running = records.read_jobs(tmp_path)
+        with alone_in(tmp_path / "0"), pytest.raises(InputError, match="is in use"):
+            attempt(never, seed=1)
+        assert records.read_jobs(tmp_path) == running
+        return 0.25
+
+    assert attempt(also_started, seed=1) == 0.25
 
 
 def test_a_job_with_removed_results_is_repeated(
