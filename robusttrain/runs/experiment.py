@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from robusttrain.checkpoints.checkpoint import differing
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
@@ -27,10 +28,11 @@ from robusttrain.report.files import write_json
 from robusttrain.report.identity import digests
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
+from robusttrain.runs import dry_run
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.cost import Costs, Work
 from robusttrain.runs.device import device_of
-from robusttrain.runs.inputs import Inputs, data_of, inputs_of, of_each, placed
+from robusttrain.runs.inputs import Data, Inputs, data_of, inputs_of, of_each, placed
 from robusttrain.runs.manifest import manifest
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.rehearsal import rehearse
@@ -60,15 +62,9 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     NonFiniteLossError
         If training diverges; the results of earlier epochs stay on disk.
     """
-    config.logger.check()
-    device = device_of(config.device)
-    info = returned("dataset.info", config.dataset.info(), Info)
-    context = RunContext(config, origin, info, device, run_dir, terminal)
-    inputs = inputs_of(context)
-    check_inputs(context, inputs)
-    inputs.model.to(device)
-    rehearse(context, inputs)
-    data = data_of(context)
+    context = _context(config, origin, run_dir, terminal)
+    inputs, data = _ready(context)
+    device = context.device
     if distributed.is_main():
         clear(run_dir, resumed=config.resume is not None)
     logger, costs = config.logger if distributed.is_main() else NoLogger(), Costs(device)
@@ -95,6 +91,36 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     return best.val_robust_accuracy if best else None
 
 
+def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
+    """Print what `run` would do with this configuration, and what it would cost; write nothing.
+
+    Raises
+    ------
+    InputError
+        As `run`.
+    """
+    context = _context(config, origin, Path(), terminal)
+    inputs, data = _ready(context)
+    trainer = _trainer(context, inputs, data.train) if context.trains else None
+    dry_run.show(context, inputs, data, trainer)
+
+
+def _context(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> RunContext:
+    config.logger.check()
+    device = device_of(config.device)
+    info = returned("dataset.info", config.dataset.info(), Info)
+    return RunContext(config, origin, info, device, run_dir, terminal)
+
+
+def _ready(context: RunContext) -> tuple[Inputs, Data]:
+    """The model on its device, tried on a few images, and the data."""
+    inputs = inputs_of(context)
+    check_inputs(context, inputs)
+    inputs.model.to(context.device)
+    rehearse(context, inputs)
+    return inputs, data_of(context)
+
+
 def _conclude(context: RunContext, content: Mapping[str, Any]) -> None:
     """Write the manifest, and remove the checkpoints that the run needs no longer."""
     folder = context.run_dir
@@ -113,20 +139,7 @@ def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContext
 def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
     """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
-    with named_in(context.origin.config, "dataset"):
-        parts = hold_out(samples, config.dataset.validation, config.seed)
-    train, validation = of_each(
-        dict(zip(("training", "validation"), parts, strict=True)),
-        lambda name, part: placed(part, context.device, name, terminal),
-    ).values()
-    recipe = Recipe(
-        inputs.defense, config.optimizer, config.schedule, config.training,
-        config.weight_perturbation, config.averaging,
-    )  # fmt: skip
-    data = TrainingData(train, validation, config.dataset)
-    trainer = Trainer(
-        inputs.model, recipe, data, config.threat, seed=config.seed, terminal=terminal
-    )
+    trainer = _trainer(context, inputs, samples)
     metadata = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),
@@ -142,6 +155,23 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
         _resume(training, terminal)
     training.finish()
     return training
+
+
+def _trainer(context: RunContext, inputs: Inputs, samples: Samples) -> Trainer:
+    """The trainer of a run, which has not started yet."""
+    config, terminal = context.config, context.terminal
+    with named_in(context.origin.config, "dataset"):
+        parts = hold_out(samples, config.dataset.validation, config.seed)
+    train, validation = of_each(
+        dict(zip(("training", "validation"), parts, strict=True)),
+        lambda name, part: placed(part, context.device, name, terminal),
+    ).values()
+    recipe = Recipe(
+        inputs.defense, config.optimizer, config.schedule, config.training,
+        config.weight_perturbation, config.averaging,
+    )  # fmt: skip
+    data = TrainingData(train, validation, config.dataset)
+    return Trainer(inputs.model, recipe, data, config.threat, seed=config.seed, terminal=terminal)
 
 
 def _training_work(training: TrainingRun) -> Work:
@@ -163,9 +193,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     if saved is None:
         terminal.say("no checkpoint was written yet: starting from scratch")
         return
-    other = [
-        key for key, value in training.metadata["config"].items() if saved.config.get(key) != value
-    ]
+    other = differing(training.metadata["config"], saved.config)
     if other:
         problem = "was trained with another configuration"
         raise InputError("resume", training.folder, f"{', '.join(other)} differ", problem)

@@ -102,8 +102,7 @@ class TrainingRun:
         """Refuse a `best.pt` that is not of this training, and was put there since."""
         best = self.best
         epoch = self.epochs.index(best) + 1 if best else 0
-        own = self.metadata["config"]
-        differ = [key for key, value in own.items() if weights.config.get(key) != value]
+        differ = checkpoints.differing(self.metadata["config"], weights.config)
         if differ or weights.epoch != epoch:
             found = f"it is from epoch {weights.epoch}, and this training needs {epoch}"
             allowed = f"{', '.join(differ)} differ" if differ else found
