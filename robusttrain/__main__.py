@@ -1,12 +1,31 @@
 """Entry point of `robusttrain` and `python -m robusttrain`: choose the command."""
 
 import sys
+import warnings
+
+from robusttrain.errors import IdentityWarning
+
+_with_place = warnings.formatwarning
+
+
+def _formatted(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of robusttrain in one line; others keep their place in the code."""
+    if issubclass(category, IdentityWarning):
+        return f"robusttrain: warning: {message}\n"
+    return _with_place(message, category, filename, lineno, line)
 
 
 def main() -> None:
     """Run `compare` or `rerun`; hand any other command line to Hydra."""
     # Only this function reads the command line; all others take its words as arguments.
     program, *given = sys.argv
+    warnings.formatwarning = _formatted
     command = given[0] if given else ""
     # Imported here, so that `compare` does not wait for torch.
     try:

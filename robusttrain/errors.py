@@ -68,6 +68,10 @@ def returned(method: str, value: object, kind: type[T]) -> T:
     return value
 
 
+class IdentityWarning(UserWarning):
+    """Files of a run are read although nothing shows that they belong together."""
+
+
 class NonFiniteLossError(ArithmeticError):
     """The training loss became NaN or infinite; the message has the epoch and batch."""
 

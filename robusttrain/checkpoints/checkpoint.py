@@ -13,6 +13,7 @@ from robusttrain import renames
 from robusttrain.checkpoints import tensor_files
 from robusttrain.checkpoints.kinds import named
 from robusttrain.errors import InputError
+from robusttrain.report.identity import refuse_mixed
 from robusttrain.run_directory import BEST
 
 # The attribute of a record in a ZIP archive that marks it as a folder.
@@ -109,14 +110,23 @@ def located(path: Path | str, key: str = "checkpoint") -> Path:
     Raises
     ------
     InputError
-        If there is no such file.
+        If there is no such file, or the manifest of the run directory is of another one.
     """
     path = Path(path)
     if path.is_dir():
+        _refuse_mixed(path, key)
         path = path / BEST
     if not path.is_file():
         raise InputError(key, path, "name a file or a run directory", "is not there")
     return path
+
+
+def _refuse_mixed(run_dir: Path, key: str) -> None:
+    try:
+        refuse_mixed(run_dir, [BEST])
+    except InputError as error:
+        allowed = f"{error}; to use {BEST} as it is, name the file itself"
+        raise InputError(key, run_dir, allowed, "cannot be used") from error
 
 
 def read(path: Path, key: str = "checkpoint") -> Any:

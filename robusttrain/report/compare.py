@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from robusttrain.errors import InputError
-from robusttrain.report.files import intact, refuse_mixed
+from robusttrain.report.files import intact
+from robusttrain.report.identity import refuse_mixed
 from robusttrain.report.ledger import CONFIDENCE, UNION, WORST_CASE
 from robusttrain.run_directory import REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
@@ -118,7 +119,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _run_in(folder: Path) -> Run:
-    refuse_mixed(folder)
+    refuse_mixed(folder, [SAMPLES, REPORT])
     samples = _read(folder / SAMPLES, dict.fromkeys(WHOLE, "int64"))
     if not samples["index"].is_unique:
         raise InputError(str(folder / SAMPLES), problem="has two rows of the same sample")

@@ -11,12 +11,10 @@ import numpy as np
 import pandas as pd
 
 from robusttrain.errors import InputError, printable
-from robusttrain.run_directory import EVALUATED, MANIFEST, RESULTS, TEMPORARY, TRAINED
+from robusttrain.run_directory import TEMPORARY
 
 # How a cell begins that spreadsheets compute.
 FORMULA = ("=", "+", "-", "@", "\t")
-
-_BY_STAGE = {"train": TRAINED, "evaluate": EVALUATED}
 
 
 @contextmanager
@@ -82,31 +80,3 @@ def intact(path: Path) -> Iterator[None]:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(str(path), allowed=reason, problem="is damaged") from error
-
-
-def results_in(run_dir: Path) -> list[str]:
-    """The names of the result files in the directory of a run, for its manifest."""
-    return [name for name in RESULTS if (run_dir / name).is_file()]
-
-
-def refuse_mixed(run_dir: Path) -> None:
-    """Raise `InputError` if a directory has results that are not of the run in its manifest.
-
-    The manifests of earlier versions do not list their files, only the stages of their run. A
-    directory without a manifest is not checked.
-    """
-    path = run_dir / MANIFEST
-    if not path.is_file():
-        return
-    with intact(path):
-        manifest = json.loads(path.read_text())
-        written = manifest.get("files") or _of_stages(manifest)
-        foreign = [name for name in results_in(run_dir) if name not in written]
-    if foreign:
-        allowed = f"{MANIFEST} is of another run than {', '.join(foreign)}"
-        raise InputError(str(run_dir), allowed=allowed, problem="holds results of several runs")
-
-
-def _of_stages(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    stages = manifest.get("configuration", {}).get("stages")
-    return RESULTS if stages is None else sum((_BY_STAGE[stage] for stage in stages), ())

@@ -24,7 +24,8 @@ from robusttrain.evaluation.pipeline import (
 from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.models.passes import Passes
-from robusttrain.report.files import results_in, write_json
+from robusttrain.report.files import write_json
+from robusttrain.report.identity import digests
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
 from robusttrain.runs import dry_run
@@ -64,8 +65,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     context = _context(config, origin, run_dir, terminal)
     inputs, data = _ready(context)
     device = context.device
-    if config.resume is None and distributed.is_main():
-        clear(run_dir)
+    if distributed.is_main():
+        clear(run_dir, resumed=config.resume is not None)
     logger, costs = config.logger if distributed.is_main() else NoLogger(), Costs(device)
     training = best = None
     with (
@@ -124,8 +125,7 @@ def _conclude(context: RunContext, content: Mapping[str, Any]) -> None:
     """Write the manifest, and remove the checkpoints that the run needs no longer."""
     folder = context.run_dir
     passing = surplus(context.config.training.keep) if context.trains else ()
-    files = [name for name in results_in(folder) if name not in passing]
-    write_json(folder / MANIFEST, {**content, "files": files})
+    write_json(folder / MANIFEST, {**content, "files": digests(folder, passing)})
     # Last: a run without a manifest resumes from its checkpoints.
     for name in passing:
         (folder / name).unlink(missing_ok=True)

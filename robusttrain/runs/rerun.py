@@ -13,7 +13,8 @@ import torch
 from robusttrain import renames
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.errors import InputError
-from robusttrain.report.files import intact, refuse_mixed
+from robusttrain.report.files import intact
+from robusttrain.report.identity import refuse_mixed
 from robusttrain.run_directory import BEST, MANIFEST, TABLES
 from robusttrain.runs.resume import TRUST, quoted
 from robusttrain.runs.trust import trust_in, trusted_words
@@ -53,7 +54,8 @@ class Repetition:
         ------
         InputError
             If they do not name one finished run, or it has already been repeated, or its directory
-            holds results of several runs, or its command needs trust that is not given.
+            holds results of several runs, or edited ones, or its command needs trust that is not
+            given.
         """
         trust = [name for word in arguments for name in trust_in(word)]
         runs = [word for word in arguments if not word.startswith(TRUST)]
@@ -70,7 +72,7 @@ class Repetition:
         if "overrides" not in manifest:
             problem = "was made by a version that did not save overrides"
             raise InputError(f"rerun {run}", problem=problem)
-        refuse_mixed(run)
+        refuse_mixed(run, [*TABLES, BEST])
         with intact(run / MANIFEST):
             words = trusted_words(list(map(str, manifest["overrides"])), trust, f"{run / MANIFEST}")
         repetition = cls(run, manifest, tuple(words))
@@ -127,7 +129,7 @@ class Repetition:
     def _weights(self) -> list[str]:
         if not (self.run / BEST).is_file():
             return []
-        one, other = (checkpoints.load(folder).model for folder in (self.run, self.folder))
+        one, other = (checkpoints.load(run / BEST).model for run in (self.run, self.folder))
         unequal = [key for key in one if not torch.equal(one[key], other[key])]
         return [f"{BEST} differs in {', '.join(unequal)}"] if unequal else []
 

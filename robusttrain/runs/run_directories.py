@@ -14,6 +14,7 @@ from yaml import YAMLError
 from robusttrain import renames
 from robusttrain.errors import InputError
 from robusttrain.run_directory import (
+    EVALUATED,
     EVALUATION_CACHE,
     LOCK,
     MANIFEST,
@@ -110,14 +111,16 @@ def refuse_other_results(run_dir: Path, config: DictConfig) -> None:
         raise InputError("hydra.run.dir", run_dir, allowed, f"holds results of {owner}")
 
 
-def clear(run_dir: Path) -> None:
+def clear(run_dir: Path, *, resumed: bool) -> None:
     """Remove all results of an earlier run of the same configuration.
 
-    Finished pieces of its evaluation stay, since they are used only where they fit.
+    Finished pieces of its evaluation stay, since they are used only where they fit. So do the
+    results of a training that is resumed. Those of its evaluation are written again.
     """
-    for name in (MANIFEST, *RESULTS):
+    for name in (MANIFEST, *(EVALUATED if resumed else RESULTS)):
         (run_dir / name).unlink(missing_ok=True)
-    shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
+    if not resumed:
+        shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
 
 
 def remove_if_untouched(directory: Path, preamble: Collection[str]) -> None:

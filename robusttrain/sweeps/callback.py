@@ -22,7 +22,7 @@ from robusttrain.runtime import distributed, signals
 from robusttrain.sweeps import launchers
 from robusttrain.sweeps.effect import refuse_unread
 from robusttrain.sweeps.monitor import COMPLAINT, monitored
-from robusttrain.sweeps.records import WAITING, Job
+from robusttrain.sweeps.records import WAITING, Job, refuse_exchanged
 from robusttrain.sweeps.session import SweepState, open_in_worker, present
 
 
@@ -64,7 +64,9 @@ class Sweeps(Callback):
             _refuse_chdir(config)
             assert session.unread is not None, "the command line passes it"
             refuse_unread(config, session.unread)
-            self.sweep = session.sweep = _announced(config)
+            sweep = _announced(config)
+            refuse_exchanged(sweep.directory)
+            self.sweep = session.sweep = sweep
             if launchers.launcher(config) != launchers.PLAIN:
                 _prepare(config, self.sweep, session.view)
         except InputError as error:

@@ -25,6 +25,7 @@ from robusttrain.run_directory import (
     SUMMARY,
     SWEEP_TABLE,
 )
+from robusttrain.runs.lock import refuse_in_use
 from robusttrain.runs.resume import as_given
 from robusttrain.runs.run_directories import remove_if_untouched
 from robusttrain.runtime import signals
@@ -87,7 +88,8 @@ def recorded(
     Raises
     ------
     InputError
-        If the directory of the job holds results of another configuration.
+        If the directory of the job holds results of another configuration, or another process
+        runs there.
     """
     run_dir = Path(chosen.runtime.output_dir)
     job = _job(chosen, config, run_dir.relative_to(sweep.directory))
@@ -97,6 +99,8 @@ def recorded(
         if before is not None and _is_done(before, job, run_dir):
             terminal.say(f"{title} has already finished: {words}")
             return before.result
+        # Before the record of a job that runs in another process is replaced.
+        refuse_in_use(run_dir)
         _refuse_to_mix(before, job, run_dir, _of_hydra(chosen), words)
         resumes = _can_resume(before, job, run_dir)
         terminal.say(f"{title}{' resumes' if resumes else ''}: {words}")

@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from robusttrain import renames
+from robusttrain.errors import InputError
 from robusttrain.report.files import intact, write_csv, write_json
-from robusttrain.run_directory import JOB_OUTPUT, RECORDS, REPORT, SWEEP_TABLE
+from robusttrain.report.identity import refuse_mixed
+from robusttrain.run_directory import JOB_OUTPUT, MANIFEST, RECORDS, REPORT, SWEEP_TABLE
 
 # The status in a record. A job that runs, or was killed, is unfinished.
 UNFINISHED, FINISHED, FAILED = "unfinished", "finished", "failed"
@@ -118,12 +120,39 @@ def varying(jobs: Sequence[Job]) -> list[str]:
 
 
 def report(sweep_dir: Path, job: Job) -> list[dict[str, str]]:
-    """The rows of a finished job's `report.csv`; none if nothing was evaluated."""
-    path = sweep_dir / job.folder / REPORT
-    if job.status != FINISHED or not path.is_file():
+    """The rows of a finished job's `report.csv`; none if nothing was evaluated.
+
+    Raises
+    ------
+    InputError
+        If the directory of the job has a report of another run, or is that of another job.
+    """
+    run_dir = sweep_dir / job.folder
+    if job.status != FINISHED or not (run_dir / REPORT).is_file():
         return []
-    with path.open(newline="") as file:
+    refuse_mixed(run_dir, [REPORT])
+    _refuse_other(run_dir, job)
+    with (run_dir / REPORT).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def refuse_exchanged(sweep_dir: Path) -> None:
+    """Raise `InputError` if a finished job of the sweep has a report of another run or job."""
+    for job in read_jobs(sweep_dir):
+        report(sweep_dir, job)
+
+
+def _refuse_other(run_dir: Path, job: Job) -> None:
+    """Refuse a directory whose run has another command than the record of its job."""
+    path = run_dir / MANIFEST
+    if not path.is_file():
+        return
+    with intact(path):
+        words = json.loads(path.read_text()).get("overrides", job.overrides)
+        other = {*job.overrides} - set(map(renames.override, words))
+    if other:
+        allowed = f"its record has {' '.join(sorted(other))}; put it back, or remove it"
+        raise InputError(str(run_dir), allowed=allowed, problem="is the run of another job")
 
 
 def quoted(sweep_dir: Path, job: Job) -> tuple[float, ...]:

@@ -66,6 +66,7 @@ class TrainingRun:
         own = states[distributed.rank()]
         self.trainer.load_state_dict({**saved.training, **own})
         self.epochs = [Epoch(**row) for row in saved.training["epochs"]]
+        self._write_table()
 
     def finish(self) -> Epoch | None:
         """Train to the end, and load the weights of `best.pt` into the model.
@@ -141,14 +142,17 @@ class TrainingRun:
         classes, planned = self.metadata["num_classes"], self.trainer.settings.epochs
         for warning in warnings_for(self.epochs, classes, planned):
             self.terminal.say(warning)
-        if distributed.is_main():
-            write_csv(self.folder / TRAIN, [each.row() for each in self.epochs])
+        self._write_table()
         # Before the checkpoint: a run that dies between the two trains this epoch again.
         if self.best is epoch:
             with self.trainer.averaged():
                 self._save_weights(self.folder / BEST)
         self._save()
         self.record(epoch)
+
+    def _write_table(self) -> None:
+        if distributed.is_main() and self.epochs:
+            write_csv(self.folder / TRAIN, [epoch.row() for epoch in self.epochs])
 
     def _save_if_finite(self) -> None:
         # Never save non-finite weights; training will report them.

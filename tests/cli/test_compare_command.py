@@ -14,6 +14,7 @@ import pytest
 
 from robusttrain.cli import compare
 from toys.command_line import CommandLine
+from toys.runs import as_written
 
 SWEEP = [
     "-m", "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40",
@@ -71,6 +72,8 @@ def runs(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     edited(sweep / "1", folder / "fewer-attacks", "samples.csv", "^(.*)fgsm_broken", r"\1fgsm_idle")
     long = ",wide_resnet_of_somebody,rt_perturbed_and_more,"
     edited(sweep / "1", folder / "long-names", "report.csv", ",linear,fgsm,", long)
+    for edit in {path.parent for path in folder.glob("*/manifest.json")}:
+        as_written(edit)
     (folder / "binary").mkdir()
     (folder / "binary" / "samples.csv").write_bytes(bytes(range(256)))
     return folder

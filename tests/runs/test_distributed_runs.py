@@ -12,6 +12,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from toys.command_line import Answer, CommandLine, Running
+from toys.kills import ROLLING_BACK, TROUBLE, kills
 from toys.runs import RUN as ALONE
 from toys.runs import same
 
@@ -42,7 +43,7 @@ class Torchrun:
         self.command_line, self.cwd = command_line, cwd
         self.stores: list[TCPStore] = []
 
-    def start(self, *words: object, size: int = 2) -> list[Running]:
+    def start(self, *words: object, size: int = 2, first: str = "") -> list[Running]:
         self.stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
         shared = {
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.stores[-1].port),
@@ -51,13 +52,13 @@ class Torchrun:
         }  # fmt: skip
         return [
             self.command_line.start(
-                *words, cwd=self.cwd, RANK=str(rank), LOCAL_RANK=str(rank), **shared
+                *words, cwd=self.cwd, first=first, RANK=str(rank), LOCAL_RANK=str(rank), **shared
             )
             for rank in range(size)
         ]
 
-    def run(self, *words: object, size: int = 2) -> list[Answer]:
-        return [running.end() for running in self.start(*words, size=size)]
+    def run(self, *words: object, size: int = 2, first: str = "") -> list[Answer]:
+        return [running.end() for running in self.start(*words, size=size, first=first)]
 
 
 def codes(answers: list[Answer]) -> list[int]:
@@ -149,3 +150,23 @@ def test_a_killed_process_ends_the_run_which_resumes(torchrun: Torchrun, whole: 
     assert codes(revived) == [0, 0]
     assert "resuming after batch" in revived[0].out
     same(torchrun.cwd / "killed", whole)
+
+
+def test_a_training_that_rolls_back_is_killed_again_and_again(torchrun: Torchrun) -> None:
+    """One of the two processes is killed where it writes, and the other ends by itself."""
+    words = [*RUN, *ROLLING_BACK, "schedule=constant"]
+    whole = torchrun.run(*words, "hydra.run.dir=steady", first=TROUBLE)
+    assert codes(whole) == [0, 0], whole
+    assert whole[0].out.count("restarting epoch 2") == 2
+    again, said = [*words, "hydra.run.dir=unsteady"], []
+    for kill in kills():
+        answers = torchrun.run(*again, first=f"{TROUBLE}{kill}")
+        said.append(answers[0].said)
+        if codes(answers) == [0, 0]:
+            break
+        assert -signal.SIGKILL in codes(answers), answers
+        again = ["resume=unsteady"]
+    assert len(said) > 2
+    assert "Traceback" not in "".join(said)
+    assert "resuming after batch" in "".join(said)
+    same(torchrun.cwd / "unsteady", torchrun.cwd / "steady")

@@ -13,7 +13,7 @@ from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.runs.rerun import Repetition
 from toys.command_line import CommandLine
-from toys.runs import RUN, finished, refused
+from toys.runs import RUN, as_written, finished, refused
 
 
 def test_a_run_is_repeated_from_its_manifest_alone(
@@ -26,6 +26,9 @@ def test_a_run_is_repeated_from_its_manifest_alone(
     report = pd.read_csv(first / "report.csv", dtype=str, keep_default_na=False)
     report.loc[0, "accuracy"] = "0.987"
     report.to_csv(first / "report.csv", index=False)
+    said = refused(begin("rerun", "first"))
+    assert "first holds results of several runs, or edited ones" in said
+    as_written(first)
     (tmp_path / "first-rerun").rename(tmp_path / "elsewhere")
     other = refused(begin("rerun", "first"))
     assert "report.csv differs, first in accuracy of row 0: 0.987, now 0." in other

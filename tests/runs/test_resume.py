@@ -24,7 +24,8 @@ from robusttrain.runs.lock import alone_in
 from robusttrain.runs.rerun import Repetition
 from robusttrain.runs.resume import Command, resumed
 from robusttrain.training.checkpointing import newest_checkpoint
-from toys.command_line import CommandLine
+from toys.command_line import CommandLine, Running
+from toys.kills import ROLLING_BACK, TROUBLE, until_done
 from toys.runs import RUN, finished, refused, same
 
 pytestmark = pytest.mark.long
@@ -358,3 +359,25 @@ def test_a_reference_is_repeated_as_it_was_typed(command_line: CommandLine, tmp_
     ]  # fmt: skip
     finished(command_line.start(*words, cwd=tmp_path))
     assert "attack.steps=${epochs}" in Command.read(tmp_path / "run").words
+
+
+def test_a_training_that_rolls_back_is_killed_again_and_again(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    """And ends the same, wherever a file is missing."""
+    words = [*RUN, *ROLLING_BACK, "schedule=constant"]
+    whole = finished(command_line.start(*words, "hydra.run.dir=whole", cwd=tmp_path, first=TROUBLE))
+    assert re.findall(r"restarting epoch (\d) .*: (the loss|cat)", whole.said) == [
+        ("2", "the loss"), ("2", "cat"),
+    ]  # fmt: skip
+    folder = tmp_path / "killed"
+
+    def start(kill: str) -> Running:
+        begun = (folder / "command.json").is_file()
+        again = ["resume=killed"] if begun else [*words, "hydra.run.dir=killed"]
+        return command_line.start(*again, cwd=tmp_path, first=f"{TROUBLE}{kill}")
+
+    said = until_done(start)
+    assert len(said) > 3
+    assert any("resuming after batch" in line and "restarting" in line for line in said)
+    same(folder, tmp_path / "whole")

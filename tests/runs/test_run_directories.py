@@ -1,28 +1,36 @@
 """A directory holds the results of one run: others are refused, and readers notice a mixture."""
 
+import hashlib
 import json
 import re
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from robusttrain.errors import InputError
+from robusttrain import load_model
+from robusttrain.checkpoints import checkpoint
+from robusttrain.errors import IdentityWarning, InputError
 from robusttrain.report.compare import read_run
-from robusttrain.report.files import refuse_mixed
+from robusttrain.report.identity import refuse_mixed
+from robusttrain.run_directory import RESULTS
 from robusttrain.runs.context import Origin
 from robusttrain.runs.lock import alone_in
 from robusttrain.runs.rerun import Repetition
 from robusttrain.runs.run_directories import RunDirectories
 from toys.command_line import CommandLine
-from toys.runs import finished, listing, refused, rows
+from toys.runs import finished, listing, refused, rows, with_manifest
 
 SMALL = [
     "dataset=synthetic", "dataset.train_size=64", "dataset.test_size=30",
     "dataset.validation=16", "model=linear", "epochs=1",
     "batch_size=32", "evaluation=quick", "evaluation.audit=false", "device=cpu",
     "~evaluation.attacks.apgd_ce", "evaluation.save_adversarial=true", "hydra.run.dir=run",
+    "training.keep=last",
 ]  # fmt: skip
 TRAIN, EVALUATE = "stages=[train]", "stages=[evaluate]"
 
@@ -38,6 +46,14 @@ def place(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -
     place = tmp_path_factory.mktemp("directories")
     finished(command_line.start(*SMALL, cwd=place))
     return place
+
+
+@pytest.fixture(scope="module")
+def other(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with another seed."""
+    place = tmp_path_factory.mktemp("other")
+    finished(command_line.start(*SMALL, "seed=1", cwd=place))
+    return place / "run"
 
 
 @pytest.fixture
@@ -88,7 +104,7 @@ def test_the_same_command_replaces_all_results(
     assert listing(run) == sorted([*listing(place / "run"), "mine.txt"])
     for name in ("train.csv", "report.csv", "samples.csv"):
         assert rows(run / name) == rows(place / "run" / name)
-    refuse_mixed(run)
+    refuse_mixed(run, RESULTS)
 
 
 NO_DATA = """
@@ -118,14 +134,6 @@ def test_other_files_may_lie_in_the_directory(command_line: CommandLine, tmp_pat
 # --- readers -------------------------------------------------------------------------------------
 
 
-def with_manifest(run: Path, **changes: object) -> Path:
-    """The run with another manifest; an entry that is None is left out."""
-    path = run / "manifest.json"
-    content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-    return run
-
-
 MIXED: dict[str, dict[str, object]] = {
     "the run only trained": {"files": ["train.csv", "best.pt", "checkpoint.pt"]},
     "the run kept no images": {"files": ["report.csv", "samples.csv", "train.csv", "best.pt"]},
@@ -138,10 +146,11 @@ MIXED: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::robusttrain.errors.IdentityWarning")
 @pytest.mark.parametrize("changes", MIXED.values(), ids=MIXED.keys())
 def test_readers_refuse_files_of_several_runs(run: Path, changes: dict[str, object]) -> None:
     with_manifest(run, **changes)
-    message = r"holds results of several runs: manifest\.json is of another run than "
+    message = r"holds results of several runs, or edited ones: manifest\.json is not of "
     with pytest.raises(InputError, match=message):
         read_run(run)
     with pytest.raises(InputError, match=message):
@@ -155,15 +164,122 @@ def test_compare_refuses_them(command_line: CommandLine, place: Path, run: Path)
     assert "report.csv, samples.csv" in said
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"files": None}, {"files": None, "configuration": None}], ids=str
-)
-def test_readers_take_runs_of_this_version_and_of_earlier_ones(
-    run: Path, changes: dict[str, object]
+# What reads the files of a run, and which of them.
+READERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
+    "compare": (read_run, ("report.csv", "samples.csv")),
+    "rerun": (
+        lambda run: Repetition.of([str(run)]),
+        ("train.csv", "report.csv", "samples.csv", "best.pt"),
+    ),
+    "checkpoint=": (checkpoint.load, ("best.pt",)),
+    "load_model": (load_model, ("best.pt",)),
+}
+READ = [(reader, file) for reader, (_, files) in READERS.items() for file in files]
+
+
+def test_the_manifest_has_the_digests_of_all_results(place: Path) -> None:
+    """Written last, it is of the files as they are."""
+    run = place / "run"
+    results = {
+        "train.csv", "best.pt", "checkpoint.pt", "checkpoint.previous.pt", "report.csv",
+        "samples.csv", "adversarial.npz",
+    }  # fmt: skip
+    assert json.loads((run / "manifest.json").read_text())["files"] == {
+        name: hashlib.sha256((run / name).read_bytes()).hexdigest()
+        for name in results & set(listing(run))
+    }
+
+
+@pytest.mark.parametrize(("reader", "file"), READ)
+def test_readers_refuse_a_file_of_another_run(
+    run: Path, other: Path, reader: str, file: str
 ) -> None:
+    read, _ = READERS[reader]
+    read(run)
+    shutil.copy(other / file, run / file)
+    with pytest.raises(InputError, match=rf"manifest\.json is not of {re.escape(file)}; restore"):
+        read(run)
+
+
+def test_compare_refuses_an_evaluation_of_another_run(run: Path, other: Path) -> None:
+    """Its tables agree with each other."""
+    for file in ("report.csv", "samples.csv"):
+        shutil.copy(other / file, run / file)
+    with pytest.raises(InputError, match=r"is not of samples\.csv, report\.csv"):
+        read_run(run)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_refuse_a_manifest_of_another_run(run: Path, other: Path, reader: str) -> None:
+    read, files = READERS[reader]
+    shutil.copy(other / "manifest.json", run)
+    with pytest.raises(InputError, match=r"manifest\.json is not of ") as refusal:
+        read(run)
+    assert all(file in str(refusal.value) for file in files)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_checkpoints_that_a_kill_has_left_are_not_foreign(run: Path, reader: str) -> None:
+    """The manifest is written before they are removed."""
+    listed = json.loads((run / "manifest.json").read_text())["files"]
+    with_manifest(run, files={name: listed[name] for name in listed if name != "checkpoint.pt"})
+    shutil.copy(run / "checkpoint.pt", run / "checkpoint.previous.pt")
+    read, _ = READERS[reader]
+    read(run)
+
+
+def test_a_file_that_is_named_is_read_as_it_is(run: Path, other: Path) -> None:
+    shutil.copy(other / "best.pt", run / "best.pt")
+    with pytest.raises(InputError, match=r"name the file itself"):
+        checkpoint.load(run)
+    assert checkpoint.load(run / "best.pt").config["seed"] == 1
+
+
+EARLIER: dict[str, dict[str, object]] = {
+    "names without digests": {
+        "files": ["train.csv", "best.pt", "checkpoint.pt", "checkpoint.previous.pt", "report.csv",
+                  "samples.csv", "adversarial.npz"],
+    },
+    "stages": {"files": None},
+    "neither": {"files": None, "configuration": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("changes", EARLIER.values(), ids=EARLIER.keys())
+def test_readers_warn_about_runs_of_earlier_versions(
+    run: Path, changes: dict[str, object], reader: str
+) -> None:
+    read, _ = READERS[reader]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(run)
     with_manifest(run, **changes)
-    assert read_run(run).attacks
-    assert Repetition.of([str(run)]).run == run
+    with pytest.warns(IdentityWarning, match=r"manifest\.json does not identify its files"):
+        read(run)
+
+
+def test_the_warning_is_one_line(command_line: CommandLine, place: Path, run: Path) -> None:
+    with_manifest(run, files=None)
+    answer = finished(command_line.start("compare", place / "run", run, cwd=run.parent))
+    assert answer.err == (
+        f"robusttrain: warning: {run} is of an earlier version, whose manifest.json does not "
+        f"identify its files\n"
+    )
+
+
+def test_a_resumed_run_adopts_no_files_of_another(
+    command_line: CommandLine, place: Path, other: Path, run: Path
+) -> None:
+    (run / "manifest.json").unlink()
+    (run / "certified.csv").write_text("index,radius\n")
+    for file in ("train.csv", "report.csv", "adversarial.npz"):
+        shutil.copy(other / file, run / file)
+    finished(command_line.start("resume=run", cwd=run.parent))
+    assert listing(run) == listing(place / "run")
+    for file in ("train.csv", "report.csv", "samples.csv"):
+        assert rows(run / file) == rows(place / "run" / file), file
+    refuse_mixed(run, RESULTS)
 
 
 def test_a_damaged_manifest_is_named(run: Path) -> None:

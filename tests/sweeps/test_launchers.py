@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from hydra.errors import MissingConfigException
@@ -24,6 +25,8 @@ from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import launchers, records
 from robusttrain.sweeps.records import Job
 from toys.command_line import Answer, CommandLine, Running
+from toys.kills import until_done
+from toys.runs import RUN, finished, rows, same
 
 pytestmark = pytest.mark.long
 
@@ -186,6 +189,36 @@ def test_submitit_resumes_a_preempted_job(
     assert "resuming after batch" in (folder / "0" / "robusttrain.log").read_text()
     same_weights(folder / "0", whole)
     assert "job 0 has already finished" in begin(*command).end().out
+
+
+@needs("joblib")
+def test_a_sweep_is_killed_with_its_workers(
+    begin: Callable[..., Running], place: Path, whole: Path
+) -> None:
+    command = ["-m", *LONG, "optimizer.lr=0.01", "seed=0,1", "hydra.sweep.dir=killed"]
+    running = begin(*command, *JOBLIB)
+    running.until("killed/0/checkpoint.pt", "killed/1/checkpoint.pt")
+    main = psutil.Process(running.pid)
+    for process in (main, *main.children(recursive=True)):
+        process.kill()
+    assert running.end().code == -signal.SIGKILL
+    again = finished(begin(*command))
+    assert again.out.count("resuming after batch") == 2
+    same_weights(place / "killed" / "1", whole)
+    assert set(pd.read_csv(place / "killed" / "sweep.csv")["status"]) == {"finished"}
+
+
+def test_a_sweep_is_killed_again_and_again(begin: Callable[..., Running], place: Path) -> None:
+    command = ["-m", *RUN, "epochs=1", "seed=0,1"]
+    steady, unsteady = place / "steady", place / "unsteady"
+    finished(begin(*command, "hydra.sweep.dir=steady"))
+    said = until_done(lambda kill: begin(*command, "hydra.sweep.dir=unsteady", first=kill))
+    assert len(said) > 3
+    assert any("resuming after batch" in each for each in said)
+    for job in ("0", "1"):
+        same(unsteady / job, steady / job)
+    assert rows(unsteady / "sweep.csv") == rows(steady / "sweep.csv")
+    assert (unsteady / "sweep.md").read_text() == (steady / "sweep.md").read_text()
 
 
 @needs("optuna")

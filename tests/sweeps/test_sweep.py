@@ -1,7 +1,9 @@
 """Sweeps as users see them: their results, failures and repetitions."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from rich.console import Console
 
 from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
+from robusttrain.runs.lock import alone_in
 from robusttrain.sweeps import callback, records
 from robusttrain.sweeps import job as sweep
 from robusttrain.sweeps.session import SweepState
@@ -133,6 +136,26 @@ def test_another_sweep_in_its_place_mixes_nothing(lefts: list[Left]) -> None:
 # --- a job, without a run ------------------------------------------------------------------------
 
 
+def test_exchanged_results_are_refused_before_any_job(
+    command_line: CommandLine, lefts: list[Left], place: Path, tmp_path: Path
+) -> None:
+    whole = Path(shutil.copytree(place, tmp_path / "place")) / "sweep"
+    again = partial(command_line.run, *BAD, cwd=whole.parent)
+    report = (whole / "0" / "report.csv").read_bytes()
+    shutil.copy(whole / "2" / "report.csv", whole / "0")
+    assert "0 holds results of several runs, or edited ones" in again().err
+    (whole / "0" / "report.csv").write_bytes(report)
+    for old, new in (("0", "x"), ("2", "0"), ("x", "2")):
+        (whole / old).rename(whole / new)
+    answer = again()
+    assert answer.code == 1
+    assert answer.err == (
+        f"robusttrain: {whole / '0'} is the run of another job: its record has seed=0; put it "
+        f"back, or remove it\n"
+    )
+    assert answer.out == ""
+
+
 @pytest.fixture
 def attempt(tmp_path: Path) -> Callable[..., float | None]:
     """Run a job of a sweep whose work is a function."""
@@ -213,6 +236,21 @@ def test_a_job_that_was_stopped_is_repeated(
         attempt(stopped, seed=1)
     assert records.read_jobs(tmp_path)[0].status == "unfinished"
     assert attempt(works(tmp_path), seed=1) == 0.25
+
+
+def test_a_job_that_still_runs_elsewhere_keeps_its_record(
+    tmp_path: Path, attempt: Callable[..., float | None]
+) -> None:
+    """Its worker may outlive the sweep; if it is killed later, the job has to resume."""
+
+    def also_started() -> float:
+        running = records.read_jobs(tmp_path)
+        with alone_in(tmp_path / "0"), pytest.raises(InputError, match="is in use"):
+            attempt(never, seed=1)
+        assert records.read_jobs(tmp_path) == running
+        return 0.25
+
+    assert attempt(also_started, seed=1) == 0.25
 
 
 def test_a_job_with_removed_results_is_repeated(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from robusttrain.checkpoints import checkpoint as checkpoints
+from robusttrain.report.identity import digests
 from toys.command_line import Answer, Running
 
 
@@ -44,6 +45,19 @@ def refused(running: Running) -> str:
     assert answer.code == 1, answer.said
     assert "Traceback" not in answer.said
     return answer.said
+
+
+def with_manifest(run: Path, **changes: object) -> Path:
+    """The run with another manifest; an entry that is None is left out."""
+    path = run / "manifest.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return run
+
+
+def as_written(run: Path) -> Path:
+    """The run with a manifest of its files as they are now, as if it had written them."""
+    return with_manifest(run, files=digests(run))
 
 
 def same(one: Path, other: Path) -> None:
