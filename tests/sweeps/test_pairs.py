@@ -1,0 +1,157 @@
+"""Which settings of a sweep are compared: the baseline and the accuracies that a user chooses."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from robusttrain.errors import InputError
+from robusttrain.sweeps.pairs import Comparison
+from toys.command_line import CommandLine
+from toys.sweeps import N, Sweep, flags
+
+GRID = {"defense": ["rt", "lsa", "fgsm"], "model.width": ["8", "16"]}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path)
+
+
+@pytest.fixture
+def grid(sweep: Sweep) -> Sweep:
+    """Three defenses at two widths, each with another number of errors."""
+    for number, defense in enumerate(GRID["defense"]):
+        for width in GRID["model.width"]:
+            wrong = 10 * number + int(width)
+            sweep.add(f"defense={defense}", f"model.width={width}", clean=flags(wrong))
+    return sweep
+
+
+def pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(zip(table["first"], table["second"], strict=True)))
+
+
+def test_each_setting_is_compared_with_the_baseline_that_is_otherwise_the_same(
+    grid: Sweep,
+) -> None:
+    table = grid.compared(Comparison.of("defense=rt", None))
+    assert pairs(table) == [
+        (f"defense={defense} model.width={width}", f"defense=rt model.width={width}")
+        for width in ("8", "16")
+        for defense in ("lsa", "fgsm")
+    ]
+
+
+def test_a_baseline_of_two_keys_is_one_setting(grid: Sweep) -> None:
+    table = grid.compared(Comparison.of("defense=rt model.width=16", None))
+    assert {second for _, second in pairs(table)} == {"defense=rt model.width=16"}
+    assert len(pairs(table)) == 5
+
+
+def test_unwanted_comparisons_cost_no_significance(grid: Sweep) -> None:
+    """Holm's correction is for the lines of the table: the smallest p times their number."""
+    everything = grid.tests
+    chosen = grid.compared(Comparison.of("defense=rt", "[worst_case]"))
+    assert (len(everything), len(chosen)) == (18, 4)
+    assert set(chosen["measure"]) == {"worst_case"}
+    for table in (everything, chosen):
+        assert table["p_holm"].min() == pytest.approx(len(table) * table["p"].min())
+
+
+def test_the_difference_is_that_of_the_setting_minus_the_baseline(sweep: Sweep) -> None:
+    sweep.add("defense=rt", clean=flags(0))
+    sweep.add("defense=lsa", clean=flags(20))
+    (row,) = sweep.compared(Comparison.of("defense=rt", ["clean"])).to_dict("records")
+    assert (row["accuracy_first"], row["accuracy_second"]) == (1 - 20 / N, 1)
+    assert row["difference"] == pytest.approx(-20 / N)
+    assert row["p"] == row["p_holm"] == pytest.approx(stats.binomtest(0, 20).pvalue)
+    assert (row["b"], row["c"], row["winner"]) == ("0", "20", "defense=rt")
+
+
+def test_the_summary_says_what_was_compared(grid: Sweep) -> None:
+    assert "two settings that differ in one key." in grid.text
+    chosen = grid.summary(Comparison.of("defense=rt", ["worst_case"]))
+    assert "with the baseline, which has defense=rt and is otherwise the same." in chosen
+    assert chosen.count("| worst case | 1 |") == 4
+    assert "| clean | 1 |" not in chosen
+    nothing = grid.summary(Comparison.of("defense=free", ["union"]))
+    assert "nothing but the baseline defense=free were evaluated on the same images" in nothing
+    assert ", by union." in nothing
+
+
+def test_the_file_of_pairs_has_the_lines_of_the_summary(grid: Sweep) -> None:
+    text = grid.text
+    table = pd.read_csv(grid.folder / "sweep_pairs.csv", dtype=str, keep_default_na=False)
+    tests = [line.split(" | ") for line in text.splitlines() if line.startswith("| defense=")]
+    assert [line[0].lstrip("| ") for line in tests] == table["first"].tolist()
+    assert [line[1] for line in tests] == table["second"].tolist()
+    assert [line[9].rstrip(" |") for line in tests] == table["winner"].tolist()
+    differences = [float(line[4]) for line in tests]
+    assert differences == pytest.approx(100 * table["difference"].astype(float), abs=0.005)
+
+
+def test_a_sweep_without_pairs_leaves_a_file_with_columns(sweep: Sweep) -> None:
+    sweep.add("defense=rt", clean=flags(0))
+    assert "No two settings that differ in one key" in sweep.text
+    table = pd.read_csv(sweep.folder / "sweep_pairs.csv")
+    assert table.empty
+    assert {"first", "second", "p_holm"} <= {*table}
+
+
+@pytest.mark.parametrize("given", ["[clean,union]", "clean, union", ["clean", "union"]])
+def test_accuracies_are_a_list_or_a_text(given: str | Sequence[str]) -> None:
+    assert Comparison.of(None, given) == Comparison({}, ("clean", "union"))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "allowed"),
+    [
+        ("defens=rt", "the keys that vary, except seed: defense, model.width"),
+        ("seed=0", "the keys that vary, except seed: defense, model.width"),
+        ("defense=madry", "one of the values of defense: rt, lsa, fgsm"),
+    ],
+)
+def test_a_baseline_that_no_job_has_is_refused(baseline: str, allowed: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        Comparison.of(baseline, None).check({**GRID, "seed": ["0", "1"]})
+    assert str(refusal.value).startswith(f"sweep.baseline={baseline} is not allowed")
+    assert allowed in str(refusal.value)
+    Comparison.of("defense=rt model.width=8", None).check(GRID)
+
+
+def test_values_that_a_search_will_choose_are_not_checked() -> None:
+    Comparison.of("optimizer.lr=0.1", None).check({"optimizer.lr": []})
+
+
+# --- on the command line -------------------------------------------------------------------------
+
+TRAINS = ["dataset=synthetic", "dataset.test_size=24", "model=linear", "epochs=1", "device=cpu",
+          "evaluation=quick", "evaluation.audit=false", "hydra.sweep.dir=s", "-m"]  # fmt: skip
+SWEEP = [*TRAINS, "defense=standard,fgsm,lsa"]
+
+
+def test_finished_jobs_are_compared_in_another_way(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    """The keys are no part of a job, so that it is not repeated; its own resumption keeps them."""
+
+    def lines() -> list[tuple[str, str]]:
+        return pairs(pd.read_csv(tmp_path / "s" / "sweep_pairs.csv"))
+
+    assert command_line.run(*SWEEP, cwd=tmp_path).code == 0
+    assert len(lines()) == 3
+    chosen = ["sweep.baseline=defense=standard", "sweep.accuracies=[worst_case]"]
+    answer = command_line.run(*SWEEP, *chosen, cwd=tmp_path)
+    assert answer.code == 0, answer.said
+    assert answer.out.count("has already finished") == 3
+    with_baseline = [(f"defense={name}", "defense=standard") for name in ("fgsm", "lsa")]
+    assert lines() == with_baseline
+    # As if this job had been killed, and the rest of its sweep, too.
+    for name in ("1/manifest.json", "sweep_pairs.csv", "sweep.md"):
+        (tmp_path / "s" / name).unlink()
+    answer = command_line.run("resume=s/1", cwd=tmp_path)
+    assert answer.code == 0, answer.said
+    assert lines() == with_baseline
