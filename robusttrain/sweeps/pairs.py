@@ -20,6 +20,10 @@ from robusttrain.sweeps.settings import SEED, ConfidenceInterval, Setting, share
 # The keys, as they are typed.
 BASELINE, COMPARED = "sweep.baseline", "sweep.accuracies"
 
+# Of more settings, all pairs would be too many to read, and Holm's correction would hide most
+# differences.
+MOST_SETTINGS = 20
+
 ACCURACIES = (CLEAN, WORST_CASE, UNION)
 
 COLUMNS = (
@@ -36,7 +40,8 @@ class Comparison:
     ----------
     baseline
         Values by their keys. Each setting is compared with the one that has these values and is
-        otherwise the same. If there are none, all settings that differ in one key are compared.
+        otherwise the same. If there are none, all settings that differ in one key are compared, but
+        only in a sweep of up to `MOST_SETTINGS` settings.
     accuracies
         By which rows of `report.csv`: `clean`, `worst_case`, `union`.
     """
@@ -93,8 +98,14 @@ class Comparison:
             ok = not there or value in there
             ranges.require(ok, BASELINE, word, f"one of the values of {key}: {', '.join(there)}")
 
+    def too_many(self, settings: Sequence[Setting]) -> bool:
+        """Whether there are too many settings to compare them all."""
+        return not self.baseline and len(settings) > MOST_SETTINGS
+
     def pairs(self, settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
         """The pairs to compare; with a baseline, it is the second of each."""
+        if self.too_many(settings):
+            return []
         if not self.baseline:
             return [(a, b) for a, b in combinations(settings, 2) if len(_changed(a, b)) == 1]
         baselines = [

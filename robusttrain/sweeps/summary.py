@@ -11,7 +11,14 @@ from robusttrain.report.files import whole
 from robusttrain.report.ledger import WORST_CASE
 from robusttrain.run_directory import PAIRS, SUMMARY, SWEEP_TABLE
 from robusttrain.sweeps import records
-from robusttrain.sweeps.pairs import BASELINE, COMPARED, Comparison, pairwise, write_pairs
+from robusttrain.sweeps.pairs import (
+    BASELINE,
+    COMPARED,
+    MOST_SETTINGS,
+    Comparison,
+    pairwise,
+    write_pairs,
+)
 from robusttrain.sweeps.records import FAILED, FINISHED, UNFINISHED, Job
 from robusttrain.sweeps.settings import ConfidenceInterval, Setting, settings
 
@@ -25,6 +32,11 @@ Each line is a setting: the mean over its seeds ± their sample standard deviati
 *Over seeds* is a 95 % interval (Student's t) for the mean over many seeds, on the same test images.
 *Over images* is a 95 % interval (Wilson's score) for the mean over many images, with the same
 networks. It counts each image once, however many seeds there are."""
+
+TOO_MANY = f"""\
+This sweep has {{}} settings; up to {MOST_SETTINGS} settings, all pairs are compared. Give the same
+command again with {BASELINE}=KEY=VALUE to compare each setting with the one that has this value and
+is otherwise the same. Finished jobs are not repeated."""
 
 TESTS = f"""\
 The difference is that of the means over the seeds, first minus second, in points. Its 95 % interval
@@ -53,7 +65,7 @@ def write_summary(sweep_dir: Path, jobs: Sequence[Job], comparison: Comparison) 
     overview = pd.DataFrame([_overview(setting) for setting in found]).fillna("")
     parts = ["# Sweep", _counts(jobs)]
     parts += ["## Accuracy", _accuracy(found, overview)]
-    parts += ["## Which settings differ", _tests(compared, comparison)]
+    parts += ["## Which settings differ", _tests(found, compared, comparison)]
     for status, title in ((FAILED, "Failed"), (UNFINISHED, "Unfinished")):
         cells = [_ended(job, records.varying(jobs)) for job in jobs if job.status == status]
         parts += [f"## {title}", _markdown(pd.DataFrame(cells))] if cells else []
@@ -106,7 +118,9 @@ def _percent(interval: ConfidenceInterval | None) -> str:
     return "" if interval is None else f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
 
 
-def _tests(compared: pd.DataFrame, comparison: Comparison) -> str:
+def _tests(found: Sequence[Setting], compared: pd.DataFrame, comparison: Comparison) -> str:
+    if comparison.too_many(found):
+        return TOO_MANY.format(len(found))
     if compared.empty:
         return _nothing_compared(comparison)
     cells = [_tested(row) for row in compared.to_dict("records")]

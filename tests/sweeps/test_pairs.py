@@ -1,14 +1,20 @@
 """Which settings of a sweep are compared: the baseline and the accuracies that a user chooses."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats import multitest
 
 from robusttrain.errors import InputError
-from robusttrain.sweeps.pairs import Comparison
+from robusttrain.report.compare import read_run
+from robusttrain.sweeps import pairs as sweep_pairs
+from robusttrain.sweeps.pairs import Comparison, pairwise
+from robusttrain.sweeps.settings import Setting
 from toys.command_line import CommandLine
 from toys.sweeps import N, Sweep, flags
 
@@ -124,6 +130,61 @@ def test_a_baseline_that_no_job_has_is_refused(baseline: str, allowed: str) -> N
 
 def test_values_that_a_search_will_choose_are_not_checked() -> None:
     Comparison.of("optimizer.lr=0.1", None).check({"optimizer.lr": []})
+
+
+# --- sweeps of many settings ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(sweep: Sweep) -> list[Setting]:
+    """A hundred settings of one key, with the same results."""
+    job = sweep.add("defense=rt", clean=flags(3))
+    run = read_run(sweep.folder / job.folder)
+    return [Setting({"epochs": str(number)}, {"0": run}) for number in range(100)]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a pair is tested, and how often the p of a table are corrected."""
+    counts = Counter[str]()
+    for module, name in ((sweep_pairs, "tested"), (multitest, "multipletests")):
+        called = getattr(module, name)
+
+        def counted(*given: Any, name: str = name, called: Any = called, **more: Any) -> Any:
+            counts[name] += 1
+            return called(*given, **more)
+
+        monkeypatch.setattr(module, name, counted)
+    return counts
+
+
+def test_all_pairs_are_tested_only_in_small_sweeps(
+    many: list[Setting], calls: Counter[str]
+) -> None:
+    assert len(pairwise(many[:20], Comparison())) == 2 * 190
+    assert calls == {"tested": 190, "multipletests": 1}
+    calls.clear()
+    assert pairwise(many[:21], Comparison()).empty
+    assert pairwise(many, Comparison()).empty
+    assert not calls
+
+
+def test_a_baseline_is_tested_with_every_other_setting(
+    many: list[Setting], calls: Counter[str]
+) -> None:
+    assert len(pairwise(many, Comparison.of("epochs=7", ["clean"]))) == 99
+    assert calls == {"tested": 99, "multipletests": 1}
+
+
+def test_a_summary_without_tests_says_how_to_ask_for_them(sweep: Sweep) -> None:
+    for number in range(21):
+        sweep.add(f"epochs={number}", clean=flags(number))
+    assert "This sweep has 21 settings; up to 20 settings, all pairs" in sweep.text
+    assert "sweep.baseline=KEY=VALUE" in sweep.text
+    assert "winner" not in sweep.text
+    asked = sweep.summary(Comparison.of("epochs=3", None))
+    assert asked.count("| epochs=3 | clean |") == 20
+    assert "This sweep has" not in asked
 
 
 # --- on the command line -------------------------------------------------------------------------
