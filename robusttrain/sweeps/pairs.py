@@ -15,7 +15,8 @@ from robusttrain.report.compare import CLEAN, Run, decided, tested, titles
 from robusttrain.report.files import write_csv
 from robusttrain.report.ledger import UNION, WORST_CASE
 from robusttrain.run_directory import PAIRS
-from robusttrain.sweeps.settings import SEED, ConfidenceInterval, Setting, shared, student
+from robusttrain.sweeps.settings import ConfidenceInterval, Setting, shared, student
+from robusttrain.sweeps.trained import CHECKPOINT, SEED
 
 # The keys, as they are typed.
 BASELINE, COMPARED = "sweep.baseline", "sweep.accuracies"
@@ -79,6 +80,9 @@ class Comparison:
     def check(self, values: Mapping[str, Sequence[str]]) -> None:
         """Check the baseline against the keys that vary in the sweep.
 
+        Keys of models that were trained before are not known yet, so that nothing is checked where
+        checkpoints vary.
+
         Parameters
         ----------
         values
@@ -89,7 +93,7 @@ class Comparison:
         InputError
             If the baseline has another key or value.
         """
-        for key, value in self.baseline.items():
+        for key, value in self.baseline.items() if CHECKPOINT not in values else ():
             word = f"{key}={value}"
             known = ", ".join(name for name in values if name != SEED) or "none"
             ok = key in values and key != SEED
@@ -132,7 +136,9 @@ def pairwise(settings: Sequence[Setting], comparison: Comparison) -> pd.DataFram
     texts with a number for each seed.
 
     Worst cases are compared only under the same norm and eps, and unions only of the same ones. A
-    pair that was not evaluated on the same data, or has no seed in common, has no row.
+    pair that was not evaluated on the same data, or has no seed in common, has no row. Neither has
+    one that classifies every image alike, such as a network at two radii by its clean accuracy:
+    nothing can be tested there.
     """
     rows = [
         row for pair in comparison.pairs(settings) for row in _rows(*pair, comparison.accuracies)
@@ -148,8 +154,8 @@ def write_pairs(sweep_dir: Path, table: pd.DataFrame) -> None:
 
 
 def _changed(a: Setting, b: Setting) -> set[str]:
-    """The keys whose values differ."""
-    return {key for key in a.keys if a.keys[key] != b.keys[key]}
+    """The keys that both have, with different values."""
+    return {key for key in a.keys.keys() & b.keys.keys() if a.keys[key] != b.keys[key]}
 
 
 def _rows(a: Setting, b: Setting, accuracies: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -164,7 +170,8 @@ def _rows(a: Setting, b: Setting, accuracies: Sequence[str]) -> Iterator[dict[st
         # Other images under the same name: a different split, or another draw of synthetic data.
         return
     for title, *rows in zip(titles(measures).values(), *seeds, strict=True):
-        yield {"first": a.words, "second": b.words, "title": title} | _agreed(rows)
+        if any(row["b"] or row["c"] for row in rows):
+            yield {"first": a.words, "second": b.words, "title": title} | _agreed(rows)
 
 
 def _data(run: Run) -> str:

@@ -11,8 +11,7 @@ from robusttrain.report.compare import Measure, Run, read_run
 from robusttrain.report.ledger import CONFIDENCE, UNION, wilson
 from robusttrain.sweeps import records
 from robusttrain.sweeps.records import Job
-
-SEED = "seed"
+from robusttrain.sweeps.trained import CHECKPOINT, SEED, seed_key
 
 
 class ConfidenceInterval(NamedTuple):
@@ -48,7 +47,10 @@ class Figure:
 
 
 class Setting(NamedTuple):
-    """Runs that differ only in their seed, by seed; and the settings that they share, by key."""
+    """Runs that differ only in their seed, by seed; and the settings that they share, by key.
+
+    Settings may have different keys: a key that only belongs to one option is missing elsewhere.
+    """
 
     keys: Mapping[str, str]
     runs: Mapping[str, Run]
@@ -81,20 +83,24 @@ def over_seeds(accuracies: Sequence[float], n: int) -> Figure:
 
 
 def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
-    """The evaluated runs of a sweep, grouped by all varying keys except the seed."""
-    keys = [key for key in records.varying(jobs) if key != SEED]
-    groups: dict[tuple[str, ...], dict[str, Run]] = {}
+    """The evaluated runs of a sweep, grouped by all varying keys except the seed.
+
+    Models that were trained before are grouped by what distinguishes their trainings, and by the
+    seeds of these if they differ.
+    """
+    models = records.trained(sweep_dir, jobs)
+    seeds = seed_key(models)
+    keys = [key for key in records.varying(jobs) if not models or key != CHECKPOINT]
+    groups: dict[tuple[tuple[str, str], ...], dict[str, Run]] = {}
     for job in jobs:
-        group = groups.setdefault(tuple(job.settings.get(key, "") for key in keys), {})
         if records.report(sweep_dir, job):
+            model = models.get(job.folder, {})
             run = read_run(sweep_dir / job.folder)
+            cells = model | {key: job.settings.get(key, "") for key in keys}
+            setting = tuple((key, value) for key, value in cells.items() if key != seeds)
             # A search may try a setting twice; the second run is not another seed.
-            group.setdefault(str(run.clean[SEED]), run)
-    return [
-        Setting(dict(zip(keys, values, strict=True)), runs)
-        for values, runs in groups.items()
-        if runs
-    ]
+            groups.setdefault(setting, {}).setdefault(model.get(seeds, str(run.clean[SEED])), run)
+    return [Setting(dict(setting), runs) for setting, runs in groups.items()]
 
 
 def shared(runs: Sequence[Run]) -> tuple[Measure, ...]:

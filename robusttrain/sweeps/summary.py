@@ -39,19 +39,20 @@ command again with {BASELINE}=KEY=VALUE to compare each setting with the one tha
 is otherwise the same. Finished jobs are not repeated."""
 
 TESTS = f"""\
-The difference is that of the means over the seeds, first minus second, in points. Its 95 % interval
-is Student's t over seeds or, with one seed, that of Bonett and Price over images. McNemar's exact
-test is made for each seed, on the same images: b is the number of images that only the first
-network classifies correctly, and c the number for the second. p is the largest p of all seeds, or 1
-if the seeds disagree on the direction. It therefore tests whether the difference exists for every
-seed, and no image counts once per seed. *Holm* is p corrected for all lines of the table. A winner
-is named only if it is below 0.05. The test applies to the networks of these seeds; the interval
-over seeds shows whether others would differ.
+Pairs that classify every image alike have no line. The difference is that of the means over the
+seeds, first minus second, in points. Its 95 % interval is Student's t over seeds or, with one seed,
+that of Bonett and Price over images. McNemar's exact test is made for each seed, on the same
+images: b is the number of images that only the first network classifies correctly, and c the number
+for the second. p is the largest p of all seeds, or 1 if the seeds disagree on the direction. It
+therefore tests whether the difference exists for every seed, and no image counts once per seed.
+*Holm* is p corrected for all lines of the table. A winner is named only if it is below 0.05. The
+test applies to the networks of these seeds; the interval over seeds shows whether others would
+differ.
 
-`{PAIRS}` has the same lines. The more lines there are, the smaller p has to be. If you need few
-of them, say so before you see the results, since a choice that depends on them makes p too small:
-{BASELINE}=KEY=VALUE compares settings with that one only, and {COMPARED}=[{WORST_CASE}] compares
-that accuracy only."""
+`{PAIRS}` has the same lines. The more lines there are, the smaller p has to be for a winner. To
+test fewer pairs, choose them before you see the results: {BASELINE}=KEY=VALUE compares
+each setting only with the one that has this value, and {COMPARED}=[{WORST_CASE}] compares
+only by the worst case."""
 
 
 def write_summary(sweep_dir: Path, jobs: Sequence[Job], comparison: Comparison) -> pd.DataFrame:
@@ -62,7 +63,8 @@ def write_summary(sweep_dir: Path, jobs: Sequence[Job], comparison: Comparison) 
     found = settings(sweep_dir, jobs)
     compared = pairwise(found, comparison)
     write_pairs(sweep_dir, compared)
-    overview = pd.DataFrame([_overview(setting) for setting in found]).fillna("")
+    keys = {key: "" for setting in found for key in setting.keys}
+    overview = pd.DataFrame([keys | _overview(setting) for setting in found]).fillna("")
     parts = ["# Sweep", _counts(jobs)]
     parts += ["## Accuracy", _accuracy(found, overview)]
     parts += ["## Which settings differ", _tests(found, compared, comparison)]

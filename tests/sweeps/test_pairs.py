@@ -2,16 +2,18 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.stats import multitest
 
 from robusttrain.errors import InputError
-from robusttrain.report.compare import read_run
+from robusttrain.report.compare import Run, read_run
 from robusttrain.sweeps import pairs as sweep_pairs
 from robusttrain.sweeps.pairs import Comparison, pairwise
 from robusttrain.sweeps.settings import Setting
@@ -77,6 +79,17 @@ def test_the_difference_is_that_of_the_setting_minus_the_baseline(sweep: Sweep) 
     assert (row["b"], row["c"], row["winner"]) == ("0", "20", "defense=rt")
 
 
+def test_what_nothing_can_be_tested_on_costs_no_significance(sweep: Sweep) -> None:
+    """A network has the same clean accuracy at every radius that it is evaluated at."""
+    for worst, eps in ((20, 0.1), (60, 0.2)):
+        sweep.add("defense=rt", f"eps={eps}", clean=flags(10), worst=flags(worst), eps=eps)
+        sweep.add("defense=lsa", f"eps={eps}", clean=flags(10), worst=flags(90), eps=eps)
+    table = sweep.tests
+    assert table["measure"].tolist() == ["worst_case"] * 2
+    for row, wrong in zip(table.to_dict("records"), (20, 60), strict=True):
+        assert row["p"] == pytest.approx(stats.binomtest(0, 90 - wrong).pvalue)
+
+
 def test_the_summary_says_what_was_compared(grid: Sweep) -> None:
     assert "two settings that differ in one key." in grid.text
     chosen = grid.summary(Comparison.of("defense=rt", ["worst_case"]))
@@ -137,10 +150,15 @@ def test_values_that_a_search_will_choose_are_not_checked() -> None:
 
 @pytest.fixture
 def many(sweep: Sweep) -> list[Setting]:
-    """A hundred settings of one key, with the same results."""
-    job = sweep.add("defense=rt", clean=flags(3))
+    """A hundred settings of one key, each with other errors."""
+    job = sweep.add("defense=rt", clean=flags(1))
     run = read_run(sweep.folder / job.folder)
-    return [Setting({"epochs": str(number)}, {"0": run}) for number in range(100)]
+
+    def other(number: int) -> Run:
+        moved = {key: pd.Series(np.roll(right, number)) for key, right in run.right.items()}
+        return replace(run, right=moved)
+
+    return [Setting({"epochs": str(number)}, {"0": other(number)}) for number in range(100)]
 
 
 @pytest.fixture
@@ -189,9 +207,8 @@ def test_a_summary_without_tests_says_how_to_ask_for_them(sweep: Sweep) -> None:
 
 # --- on the command line -------------------------------------------------------------------------
 
-TRAINS = ["dataset=synthetic", "dataset.test_size=24", "model=linear", "epochs=1", "device=cpu",
-          "evaluation=quick", "evaluation.audit=false", "hydra.sweep.dir=s", "-m"]  # fmt: skip
-SWEEP = [*TRAINS, "defense=standard,fgsm,lsa"]
+SWEEP = ["dataset=synthetic", "dataset.test_size=200", "model=linear", "epochs=1,3,9", "device=cpu",
+         "evaluation=quick", "evaluation.audit=false", "hydra.sweep.dir=s", "-m"]  # fmt: skip
 
 
 def test_finished_jobs_are_compared_in_another_way(
@@ -200,15 +217,16 @@ def test_finished_jobs_are_compared_in_another_way(
     """The keys are no part of a job, so that it is not repeated; its own resumption keeps them."""
 
     def lines() -> list[tuple[str, str]]:
-        return pairs(pd.read_csv(tmp_path / "s" / "sweep_pairs.csv"))
+        table = pd.read_csv(tmp_path / "s" / "sweep_pairs.csv")
+        return sorted(zip(table["measure"], table["second"], strict=True))
 
     assert command_line.run(*SWEEP, cwd=tmp_path).code == 0
-    assert len(lines()) == 3
-    chosen = ["sweep.baseline=defense=standard", "sweep.accuracies=[worst_case]"]
+    assert {second for _, second in lines()} == {"epochs=3", "epochs=9"}
+    chosen = ["sweep.baseline=epochs=1", "sweep.accuracies=[clean]"]
     answer = command_line.run(*SWEEP, *chosen, cwd=tmp_path)
     assert answer.code == 0, answer.said
     assert answer.out.count("has already finished") == 3
-    with_baseline = [(f"defense={name}", "defense=standard") for name in ("fgsm", "lsa")]
+    with_baseline = [("clean", "epochs=1")] * 2
     assert lines() == with_baseline
     # As if this job had been killed, and the rest of its sweep, too.
     for name in ("1/manifest.json", "sweep_pairs.csv", "sweep.md"):

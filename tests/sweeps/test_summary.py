@@ -186,8 +186,8 @@ def test_seeds_of_the_same_images_are_not_counted_as_more_images(sweep: Sweep) -
 
 
 def test_the_second_wins_where_it_is_better(sweep: Sweep) -> None:
-    sweep.add("defense=rt", clean=flags(0), worst=flags(60))
-    sweep.add("defense=lsa", clean=flags(0), worst=flags(20, 100))
+    sweep.add("defense=rt", clean=flags(1), worst=flags(60))
+    sweep.add("defense=lsa", clean=flags(1, 100), worst=flags(20, 100))
     clean, worst = sweep.tests.to_dict("records")
     assert (clean["p"], clean["winner"]) == (1, "")
     assert worst["p"] == pytest.approx(stats.binomtest(20, 80).pvalue)
@@ -197,7 +197,8 @@ def test_the_second_wins_where_it_is_better(sweep: Sweep) -> None:
 def test_pairs_differ_in_one_key(sweep: Sweep) -> None:
     for defense in ("rt", "lsa"):
         for width in (8, 16):
-            sweep.add(f"defense={defense}", f"model.width={width}", clean=flags(width))
+            wrong = flags(width + 5 * (defense == "lsa"))
+            sweep.add(f"defense={defense}", f"model.width={width}", clean=wrong)
     pairs = sweep.tests[sweep.tests["measure"] == "clean"]
     assert len(pairs) == 4
     for row in pairs.to_dict("records"):

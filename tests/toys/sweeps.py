@@ -1,6 +1,7 @@
 """Sweeps that are written by hand: their records, and the results of their jobs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,14 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, *overrides: str, clean: Flags, worst: Flags | None = None, **row: object) -> Job:
+    def add(
+        self,
+        *overrides: str,
+        clean: Flags,
+        worst: Flags | None = None,
+        manifest: Mapping[str, object] | None = None,
+        **row: object,
+    ) -> Job:
         """Add a finished job that is correct where a flag is set."""
         job = Job(self.count, str(self.count), overrides, "finished", 1.5, 0.5)
         worst = clean if worst is None else worst
@@ -49,6 +57,8 @@ class Sweep:
             {"index": range(N), "label": 1, "clean_prediction": np.asarray(clean, int)}
             | {"pgd_broken": (~np.asarray(worst)).astype(int)}
         ).to_csv(place / "samples.csv", index=False)
+        if manifest is not None:
+            (place / "manifest.json").write_text(json.dumps(manifest))
         job.save(self.folder)
         return job
 
