@@ -30,7 +30,13 @@ FIGURES = {
     "ci_high": "ci_high",
     "audit": "audit",
 }
-OWN = ("job", *FIGURES.values(), "validation", "status", "seconds", "error")
+# Figures of the cost of each stage in `manifest.json`, by their columns.
+COSTS = {
+    f"{stage}_{figure}": (stage, figure)
+    for stage in ("training", "evaluation")
+    for figure in ("images_per_second", "passes", "peak_memory_mib")
+}
+OWN = ("job", *FIGURES.values(), "validation", *COSTS, "status", "seconds", "error")
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def trained(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
     given = {key for job in jobs for key in job.settings}
     evaluated = {
         job.folder: Evaluated(
-            job.settings.get(CHECKPOINT, ""), manifest(sweep_dir, job).get("trained") or {}
+            job.settings.get(CHECKPOINT, ""), _mapping(manifest(sweep_dir, job).get("trained"))
         )
         for job in jobs
     }
@@ -136,12 +142,18 @@ def trained(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
 
 
 def manifest(sweep_dir: Path, job: Job) -> dict[str, Any]:
-    """The manifest of a finished job; empty if there is none."""
+    """The manifest of a finished job; empty if there is none, or if it is damaged.
+
+    The table is written after every job, which must not fail for the manifest of another one. The
+    summary refuses a damaged manifest.
+    """
     path = sweep_dir / job.folder / MANIFEST
     if job.status != FINISHED or not path.is_file():
         return {}
-    with intact(path):
-        return dict(json.loads(path.read_text()))
+    try:
+        return _mapping(json.loads(path.read_text()))
+    except ValueError:
+        return {}
 
 
 def report(sweep_dir: Path, job: Job) -> list[dict[str, str]]:
@@ -164,8 +176,8 @@ def table(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
 
     Keys that vary are columns, with values as they were given; a key with the name of another
     column is called `config.<key>`. So are the keys that distinguish trained models. `seconds` is
-    the duration of the whole job, and `validation` is its result, the robust accuracy on its
-    validation split.
+    the duration of the whole job, `validation` is its result, the robust accuracy on its validation
+    split, and the cost of its stages is that of its manifest.
     """
     models = trained(sweep_dir, jobs)
     cells = {job.folder: models.get(job.folder, {}) | job.settings for job in jobs}
@@ -208,11 +220,18 @@ def _rows(
     sweep_dir: Path, job: Job, cells: Mapping[str, str], names: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     settings = {name: cells.get(key, "") for key, name in names.items()}
-    outcome = {"validation": job.result, "status": job.status}
+    cost = _mapping(manifest(sweep_dir, job).get("cost"))
+    costs = {name: _mapping(cost.get(stage)).get(key) for name, (stage, key) in COSTS.items()}
+    outcome = {"validation": job.result, **costs, "status": job.status}
     outcome |= {"seconds": job.seconds, "error": job.error}
     for row in report(sweep_dir, job) or [{}]:
         figures = {name: row.get(key, "") for key, name in FIGURES.items()}
         yield {"job": job.number} | settings | figures | outcome
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    """An object of a JSON file; empty if it is something else."""
+    return content if isinstance(content, dict) else {}
 
 
 def _record(sweep_dir: Path, folder: str) -> Path:

@@ -15,6 +15,12 @@ from robusttrain.sweeps.records import Job
 from robusttrain.sweeps.settings import over_seeds, settings
 from toys.sweeps import N, Sweep, flags
 
+COSTS = [
+    f"{stage}_{figure}"
+    for stage in ("training", "evaluation")
+    for figure in ("images_per_second", "passes", "peak_memory_mib")
+]
+
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
@@ -31,7 +37,7 @@ def test_only_keys_that_vary_are_columns(sweep: Sweep) -> None:
     table = pd.read_csv(sweep.folder / "sweep.csv", dtype=str, keep_default_na=False)
     assert list(table) == [
         "job", "eps", "attack", "attack_norm", "attack_eps", "n", "accuracy", "ci_low", "ci_high",
-        "audit", "validation", "status", "seconds", "error",
+        "audit", "validation", *COSTS, "status", "seconds", "error",
     ]  # fmt: skip
     assert table["job"].tolist() == ["0", "0", "1"]
     assert table["eps"].tolist() == ["8/255", "8/255", "-1"]
@@ -39,6 +45,40 @@ def test_only_keys_that_vary_are_columns(sweep: Sweep) -> None:
     assert table["accuracy"].tolist() == ["0.95", "0.8", ""]
     assert table["status"].tolist() == ["finished", "finished", "failed"]
     assert table["error"].tolist() == ["", "", "eps=-1, of all things"]
+
+
+def test_a_job_has_the_cost_in_its_manifest(sweep: Sweep) -> None:
+    """Whatever stages it had; a manifest of an earlier version has none."""
+    training = {"seconds": 2.0, "images_per_second": 640, "passes": 12800, "peak_memory_mib": 310.5}
+    evaluation = training | {"images_per_second": None, "passes": 7}
+    costs = {
+        "seed=0": {"cost": {"training": training, "evaluation": evaluation}},
+        "seed=1": {"cost": {"evaluation": evaluation}},
+        "seed=2": {"files": []},
+    }
+    for word, manifest in costs.items():
+        sweep.add(word, clean=flags(1), manifest=manifest)
+    sweep.fail("seed=3", error="no")
+    records.write_table(sweep.folder)
+    table = pd.read_csv(sweep.folder / "sweep.csv").drop_duplicates("job").set_index("job")
+    nan = float("nan")
+    known = [nan, 7, 310.5]
+    expected = [[640, 12800, 310.5, *known], [nan, nan, nan, *known], [nan] * 6, [nan] * 6]
+    np.testing.assert_array_equal(table[COSTS].to_numpy(), np.array(expected))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"cost": 5}', '{"cost": {"training": 5}}', '{"trained": [1]}']
+)
+def test_a_damaged_manifest_costs_its_own_figures_only(sweep: Sweep, content: str) -> None:
+    """The table is written after each job, which must not fail since another one is damaged."""
+    for name in "ab":
+        sweep.add(f"checkpoint={name}", clean=flags(1), manifest={})
+    (sweep.folder / "0" / "manifest.json").write_text(content)
+    records.write_table(sweep.folder)
+    table = pd.read_csv(sweep.folder / "sweep.csv")
+    assert table["checkpoint"].tolist() == ["a", "a", "b", "b"]
+    assert table[COSTS].isna().all(axis=None)
 
 
 def test_a_key_named_like_a_column_gets_another_name(sweep: Sweep) -> None:
