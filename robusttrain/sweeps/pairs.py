@@ -106,18 +106,19 @@ class Comparison:
         """Whether there are too many settings to compare them all."""
         return not self.baseline and len(settings) > MOST_SETTINGS
 
+    def baselines(self, settings: Sequence[Setting]) -> list[Setting]:
+        """The settings that have all values of the baseline."""
+        return [setting for setting in settings if self.baseline.items() <= setting.keys.items()]
+
     def pairs(self, settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
         """The pairs to compare; with a baseline, it is the second of each."""
         if self.too_many(settings):
             return []
         if not self.baseline:
             return [(a, b) for a, b in combinations(settings, 2) if len(_changed(a, b)) == 1]
-        baselines = [
-            setting for setting in settings if self.baseline.items() <= setting.keys.items()
-        ]
         return [
             (setting, baseline)
-            for baseline in baselines
+            for baseline in self.baselines(settings)
             for setting in settings
             if (changed := _changed(setting, baseline)) and changed <= self.baseline.keys()
         ]

@@ -49,10 +49,10 @@ therefore tests whether the difference exists for every seed, and no image count
 test applies to the networks of these seeds; the interval over seeds shows whether others would
 differ.
 
-`{PAIRS}` has the same lines. The more lines there are, the smaller p has to be for a winner. To
-test fewer pairs, choose them before you see the results: {BASELINE}=KEY=VALUE compares
-each setting only with the one that has this value, and {COMPARED}=[{WORST_CASE}] compares
-only by the worst case."""
+`{PAIRS}` has the same lines. The more lines there are, the smaller p has to be for a
+winner. To test fewer pairs, choose them before you see the results: {BASELINE}=KEY=VALUE
+compares each setting only with the one that has this value, and {COMPARED}=[{WORST_CASE}]
+compares only by the worst case."""
 
 
 def write_summary(sweep_dir: Path, jobs: Sequence[Job], comparison: Comparison) -> pd.DataFrame:
@@ -124,7 +124,7 @@ def _tests(found: Sequence[Setting], compared: pd.DataFrame, comparison: Compari
     if comparison.too_many(found):
         return TOO_MANY.format(len(found))
     if compared.empty:
-        return _nothing_compared(comparison)
+        return _nothing_compared(found, comparison)
     cells = [_tested(row) for row in compared.to_dict("records")]
     return "\n\n".join([_markdown(pd.DataFrame(cells)), _pairs_of(comparison), TESTS])
 
@@ -136,7 +136,9 @@ def _pairs_of(comparison: Comparison) -> str:
     return f"Each line compares a setting with the baseline, {baseline}."
 
 
-def _nothing_compared(comparison: Comparison) -> str:
+def _nothing_compared(found: Sequence[Setting], comparison: Comparison) -> str:
+    if found and not comparison.baselines(found):
+        return f"No setting has {comparison.words}."
     pair = "differ in one key"
     if comparison.baseline:
         pair = f"differ in nothing but the baseline {comparison.words}"

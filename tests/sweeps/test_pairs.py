@@ -96,9 +96,10 @@ def test_the_summary_says_what_was_compared(grid: Sweep) -> None:
     assert "with the baseline, which has defense=rt and is otherwise the same." in chosen
     assert chosen.count("| worst case | 1 |") == 4
     assert "| clean | 1 |" not in chosen
-    nothing = grid.summary(Comparison.of("defense=free", ["union"]))
-    assert "nothing but the baseline defense=free were evaluated on the same images" in nothing
+    nothing = grid.summary(Comparison.of("defense=rt", ["union"]))
+    assert "nothing but the baseline defense=rt were evaluated on the same images" in nothing
     assert ", by union." in nothing
+    assert "No setting has defense=free." in grid.summary(Comparison.of("defense=free", None))
 
 
 def test_the_file_of_pairs_has_the_lines_of_the_summary(grid: Sweep) -> None:
