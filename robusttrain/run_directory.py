@@ -39,7 +39,10 @@ TEMPORARY = ".partial"
 # In the directory of a sweep: the hidden folder of the jobs' records, so that `*` matches runs
 # only, and the suffix of the output that a job without a terminal leaves next to its record.
 RECORDS, JOB_OUTPUT = ".jobs", ".said"
-SWEEP_TABLE, SUMMARY = "sweep.csv", "sweep.md"
+SWEEP_TABLE, PAIRS, SUMMARY = "sweep.csv", "sweep_pairs.csv", "sweep.md"
+
+# The configuration of a sweep, which Hydra's sweeper of grids writes.
+SWEEP_CONFIG = "multirun.yaml"
 
 # All files of a sweep but the directories of its jobs.
-OF_SWEEP = {RECORDS, SWEEP_TABLE, SUMMARY, "multirun.yaml"}
+OF_SWEEP = {RECORDS, SWEEP_TABLE, PAIRS, SUMMARY, SWEEP_CONFIG}

@@ -8,14 +8,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from robusttrain import renames
+from robusttrain.config.error_messages import no_such_key
 from robusttrain.config.schema import CONF, GROUPS
 from robusttrain.errors import InputError
 from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
-from robusttrain.runs.resume import resumed
+from robusttrain.runs.resume import quoted, resumed
 from robusttrain.runtime import distributed
 
 # The option that estimates the cost of a run, and those that start a sweep.
 DRY_RUN, SWEEPS = "--dry-run", {"-m", "--multirun"}
+
+# The prefix of keys that belong to a sweep and not to its jobs, and these keys.
+SWEEP, OF_SWEEP = "sweep.", ("baseline", "accuracies")
 
 
 def arguments(given: Sequence[str]) -> list[str]:
@@ -25,11 +29,13 @@ def arguments(given: Sequence[str]) -> list[str]:
     ------
     InputError
         If `resume=` names no run that can be resumed, a group is given no option, a sweep is
-        started under torchrun, or a dry run is one of a sweep or of an interrupted run.
+        started under torchrun, a dry run is one of a sweep or of an interrupted run, or a key of
+        sweeps is given to a single run.
     """
     if DRY_RUN in given:
         given = _without_dry_run(given)
     arguments = _renamed([word for a in given for word in unstacked(a)])
+    arguments = [_of_sweep(argument, arguments) for argument in arguments]
     for argument in arguments:
         _refuse_no_option(argument)
     arguments = _inherited(arguments)
@@ -57,6 +63,20 @@ def _renamed(arguments: list[str]) -> list[str]:
             # Not to stdout, which may be the configuration that `--cfg` prints.
             print(f"warning: {old} is now spelt {new}", file=sys.stderr, flush=True)
     return current
+
+
+def _of_sweep(argument: str, arguments: Sequence[str]) -> str:
+    """`sweep.KEY=VALUE` as Hydra takes it, with the value as text; other arguments as they are."""
+    key, _, value = argument.partition("=")
+    if not key.startswith(SWEEP):
+        return argument
+    name = key.removeprefix(SWEEP)
+    if name not in OF_SWEEP:
+        raise no_such_key(argument, key, OF_SWEEP)
+    if not SWEEPS & set(arguments):
+        raise InputError(argument, allowed="start a sweep with -m", problem="is a key of sweeps")
+    text = value if value[:1] in ("'", '"') else quoted(value)
+    return f"hydra.callbacks.sweeps.{name}={text}"
 
 
 def _inherited(arguments: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from robusttrain.report import compare as comparison
 from robusttrain.report.compare import CLEAN, Measure, Run
 from robusttrain.report.files import write_csv
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import RECORDS, SUMMARY, SWEEP_TABLE
+from robusttrain.run_directory import OF_SWEEP
 
 DESCRIPTION = """\
 Compare finished runs sample by sample, and report which of them differ. The
@@ -82,7 +82,7 @@ def _parser() -> ArgumentParser:
 def _beside_jobs(path: Path) -> bool:
     """Whether `path` is no job but another file of a sweep, which a wildcard also matches."""
     by_hydra = path.suffix == ".yaml" and path.is_file()
-    return by_hydra or (path.name in (RECORDS, SWEEP_TABLE, SUMMARY) and path.exists())
+    return by_hydra or (path.name in OF_SWEEP and path.exists())
 
 
 def _write(path: Path, pairs: pd.DataFrame) -> None:

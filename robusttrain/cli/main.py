@@ -345,8 +345,9 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
     """
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
+    trained = None
     if config.checkpoint is not None:
-        config, others = inherit_config(config, overrides)
+        config, others, trained = inherit_config(config, overrides)
         names = {**names, **others}
     refuse_unknown_keys(config, overrides)
     config = configs.with_numbers(config)
@@ -361,7 +362,8 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
     names = {TRAIN_ATTACK: training_attack(built, plain, names), **names}
     if built.resume is None:
         unread.refuse_without_effect(built, plain, names)
-    return Prepared(built, Origin(plain, names), unread.unread(built, plain, names, overrides))
+    origin = Origin(plain, names, trained=trained)
+    return Prepared(built, origin, unread.unread(built, plain, names, overrides))
 
 
 def _options(chosen: HydraConf, config: DictConfig) -> dict[str, str]:

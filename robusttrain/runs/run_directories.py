@@ -18,11 +18,10 @@ from robusttrain.run_directory import (
     EVALUATION_CACHE,
     LOCK,
     MANIFEST,
+    OF_SWEEP,
     PREAMBLE,
     RECORDS,
     RESULTS,
-    SUMMARY,
-    SWEEP_TABLE,
     TEMPORARY,
     TENSORBOARD,
 )
@@ -30,7 +29,7 @@ from robusttrain.runs.lock import refuse_in_use
 from robusttrain.runtime import distributed
 
 # What a run or a sweep writes into its directory, and the folders there.
-OURS = {*PREAMBLE, *RESULTS, LOCK, MANIFEST, TENSORBOARD, SWEEP_TABLE, SUMMARY, "multirun.yaml"}
+OURS = {*PREAMBLE, *RESULTS, LOCK, MANIFEST, TENSORBOARD, *OF_SWEEP}
 NESTED = (".hydra", TENSORBOARD, f"{EVALUATION_CACHE}*")
 
 
@@ -77,7 +76,7 @@ def refuse_links(folder: Path) -> None:
     ours = (path for path in folder.iterdir() if path.name in OURS or folder.name == RECORDS)
     caches = folder.glob(f"{EVALUATION_CACHE}*")
     nested = (path for name in NESTED for path in folder.glob(f"{name}/**/*"))
-    for path in (folder / RECORDS, *hidden, *ours, *caches, *nested):
+    for path in (*hidden, *ours, *caches, *nested):
         # A device such as /dev/null keeps nothing.
         if path.is_symlink() and not path.is_char_device():
             problem = f"contains a symbolic link, {path.relative_to(folder)}"

@@ -15,14 +15,17 @@ from rich.console import Console
 
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.errors import InputError, JobError
+from robusttrain.report.files import intact
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import (
     COMMAND,
     LOG,
     MANIFEST,
     OF_SWEEP,
+    PAIRS,
     PREAMBLE,
     SUMMARY,
+    SWEEP_CONFIG,
     SWEEP_TABLE,
 )
 from robusttrain.runs.lock import refuse_in_use
@@ -32,6 +35,7 @@ from robusttrain.runtime import signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
 from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
+from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, Job
 from robusttrain.sweeps.session import SweepState, Unread, opened, present
 from robusttrain.sweeps.summary import write_summary
@@ -167,7 +171,17 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     ended = replace(job, status=FINISHED, result=result, error="", seconds=seconds)
     ended.save(sweep_dir)
     records.write_table(sweep_dir)
-    write_summary(sweep_dir, records.read_jobs(sweep_dir))
+    write_summary(sweep_dir, records.read_jobs(sweep_dir), _saved_comparison(sweep_dir))
+
+
+def _saved_comparison(sweep_dir: Path) -> Comparison:
+    """What the last command of a sweep has compared; everything if it was no grid."""
+    path = sweep_dir / SWEEP_CONFIG
+    if not path.is_file():
+        return Comparison()
+    with intact(path):
+        saved = OmegaConf.load(path).hydra.callbacks.sweeps
+        return Comparison.of(saved.get("baseline"), saved.get("accuracies"))
 
 
 def _conclude(sweep: SweepState, terminal: Terminal) -> None:
@@ -180,7 +194,7 @@ def _conclude(sweep: SweepState, terminal: Terminal) -> None:
             remove_if_untouched(folder, OF_SWEEP)
         return
     records.write_table(folder)
-    overview = write_summary(folder, ended)
+    overview = write_summary(folder, ended, sweep.comparison)
     if not overview.empty:
         shown = overview[[name for name in overview.columns if ", over " not in name]]
         terminal.table(shown, "means over seeds, in percent", {"seeds", "clean", "worst case"})
@@ -188,7 +202,7 @@ def _conclude(sweep: SweepState, terminal: Terminal) -> None:
         _report_best(ended, sweep.keys, terminal)
     finished = sum(job.status == FINISHED for job in ended)
     terminal.say(f"{finished} of {len(ended)} started jobs have finished")
-    for name in (SWEEP_TABLE, SUMMARY):
+    for name in (SWEEP_TABLE, PAIRS, SUMMARY):
         terminal.say(str(folder / name))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from robusttrain.errors import InputError
+from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.records import Job
 
 
@@ -36,6 +37,8 @@ class SweepState:
         The option of the launcher or of the sweeper, if one of them is not basic.
     maximises
         Whether it is a search that maximises its figure.
+    comparison
+        Which settings are compared at its end.
     """
 
     cwd: Path
@@ -44,6 +47,7 @@ class SweepState:
     keys: tuple[str, ...] = ()
     engine: str = ""
     maximises: bool = False
+    comparison: Comparison = field(default_factory=Comparison)
 
 
 Unread = Callable[[DictConfig], Mapping[str, InputError]]

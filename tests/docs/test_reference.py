@@ -92,6 +92,7 @@ TABLES = {
     "audit.csv": ["plain", "noisy"],
     "certified.csv": ["noisy"],
     "sweep.csv": ["sweep"],
+    "sweep_pairs.csv": ["sweep"],
     "pairs.csv": ["."],
 }
 

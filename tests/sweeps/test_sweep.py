@@ -64,7 +64,9 @@ def test_a_sweep_with_failures_finishes_and_reports_them(lefts: list[Left]) -> N
     table = first.table
     assert list(table) == [
         "job", "seed", "optimizer.lr", "attack", "attack_norm", "attack_eps", "n",
-        "accuracy", "ci_low", "ci_high", "audit", "validation", "status", "seconds", "error",
+        "accuracy", "ci_low", "ci_high", "audit", "validation", "training_images_per_second",
+        "training_passes", "training_peak_memory_mib", "evaluation_images_per_second",
+        "evaluation_passes", "evaluation_peak_memory_mib", "status", "seconds", "error",
     ]  # fmt: skip
     finished, failed = table[table["status"] == "finished"], table[table["status"] == "failed"]
     assert failed["job"].tolist() == [1, 3]
