@@ -159,7 +159,7 @@ def test_a_training_that_rolls_back_is_killed_again_and_again(torchrun: Torchrun
     assert codes(whole) == [0, 0], whole
     assert whole[0].out.count("restarting epoch 2") == 2
     again, said = [*words, "hydra.run.dir=unsteady"], []
-    for kill in kills():
+    for kill in kills(least=8):
         answers = torchrun.run(*again, first=f"{TROUBLE}{kill}")
         said.append(answers[0].said)
         if codes(answers) == [0, 0]:

@@ -41,21 +41,23 @@ Engine.train_batch_within_memory, TrainingHistory.end_epoch = training, ending
 """
 
 
-def kills() -> Iterator[str]:
-    """Code for one process after the other, which kills it after a few files."""
+def kills(least: int = 5) -> Iterator[str]:
+    """Code for one process after the other, which kills it after `least` files or some more."""
     draw = random.Random(0)
     # After fewer files it may have written only what it was resumed from.
     while True:
-        yield _KILL.format(moment=(draw.randint(5, 16), draw.choice(["before", "after"])))
+        yield _KILL.format(
+            moment=(draw.randint(least, 3 * least), draw.choice(["before", "after"]))
+        )
 
 
-def until_done(start: Callable[[str], Running]) -> list[str]:
+def until_done(start: Callable[[str], Running], least: int = 5) -> list[str]:
     """What processes said that were killed one after the other, until one ended.
 
     `start` gets the code that kills its process.
     """
     said = []
-    for code in kills():
+    for code in kills(least):
         answer = start(code).end()
         said.append(answer.said)
         if answer.code != -signal.SIGKILL:
