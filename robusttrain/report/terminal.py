@@ -25,6 +25,9 @@ SECONDS_BETWEEN_UPDATES = 0.2
 # What a table that stays in view leaves of the terminal: for its head, two bars and some lines.
 ROWS_BELOW = 12
 
+# Figures that are shown in percent.
+SHARES = ("clean", "robust", "worst case")
+
 # Verdicts of an audit, from good to bad, and how they look.
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -147,21 +150,35 @@ class Terminal:
             )
         self.console.print(table)
 
-    def audit(self, checks: Sequence[Mapping[str, Any]]) -> None:
-        """Print the checks of an audit, and the verdict over all of them."""
+    def audit(self, checks: Sequence[Mapping[str, Any]], file: str) -> None:
+        """Print the verdict of an audit, and those of its checks that do not pass.
+
+        Parameters
+        ----------
+        checks
+            The rows of `audit.csv`.
+        file
+            The name of the file that has all of them.
+        """
+        worst = max((check["verdict"] for check in checks), key=list(STYLES).index)
+        doubts = [check for check in checks if check["verdict"] != "pass"]
+        if not doubts:
+            self.say(f"audit: {worst}, {len(checks)} checks")
+            return
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("check")
         for name in ("figure", "warn / fail above"):
             table.add_column(name, justify="right")
         table.add_column("")
-        for check in checks:
-            style = STYLES[check["verdict"]]
+        for check in doubts:
+            verdict = Text(check["verdict"], STYLES[check["verdict"]])
             figure = f"{check['figure']:.3g}"
-            verdict = f"[{style}]{check['verdict']}[/{style}]"
             table.add_row(Text(check["check"]), figure, check["threshold"], verdict)
-        worst = max((check["verdict"] for check in checks), key=list(STYLES).index)
-        log.info("audit: %s", worst)
-        self.console.print(Panel(table, title=f"audit: {worst}", expand=False))
+            log.warning("%s: %s %s", check["verdict"], check["check"], figure)
+        passed = f"{len(checks) - len(doubts)} of {len(checks)} checks pass ({file})"
+        log.info("audit: %s, %s", worst, passed)
+        panel = Panel(table, title=f"audit: {worst}", subtitle=passed, expand=False)
+        self.console.print(panel)
 
     def certified(self, curve: Sequence[Row], paper: str) -> None:
         """Print certified accuracy at each radius; `paper` has the theorem behind it."""
@@ -212,6 +229,6 @@ def _phrase(figures: Mapping[str, float | None]) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    if name in ("clean", "robust"):
+    if name in SHARES:
         return f"{value:.1%}"
     return f"{value:.3g}"

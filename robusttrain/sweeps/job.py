@@ -118,7 +118,7 @@ def recorded(
 
 
 def _report_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) -> None:
-    accuracies = dict(zip(("clean", "robust"), records.quoted(sweep_dir, job), strict=False))
+    accuracies = dict(zip(("clean", "worst case"), records.quoted(sweep_dir, job), strict=False))
     terminal.figures(f"job {job.number} finished", **accuracies, seconds=job.seconds)
     terminal.say(str(run_dir))
 

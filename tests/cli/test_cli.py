@@ -450,9 +450,18 @@ def test_the_first_command_ends_with_its_suite_and_an_audit(first: Answer) -> No
     checks = rows(first.run_dir / "audit.csv")
     verdicts = {row["verdict"] for row in checks}
     worst = next(verdict for verdict in ("fail", "warn", "pass") if verdict in verdicts)
-    panel = first.out.partition(f" audit: {worst} ")[2]
-    assert "warn / fail above" in panel
-    assert len(re.findall(r" (pass|warn|fail) +│$", panel, re.M)) == len(checks) >= 15
+    assert len(checks) >= 15
+    doubts = [row["check"] for row in checks if row["verdict"] != "pass"]
+    verdict, _, table = first.out.partition(" attack ")
+    if doubts:
+        panel = verdict.partition(f" audit: {worst} ")[2]
+        assert len(re.findall(r" (warn|fail) +│$", panel, re.M)) == len(doubts)
+        assert f"{len(checks) - len(doubts)} of {len(checks)} checks pass" in panel
+    else:
+        assert f"audit: pass, {len(checks)} checks\n" in verdict
+    # The figure to quote is the last one.
+    assert table.splitlines()[-3].split()[0] == "worst_case"
+    assert table.splitlines()[-1] == str(first.run_dir)
 
 
 # --- sweeps ------------------------------------------------------------------------------------
