@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from robusttrain.errors import InputError, printable
-from robusttrain.run_directory import EVALUATED, MANIFEST, RESULTS, TEMPORARY, TRAINED
+from robusttrain.run_directory import EVALUATED, MANIFEST, RESULT, RESULTS, TEMPORARY, TRAINED
 
 # How a cell begins that spreadsheets compute.
 FORMULA = ("=", "+", "-", "@", "\t")
 
-_BY_STAGE = {"train": TRAINED, "evaluate": EVALUATED}
+_BY_STAGE = {"train": (*TRAINED, RESULT), "evaluate": (*EVALUATED, RESULT)}
 
 
 @contextmanager

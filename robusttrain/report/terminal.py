@@ -5,6 +5,8 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
+from io import StringIO
 from typing import Any
 
 import pandas as pd
@@ -25,11 +27,22 @@ SECONDS_BETWEEN_UPDATES = 0.2
 # What a table that stays in view leaves of the terminal: for its head, two bars and some lines.
 ROWS_BELOW = 12
 
+# How wide tables are in the log.
+LOG_WIDTH = 120
+
 # Figures that are shown in percent.
 SHARES = ("clean", "robust", "worst case")
 
 # Verdicts of an audit, from good to bad, and how they look.
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+
+
+class Verbosity(StrEnum):
+    """How much a run prints."""
+
+    quiet = "quiet"
+    normal = "normal"
+    verbose = "verbose"
 
 
 class Bar:
@@ -67,10 +80,23 @@ class _Below(Progress):
 
 
 class Terminal:
-    """Where a run speaks to its user. Everything said also goes to the run's log."""
+    """The output of a run for its user; all of it also goes to the run's log.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Parameters
+    ----------
+    console
+        Where it is printed; the standard output if not given.
+    verbosity
+        `quiet` prints warnings and the last line only, and `verbose` also details.
+    """
+
+    def __init__(
+        self, console: Console | None = None, verbosity: Verbosity = Verbosity.normal
+    ) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        self.verbosity = verbosity
+        if verbosity is Verbosity.verbose:
+            log.setLevel(logging.DEBUG)
         self._progress: _Below | None = None
         self._above: RenderableType | None = None
 
@@ -85,11 +111,42 @@ class Terminal:
         if self._progress is not None:
             self._progress.above = self._above
 
+    @property
+    def quiet(self) -> bool:
+        """Whether only warnings and the last line are printed."""
+        return self.verbosity is Verbosity.quiet
+
     def say(self, text: str) -> None:
-        """Print one line."""
+        """Print one line, unless the terminal is quiet."""
+        self._line(logging.INFO, text, shown=not self.quiet)
+
+    def say_always(self, text: str) -> None:
+        """Print one line, also if the terminal is quiet."""
+        self._line(logging.INFO, text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, also if the terminal is quiet."""
+        self._line(logging.WARNING, f"warning: {text}")
+
+    def detail(self, text: str) -> None:
+        """Print one line if the terminal is verbose."""
+        self._line(logging.DEBUG, text, shown=self.verbosity is Verbosity.verbose)
+
+    def _line(self, level: int, text: str, *, shown: bool = True) -> None:
         text = printable(text)
-        log.info(text)
-        self.console.print(text, markup=False)
+        log.log(level, "%s", text)
+        if shown:
+            self.console.print(text, markup=False)
+
+    def _show(self, table: RenderableType, level: int = logging.INFO) -> None:
+        """Print a table, unless the terminal is quiet, and write it to the log."""
+        text = StringIO()
+        Console(file=text, width=LOG_WIDTH, color_system=None).print(table)
+        for line in text.getvalue().splitlines():
+            if line.strip():
+                log.log(level, "%s", line.rstrip())
+        if not self.quiet:
+            self.console.print(table)
 
     def figures(self, title: str, **figures: float | None) -> None:
         """Print a line of figures."""
@@ -118,7 +175,7 @@ class Terminal:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
         )
-        disable = not self.console.is_terminal
+        disable = self.quiet or not self.console.is_terminal
         with _Below(
             *columns, console=self.console, transient=True, expand=True, disable=disable
         ) as self._progress:
@@ -148,7 +205,7 @@ class Terminal:
                 _known(row["seconds"], ".1f"),
                 Text(row["audit"], STYLES.get(row["audit"], "")),
             )
-        self.console.print(table)
+        self._show(table)
 
     def audit(self, checks: Sequence[Mapping[str, Any]], file: str) -> None:
         """Print the verdict of an audit, and those of its checks that do not pass.
@@ -162,6 +219,8 @@ class Terminal:
         """
         worst = max((check["verdict"] for check in checks), key=list(STYLES).index)
         doubts = [check for check in checks if check["verdict"] != "pass"]
+        for check in checks:
+            self.detail(f"{check['verdict']}: {check['check']} {check['figure']:.3g}")
         if not doubts:
             self.say(f"audit: {worst}, {len(checks)} checks")
             return
@@ -174,11 +233,11 @@ class Terminal:
             verdict = Text(check["verdict"], STYLES[check["verdict"]])
             figure = f"{check['figure']:.3g}"
             table.add_row(Text(check["check"]), figure, check["threshold"], verdict)
-            log.warning("%s: %s %s", check["verdict"], check["check"], figure)
         passed = f"{len(checks) - len(doubts)} of {len(checks)} checks pass ({file})"
-        log.info("audit: %s, %s", worst, passed)
+        if self.quiet:
+            self.warn(f"audit: {worst}, {passed}")
         panel = Panel(table, title=f"audit: {worst}", subtitle=passed, expand=False)
-        self.console.print(panel)
+        self._show(panel, logging.WARNING)
 
     def certified(self, curve: Sequence[Row], paper: str) -> None:
         """Print certified accuracy at each radius; `paper` has the theorem behind it."""
@@ -200,7 +259,7 @@ class Terminal:
         Columns in `figures` stand on the right and are kept whole; the others are broken over
         lines where there is no room.
         """
-        self.console.print(_table(cells, title, figures))
+        self._show(_table(cells, title, figures))
 
 
 def _table(cells: pd.DataFrame, title: str, figures: Collection[str]) -> Table:

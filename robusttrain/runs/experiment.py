@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from robusttrain import renames
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config
@@ -20,15 +22,17 @@ from robusttrain.evaluation.pipeline import (
     Plan,
     run_evaluation,
 )
+from robusttrain.evaluation.requirements import Baseline, requirements, rows_in, threats_of
 from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.report.files import results_in, write_json
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
+from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RESULT
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.device import device_of
-from robusttrain.runs.inputs import Inputs, data_of, inputs_of, of_each, placed
+from robusttrain.runs.inputs import Data, Inputs, data_of, inputs_of, of_each, placed
 from robusttrain.runs.manifest import manifest
+from robusttrain.runs.outcome import Outcome, strictly
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.rehearsal import rehearse
 from robusttrain.runs.results import report_of, show_results, write_results
@@ -37,7 +41,7 @@ from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
 from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint
-from robusttrain.training.diagnostics import summary
+from robusttrain.training.diagnostics import findings, summary
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
 
@@ -45,7 +49,8 @@ from robusttrain.training.trainer import Trainer
 class Stopwatch:
     """The seconds that each stage took, by its name; a stage that fails has no entry."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -54,6 +59,7 @@ class Stopwatch:
         started = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - started
+        self.terminal.detail(f"{stage}: {self.seconds[stage]:.1f} s")
 
 
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
@@ -75,14 +81,19 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     device = device_of(config.device)
     info = returned("dataset.info", config.dataset.info(), Info)
     context = RunContext(config, origin, info, device, run_dir, terminal)
+    baseline = _baseline(context)
     inputs = inputs_of(context)
     check_inputs(context, inputs)
     inputs.model.to(device)
     rehearse(context, inputs)
     data = data_of(context)
+    _describe(context, inputs.model, data)
+    if baseline is not None:
+        chosen = config.evaluation.choose(data.test.size)
+        baseline.refuse_other_images(data.digests["test"], chosen.tolist())
     if config.resume is None and distributed.is_main():
         clear(run_dir)
-    logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch()
+    logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch(terminal)
     training = best = None
     with (
         deterministic(config.deterministic),
@@ -97,12 +108,52 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             with clock.measuring("evaluate"):
                 _evaluate(context, inputs, data.test, record, best.epoch if best else 0)
     if distributed.is_main():
+        _conclude(context, training, baseline)
         course = summary(training.epochs) if training else None
         content = manifest(origin, device, data.digests, clock.seconds, course, switches)
         write_json(
             run_dir / MANIFEST, {**content, "dataset": data.contents, "files": results_in(run_dir)}
         )
     return best.val_robust_accuracy if best else None
+
+
+def _baseline(context: RunContext) -> Baseline | None:
+    """The run of `evaluation.baseline`, if one is given and something is evaluated."""
+    settings = context.config.evaluation
+    if settings.baseline is None or not context.evaluates:
+        return None
+    baseline = Baseline.read(Path(settings.baseline))
+    threats = threats_of(settings, context.config.threat)
+    baseline.refuse_other_threats(context.origin.names["dataset"], threats)
+    return baseline
+
+
+def _conclude(context: RunContext, training: TrainingRun | None, baseline: Baseline | None) -> None:
+    """Write `result.json`, and print which requirements are not met."""
+    config, run_dir = context.config, context.run_dir
+    rows = rows_in(run_dir) if context.evaluates else []
+    found = None
+    if training is not None:
+        found = findings(training.epochs, context.info.num_classes, config.training.epochs)
+    required = [*requirements(config.evaluation, rows, baseline)] if context.evaluates else []
+    if config.evaluation.strict:
+        required += strictly(rows, found)
+    outcome = Outcome(rows, found, required)
+    content = outcome.content(context.origin.names, config.seed, results_in(run_dir))
+    write_json(run_dir / RESULT, content)
+    for line in outcome.unmet:
+        context.terminal.say_always(line)
+
+
+def _describe(context: RunContext, model: nn.Module, data: Data) -> None:
+    """Print what works on what, if the terminal is verbose."""
+    weights, say = sum(weight.numel() for weight in model.parameters()), context.terminal.detail
+    say(f"device {context.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    say(f"model: {weights} parameters, {sum(1 for _ in model.modules())} modules")
+    shape = " x ".join(map(str, context.info.image_shape))
+    for name, samples in (("training", data.train), ("test", data.test)):
+        digest = data.digests[name.removesuffix("ing")]
+        say(f"{name} set: {samples.size} images of {shape}, digest {digest[:12]}")
 
 
 def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContextManager[Record]:
@@ -156,9 +207,9 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     if saved is None:
         terminal.say("no checkpoint was written yet: starting from scratch")
         return
-    other = [
-        key for key, value in training.metadata["config"].items() if saved.config.get(key) != value
-    ]
+    before = renames.completed(saved.config)
+    today = training.metadata["config"]
+    other = [key for key, value in today.items() if before.get(key) != value]
     if other:
         problem = "was trained with another configuration"
         raise InputError("resume", training.folder, f"{', '.join(other)} differ", problem)

@@ -56,8 +56,8 @@ def show_results(
     """Print the figures of an evaluation."""
     for name, outcome in found.ledger.outcomes.items():
         if outcome.invalid:
-            terminal.say(
-                f"warning: {name} returned {outcome.invalid} invalid images, which count as not "
+            terminal.warn(
+                f"{name} returned {outcome.invalid} invalid images, which count as not "
                 f"broken: an attack has to return finite images of the shape and type that it is "
                 f"given, in [0, 1] and within {outcome.threat}"
             )

@@ -98,7 +98,7 @@ def _announced(config: DictConfig) -> SweepState:
     _refuse_outside(config)
     directory = Path(config.hydra.sweep.dir).absolute()
     jobs, keys = tuple(planned(config)), tuple(_keys(config))
-    return SweepState(Path.cwd(), directory, jobs, keys, engine, maximises)
+    return SweepState(Path.cwd(), directory, jobs, keys, engine, maximises, config.verbosity)
 
 
 def _refuse_outside(config: DictConfig) -> None:
@@ -129,7 +129,8 @@ def _prepare(config: DictConfig, sweep: SweepState, view: ExitStack) -> None:
     if launchers.launcher(config) == "joblib":
         # joblib kills its workers when this process exits, so they have to exit first.
         view.enter_context(signals.deferred())
-    view.enter_context(monitored(sweep.directory, sweep.planned, Terminal()))
+    terminal = Terminal(verbosity=sweep.verbosity)
+    view.enter_context(monitored(sweep.directory, sweep.planned, terminal))
 
 
 def _at_once(config: DictConfig, jobs: int) -> int:

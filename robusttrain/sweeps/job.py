@@ -15,6 +15,7 @@ from rich.console import Console
 
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.errors import InputError, JobError
+from robusttrain.exit_codes import ExitCode, of_signal
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import (
     COMMAND,
@@ -25,14 +26,15 @@ from robusttrain.run_directory import (
     SUMMARY,
     SWEEP_TABLE,
 )
+from robusttrain.runs import outcome
 from robusttrain.runs.resume import as_given
-from robusttrain.runs.run_directories import remove_if_untouched
+from robusttrain.runs.run_directories import remove_if_untouched, without_output
 from robusttrain.runtime import signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
 from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
 from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, Job
-from robusttrain.sweeps.session import SweepState, Unread, opened, present
+from robusttrain.sweeps.session import Session, SweepState, Unread, opened, present
 from robusttrain.sweeps.summary import write_summary
 
 log = logging.getLogger("robusttrain")
@@ -48,7 +50,7 @@ def job(chosen: HydraConf, config: DictConfig, run: Run) -> float | None:
     assert session is not None, "the command line or the callback opens it"
     assert session.sweep is not None, "Hydra announces a sweep before its jobs"
     if not session.in_worker:
-        terminal = Terminal()
+        terminal = Terminal(verbosity=config.verbosity)
         return recorded(session.sweep, chosen, config, lambda c: run(c, terminal), terminal)
     # The output of several runs at once would be mixed up; the log of each run has its own.
     silent = Terminal(Console(quiet=True, force_terminal=False))
@@ -124,7 +126,7 @@ def _report_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) ->
 
 
 @contextmanager
-def concluded(unread: Unread) -> Iterator[None]:
+def concluded(unread: Unread) -> Iterator[Session]:
     """Summarise the sweep that runs within the block, if there is one.
 
     Before its jobs, `unread` finds the settings that have no effect in them.
@@ -138,7 +140,7 @@ def concluded(unread: Unread) -> Iterator[None]:
     """
     with opened(unread) as session:
         try:
-            yield
+            yield session
         except EXPECTED_ERRORS:
             raise
         except Exception as error:
@@ -150,7 +152,9 @@ def concluded(unread: Unread) -> Iterator[None]:
         finally:
             session.view.close()
             if session.sweep is not None:
-                _conclude(session.sweep, Terminal())
+                session.exit_code = _conclude(
+                    session.sweep, Terminal(verbosity=session.sweep.verbosity)
+                )
             signals.raise_pending()
 
 
@@ -166,15 +170,18 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     write_summary(sweep_dir, records.read_jobs(sweep_dir))
 
 
-def _conclude(sweep: SweepState, terminal: Terminal) -> None:
-    """Write and print the summary of a sweep, or remove its directory if no job has left one."""
+def _conclude(sweep: SweepState, terminal: Terminal) -> ExitCode:
+    """Write and print the summary of a sweep, or remove its directory if no job has left one.
+
+    Returns the exit code of jobs that have finished.
+    """
     folder = sweep.directory
     ended = records.read_jobs(folder)
     if not any((folder / job.folder).exists() for job in ended):
         # All were refused before any work.
         with suppress(OSError):
             remove_if_untouched(folder, OF_SWEEP)
-        return
+        return ExitCode.success
     records.write_table(folder)
     overview = write_summary(folder, ended)
     if not overview.empty:
@@ -183,9 +190,23 @@ def _conclude(sweep: SweepState, terminal: Terminal) -> None:
     if sweep.maximises:
         _report_best(ended, sweep.keys, terminal)
     finished = sum(job.status == FINISHED for job in ended)
+    code = _report_unmet(ended, sweep, terminal)
     terminal.say(f"{finished} of {len(ended)} started jobs have finished")
-    for name in (SWEEP_TABLE, SUMMARY):
-        terminal.say(str(folder / name))
+    terminal.say(str(folder / SWEEP_TABLE))
+    terminal.say_always(str(folder / SUMMARY))
+    return code
+
+
+def _report_unmet(ended: Sequence[Job], sweep: SweepState, terminal: Terminal) -> ExitCode:
+    """Print which requirements finished jobs do not meet; returns the exit code of the sweep."""
+    code = ExitCode.success
+    for job in ended:
+        run_dir = sweep.directory / job.folder
+        if job.status == FINISHED:
+            code = max(code, outcome.exit_code(run_dir))
+            for line in outcome.unmet(run_dir):
+                terminal.say_always(f"job {job.number}: {line}")
+    return code
 
 
 def _report_best(ended: Sequence[Job], keys: Sequence[str], terminal: Terminal) -> None:
@@ -217,7 +238,7 @@ def _in_worker(chosen: HydraConf, sweep_dir: Path) -> Iterator[Terminal]:
             if str(chosen.runtime.choices["hydra/launcher"]) == "joblib":
                 # Other jobs may still run; joblib would kill them if this process exited.
                 raise JobError(f"stopped by {interrupted}") from interrupted
-            sys.exit(128 + interrupted.signum)
+            sys.exit(of_signal(interrupted.signum))
         except EXPECTED_ERRORS as error:
             raise JobError(explain(error)) from error
         except Exception as error:
@@ -245,7 +266,7 @@ def _job(chosen: HydraConf, config: DictConfig, folder: Path) -> Job:
     written = {path.name: path.read_text() for path in _of_hydra(chosen).glob("*.yaml")}
     return Job(
         int(chosen.job.num), str(folder), tuple(as_given(chosen.overrides.task)),
-        config=OmegaConf.to_yaml(config), hydra=written,
+        config=OmegaConf.to_yaml(without_output(config)), hydra=written,
     )  # fmt: skip
 
 

@@ -117,7 +117,7 @@ class _Watch:
 
     def _stop(self) -> None:
         self.stopping = True
-        self.terminal.say("stopping: saving checkpoints; press Ctrl+C again to quit now")
+        self.terminal.say_always("stopping: saving checkpoints; press Ctrl+C again to quit now")
         for child in active_children():
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGTERM)

@@ -15,6 +15,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from robusttrain.errors import InputError
+from robusttrain.exit_codes import ExitCode
+from robusttrain.report.terminal import Verbosity
 from robusttrain.sweeps.records import Job
 
 
@@ -36,6 +38,8 @@ class SweepState:
         The option of the launcher or of the sweeper, if one of them is not basic.
     maximises
         Whether it is a search that maximises its figure.
+    verbosity
+        How much it prints.
     """
 
     cwd: Path
@@ -44,6 +48,7 @@ class SweepState:
     keys: tuple[str, ...] = ()
     engine: str = ""
     maximises: bool = False
+    verbosity: Verbosity = Verbosity.normal
 
 
 Unread = Callable[[DictConfig], Mapping[str, InputError]]
@@ -62,6 +67,8 @@ class Session:
         Whether this is a worker process of the launcher, which has no terminal.
     unread
         The settings of a job that have no effect; see `Unread`.
+    exit_code
+        How the command ends if nothing fails.
     view
         The display of jobs in other processes, to be closed when they have ended.
     """
@@ -69,6 +76,7 @@ class Session:
     sweep: SweepState | None = None
     in_worker: bool = False
     unread: Unread | None = None
+    exit_code: ExitCode = ExitCode.success
     view: ExitStack = field(default_factory=ExitStack)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from robusttrain import renames
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
@@ -14,7 +15,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import BEST, LATEST, PREVIOUS, TRAIN
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.signals import Interrupted
-from robusttrain.training.diagnostics import warnings_for
+from robusttrain.training.diagnostics import findings_in_last
 from robusttrain.training.metrics import Epoch
 from robusttrain.training.trainer import Trainer
 
@@ -101,8 +102,8 @@ class TrainingRun:
         """Refuse a `best.pt` that is not of this training, and was put there since."""
         best = self.best
         epoch = self.epochs.index(best) + 1 if best else 0
-        own = self.metadata["config"]
-        differ = [key for key, value in own.items() if weights.config.get(key) != value]
+        own, saved = self.metadata["config"], renames.completed(weights.config)
+        differ = [key for key, value in own.items() if saved.get(key) != value]
         if differ or weights.epoch != epoch:
             found = f"it is from epoch {weights.epoch}, and this training needs {epoch}"
             allowed = f"{', '.join(differ)} differ" if differ else found
@@ -140,8 +141,8 @@ class TrainingRun:
             seconds=epoch.seconds,
         )
         classes, planned = self.metadata["num_classes"], self.trainer.settings.epochs
-        for warning in warnings_for(self.epochs, classes, planned):
-            self.terminal.say(warning)
+        for finding in findings_in_last(self.epochs, classes, planned):
+            self.terminal.warn(finding.message)
         if distributed.is_main():
             write_csv(self.folder / TRAIN, [each.row() for each in self.epochs])
         # Before the checkpoint: a run that dies between the two trains this epoch again.
@@ -185,5 +186,5 @@ def newest_checkpoint(folder: Path, terminal: Terminal) -> Checkpoint | None:
             try:
                 return checkpoints.load(folder / name)
             except InputError as error:
-                terminal.say(f"warning: {error}")
+                terminal.warn(str(error))
     return None
