@@ -108,7 +108,9 @@ class Task:
             with _without_exit():
                 return _run_in(run_dir, config, chosen, self.command, terminal)
         except Interrupted as interrupted:
-            terminal.say_always(f"stopped by {interrupted}; {again}")
+            # How to resume a whole sweep is printed at its end.
+            advice = "" if chosen.mode == RunMode.MULTIRUN else f"; {again}"
+            terminal.say_always(f"stopped by {interrupted}{advice}")
             raise
         except EXPECTED_ERRORS as error:
             log.error(explain(error))
@@ -184,7 +186,7 @@ def main(program: str, given: Sequence[str]) -> ExitCode:
         words = distributed.broadcast(lambda: arguments(given))
         if not distributed.is_main():
             words = [*words, *WITHOUT_FILES]
-        with sweep.concluded(_without_effect) as session:
+        with sweep.concluded(_without_effect, given) as session:
             _by_hydra((program, *words))
         return session.exit_code
 

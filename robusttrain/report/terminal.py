@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -100,14 +100,20 @@ class Terminal:
         self._progress: _Below | None = None
         self._above: RenderableType | None = None
 
-    def keep_in_view(self, cells: pd.DataFrame, figures: Collection[str], focus: int) -> None:
-        """Show a table above every progress bar from now on, also above one that is there.
+    def keep_in_view(
+        self, cells: pd.DataFrame, figures: Collection[str], focus: int, note: str = ""
+    ) -> None:
+        """Show a table of jobs above every progress bar from now on, also above one that is there.
 
-        Of a table that is too long for the terminal, the rows around `focus`.
+        Of a table that is too long for the terminal, the rows around `focus`. A line below counts
+        the others, and ends with `note`.
         """
         room = max(3, self.console.height - ROWS_BELOW)
         first = max(0, min(focus - room // 2, len(cells) - room))
-        self._above = _table(cells.iloc[first : first + room], "", figures)
+        shown = cells.iloc[first : first + room]
+        hidden = f"{len(cells) - len(shown)} of {len(cells)} jobs are not shown"
+        notes = [hidden] * (len(shown) < len(cells)) + [note] * bool(note)
+        self._above = Group(_table(shown, "", figures), *(Text(", ".join(notes)),) * bool(notes))
         if self._progress is not None:
             self._progress.above = self._above
 

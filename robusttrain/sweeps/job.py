@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from robusttrain.run_directory import (
 from robusttrain.runs import outcome
 from robusttrain.runs.resume import as_given
 from robusttrain.runs.run_directories import remove_if_untouched, without_output
-from robusttrain.runtime import signals
+from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
 from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
@@ -39,6 +40,9 @@ from robusttrain.sweeps.summary import write_summary
 
 log = logging.getLogger("robusttrain")
 
+
+# The key of a sweep's directory, which holds the records of its jobs.
+PLACE = "hydra.sweep.dir="
 
 Run = Callable[[DictConfig, Terminal], float | None]
 """(configuration, terminal) -> the figure that the sweeper gets."""
@@ -126,10 +130,11 @@ def _report_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) ->
 
 
 @contextmanager
-def concluded(unread: Unread) -> Iterator[Session]:
+def concluded(unread: Unread, typed: Sequence[str]) -> Iterator[Session]:
     """Summarise the sweep that runs within the block, if there is one.
 
-    Before its jobs, `unread` finds the settings that have no effect in them.
+    Before its jobs, `unread` finds the settings that have no effect in them. `typed` are the words
+    of its command.
 
     Raises
     ------
@@ -152,10 +157,18 @@ def concluded(unread: Unread) -> Iterator[Session]:
         finally:
             session.view.close()
             if session.sweep is not None:
-                session.exit_code = _conclude(
-                    session.sweep, Terminal(verbosity=session.sweep.verbosity)
-                )
+                terminal = Terminal(verbosity=session.sweep.verbosity)
+                session.exit_code = _conclude(session.sweep, terminal)
+                if signals.received():
+                    terminal.say_always(_advice(session.sweep, typed))
             signals.raise_pending()
+
+
+def _advice(sweep: SweepState, typed: Sequence[str]) -> str:
+    """How to resume a sweep that was stopped."""
+    chosen = any(word.startswith(PLACE) for word in typed)
+    words = typed if chosen else [*typed, f"{PLACE}{sweep.directory}"]
+    return f"resume the sweep with: {distributed.command()} {shlex.join(words)}"
 
 
 def finish(run_dir: Path, result: float | None, seconds: float) -> None:
@@ -189,9 +202,8 @@ def _conclude(sweep: SweepState, terminal: Terminal) -> ExitCode:
         terminal.table(shown, "means over seeds, in percent", {"seeds", "clean", "worst case"})
     if sweep.maximises:
         _report_best(ended, sweep.keys, terminal)
-    finished = sum(job.status == FINISHED for job in ended)
     code = _report_unmet(ended, sweep, terminal)
-    terminal.say(f"{finished} of {len(ended)} started jobs have finished")
+    terminal.say(records.counted(ended, len(sweep.planned)))
     terminal.say(str(folder / SWEEP_TABLE))
     terminal.say_always(str(folder / SUMMARY))
     return code
@@ -259,7 +271,8 @@ def _keep_in_view(job: Job, sweep: SweepState, terminal: Terminal) -> None:
     known[job.number] = replace(job, status=RUNNING)
     shown = [known[number] for number in sorted(known)]
     cells = records.overview(sweep.directory, shown)
-    terminal.keep_in_view(cells, FIGURES, shown.index(known[job.number]))
+    focus = shown.index(known[job.number])
+    terminal.keep_in_view(cells, FIGURES, focus, records.time_left(shown))
 
 
 def _job(chosen: HydraConf, config: DictConfig, folder: Path) -> Job:

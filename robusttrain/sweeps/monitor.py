@@ -102,8 +102,9 @@ class _Watch:
         if shown:
             running = [i for i, job in enumerate(shown) if job.status == RUNNING]
             self.terminal.keep_in_view(
-                records.overview(self.sweep_dir, shown), FIGURES, running[0] if running else 0
-            )
+                records.overview(self.sweep_dir, shown), FIGURES, running[0] if running else 0,
+                records.time_left(shown),
+            )  # fmt: skip
         ended = sum(job.status in (FINISHED, FAILED) for job in shown)
         bar.advance(ended - self.ended)
         self.ended = ended

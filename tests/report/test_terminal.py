@@ -20,7 +20,7 @@ def shown(*, terminal: bool, focus: int = 0, height: int = 30) -> str:
         file=file, force_terminal=terminal, width=80, height=height, color_system=None
     )
     speaker = Terminal(console)
-    speaker.keep_in_view(JOBS, {"job"}, focus)
+    speaker.keep_in_view(JOBS, {"job"}, focus, "about 4 min left")
     with speaker.progress("training", 10) as bar:
         bar.advance(10)
     return file.getvalue()
@@ -32,7 +32,16 @@ def test_of_a_long_table_the_rows_around_the_focus_are_shown(focus: int, first: 
     text = shown(terminal=True, focus=focus)
     assert [n for n in range(100) if f"s{n}." in text] == list(range(first, first + 18))
     assert f"s{focus}." in text
+    assert "82 of 100 jobs are not shown, about 4 min left" in text
     assert "training" in text
+
+
+def test_of_a_short_table_nothing_is_missing() -> None:
+    text = shown(terminal=True, height=112)
+    assert "s0." in text
+    assert "s99." in text
+    assert "not shown" not in text
+    assert "about 4 min left" in text
 
 
 def test_nothing_is_shown_where_there_is_no_terminal() -> None:
