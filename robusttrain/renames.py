@@ -25,16 +25,6 @@ DROPPED = {
 }  # fmt: skip
 
 
-# Fields that classes did not have, with the values that stand for what their runs did. A saved run
-# is thus of the same configuration as its command is today.
-ADDED: dict[str, dict[str, Any]] = {
-    "robusttrain.config.run_config.Config": {"verbosity": "normal"},
-    "robusttrain.evaluation.settings.Evaluation": {
-        "strict": False, "require": {}, "baseline": None, "tolerance": 0.01,
-    },
-}  # fmt: skip
-
-
 # Checks of an audit, by the names in older files `audit.csv`.
 CHECKS = {
     "gradients that are no numbers: %": "non-finite gradients, %",
@@ -89,14 +79,6 @@ def config(node: Any, section: str = "") -> Any:
         }
         return _with_two_ibp(today)
     return [config(value) for value in node] if isinstance(node, list) else node
-
-
-def completed(node: Any) -> Any:
-    """A stored configuration, with the fields that its classes did not have yet."""
-    if not isinstance(node, dict):
-        return node
-    added = ADDED.get(str(node.get("_target_", "")), {})
-    return {**added, **{key: completed(value) for key, value in node.items()}}
 
 
 def _with_two_ibp(node: dict[str, Any]) -> dict[str, Any]:

@@ -136,23 +136,3 @@ def test_bounds_with_an_attack_are_a_class_of_their_own(
     renamed = renames.config(node)
     assert renamed["defense"] == {**node["defense"], "_target_": today}
     assert renamed["attack"] == node["attack"]
-
-
-def test_fields_that_a_class_did_not_have_yet_are_completed() -> None:
-    settings = "robusttrain.evaluation.settings.Evaluation"
-    stored = {"seed": 1, "evaluation": {"_target_": settings, "strict": True, "votes": 9}}
-    assert renames.completed(stored) == {
-        "seed": 1,
-        "evaluation": {
-            "_target_": settings, "strict": True, "votes": 9, "require": {}, "baseline": None,
-            "tolerance": 0.01,
-        },
-    }  # fmt: skip
-
-
-def test_the_fields_that_are_completed_exist_with_these_defaults() -> None:
-    for name, fields in renames.ADDED.items():
-        schema_ = OmegaConf.structured(schema.schema_of(name))
-        plain = OmegaConf.to_container(schema_, enum_to_str=True)
-        assert isinstance(plain, dict)
-        assert {key: plain[key] for key in fields} == fields

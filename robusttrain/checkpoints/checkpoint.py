@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, and read as data only."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,24 @@ class Checkpoint:
         InputError
             If names or shapes of the weights differ from those of `model`.
         """
-        try:
-            model.load_state_dict(self.model)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError("checkpoint", path, reason, "is of another model") from error
+        own, saved = (_shapes(state) for state in (model.state_dict(), self.model))
+        # Before loading, since torch loads whatever fits before it raises.
+        different = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
+        if different:
+            first = different[0]
+            found = f"{first} is {_described(saved, first)}, in the model {_described(own, first)}"
+            reason = f"{len(different)} tensors differ: {found}"
+            raise InputError("checkpoint", path, reason, "is of another model")
+        model.load_state_dict(self.model)
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The shape of each tensor; of other values, which torch keeps as extra state, an empty one."""
+    return {name: list(getattr(value, "shape", ())) for name, value in state.items()}
+
+
+def _described(shapes: Mapping[str, list[int]], name: str) -> str:
+    return str(shapes[name]) if name in shapes else "missing"
 
 
 def load(path: Path | str, key: str = "checkpoint") -> Checkpoint:
@@ -144,6 +157,20 @@ def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
         raise InputError(key, path, problem=problem)
     own = {key: value for key, value in content.items() if key != "format"}
     return Checkpoint(**own | {"config": renames.config(content["config"])})
+
+
+def differing(config: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """The keys of `config` whose values are others in `saved`, the configuration of a checkpoint.
+
+    Keys that are missing below the first level came with a later version.
+    """
+    return [key for key, value in config.items() if not _agrees(value, saved.get(key))]
+
+
+def _agrees(value: Any, saved: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(saved, Mapping):
+        return bool(value == saved)
+    return all(key in value and _agrees(value[key], old) for key, old in saved.items())
 
 
 def refuse_incomplete(

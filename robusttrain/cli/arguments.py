@@ -14,6 +14,9 @@ from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
 from robusttrain.runs.resume import resumed
 from robusttrain.runtime import distributed
 
+# The option that estimates the cost of a run, and those that start a sweep.
+DRY_RUN, SWEEPS = "--dry-run", {"-m", "--multirun"}
+
 
 def arguments(given: Sequence[str]) -> list[str]:
     """The arguments for Hydra that stand for those that the user typed.
@@ -21,18 +24,29 @@ def arguments(given: Sequence[str]) -> list[str]:
     Raises
     ------
     InputError
-        If `resume=` names no run that can be resumed, a group is given no option, or a sweep is
-        started under torchrun.
+        If `resume=` names no run that can be resumed, a group is given no option, a sweep is
+        started under torchrun, or a dry run is one of a sweep or of an interrupted run.
     """
+    if DRY_RUN in given:
+        given = _without_dry_run(given)
     arguments = _renamed([word for a in given for word in unstacked(a)])
     for argument in arguments:
         _refuse_no_option(argument)
     arguments = _inherited(arguments)
-    if distributed.size() > 1 and {"-m", "--multirun"} & set(arguments):
+    if distributed.size() > 1 and SWEEPS & set(arguments):
         problem = "is not allowed under torchrun, whose processes share one run"
         allowed = "start the jobs one by one, or without torchrun"
         raise InputError("-m", allowed=allowed, problem=problem)
     return _overrides_last(resumed(arguments))
+
+
+def _without_dry_run(given: Sequence[str]) -> list[str]:
+    words = [word for word in given if word != DRY_RUN]
+    refused = [word for word in words if word in SWEEPS or word.startswith("resume=")]
+    if refused:
+        problem = f"does not go together with {refused[0]}"
+        raise InputError(DRY_RUN, allowed="give the command of one new run", problem=problem)
+    return words
 
 
 def _renamed(arguments: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from robusttrain import seeding
-from robusttrain.cli.arguments import arguments
+from robusttrain.cli.arguments import DRY_RUN, arguments
 from robusttrain.config import build as configs
 from robusttrain.config import schema, unread
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
@@ -31,7 +31,7 @@ from robusttrain.config.run_config import Config
 from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.exit_codes import ExitCode, of_signal
-from robusttrain.report.terminal import Terminal, Verbosity
+from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import PREAMBLE
 from robusttrain.runs import experiment, outcome
 from robusttrain.runs.context import Origin
@@ -50,7 +50,8 @@ from robusttrain.sweeps import job as sweep
 from robusttrain.sweeps import launchers
 from robusttrain.sweeps.session import present
 
-# Overrides for all processes but the first, which alone has the run directory and the log.
+# Overrides for all processes but the first, which alone has the run directory and the log, and for
+# dry runs, which have none.
 WITHOUT_FILES = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 
 # An exception that is raised there is one of Hydra, whatever its type.
@@ -74,9 +75,12 @@ class Task:
     ----------
     command
         The command line, starting with the name of the program.
+    dry
+        Whether to estimate what the run costs instead of running.
     """
 
     command: tuple[str, ...]
+    dry: bool = False
 
     def __call__(self, config: DictConfig) -> float | None:
         """Run once, in the directory that Hydra has created."""
@@ -85,6 +89,9 @@ class Task:
             return sweep.job(chosen, config, self._run)
         terminal, started = Terminal(verbosity=config.verbosity), time.perf_counter()
         try:
+            if self.dry:
+                _estimate(config, chosen, terminal)
+                return None
             result = self._run(config, terminal)
         except EXPECTED_ERRORS as error:
             _leave(error)
@@ -124,6 +131,14 @@ class Task:
                 raise
             log.error(LOST)
             raise ProcessLostError(f"{LOST}; {again}") from error
+
+
+def _estimate(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> None:
+    refuse_hidden(chosen)
+    names, given = _options(chosen, config), as_given(chosen.overrides.task)
+    built, origin, without_effect = prepared(config, names, given)
+    unread.refuse(without_effect)
+    experiment.estimate(built, origin, terminal)
 
 
 @contextmanager
@@ -183,22 +198,23 @@ def main(program: str, given: Sequence[str]) -> ExitCode:
         _exit_codes(),
         signals.handle_signals(),
     ):
+        dry = DRY_RUN in given
         words = distributed.broadcast(lambda: arguments(given))
-        if not distributed.is_main():
+        if dry or not distributed.is_main():
             words = [*words, *WITHOUT_FILES]
         with sweep.concluded(_without_effect, given) as session:
-            _by_hydra((program, *words))
+            _by_hydra(Task((program, *words), dry))
         return session.exit_code
 
 
-def _by_hydra(command: tuple[str, ...]) -> None:
-    """Run `command` through Hydra."""
+def _by_hydra(task: Task) -> None:
+    """Run `task` through Hydra."""
     decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     # Hydra takes its arguments from sys.argv only; no other code reads it.
-    before, sys.argv = sys.argv, list(command)
+    before, sys.argv = sys.argv, list(task.command)
     try:
         with _short_usage(), _refusals_of_hydra():
-            decorated(Task(command))()
+            decorated(task)()
     finally:
         sys.argv = before
 
@@ -350,7 +366,7 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
     # A resumed run has the configuration of the run that was interrupted.
     plain["resume"] = None
     # The same run may print more or less.
-    plain["verbosity"] = str(Verbosity.normal)
+    del plain["verbosity"]
     built = configs.build(config)
     check_settings(built)
     # The names in a checkpoint are more reliable than those derived from its configuration.

@@ -1,17 +1,17 @@
 """A run from top to bottom: inputs, preflight, data, training, evaluation, report, manifest."""
 
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from robusttrain import renames
+from robusttrain.checkpoints.checkpoint import differing
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
-from robusttrain.config.run_config import Config
+from robusttrain.config.run_config import Config, Stage
 from robusttrain.data import FromFiles, Info, Samples, hold_out
 from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
@@ -25,10 +25,13 @@ from robusttrain.evaluation.pipeline import (
 from robusttrain.evaluation.requirements import Baseline, requirements, rows_in, threats_of
 from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
+from robusttrain.models.passes import Passes
 from robusttrain.report.files import results_in, write_json
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RESULT
+from robusttrain.runs import dry_run
 from robusttrain.runs.context import Origin, RunContext
+from robusttrain.runs.cost import Costs, Work
 from robusttrain.runs.device import device_of
 from robusttrain.runs.inputs import Data, Inputs, data_of, inputs_of, of_each, placed
 from robusttrain.runs.manifest import manifest
@@ -40,26 +43,10 @@ from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
-from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint
+from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint, surplus
 from robusttrain.training.diagnostics import findings, summary
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
-
-
-class Stopwatch:
-    """The seconds that each stage took, by its name; a stage that fails has no entry."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self.terminal = terminal
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measuring(self, stage: str) -> Iterator[None]:
-        """Measure the block."""
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - started
-        self.terminal.detail(f"{stage}: {self.seconds[stage]:.1f} s")
 
 
 def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> float | None:
@@ -77,23 +64,12 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     NonFiniteLossError
         If training diverges; the results of earlier epochs stay on disk.
     """
-    config.logger.check()
-    device = device_of(config.device)
-    info = returned("dataset.info", config.dataset.info(), Info)
-    context = RunContext(config, origin, info, device, run_dir, terminal)
-    baseline = _baseline(context)
-    inputs = inputs_of(context)
-    check_inputs(context, inputs)
-    inputs.model.to(device)
-    rehearse(context, inputs)
-    data = data_of(context)
-    _describe(context, inputs.model, data)
-    if baseline is not None:
-        chosen = config.evaluation.choose(data.test.size)
-        baseline.refuse_other_images(data.digests["test"], chosen.tolist())
+    context = _context(config, origin, run_dir, terminal)
+    inputs, data, baseline = _ready(context)
+    device = context.device
     if config.resume is None and distributed.is_main():
         clear(run_dir)
-    logger, clock = config.logger if distributed.is_main() else NoLogger(), Stopwatch(terminal)
+    logger, costs = config.logger if distributed.is_main() else NoLogger(), Costs(device)
     training = best = None
     with (
         deterministic(config.deterministic),
@@ -101,19 +77,22 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     ):
         switches = flags()
         if context.trains:
-            with clock.measuring("train"):
+            with costs.measuring(Stage.train) as done:
                 training = _train(context, inputs, data.train, record)
-                best = training.best
+                done(_training_work(training))
+            best = training.best
         if context.evaluates:
-            with clock.measuring("evaluate"):
+            passes = Passes()
+            with costs.measuring(Stage.evaluate) as done, passes.counting(inputs.model):
                 _evaluate(context, inputs, data.test, record, best.epoch if best else 0)
+                done(Work(len(config.evaluation.choose(data.test.size)), passes))
     if distributed.is_main():
-        _conclude(context, training, baseline)
+        for stage, seconds in costs.seconds.items():
+            terminal.detail(f"{stage}: {seconds:.1f} s")
+        _judge(context, training, baseline)
         course = summary(training.epochs) if training else None
-        content = manifest(origin, device, data.digests, clock.seconds, course, switches)
-        write_json(
-            run_dir / MANIFEST, {**content, "dataset": data.contents, "files": results_in(run_dir)}
-        )
+        content = manifest(origin, device, data, costs, course, switches)
+        _conclude(context, content)
     return best.val_robust_accuracy if best else None
 
 
@@ -128,7 +107,7 @@ def _baseline(context: RunContext) -> Baseline | None:
     return baseline
 
 
-def _conclude(context: RunContext, training: TrainingRun | None, baseline: Baseline | None) -> None:
+def _judge(context: RunContext, training: TrainingRun | None, baseline: Baseline | None) -> None:
     """Write `result.json`, and print which requirements are not met."""
     config, run_dir = context.config, context.run_dir
     rows = rows_in(run_dir) if context.evaluates else []
@@ -139,7 +118,7 @@ def _conclude(context: RunContext, training: TrainingRun | None, baseline: Basel
     if config.evaluation.strict:
         required += strictly(rows, found)
     outcome = Outcome(rows, found, required)
-    content = outcome.content(context.origin.names, config.seed, results_in(run_dir))
+    content = outcome.content(context.origin.names, config.seed, _kept(context))
     write_json(run_dir / RESULT, content)
     for line in outcome.unmet:
         context.terminal.say_always(line)
@@ -156,6 +135,60 @@ def _describe(context: RunContext, model: nn.Module, data: Data) -> None:
         say(f"{name} set: {samples.size} images of {shape}, digest {digest[:12]}")
 
 
+def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
+    """Print what `run` would do with this configuration, and what it would cost; write nothing.
+
+    Raises
+    ------
+    InputError
+        As `run`.
+    """
+    context = _context(config, origin, Path(), terminal)
+    inputs, data, _ = _ready(context)
+    trainer = _trainer(context, inputs, data.train) if context.trains else None
+    dry_run.show(context, inputs, data, trainer)
+
+
+def _context(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> RunContext:
+    config.logger.check()
+    device = device_of(config.device)
+    info = returned("dataset.info", config.dataset.info(), Info)
+    return RunContext(config, origin, info, device, run_dir, terminal)
+
+
+def _ready(context: RunContext) -> tuple[Inputs, Data, Baseline | None]:
+    """The model on its device, tried on a few images; the data; and the run to compare with."""
+    baseline = _baseline(context)
+    inputs = inputs_of(context)
+    check_inputs(context, inputs)
+    inputs.model.to(context.device)
+    rehearse(context, inputs)
+    data = data_of(context)
+    if baseline is not None:
+        chosen = context.config.evaluation.choose(data.test.size)
+        baseline.refuse_other_images(data.digests["test"], chosen.tolist())
+    _describe(context, inputs.model, data)
+    return inputs, data, baseline
+
+
+def _conclude(context: RunContext, content: Mapping[str, Any]) -> None:
+    """Write the manifest, and remove the checkpoints that the run needs no longer."""
+    folder = context.run_dir
+    write_json(folder / MANIFEST, {**content, "files": _kept(context)})
+    # Last: a run without a manifest resumes from its checkpoints.
+    for name in _surplus(context):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _surplus(context: RunContext) -> tuple[str, ...]:
+    return surplus(context.config.training.keep) if context.trains else ()
+
+
+def _kept(context: RunContext) -> list[str]:
+    """The names of the result files that the run leaves."""
+    return [name for name in results_in(context.run_dir) if name not in _surplus(context)]
+
+
 def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContextManager[Record]:
     opened: object = logger.record(run_dir, origin.parameters())
     return returned("logger.record", opened, AbstractContextManager)  # type: ignore[type-abstract]
@@ -164,20 +197,7 @@ def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContext
 def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
     """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
-    with named_in(context.origin.config, "dataset"):
-        parts = hold_out(samples, config.dataset.validation, config.seed)
-    train, validation = of_each(
-        dict(zip(("training", "validation"), parts, strict=True)),
-        lambda name, part: placed(part, context.device, name, terminal),
-    ).values()
-    recipe = Recipe(
-        inputs.defense, config.optimizer, config.schedule, config.training,
-        config.weight_perturbation, config.averaging,
-    )  # fmt: skip
-    data = TrainingData(train, validation, config.dataset)
-    trainer = Trainer(
-        inputs.model, recipe, data, config.threat, seed=config.seed, terminal=terminal
-    )
+    trainer = _trainer(context, inputs, samples)
     metadata = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),
@@ -195,6 +215,30 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     return training
 
 
+def _trainer(context: RunContext, inputs: Inputs, samples: Samples) -> Trainer:
+    """The trainer of a run, which has not started yet."""
+    config, terminal = context.config, context.terminal
+    with named_in(context.origin.config, "dataset"):
+        parts = hold_out(samples, config.dataset.validation, config.seed)
+    train, validation = of_each(
+        dict(zip(("training", "validation"), parts, strict=True)),
+        lambda name, part: placed(part, context.device, name, terminal),
+    ).values()
+    recipe = Recipe(
+        inputs.defense, config.optimizer, config.schedule, config.training,
+        config.weight_perturbation, config.averaging,
+    )  # fmt: skip
+    data = TrainingData(train, validation, config.dataset)
+    return Trainer(inputs.model, recipe, data, config.threat, seed=config.seed, terminal=terminal)
+
+
+def _training_work(training: TrainingRun) -> Work:
+    """The work in all epochs, those before an interruption included."""
+    images = len(training.epochs) * training.trainer.train.size
+    seconds = sum(epoch.seconds for epoch in training.epochs)
+    return Work(images, training.trainer.engine.passes, seconds)
+
+
 def _resume(training: TrainingRun, terminal: Terminal) -> None:
     """Restore `training` from the newest checkpoint in its directory.
 
@@ -207,9 +251,7 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     if saved is None:
         terminal.say("no checkpoint was written yet: starting from scratch")
         return
-    before = renames.completed(saved.config)
-    today = training.metadata["config"]
-    other = [key for key, value in today.items() if before.get(key) != value]
+    other = differing(training.metadata["config"], saved.config)
     if other:
         problem = "was trained with another configuration"
         raise InputError("resume", training.folder, f"{', '.join(other)} differ", problem)

@@ -11,6 +11,8 @@ import torch
 
 from robusttrain import __version__
 from robusttrain.runs.context import Origin
+from robusttrain.runs.cost import Costs
+from robusttrain.runs.inputs import Data
 from robusttrain.runtime import distributed
 
 PACKAGES = ("torchvision", "hydra-core", "numpy", "scipy", "pandas")
@@ -19,8 +21,8 @@ PACKAGES = ("torchvision", "hydra-core", "numpy", "scipy", "pandas")
 def manifest(
     origin: Origin,
     device: torch.device,
-    data: Mapping[str, str],
-    seconds: Mapping[str, float],
+    data: Data,
+    costs: Costs,
     training: Mapping[str, Any] | None,
     determinism: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -33,10 +35,10 @@ def manifest(
     device
         The device that the run used.
     data
-        A digest of each split: of its pixels and labels or, if it begins with `files:`, of its
-        labels and of the size and first bytes of its files.
-    seconds
-        The duration of each stage.
+        The data, with a digest of each split: of its pixels and labels or, if it begins with
+        `files:`, of its labels and of the size and first bytes of its files.
+    costs
+        The cost of each stage.
     training
         The number of epochs, and what went wrong in them; None if nothing was trained.
     determinism
@@ -46,9 +48,11 @@ def manifest(
         "command": list(origin.command),
         "overrides": list(origin.overrides),
         "configuration": origin.resolved(),
-        "seconds": seconds,
+        "seconds": costs.seconds,
+        "cost": costs.stages,
         "training": training,
-        "data": data,
+        "data": data.digests,
+        "dataset": data.contents,
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "determinism": determinism,

@@ -135,8 +135,7 @@ def remove_if_untouched(directory: Path, preamble: Collection[str]) -> None:
 def _saved(path: Path) -> Mapping[str, Any]:
     """The configuration in a file; empty if there is none that can be read."""
     try:
-        text = renames.yaml(path.read_text())
-        return cast("Mapping[str, Any]", renames.completed(_plain(OmegaConf.create(text))))
+        return _plain(OmegaConf.create(renames.yaml(path.read_text())))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException):
         return {}
 

@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robusttrain import renames
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
@@ -17,6 +15,7 @@ from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.training.diagnostics import findings_in_last
 from robusttrain.training.metrics import Epoch
+from robusttrain.training.settings import Keep
 from robusttrain.training.trainer import Trainer
 
 
@@ -84,7 +83,7 @@ class TrainingRun:
         with signals.deferred() as signalled:
             if self.trainer.position.epoch == 1 and self.trainer.position.batch == 0:
                 self._remove_old_checkpoints()
-                self._save_as(best)
+                self._save_weights(best)
             for epoch in self.trainer.batches():
                 if epoch is not None:
                     self._record(epoch)
@@ -93,7 +92,7 @@ class TrainingRun:
                 signum, due = agree(signalled() or 0, self._is_checkpoint_due)
                 self._exit_on(signum, saved=epoch is not None)
             self._exit_on(*agree.last(signalled() or 0), saved=True)
-        weights = distributed.broadcast(lambda: replace(checkpoints.load(best), training={}))
+        weights = distributed.broadcast(lambda: checkpoints.load(best))
         self._refuse_other(weights)
         weights.load_into(self.trainer.model, best)
         return self.best
@@ -102,8 +101,7 @@ class TrainingRun:
         """Refuse a `best.pt` that is not of this training, and was put there since."""
         best = self.best
         epoch = self.epochs.index(best) + 1 if best else 0
-        own, saved = self.metadata["config"], renames.completed(weights.config)
-        differ = [key for key, value in own.items() if saved.get(key) != value]
+        differ = checkpoints.differing(self.metadata["config"], weights.config)
         if differ or weights.epoch != epoch:
             found = f"it is from epoch {weights.epoch}, and this training needs {epoch}"
             allowed = f"{', '.join(differ)} differ" if differ else found
@@ -148,7 +146,7 @@ class TrainingRun:
         # Before the checkpoint: a run that dies between the two trains this epoch again.
         if self.best is epoch:
             with self.trainer.averaged():
-                self._save_as(self.folder / BEST)
+                self._save_weights(self.folder / BEST)
         self._save()
         self.record(epoch)
 
@@ -161,22 +159,30 @@ class TrainingRun:
         latest = self.folder / LATEST
         if distributed.is_main() and latest.exists():
             latest.replace(self.folder / PREVIOUS)
-        self._save_as(latest)
-        self._saved = time.monotonic()
-
-    def _save_as(self, path: Path) -> None:
-        """Write a checkpoint in the first process, with the state that the others keep."""
         state = self.trainer.state_dict()
         processes = distributed.gather(self.trainer.per_process_state(state))
-        if processes is None:
-            return
-        others = {"others": processes[1:]} if len(processes) > 1 else {}
+        if processes is not None:
+            others = {"others": processes[1:]} if len(processes) > 1 else {}
+            epochs = [epoch.row() for epoch in self.epochs]
+            self._write(latest, {**state, **others, "epochs": epochs})
+        self._saved = time.monotonic()
+
+    def _save_weights(self, path: Path) -> None:
+        if distributed.is_main():
+            self._write(path, {})
+
+    def _write(self, path: Path, training: Mapping[str, Any]) -> None:
         Checkpoint(
             model=self.trainer.model.state_dict(),
             epoch=len(self.epochs),
-            training={**state, **others, "epochs": [epoch.row() for epoch in self.epochs]},
+            training=dict(training),
             **self.metadata,
         ).save(path)
+
+
+def surplus(keep: Keep) -> tuple[str, ...]:
+    """The checkpoints that a run does not need once it has ended."""
+    return (PREVIOUS,) if keep is Keep.last else (LATEST, PREVIOUS)
 
 
 def newest_checkpoint(folder: Path, terminal: Terminal) -> Checkpoint | None:

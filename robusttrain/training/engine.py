@@ -12,6 +12,7 @@ from robusttrain.attacks.images import images_are_valid
 from robusttrain.data import augment, batch_count
 from robusttrain.defenses import Defense, Objective, Replayed, reusable
 from robusttrain.errors import returned
+from robusttrain.models.passes import Passes
 from robusttrain.noise.draws import SameDraws, wanted_draws
 from robusttrain.noise.layer import Progress, penalty
 from robusttrain.optim.averaging import Average
@@ -106,6 +107,7 @@ class Engine:
         self.scheduler = scheduler
         # Counted here, since a schedule of the user's own need not count.
         self.batches = 0
+        self.passes = Passes()
         self.weight_perturbation = recipe.weight_perturbation
         self.average = Average(self.model, recipe.averaging)
         self.randomness = RngState(self.model, seed, ready.device)
@@ -211,7 +213,8 @@ class Engine:
         while True:
             random_states, before = self.randomness.state_dict(), self.batches
             try:
-                return self.train_batch(defense, batch, history)
+                with self.passes.counting(self.forward):
+                    return self.train_batch(defense, batch, history)
             except RuntimeError as error:
                 # After the steps of the batch there is nothing left to split.
                 if not is_out_of_memory(error) or self.batches > before:

@@ -36,6 +36,17 @@ class OnOverfit(StrEnum):
     rollback = "rollback"
 
 
+class Keep(StrEnum):
+    """The checkpoints that a finished run keeps.
+
+    `best` keeps `best.pt`, the weights of the best epoch. `last` keeps `checkpoint.pt` as well,
+    which has the weights of the last epoch and the state of the training.
+    """
+
+    best = "best"
+    last = "last"
+
+
 @dataclass
 class Training:
     """Length, batches, precision and safeguards of a training.
@@ -68,6 +79,8 @@ class Training:
         The attack whose accuracy on the validation split chooses `best.pt`.
     checkpoint_minutes
         Minutes, above 0, between writes of `checkpoint.pt` within an epoch.
+    keep
+        The checkpoints that stay when the run has ended.
     on_nonfinite
         What to do if a loss or its gradient is non-finite.
     on_overfit
@@ -87,6 +100,7 @@ class Training:
     curriculum: Curriculum = field(default_factory=Curriculum)
     validation_attack: Attack | None = None
     checkpoint_minutes: float = 10.0
+    keep: Keep = Keep.best
     on_nonfinite: OnNonFinite = OnNonFinite.stop
     on_overfit: OnOverfit = OnOverfit.warn
 
@@ -102,9 +116,11 @@ class Training:
         )
         if self.clip_gradient is not None:
             ranges.above(0, clip_gradient=self.clip_gradient)
+        ranges.one_of(list(Keep), keep=self.keep)
         ranges.one_of(list(OnNonFinite), on_nonfinite=self.on_nonfinite)
         ranges.one_of(list(OnOverfit), on_overfit=self.on_overfit)
         # Strings are accepted as well; the code compares members by `is`.
+        self.keep = Keep(self.keep)
         self.on_nonfinite = OnNonFinite(self.on_nonfinite)
         self.on_overfit = OnOverfit(self.on_overfit)
 

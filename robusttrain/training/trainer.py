@@ -13,6 +13,7 @@ from robusttrain import renames
 from robusttrain.data import Samples, batches, bounds
 from robusttrain.defenses import Defense, Stateful
 from robusttrain.errors import InputError, NonFiniteLossError
+from robusttrain.models.passes import Passes
 from robusttrain.optim.averaging import recompute_statistics
 from robusttrain.report.terminal import Bar, Terminal
 from robusttrain.runtime import distributed
@@ -40,7 +41,7 @@ BATCHES_BETWEEN_CHECKS = 50
 
 # Keys of a training's state whose values differ between its processes. Checkpoints of earlier
 # versions have the same keys.
-PER_PROCESS = ("random_states", "tally", "defense", "start")
+PER_PROCESS = ("random_states", "tally", "defense", "start", "passes")
 
 
 @dataclass
@@ -162,7 +163,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next batches depend on, except the weights."""
         start = self.epoch_start if self.position.batch else None
-        return {**self._rollback_state(), "course": asdict(self.history), "start": start}
+        kept = {"course": asdict(self.history), "passes": asdict(self.engine.passes)}
+        return {**self._rollback_state(), **kept, "start": start}
 
     def per_process_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The part of `state`, a `state_dict`, that differs from process to process.
@@ -182,6 +184,8 @@ class Trainer:
         self.model.load_state_dict(state.get("statistics", {}), strict=False)
         self._restore(state)
         self.history = TrainingHistory(**renames.history(state["course"]))
+        # Checkpoints of earlier versions have none.
+        self.engine.passes = Passes(**state.get("passes", {}))
         self.epoch_start = state["start"]
 
     def _rollback_state(self) -> dict[str, Any]:

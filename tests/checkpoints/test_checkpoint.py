@@ -1,5 +1,6 @@
 """Checkpoints: nothing is lost, damaged files are refused, and no foreign code is run."""
 
+import copy
 import re
 import zipfile
 from dataclasses import replace
@@ -168,10 +169,15 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused_in_a_line(tmp_path: Path) -> None:
-    other = MLP([6]).build(CLASSES, SHAPE)
-    with pytest.raises(InputError, match=r"^checkpoint=run is of another model: .*") as refusal:
-        saved().load_into(other, "run")
-    assert "\n" not in str(refusal.value)
+    wider, nested = MLP([6]).build(CLASSES, SHAPE), nn.Sequential(network())
+    for other, named in ((wider, r"is \[5, 4\], in the model \[6, 4\]"), (nested, "is missing")):
+        before = copy.deepcopy(other.state_dict())
+        problem = rf"^checkpoint=run is of another model: \d tensors differ: .*{named}"
+        with pytest.raises(InputError, match=problem) as refusal:
+            saved().load_into(other, "run")
+        assert "\n" not in str(refusal.value)
+        after = other.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before), "nothing is loaded"
 
 
 def test_a_loaded_model_computes_what_was_saved(tmp_path: Path) -> None:
@@ -398,3 +404,15 @@ def test_a_configuration_cannot_extend_the_trust(house: Path, trust: object) -> 
     other(house, trust=trust)
     with pytest.raises(InputError, match=r"would trust .* when it loads another run: it must be"):
         load_model(house)
+
+
+def test_a_key_of_a_later_version_is_no_difference() -> None:
+    saved = {"eps": 0.1, "training": {"epochs": 3, "curriculum": {"steps": [1, 2]}}}
+    later = {**saved, "training": {**saved["training"], "keep": "best"}}  # type: ignore[dict-item]
+    assert checkpoint.differing(saved, saved) == []
+    assert checkpoint.differing(later, saved) == []
+    assert checkpoint.differing({**later, "eps": 0.2}, saved) == ["eps"]
+    assert checkpoint.differing(saved, later) == ["training"], "a key that is gone"
+    other = {**saved, "training": {"epochs": 3, "curriculum": {"steps": [1]}}}
+    assert checkpoint.differing(other, saved) == ["training"]
+    assert checkpoint.differing({**saved, "seed": 1}, saved) == ["seed"]

@@ -146,8 +146,8 @@ def test_a_run_leaves_its_files_and_no_others(finished: Answer) -> None:
     assert finished.run_dir.is_absolute()
     assert listing(finished.run_dir) == [
         ".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
-        "audit.csv", "best.pt", "checkpoint.previous.pt", "checkpoint.pt", "command.json",
-        "curve.csv", "manifest.json", "report.csv", "robusttrain.log", "samples.csv", "train.csv",
+        "audit.csv", "best.pt", "command.json", "curve.csv", "manifest.json", "report.csv",
+        "robusttrain.log", "samples.csv", "train.csv",
     ]  # fmt: skip
 
 
@@ -242,10 +242,9 @@ def test_one_seed_gives_one_result(finished: Answer, driven: Answers) -> None:
     for name in ("train.csv", "report.csv", "audit.csv", "curve.csv"):
         assert rows(first / name, without="seconds") == rows(second / name, without="seconds")
     assert (first / "samples.csv").read_bytes() == (second / "samples.csv").read_bytes()
-    for name in ("best.pt", "checkpoint.pt"):
-        weights = [torch.load(run / name)["model"] for run in (first, second)]
-        assert weights[0].keys() == weights[1].keys()
-        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    weights = [torch.load(run / "best.pt")["model"] for run in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_another_seed_gives_another_result(finished: Answer, driven: Answers) -> None:
@@ -264,7 +263,7 @@ def test_evaluation_alone_repeats_the_report(finished: Answer, driven: Answers, 
 
 def test_training_alone_leaves_no_report(driven: Answers) -> None:
     left = set(listing(driven["train"].run_dir))
-    assert {"train.csv", "best.pt", "checkpoint.pt", "manifest.json"} <= left
+    assert {"train.csv", "best.pt", "manifest.json"} <= left
     assert not {"report.csv", "samples.csv"} & left
 
 

@@ -26,7 +26,7 @@ TINY = [
 RUNS = {
     "plain": [
         *TINY, "defense=madry", "model=mlp", "evaluation=quick", "evaluation.verify=true",
-        "evaluation.save_adversarial=true",
+        "evaluation.save_adversarial=true", "training.keep=last",
     ],
     "noisy": [
         *TINY, "defense=alpha_mix", "attack=fgsm", "model=mlp", "noise=gaussian",

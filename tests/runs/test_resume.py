@@ -343,6 +343,7 @@ def test_weights_of_another_training_are_refused(command_line: CommandLine, tmp_
     words = ["dataset=synthetic", "model=linear", "evaluation=quick", "evaluation.samples=20"]
     for seed in (0, 1):
         here = [f"seed={seed}", f"hydra.run.dir={seed}", "epochs=1", "evaluation.audit=false"]
+        here += ["training.keep=last"]
         finished(command_line.start(*words, *here, cwd=tmp_path))
     (tmp_path / "0" / "manifest.json").unlink()
     (tmp_path / "0" / "best.pt").write_bytes((tmp_path / "1" / "best.pt").read_bytes())

@@ -1,6 +1,7 @@
 """Whole runs: a short one, and what it may leave."""
 
 import csv
+import json
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ RUN = [
     "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=3",
     "batch_size=64", "evaluation=quick", "evaluation.samples=40", "evaluation.audit=false",
     "evaluation.eot=2", "evaluation.votes=5", "training.checkpoint_minutes=0.0001",
+    # The state after the last epoch has to be the same, too.
+    "training.keep=last",
     "optimizer=sgd", "device=cpu",
 ]  # fmt: skip
 
@@ -46,11 +49,17 @@ def refused(running: Running) -> str:
 def same(one: Path, other: Path) -> None:
     for name in ("train.csv", "report.csv", "samples.csv"):
         assert rows(one / name) == rows(other / name), name
+    assert training_passes(one) == training_passes(other)
     for name in ("best.pt", "checkpoint.pt"):
         ours, theirs = (checkpoints.load(run / name) for run in (one, other))
         assert ours.model.keys() == theirs.model.keys()
         assert all(torch.equal(ours.model[key], theirs.model[key]) for key in ours.model), name
     assert not list(one.glob(".*partial")) + list(one.glob(".lock"))
+
+
+def training_passes(run: Path) -> int:
+    cost: dict[str, dict[str, int]] = json.loads((run / "manifest.json").read_text())["cost"]
+    return cost["training"]["passes"]
 
 
 Answers = dict[str, Answer]

@@ -1,5 +1,6 @@
 """The training loop: figures, random streams, refusals, and no use of the test set."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from robusttrain.runs.context import Origin
 from robusttrain.training.checkpointing import TrainingRun
 from robusttrain.training.curriculum import Curriculum
 from robusttrain.training.precision import Precision
-from robusttrain.training.settings import Training
+from robusttrain.training.settings import Keep, Training
 from robusttrain.training.trainer import Trainer
 from toys.training import DATA, EPS, Diverging, Twice, network, quiet, state_of, trained, trainer
 
@@ -265,6 +266,7 @@ def test_settings_out_of_range_are_refused() -> None:
         ("label_smoothing", 1.0),
         ("label_smoothing", -0.1),
         ("clip_gradient", 0.0),
+        ("keep", "all"),
     ]
     for key, value in bad:
         with pytest.raises(InputError, match=rf"^{key}={value} is not allowed"):
@@ -302,7 +304,7 @@ def run(folder: Path, data: Synthetic, defense: Defense | None = None, **trainin
 
 
 def test_the_best_epoch_is_chosen_on_the_validation_split(tmp_path: Path) -> None:
-    returned = run(tmp_path / "run", DATA)
+    returned = run(tmp_path / "run", DATA, keep=Keep.last)
     table = pd.read_csv(tmp_path / "run/train.csv")
     best = checkpoint.load(tmp_path / "run/best.pt")
     ranks = list(zip(table["val_robust_accuracy"], table["val_clean_accuracy"], strict=True))
@@ -310,6 +312,26 @@ def test_the_best_epoch_is_chosen_on_the_validation_split(tmp_path: Path) -> Non
     assert best.epoch < 6, "the test needs a training whose last epoch is not its best"
     assert returned == pytest.approx(max(ranks)[0], abs=1e-5)
     assert checkpoint.load(tmp_path / "run/checkpoint.pt").epoch == 6
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [(Keep.best, {"best.pt"}), (Keep.last, {"best.pt", "checkpoint.pt"})]
+)
+def test_a_finished_run_keeps_what_was_asked_for(
+    keep: Keep, left: set[str], tmp_path: Path
+) -> None:
+    run(tmp_path / "run", DATA, keep=keep)
+    assert {path.name for path in (tmp_path / "run").glob("*.pt")} == left
+    listed = json.loads((tmp_path / "run/manifest.json").read_text())["files"]
+    assert {name for name in listed if name.endswith(".pt")} == left
+
+
+def test_the_best_checkpoint_holds_weights_alone(tmp_path: Path) -> None:
+    """Adam keeps two more values for each weight."""
+    run(tmp_path / "run", DATA, keep=Keep.last)
+    best = checkpoint.load(tmp_path / "run/best.pt")
+    assert best.training == {}
+    assert checkpoint.load(tmp_path / "run/checkpoint.pt").training.keys() > {"optimizer"}
 
 
 def test_the_test_set_has_no_part_in_training(tmp_path: Path) -> None:
