@@ -4,6 +4,7 @@ import sys
 import warnings
 
 from robusttrain.errors import IdentityWarning
+from robusttrain.exit_codes import ExitCode
 
 _with_place = warnings.formatwarning
 
@@ -36,14 +37,14 @@ def main() -> None:
         elif command == "rerun":
             from robusttrain.cli import main as cli
 
-            cli.rerun(program, given[1:])
+            sys.exit(cli.rerun(program, given[1:]))
         else:
             from robusttrain.cli import main as cli
 
-            cli.main(program, given)
+            sys.exit(cli.main(program, given))
     except KeyboardInterrupt:
         # Ctrl+C during the imports, which take seconds: no work has started.
-        sys.exit(130)
+        sys.exit(ExitCode.interrupted)
 
 
 if __name__ == "__main__":

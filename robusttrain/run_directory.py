@@ -6,6 +6,9 @@ COMMAND, LOCK = "command.json", ".lock"
 # Written last, so that a run without it is unfinished.
 MANIFEST = "manifest.json"
 
+# What a run has come to, for programs.
+RESULT = "result.json"
+
 LOG = "robusttrain.log"
 
 # Files that exist before a run has done anything; a directory with nothing else is removed.
@@ -25,7 +28,7 @@ ADVERSARIAL = "adversarial.npz"
 # What a training writes, and what an evaluation writes.
 TRAINED = (TRAIN, BEST, LATEST, PREVIOUS)
 EVALUATED = (REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED, ADVERSARIAL)
-RESULTS = (*TRAINED, *EVALUATED)
+RESULTS = (*TRAINED, *EVALUATED, RESULT)
 
 # The folder of the logger of that name.
 TENSORBOARD = "tensorboard"

@@ -10,8 +10,9 @@ import pandas as pd
 
 from robusttrain.errors import InputError
 from robusttrain.report import compare as comparison
-from robusttrain.report.compare import CLEAN, Measure, Run
+from robusttrain.report.compare import Measure, Run
 from robusttrain.report.files import write_csv
+from robusttrain.report.ledger import CLEAN
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import OF_SWEEP
 
@@ -115,7 +116,7 @@ def _show(
         terminal.say(line)
     suites = comparison.suites(runs)
     if len(measures) > 1 and len(suites) > 1:
-        terminal.say(f"warning: the runs faced different attacks: {' or '.join(suites)}")
+        terminal.warn(f"the runs faced different attacks: {' or '.join(suites)}")
 
 
 def _described(run: Run, titles: Mapping[Measure, str]) -> dict[str, str]:

@@ -30,9 +30,10 @@ from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.config.run_config import Config
 from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError, ProcessLostError
+from robusttrain.exit_codes import ExitCode, of_signal
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import PREAMBLE
-from robusttrain.runs import experiment
+from robusttrain.runs import experiment, outcome
 from robusttrain.runs.context import Origin
 from robusttrain.runs.hidden import refuse_hidden
 from robusttrain.runs.inherit import inherit_config, refuse_unknown_keys
@@ -47,6 +48,7 @@ from robusttrain.runtime.malloc import keep_freed_memory
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import job as sweep
 from robusttrain.sweeps import launchers
+from robusttrain.sweeps.session import present
 
 # Overrides for all processes but the first, which alone has the run directory and the log, and for
 # dry runs, which have none.
@@ -85,7 +87,7 @@ class Task:
         chosen = HydraConfig.get()
         if chosen.mode == RunMode.MULTIRUN:
             return sweep.job(chosen, config, self._run)
-        terminal, started = Terminal(), time.perf_counter()
+        terminal, started = Terminal(verbosity=config.verbosity), time.perf_counter()
         try:
             if self.dry:
                 _estimate(config, chosen, terminal)
@@ -96,8 +98,12 @@ class Task:
         if config.resume is not None and distributed.is_main():
             seconds = time.perf_counter() - started
             sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
+        if distributed.is_main():
+            session = present()
+            assert session is not None, "the command line opens it"
+            session.exit_code = outcome.exit_code(Path(chosen.runtime.output_dir))
         # Last line, never wrapped, so that it can be copied.
-        terminal.say(chosen.runtime.output_dir)
+        terminal.say_always(chosen.runtime.output_dir)
         return result
 
     def _run(self, config: DictConfig, terminal: Terminal) -> float | None:
@@ -109,7 +115,9 @@ class Task:
             with _without_exit():
                 return _run_in(run_dir, config, chosen, self.command, terminal)
         except Interrupted as interrupted:
-            terminal.say(f"stopped by {interrupted}; {again}")
+            # How to resume a whole sweep is printed at its end.
+            advice = "" if chosen.mode == RunMode.MULTIRUN else f"; {again}"
+            terminal.say_always(f"stopped by {interrupted}{advice}")
             raise
         except EXPECTED_ERRORS as error:
             log.error(explain(error))
@@ -168,8 +176,10 @@ def _run_in(
         return experiment.run(built, origin, run_dir, terminal)
 
 
-def main(program: str, given: Sequence[str]) -> None:
-    """Run a command line; exit with code 1 and a one-line message on invalid input.
+def main(program: str, given: Sequence[str]) -> ExitCode:
+    """Run a command line, and return its exit code.
+
+    Exits with a one-line message on invalid input.
 
     Parameters
     ----------
@@ -192,8 +202,9 @@ def main(program: str, given: Sequence[str]) -> None:
         words = distributed.broadcast(lambda: arguments(given))
         if dry or not distributed.is_main():
             words = [*words, *WITHOUT_FILES]
-        with sweep.concluded(_without_effect):
+        with sweep.concluded(_without_effect, given) as session:
             _by_hydra(Task((program, *words), dry))
+        return session.exit_code
 
 
 def _by_hydra(task: Task) -> None:
@@ -214,7 +225,7 @@ def _short_usage() -> Iterator[None]:
 
     def refuse(self: ArgumentParser, message: str) -> NoReturn:
         print(f"robusttrain: {message} (see robusttrain --help)", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(ExitCode.usage)
 
     before, ArgumentParser.error = ArgumentParser.error, refuse  # type: ignore[method-assign]
     try:
@@ -259,7 +270,7 @@ def _exit_codes() -> Iterator[None]:
         if distributed.is_lost_peer(interrupted):
             # torchrun terminates all processes when one has ended.
             _leave(ProcessLostError(LOST))
-        sys.exit(128 + interrupted.signum)
+        sys.exit(of_signal(interrupted.signum))
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
             raise
@@ -279,24 +290,23 @@ def _only_first_prints() -> Iterator[None]:
         yield
 
 
-def rerun(program: str, given: Sequence[str]) -> None:
+def rerun(program: str, given: Sequence[str]) -> ExitCode:
     """Run `robusttrain rerun RUN`: repeat the run in `RUN-rerun`, and compare the results.
 
-    Exits with code 1 if they differ.
+    Returns the exit code of the repetition, or that of a failure if they differ.
     """
     if os.environ.get("RANK", "0") != "0":
         # The first process broadcasts the command, and compares.
-        main(program, [])
-        return
+        return main(program, [])
     try:
         repetition = Repetition.of(given)
     except InputError as error:
         _leave(error)
-    main(program, repetition.command)
+    code = main(program, repetition.command)
     differences = repetition.differences()
     for line in differences or [repetition.agreement()]:
         Terminal().say(line)
-    sys.exit(1 if differences else 0)
+    return ExitCode.failure if differences else code
 
 
 def _leave(error: Exception) -> NoReturn:
@@ -356,6 +366,8 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
     # A resumed run has the configuration of the run that was interrupted.
     plain["resume"] = None
+    # The same run may print more or less.
+    del plain["verbosity"]
     built = configs.build(config)
     check_settings(built)
     # The names in a checkpoint are more reliable than those derived from its configuration.

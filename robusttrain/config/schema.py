@@ -4,13 +4,14 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from robusttrain.config.run_config import Config
 
@@ -110,6 +111,9 @@ def _schema_field(member: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Any
     if member.default_factory is hint and dataclasses.is_dataclass(hint):
         nested = schema(hint)
         return nested, dataclasses.field(default_factory=nested)
+    if get_origin(hint) is Mapping and all(map(_is_plain, get_args(hint))):
+        # Values by names that the user chooses.
+        return Any, dataclasses.field(default_factory=_open_section)
     if member.default_factory is not dataclasses.MISSING:
         default = dataclasses.field(default_factory=member.default_factory)
     elif member.default is not dataclasses.MISSING:
@@ -117,6 +121,11 @@ def _schema_field(member: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Any
     else:
         default = dataclasses.field(default="???")
     return (hint if member.name not in PIXEL_KEYS and _is_plain(hint) else Any), default
+
+
+def _open_section() -> DictConfig:
+    """A section that takes any key of the command line."""
+    return OmegaConf.create({}, flags={"struct": False})
 
 
 def _is_plain(hint: Any) -> bool:

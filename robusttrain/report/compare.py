@@ -15,11 +15,10 @@ import pandas as pd
 from robusttrain.errors import InputError
 from robusttrain.report.files import intact
 from robusttrain.report.identity import refuse_mixed
-from robusttrain.report.ledger import CONFIDENCE, UNION, WORST_CASE
+from robusttrain.report.ledger import CLEAN, CONFIDENCE, UNION, WORST_CASE
 from robusttrain.run_directory import REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
 
-CLEAN = "clean"
 SIGNIFICANT = 0.05
 
 TEXT = ("dataset", "model", "defense", "noise", "seed", "attack", "norm")

@@ -13,6 +13,9 @@ from robusttrain.threat import Threat
 
 CONFIDENCE = 0.95
 
+# The row of the images as they are.
+CLEAN = "clean"
+
 # Rows over several attacks: of one threat model, and of all.
 WORST_CASE, UNION = "worst_case", "union"
 
@@ -226,7 +229,7 @@ class Ledger:
 
         Only attacks within `threat` count where it is given.
         """
-        first = np.where(self.misclassified, "clean", "").astype(object)
+        first = np.where(self.misclassified, CLEAN, "").astype(object)
         outcomes = self.outcomes if threat is None else self.within(threat)
         for name, outcome in outcomes.items():
             first[(first == "") & outcome.broken] = name
@@ -281,7 +284,7 @@ class Ledger:
         attacks.
         """
         clean = Row.counted(
-            "clean",
+            CLEAN,
             threat.at(0),
             self.misclassified,
             forward=1.0,

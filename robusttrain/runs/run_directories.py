@@ -30,6 +30,8 @@ from robusttrain.runtime import distributed
 
 # What a run or a sweep writes into its directory, and the folders there.
 OURS = {*PREAMBLE, *RESULTS, LOCK, MANIFEST, TENSORBOARD, *OF_SWEEP}
+# What has no part in the results: Hydra's own keys, and how much is printed.
+OUTPUT = ("hydra", "verbosity")
 NESTED = (".hydra", TENSORBOARD, f"{EVALUATION_CACHE}*")
 
 
@@ -101,9 +103,9 @@ def refuse_other_results(run_dir: Path, config: DictConfig) -> None:
     if not any((run_dir / name).exists() for name in (MANIFEST, *RESULTS)):
         return
     before = _saved(run_dir / str(config.hydra.output_subdir) / "config.yaml")
-    today = _plain(OmegaConf.create(OmegaConf.to_yaml(_without_hydra(config))))
+    today = _plain(OmegaConf.create(OmegaConf.to_yaml(without_output(config))))
     keys = [key for key in {**before, **today} if before.get(key) != today.get(key)]
-    others = ", ".join(key for key in keys if key != "resume")
+    others = ", ".join(key for key in keys if key not in ("resume", *OUTPUT))
     if others:
         owner = f"another configuration ({others} differ)" if before else "an unknown configuration"
         allowed = "choose another directory, or remove that one"
@@ -144,5 +146,6 @@ def _plain(config: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+def without_output(config: DictConfig) -> DictConfig:
+    """The part of a configuration that its results depend on."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in OUTPUT])

@@ -108,6 +108,11 @@ def pending() -> bool:
     return _signals.received is not None and _signals.deferred
 
 
+def received() -> bool:
+    """Whether a signal was received, deferred or not."""
+    return _signals.received is not None
+
+
 def raise_pending() -> None:
     """Raise `Interrupted` if a signal was deferred."""
     if _signals.received is not None:

@@ -113,7 +113,9 @@ def _announced(config: DictConfig, comparison: Comparison) -> SweepState:
     directory = Path(config.hydra.sweep.dir).absolute()
     jobs, keys = tuple(planned(config)), tuple(_keys(config))
     comparison.check(_values(jobs, keys))
-    return SweepState(Path.cwd(), directory, jobs, keys, engine, maximises, comparison)
+    return SweepState(
+        Path.cwd(), directory, jobs, keys, engine, maximises, comparison, config.verbosity
+    )
 
 
 def _refuse_outside(config: DictConfig) -> None:
@@ -144,7 +146,8 @@ def _prepare(config: DictConfig, sweep: SweepState, view: ExitStack) -> None:
     if launchers.launcher(config) == "joblib":
         # joblib kills its workers when this process exits, so they have to exit first.
         view.enter_context(signals.deferred())
-    view.enter_context(monitored(sweep.directory, sweep.planned, Terminal()))
+    terminal = Terminal(verbosity=sweep.verbosity)
+    view.enter_context(monitored(sweep.directory, sweep.planned, terminal))
 
 
 def _at_once(config: DictConfig, jobs: int) -> int:

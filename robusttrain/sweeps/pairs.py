@@ -11,9 +11,9 @@ import pandas as pd
 
 from robusttrain import ranges
 from robusttrain.errors import InputError
-from robusttrain.report.compare import CLEAN, Run, decided, tested, titles
+from robusttrain.report.compare import Run, decided, tested, titles
 from robusttrain.report.files import write_csv
-from robusttrain.report.ledger import UNION, WORST_CASE
+from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
 from robusttrain.run_directory import PAIRS
 from robusttrain.sweeps.settings import ConfidenceInterval, Setting, shared, student
 from robusttrain.sweeps.trained import CHECKPOINT, SEED

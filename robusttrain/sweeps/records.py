@@ -2,9 +2,11 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -20,6 +22,9 @@ from robusttrain.sweeps.trained import CHECKPOINT, Evaluated, distinguished
 UNFINISHED, FINISHED, FAILED = "unfinished", "finished", "failed"
 # The status that only the table in the terminal shows.
 WAITING, RUNNING = "waiting", "running"
+
+# Units of time, in seconds. One is used from two of it on.
+UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
 # Columns of `report.csv`, and their names in `sweep.csv`, where `eps` is a key of the job.
 FIGURES = {
@@ -231,6 +236,35 @@ def overview(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
             | {"seconds": "" if job.seconds is None else f"{job.seconds:.0f}"}
         )
     return pd.DataFrame(rows)
+
+
+def time_left(jobs: Sequence[Job]) -> str:
+    """How long the jobs that have not ended will take together, by the mean of those finished.
+
+    Empty if none has finished, or all have ended.
+    """
+    seconds = [job.seconds for job in jobs if job.status == FINISHED and job.seconds is not None]
+    remaining = sum(job.status not in (FINISHED, FAILED) for job in jobs)
+    if not seconds or not remaining:
+        return ""
+    at_once = max(1, sum(job.status == RUNNING for job in jobs))
+    left = fmean(seconds) * remaining / at_once
+    unit, size = next((unit, size) for unit, size in UNITS if left >= 2 * size or size == 1)
+    return f"about {left / size:.0f} {unit} left"
+
+
+def counted(jobs: Sequence[Job], planned: int) -> str:
+    """How the jobs of a sweep have ended, of which `planned` are known."""
+    count = Counter(job.status for job in jobs)
+    total = max(planned, len(jobs))
+    finished = f"{count[FINISHED]} of {total} jobs {'has' if count[FINISHED] == 1 else 'have'}"
+    others = {
+        "failed": count[FAILED],
+        "stopped": count[UNFINISHED],
+        "not started": total - len(jobs),
+    }
+    named = [f"{number} {status}" for status, number in others.items() if number]
+    return ", ".join([f"{finished} finished", *named])
 
 
 def write_table(sweep_dir: Path) -> None:

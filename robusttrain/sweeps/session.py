@@ -15,6 +15,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from robusttrain.errors import InputError
+from robusttrain.exit_codes import ExitCode
+from robusttrain.report.terminal import Verbosity
 from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.records import Job
 
@@ -39,6 +41,8 @@ class SweepState:
         Whether it is a search that maximises its figure.
     comparison
         Which settings are compared at its end.
+    verbosity
+        How much it prints.
     """
 
     cwd: Path
@@ -48,6 +52,7 @@ class SweepState:
     engine: str = ""
     maximises: bool = False
     comparison: Comparison = field(default_factory=Comparison)
+    verbosity: Verbosity = Verbosity.normal
 
 
 Unread = Callable[[DictConfig], Mapping[str, InputError]]
@@ -66,6 +71,8 @@ class Session:
         Whether this is a worker process of the launcher, which has no terminal.
     unread
         The settings of a job that have no effect; see `Unread`.
+    exit_code
+        How the command ends if nothing fails.
     view
         The display of jobs in other processes, to be closed when they have ended.
     """
@@ -73,6 +80,7 @@ class Session:
     sweep: SweepState | None = None
     in_worker: bool = False
     unread: Unread | None = None
+    exit_code: ExitCode = ExitCode.success
     view: ExitStack = field(default_factory=ExitStack)
 
 

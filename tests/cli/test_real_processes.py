@@ -39,7 +39,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two jobs, whose mode Hydra finds in the arguments."""
     folder = tmp_path_factory.mktemp("real")
     said = robusttrain(*TINY, "hydra.mode=MULTIRUN", "seed=0,1", "hydra.sweep.dir=s", cwd=folder)
-    assert "2 of 2 started jobs have finished" in said
+    assert "2 of 2 jobs have finished" in said
     assert said.splitlines()[-1] == str(folder / "s" / "sweep.md")
     return folder / "s"
 

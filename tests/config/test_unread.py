@@ -213,7 +213,7 @@ COMPONENTS = [component for group in GROUPS for component in schemas.components(
 CONSUMERS = {
     "dataset": ["robusttrain.training", "robusttrain.runs"],
     "defense": ["robusttrain.training"],
-    "evaluation": ["robusttrain.evaluation"],
+    "evaluation": ["robusttrain.evaluation", "robusttrain.runs"],
     "noise": ["robusttrain.noise"],
     "training": ["robusttrain.training"],
 }
@@ -221,7 +221,7 @@ CONSUMERS = {
 # Keys of the run that every run reads, at least in one of its stages.
 ALWAYS = {
     *GROUPS, "norm", "eps", "seed", "device", "stages", "checkpoint", "resume", "deterministic",
-    "keep_memory",
+    "keep_memory", "verbosity",
 }  # fmt: skip
 
 
