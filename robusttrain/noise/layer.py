@@ -1,21 +1,34 @@
 """The base of noise layers, and functions on all noise layers of a model."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+_Given, _Returned = ParamSpec("_Given"), TypeVar("_Returned")
 
 
-# torch.compile cannot trace generators.
-untraced = cast(Callable[[_Method], _Method], torch.compiler.disable)
+def untraced(method: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
+    """`torch.compiler.disable` for a method, since torch.compile cannot trace generators.
+
+    It is applied at the first call, since it imports Dynamo, which takes as long as torch itself.
+    """
+    disabled: list[Callable[_Given, _Returned]] = []
+
+    @functools.wraps(method)
+    def call(*given: _Given.args, **named: _Given.kwargs) -> _Returned:
+        if not disabled:
+            disabled.append(torch.compiler.disable(method))
+        return disabled[0](*given, **named)
+
+    return call
 
 
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
