@@ -2,13 +2,15 @@
 
 import sys
 
+from robusttrain.cli import about
+
 
 def main() -> None:
-    """Run `compare` or `rerun`; hand any other command line to Hydra."""
+    """Run `compare` or `rerun`, or print the help; hand any other command line to Hydra."""
     # Only this function reads the command line; all others take its words as arguments.
     program, *given = sys.argv
     command = given[0] if given else ""
-    # Imported here, so that `compare` does not wait for torch.
+    # Each command is imported here, so that none waits for what another needs.
     try:
         if command == "compare":
             from robusttrain.cli import compare
@@ -18,6 +20,8 @@ def main() -> None:
             from robusttrain.cli import main as cli
 
             cli.rerun(program, given[1:])
+        elif about.is_asked(given):
+            about.answer(given)
         else:
             from robusttrain.cli import main as cli
 

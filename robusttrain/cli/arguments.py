@@ -8,10 +8,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from robusttrain import renames
-from robusttrain.config.schema import CONF, GROUPS
+from robusttrain.config.folders import CONF
+from robusttrain.config.schema import GROUPS
 from robusttrain.errors import InputError
-from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
-from robusttrain.runs.resume import resumed
 from robusttrain.runtime import distributed
 
 
@@ -32,7 +31,17 @@ def arguments(given: Sequence[str]) -> list[str]:
         problem = "is not allowed under torchrun, whose processes share one run"
         allowed = "start the jobs one by one, or without torchrun"
         raise InputError("-m", allowed=allowed, problem=problem)
-    return _overrides_last(resumed(arguments))
+    return _overrides_last(_resumed(arguments))
+
+
+def _resumed(arguments: list[str]) -> list[str]:
+    """`arguments`, or those of the run that their `resume=` names."""
+    if not any(argument.startswith("resume=") for argument in arguments):
+        return arguments
+    # Imported here, since it takes as long as torch.
+    from robusttrain.runs.resume import resumed
+
+    return resumed(arguments)
 
 
 def _renamed(arguments: list[str]) -> list[str]:
@@ -52,6 +61,9 @@ def _inherited(arguments: list[str]) -> list[str]:
     """
     if not any(argument.startswith("checkpoint=") for argument in arguments):
         return arguments
+    # Imported here, since it takes as long as torch.
+    from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
+
     groups = {*INHERITED, *OF_TRAINING} - {argument.partition("=")[0] for argument in arguments}
     return [
         f"{FORCED}{argument}" if _component(argument) in groups else argument

@@ -5,30 +5,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain import ranges
 
-_Given, _Returned = ParamSpec("_Given"), TypeVar("_Returned")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def untraced(method: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
+def untraced(method: _Method) -> _Method:
     """`torch.compiler.disable` for a method, since torch.compile cannot trace generators.
 
-    It is applied at the first call, since it imports Dynamo, which takes as long as torch itself.
+    It is applied at the first call: it imports Dynamo, which takes as long as torch itself.
     """
-    disabled: list[Callable[_Given, _Returned]] = []
+    disabled: list[Callable[..., Any]] = []
 
     @functools.wraps(method)
-    def call(*given: _Given.args, **named: _Given.kwargs) -> _Returned:
+    def call(*given: Any, **named: Any) -> Any:
         if not disabled:
-            disabled.append(torch.compiler.disable(method))
+            disabled.append(torch.compiler.disable(method))  # type: ignore[no-untyped-call]
         return disabled[0](*given, **named)
 
-    return call
+    return cast(_Method, call)
 
 
 Sampler = Callable[[Tensor, torch.Generator], Tensor]

@@ -32,7 +32,7 @@ from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
 from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
 from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, Job
-from robusttrain.sweeps.session import SweepState, Unread, opened, present
+from robusttrain.sweeps.session import SweepState, present
 from robusttrain.sweeps.summary import write_summary
 
 log = logging.getLogger("robusttrain")
@@ -123,37 +123,6 @@ def _report_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) ->
     terminal.say(str(run_dir))
 
 
-@contextmanager
-def concluded(unread: Unread) -> Iterator[None]:
-    """Summarise the sweep that runs within the block, if there is one.
-
-    Before its jobs, `unread` finds the settings that have no effect in them.
-
-    Raises
-    ------
-    JobError
-        If the launcher or the sweeper itself fails.
-    Interrupted
-        If a signal was deferred until the jobs had ended.
-    """
-    with opened(unread) as session:
-        try:
-            yield
-        except EXPECTED_ERRORS:
-            raise
-        except Exception as error:
-            if session.sweep is None or not session.sweep.engine:
-                raise
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = " ".join([session.sweep.engine, "over", *session.sweep.keys])
-            raise JobError(f"{what} ended with {type(error).__name__}: {first}") from error
-        finally:
-            session.view.close()
-            if session.sweep is not None:
-                _conclude(session.sweep, Terminal())
-            signals.raise_pending()
-
-
 def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     """Update the sweep's records after one of its jobs was resumed on its own."""
     found = records.record_of(run_dir)
@@ -166,7 +135,7 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     write_summary(sweep_dir, records.read_jobs(sweep_dir))
 
 
-def _conclude(sweep: SweepState, terminal: Terminal) -> None:
+def conclude(sweep: SweepState, terminal: Terminal) -> None:
     """Write and print the summary of a sweep, or remove its directory if no job has left one."""
     folder = sweep.directory
     ended = records.read_jobs(folder)

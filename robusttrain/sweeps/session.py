@@ -11,11 +11,16 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from robusttrain.errors import InputError
-from robusttrain.sweeps.records import Job
+from robusttrain.config.error_messages import EXPECTED_ERRORS
+from robusttrain.errors import InputError, JobError
+from robusttrain.runtime import signals
+
+if TYPE_CHECKING:
+    from robusttrain.sweeps.records import Job
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class SweepState:
 
     cwd: Path
     directory: Path
-    planned: tuple[Job, ...] = ()
+    planned: "tuple[Job, ...]" = ()
     keys: tuple[str, ...] = ()
     engine: str = ""
     maximises: bool = False
@@ -94,3 +99,42 @@ def open_in_worker(sweep: SweepState) -> None:
 def present() -> Session | None:
     """The open session, or None."""
     return _present.get()
+
+
+@contextmanager
+def concluded(unread: Unread) -> Iterator[None]:
+    """Summarise the sweep that runs within the block, if there is one.
+
+    Before its jobs, `unread` finds the settings that have no effect in them.
+
+    Raises
+    ------
+    JobError
+        If the launcher or the sweeper itself fails.
+    Interrupted
+        If a signal was deferred until the jobs had ended.
+    """
+    with opened(unread) as session:
+        try:
+            yield
+        except EXPECTED_ERRORS:
+            raise
+        except Exception as error:
+            if session.sweep is None or not session.sweep.engine:
+                raise
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            what = " ".join([session.sweep.engine, "over", *session.sweep.keys])
+            raise JobError(f"{what} ended with {type(error).__name__}: {first}") from error
+        finally:
+            session.view.close()
+            if session.sweep is not None:
+                _conclude(session.sweep)
+            signals.raise_pending()
+
+
+def _conclude(sweep: SweepState) -> None:
+    # Imported here, since a single run does not need them.
+    from robusttrain.report.terminal import Terminal
+    from robusttrain.sweeps.job import conclude
+
+    conclude(sweep, Terminal())

@@ -5,7 +5,6 @@ times. This file is therefore a program too. `CommandLine` starts it once; it im
 then forks a process for each command line that it is asked for. Signals, exit codes, files and what
 is printed are those of a real process. It differs from one that a user starts in this:
 
-- the schemas are registered before the fork, and `schema.register` does nothing after it;
 - `Hydra.get_mode` finds no mode, for which Hydra would compose every configuration twice:
   `hydra.mode=MULTIRUN` is not understood, `-m` is. This is the one use of `hydra._internal`;
 - at its end it runs what was asked for by `atexit`, and then leaves by `os._exit`: to take down all
@@ -152,17 +151,17 @@ def warm_up() -> None:
     from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
 
-    from robusttrain.cli import compare, main  # noqa: F401
+    from robusttrain.cli import compare, main, task  # noqa: F401
     from robusttrain.config import schema
+    from robusttrain.config.folders import CONF
 
     schema.register()
-    schema.register = lambda: None
     Plugins.instance()
     # For this Hydra composes every configuration once more, and finds none.
     Hydra.get_mode = lambda self, **names: None
     # The parser of command lines learns.
     words = ["evaluation=quick", "eps=8/255", "seed=1", "dataset.flip=true", "stages=[train]"]
-    with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         hydra.compose("config", [*words, "~evaluation.attacks.fgsm"])
     # No search for garbage, of which each touches all memory, walks through what is there by now.
     gc.collect()
