@@ -89,10 +89,8 @@ class Schemas(ConfigSource):
         return ConfigResult(self.provider, address, node, {"package": None})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """The names below a path of groups: no schemas, of which an option names one."""
-        if results_filter is ObjectType.CONFIG:
-            return []
-        return {"": ["schema"], "schema": sorted(GROUPS)}.get(config_path.strip("/"), [])
+        """Nothing: no user needs their names."""
+        return []
 
 
 class _OnSearchPath(SearchPathPlugin):
