@@ -24,6 +24,7 @@ from robusttrain.cli.arguments import arguments
 from robusttrain.config import schema
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.config.folders import CONF
+from robusttrain.config.suggestions import did_you_mean, for_flag
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.distributed import LOST
@@ -103,18 +104,20 @@ def _by_hydra(command: tuple[str, ...]) -> None:
     # Hydra takes its arguments from sys.argv only; no other code reads it.
     before, sys.argv = sys.argv, list(command)
     try:
-        with _short_usage(), _refusals_of_hydra():
+        with _short_usage(command[1:]), _refusals_of_hydra():
             decorated(Task(command))()
     finally:
         sys.argv = before
 
 
 @contextmanager
-def _short_usage() -> Iterator[None]:
+def _short_usage(words: Sequence[str]) -> Iterator[None]:
     """Exit with one line for a wrong option, where argparse would print all of Hydra's options."""
 
     def refuse(self: ArgumentParser, message: str) -> NoReturn:
-        print(f"robusttrain: {message} (see robusttrain --help)", file=sys.stderr)
+        flag = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
+        meant = did_you_mean(for_flag(flag, words)) or "see robusttrain --help"
+        print(f"robusttrain: {message} ({meant})", file=sys.stderr)
         sys.exit(2)
 
     before, ArgumentParser.error = ArgumentParser.error, refuse  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ is printed are those of a real process. It differs from one that a user starts i
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import signal
@@ -145,16 +146,24 @@ class CommandLine:
 # --- the program -----------------------------------------------------------------------------
 
 
+# What a command line imports when it needs it.
+LATER = (
+    "robusttrain.cli.compare", "robusttrain.cli.task", "robusttrain.sweeps.callback",
+    "robusttrain.runs.rerun", "torch._dynamo", "scipy.stats", "scipy.optimize",
+)  # fmt: skip
+
+
 def warm_up() -> None:
     """Do what every command line would do anew, and what its first time makes slow."""
     import hydra
     from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
 
-    from robusttrain.cli import compare, main, task  # noqa: F401
     from robusttrain.config import schema
     from robusttrain.config.folders import CONF
 
+    for module in LATER:
+        importlib.import_module(module)
     schema.register()
     Plugins.instance()
     # For this Hydra composes every configuration once more, and finds none.
