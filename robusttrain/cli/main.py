@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from robusttrain.cli import own_code
 from robusttrain.cli.arguments import arguments
 from robusttrain.config import schema
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
@@ -65,10 +66,11 @@ class Task:
         chosen = HydraConfig.get()
         if chosen.mode == RunMode.MULTIRUN:
             return task.run_job(chosen, config, self.command)
-        try:
-            return task.run(chosen, config, self.command)
-        except EXPECTED_ERRORS as error:
-            _leave(error)
+        with _own_errors():
+            try:
+                return task.run(chosen, config, self.command)
+            except EXPECTED_ERRORS as error:
+                _leave(error)
 
 
 def main(program: str, given: Sequence[str]) -> None:
@@ -81,6 +83,7 @@ def main(program: str, given: Sequence[str]) -> None:
     given
         The words that the user typed after it.
     """
+    own_code.see_current_directory()
     schema.register()
     launchers.register()
     # Makes Hydra raise the error, where it would print a shortened traceback and exit.
@@ -88,6 +91,7 @@ def main(program: str, given: Sequence[str]) -> None:
     with (
         distributed.torchrun_group(),
         _only_first_prints(),
+        _own_errors(),
         _exit_codes(),
         signals.handle_signals(),
     ):
@@ -171,6 +175,19 @@ def _exit_codes() -> Iterator[None]:
 
 
 @contextmanager
+def _own_errors() -> Iterator[None]:
+    """Exit with the user's own frames of an unexpected error, where there are any."""
+    try:
+        yield
+    except Exception as error:
+        if WANTS_TRACEBACK or not own_code.own_frames(error):
+            raise
+        more = "HYDRA_FULL_ERROR=1 shows the whole traceback"
+        message = f"robusttrain: your code has failed ({more})\n{own_code.report(error)}"
+        sys.exit(distributed.exit_message(message))
+
+
+@contextmanager
 def _only_first_prints() -> Iterator[None]:
     """Silence every process but the first; a failure is still reported by each."""
     if distributed.is_main():
@@ -210,7 +227,8 @@ def _leave(error: Exception) -> NoReturn:
     """Exit with the message of an expected error, or raise it if HYDRA_FULL_ERROR=1."""
     if WANTS_TRACEBACK:
         raise error
-    sys.exit(distributed.exit_message(f"robusttrain: {explain(error)}"))
+    message = f"robusttrain: {explain(error)}{own_code.places(error)}"
+    sys.exit(distributed.exit_message(message))
 
 
 def _without_effect(composed: DictConfig) -> Mapping[str, InputError]:
