@@ -227,6 +227,8 @@ def _leave(error: Exception) -> NoReturn:
     """Exit with the message of an expected error, or raise it if HYDRA_FULL_ERROR=1."""
     if WANTS_TRACEBACK:
         raise error
+    # torchrun sends one as soon as another process has ended, which may be why this one does.
+    signals.ignore()
     message = f"robusttrain: {explain(error)}{own_code.places(error)}"
     sys.exit(distributed.exit_message(message))
 

@@ -73,11 +73,24 @@ def _run(
     words = [f"resume={run_dir}", *Command.of(chosen, command[1:]).trust]
     again = f"resume with: {distributed.command()} {shlex.join(words)}"
     try:
-        with _without_exit():
-            return _run_in(run_dir, config, chosen, command, terminal)
+        return _ended(run_dir, config, chosen, command, terminal, again)
     except Interrupted as interrupted:
         terminal.say(f"stopped by {interrupted}; {again}")
         raise
+
+
+def _ended(
+    run_dir: Path,
+    config: DictConfig,
+    chosen: HydraConf,
+    command: Sequence[str],
+    terminal: Terminal,
+    again: str,
+) -> float | None:
+    """The figure of the run; errors are logged, and tell how to resume if a process is lost."""
+    try:
+        with _without_exit():
+            return _run_in(run_dir, config, chosen, command, terminal)
     except EXPECTED_ERRORS as error:
         log.error(explain(error))
         # If the directory is gone or not accessible, the error reports that already.

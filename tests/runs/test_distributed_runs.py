@@ -42,7 +42,7 @@ class Torchrun:
         self.command_line, self.cwd = command_line, cwd
         self.stores: list[TCPStore] = []
 
-    def start(self, *words: object, size: int = 2) -> list[Running]:
+    def start(self, *words: object, size: int = 2, first: str = "") -> list[Running]:
         self.stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
         shared = {
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.stores[-1].port),
@@ -51,7 +51,7 @@ class Torchrun:
         }  # fmt: skip
         return [
             self.command_line.start(
-                *words, cwd=self.cwd, RANK=str(rank), LOCAL_RANK=str(rank), **shared
+                *words, cwd=self.cwd, first=first, RANK=str(rank), LOCAL_RANK=str(rank), **shared
             )
             for rank in range(size)
         ]
@@ -129,6 +129,42 @@ def test_an_error_is_printed_once(torchrun: Torchrun, words: list[str], message:
     assert both.count(message) == 1
     assert "Traceback" not in both
     assert sorted(torchrun.cwd.iterdir()) == before
+
+
+# The second process is killed; the first receives the signal of torchrun at an awkward moment: when
+# it has noticed, or when it is about to print that and to exit.
+KILLED_AWKWARDLY = """
+import os, signal
+from robusttrain.attacks.pgd import PGD
+from robusttrain.cli import task
+from robusttrain.runtime import distributed
+search, calls = PGD.search, []
+def searching(self, *arguments):
+    calls.append(0)
+    if len(calls) == 10 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return search(self, *arguments)
+PGD.search = searching
+def interrupted(method):
+    def call(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return method(*arguments)
+    return call
+{place} = interrupted({place})
+"""
+
+
+@pytest.mark.parametrize("place", ["task.log.error", "distributed.exit_message"])
+def test_how_to_resume_is_printed_whenever_torchrun_stops_the_others(
+    torchrun: Torchrun, place: str
+) -> None:
+    first = KILLED_AWKWARDLY.format(place=place)
+    words = [*RUN, f"hydra.run.dir={place}"]
+    left, killed = (running.end() for running in torchrun.start(*words, first=first))
+    assert codes([left, killed]) == [1, -signal.SIGKILL]
+    assert re.search(rf"resume with: torchrun .*-m robusttrain resume=\S*{place}", left.said)
+    assert "robusttrain: process 0 of 2: another process of this run has ended" in left.err
+    assert "Traceback" not in left.said
 
 
 def test_a_killed_process_ends_the_run_which_resumes(torchrun: Torchrun, whole: Path) -> None:
