@@ -19,12 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 TORCH = 'python -c "import torch"'
+
+# What every training does, and what torch imports for it.
+ADAM = "import torch; torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])"
+
 PROGRAM = [sys.executable, "-m", "robusttrain"]
 QUERY = [*PROGRAM, "-sc", "query=bash"]
 
 # By name: the command, and the line at whose end the user presses TAB.
 COMMANDS: dict[str, tuple[list[str], str]] = {
     TORCH: ([sys.executable, "-c", "import torch"], ""),
+    "the same, and an Adam": ([sys.executable, "-c", ADAM], ""),
     "--version": ([*PROGRAM, "--version"], ""),
     "--help": ([*PROGRAM, "--help"], ""),
     "a misspelt option": ([*PROGRAM, "defense=mardy"], ""),

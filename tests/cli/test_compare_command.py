@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from robusttrain.cli import compare
-from toys.command_line import CommandLine
+from toys.command_line import PATIENCE, CommandLine
 
 SWEEP = [
     "-m", "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40",
@@ -26,8 +26,8 @@ SWEEP = [
 def robust(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "robusttrain", *arguments],
-        cwd=cwd, env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True, timeout=120,
-        check=False,
+        cwd=cwd, env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True,
+        timeout=PATIENCE, check=False,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from torch.distributed import TCPStore
 
-from toys.command_line import Answer, CommandLine, Running
+from toys.command_line import PATIENCE, Answer, CommandLine, Running
 from toys.runs import RUN as ALONE
 from toys.runs import same
 
@@ -173,7 +173,7 @@ def test_a_killed_process_ends_the_run_which_resumes(torchrun: Torchrun, whole: 
     killed = subprocess.run(
         [sys.executable, *launch, sys.executable, "-c", KILLED, *RUN, "hydra.run.dir=killed"],
         cwd=torchrun.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )  # fmt: skip
     assert killed.returncode == 1
     # torchrun may have stopped the first process before it noticed.

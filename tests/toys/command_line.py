@@ -29,6 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+# Seconds after which a test gives up on a process. No test measures time: on a loaded machine a
+# process may take twenty times as long as alone.
+PATIENCE = 900
+
 
 class Answer(NamedTuple):
     """What a command line came to that was given in the folder `cwd`."""
@@ -69,9 +73,9 @@ class Running:
             os.kill(self.pid, signum)
         return self
 
-    def end(self, seconds: float = 300) -> Answer:
-        """Wait for its end, which has to come within `seconds`."""
-        latest = time.monotonic() + seconds
+    def end(self) -> Answer:
+        """Wait for its end, which has to come within `PATIENCE`."""
+        latest = time.monotonic() + PATIENCE
         while (code := self.poll()) is None:
             assert time.monotonic() < latest, self.said()
             time.sleep(0.005)
