@@ -9,10 +9,9 @@ from hydra.errors import HydraException
 
 from robusttrain import renames
 from robusttrain.config.error_messages import no_such_key
-from robusttrain.config.schema import CONF, GROUPS
+from robusttrain.config.folders import CONF
+from robusttrain.config.schema import GROUPS
 from robusttrain.errors import InputError
-from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
-from robusttrain.runs.resume import quoted, resumed
 from robusttrain.runtime import distributed
 
 # The option that estimates the cost of a run, and those that start a sweep.
@@ -43,7 +42,17 @@ def arguments(given: Sequence[str]) -> list[str]:
         problem = "is not allowed under torchrun, whose processes share one run"
         allowed = "start the jobs one by one, or without torchrun"
         raise InputError("-m", allowed=allowed, problem=problem)
-    return _overrides_last(resumed(arguments))
+    return _overrides_last(_resumed(arguments))
+
+
+def _resumed(arguments: list[str]) -> list[str]:
+    """`arguments`, or those of the run that their `resume=` names."""
+    if not any(argument.startswith("resume=") for argument in arguments):
+        return arguments
+    # Imported here, since it takes as long as torch.
+    from robusttrain.runs.resume import resumed
+
+    return resumed(arguments)
 
 
 def _without_dry_run(given: Sequence[str]) -> list[str]:
@@ -75,6 +84,9 @@ def _of_sweep(argument: str, arguments: Sequence[str]) -> str:
         raise no_such_key(argument, key, OF_SWEEP)
     if not SWEEPS & set(arguments):
         raise InputError(argument, allowed="start a sweep with -m", problem="is a key of sweeps")
+    # Imported here, since it takes as long as torch.
+    from robusttrain.runs.resume import quoted
+
     text = value if value[:1] in ("'", '"') else quoted(value)
     return f"hydra.callbacks.sweeps.{name}={text}"
 
@@ -86,6 +98,9 @@ def _inherited(arguments: list[str]) -> list[str]:
     """
     if not any(argument.startswith("checkpoint=") for argument in arguments):
         return arguments
+    # Imported here, since it takes as long as torch.
+    from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
+
     groups = {*INHERITED, *OF_TRAINING} - {argument.partition("=")[0] for argument in arguments}
     return [
         f"{FORCED}{argument}" if _component(argument) in groups else argument

@@ -17,7 +17,7 @@ from robusttrain.optim.averaging import Averaging
 from robusttrain.optim.optimizers import Optimizer
 from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
-from robusttrain.report.terminal import Verbosity
+from robusttrain.report.verbosity import Verbosity
 from robusttrain.threat import Norm, Threat, check_lengths
 from robusttrain.training.settings import Training
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
@@ -37,11 +38,10 @@ def unaudited(threats: Sequence[Threat]) -> str:
 
 def wilson(right: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of the share `right` of `n` (Wilson 1927), within [0, 1]."""
-    # Takes a second to import, which a command line with a mistake in it need not wait for.
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(right, n, 1 - CONFIDENCE, method="wilson")
-    return float(low), float(high)
+    share, penalty = right / n, NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2 / n
+    centre = (share + penalty / 2) / (1 + penalty)
+    margin = math.sqrt(penalty * (share * (1 - share) + penalty / 4)) / (1 + penalty)
+    return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from io import StringIO
 from typing import Any
 
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from robusttrain.errors import printable
 from robusttrain.report.ledger import Row
+from robusttrain.report.verbosity import Verbosity
 
 log = logging.getLogger("robusttrain")
 
@@ -35,14 +35,6 @@ SHARES = ("clean", "robust", "worst case")
 
 # Verdicts of an audit, from good to bad, and how they look.
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
-
-
-class Verbosity(StrEnum):
-    """How much a run prints."""
-
-    quiet = "quiet"
-    normal = "normal"
-    verbose = "verbose"
 
 
 class Bar:

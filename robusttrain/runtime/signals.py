@@ -60,6 +60,13 @@ def handle_signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def ignore() -> None:
+    """Ignore `SIGNALS` from now on, in a process that is about to say why it exits."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+
+
 @contextmanager
 def handle_in_worker() -> Iterator[None]:
     """`handle_signals` for a worker process, which may run several jobs one after the other.

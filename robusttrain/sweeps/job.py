@@ -40,7 +40,7 @@ from robusttrain.sweeps import records
 from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
 from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, Job
-from robusttrain.sweeps.session import Session, SweepState, Unread, opened, present
+from robusttrain.sweeps.session import SweepState, present
 from robusttrain.sweeps.summary import write_summary
 
 log = logging.getLogger("robusttrain")
@@ -137,48 +137,6 @@ def _report_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) ->
     terminal.say(str(run_dir))
 
 
-@contextmanager
-def concluded(unread: Unread, typed: Sequence[str]) -> Iterator[Session]:
-    """Summarise the sweep that runs within the block, if there is one.
-
-    Before its jobs, `unread` finds the settings that have no effect in them. `typed` are the words
-    of its command.
-
-    Raises
-    ------
-    JobError
-        If the launcher or the sweeper itself fails.
-    Interrupted
-        If a signal was deferred until the jobs had ended.
-    """
-    with opened(unread) as session:
-        try:
-            yield session
-        except EXPECTED_ERRORS:
-            raise
-        except Exception as error:
-            if session.sweep is None or not session.sweep.engine:
-                raise
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = " ".join([session.sweep.engine, "over", *session.sweep.keys])
-            raise JobError(f"{what} ended with {type(error).__name__}: {first}") from error
-        finally:
-            session.view.close()
-            if session.sweep is not None:
-                terminal = Terminal(verbosity=session.sweep.verbosity)
-                session.exit_code = _conclude(session.sweep, terminal)
-                if signals.received():
-                    terminal.say_always(_advice(session.sweep, typed))
-            signals.raise_pending()
-
-
-def _advice(sweep: SweepState, typed: Sequence[str]) -> str:
-    """How to resume a sweep that was stopped."""
-    chosen = any(word.startswith(PLACE) for word in typed)
-    words = typed if chosen else [*typed, f"{PLACE}{sweep.directory}"]
-    return f"resume the sweep with: {distributed.command()} {shlex.join(words)}"
-
-
 def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     """Update the sweep's records after one of its jobs was resumed on its own."""
     found = records.record_of(run_dir)
@@ -201,11 +159,26 @@ def _saved_comparison(sweep_dir: Path) -> Comparison:
         return Comparison.of(saved.get("baseline"), saved.get("accuracies"))
 
 
-def _conclude(sweep: SweepState, terminal: Terminal) -> ExitCode:
+def conclude(sweep: SweepState, typed: Sequence[str]) -> ExitCode:
     """Write and print the summary of a sweep, or remove its directory if no job has left one.
 
-    Returns the exit code of jobs that have finished.
+    `typed` are the words of its command. Returns the exit code of jobs that have finished.
     """
+    terminal = Terminal(verbosity=sweep.verbosity)
+    code = _summarised(sweep, terminal)
+    if signals.received():
+        terminal.say_always(_advice(sweep, typed))
+    return code
+
+
+def _advice(sweep: SweepState, typed: Sequence[str]) -> str:
+    """How to resume a sweep that was stopped."""
+    chosen = any(word.startswith(PLACE) for word in typed)
+    words = typed if chosen else [*typed, f"{PLACE}{sweep.directory}"]
+    return f"resume the sweep with: {distributed.command()} {shlex.join(words)}"
+
+
+def _summarised(sweep: SweepState, terminal: Terminal) -> ExitCode:
     folder = sweep.directory
     ended = records.read_jobs(folder)
     if not any((folder / job.folder).exists() for job in ended):
@@ -214,7 +187,7 @@ def _conclude(sweep: SweepState, terminal: Terminal) -> ExitCode:
             remove_if_untouched(folder, OF_SWEEP)
         return ExitCode.success
     records.write_table(folder)
-    overview = write_summary(folder, ended, sweep.comparison)
+    overview = write_summary(folder, ended, sweep.comparison or Comparison())
     if not overview.empty:
         shown = overview[[name for name in overview.columns if ", over " not in name]]
         terminal.table(shown, "means over seeds, in percent", {"seeds", "clean", "worst case"})

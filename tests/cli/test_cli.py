@@ -18,7 +18,7 @@ from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.run_directory import PREAMBLE
 from robusttrain.runs.run_directories import remove_if_untouched
-from toys.command_line import Answer, CommandLine
+from toys.command_line import PATIENCE, Answer, CommandLine
 from toys.runs import Answers, assert_refused, listing
 
 pytestmark = pytest.mark.long
@@ -37,7 +37,7 @@ def robust(*arguments: str, cwd: Path, **variables: str) -> Answer:
     """Run the command line in a real process, with its output piped."""
     done = subprocess.run(
         [sys.executable, "-m", "robusttrain", *arguments],
-        cwd=cwd, env=os.environ | variables, capture_output=True, text=True, timeout=120,
+        cwd=cwd, env=os.environ | variables, capture_output=True, text=True, timeout=PATIENCE,
         check=False,
     )  # fmt: skip
     return Answer(done.returncode, done.stdout, done.stderr, cwd)

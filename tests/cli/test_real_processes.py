@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from toys.command_line import PATIENCE
+
 pytestmark = pytest.mark.long
 
 TINY = [
@@ -22,7 +24,7 @@ def robusttrain(*words: str, cwd: Path) -> str:
     """The output of a command that succeeds, with nothing on the standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "robusttrain", *words],
-        cwd=cwd, env=os.environ, capture_output=True, text=True, timeout=300, check=False,
+        cwd=cwd, env=os.environ, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout

@@ -28,8 +28,8 @@ from robusttrain.attacks.pgd import Start
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.config import build as configs
 from robusttrain.config import schema as schemas
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
-from robusttrain.config.schema import CONF
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
 from robusttrain.runs.inherit import INHERITED, inherit_config, with_saved_config

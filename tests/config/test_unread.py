@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 from robusttrain import ranges
 from robusttrain.config import schema as schemas
 from robusttrain.config.build import build_component, with_numbers
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
-from robusttrain.config.schema import CONF, GROUPS
+from robusttrain.config.schema import GROUPS
 from robusttrain.config.unread import READERS, RULES, Conditional, Effective, unread
 from robusttrain.data.folder import Folder
 from robusttrain.errors import InputError

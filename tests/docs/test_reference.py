@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
 from robusttrain.exit_codes import ExitCode, of_signal
 from toys.command_line import CommandLine
 from toys.manual import MANUAL, ROOT, rows, section
@@ -211,7 +212,7 @@ def test_tables_of_options_have_all_of_them(group: str, page: Path, heading: str
     table = rows(section(page, heading))
     first = next(iter(table[0]))
     named = [name for row in table for name in re.findall(r"`(\w+)`", row[first])]
-    there = {path.stem for path in (schema.CONF / group).glob("*.yaml")}
+    there = {path.stem for path in (CONF / group).glob("*.yaml")}
     assert sorted(named) == sorted(there - {"none", "stack"})
 
 
