@@ -30,8 +30,8 @@ from robusttrain.attacks.model_view import QueryCounter
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.config import build as configs
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
-from robusttrain.config.schema import CONF
 from robusttrain.data import Split, as_input
 from robusttrain.evaluation import evaluate
 from robusttrain.models.first_conv import FirstConv2d

@@ -33,8 +33,8 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from robusttrain.config import build as configs
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
-from robusttrain.config.schema import CONF
 from robusttrain.data import Split, batches
 from robusttrain.models import build_model
 from robusttrain.models.first_conv import FirstConv2d

@@ -3,7 +3,9 @@
 import sys
 import warnings
 
+from robusttrain.cli import about
 from robusttrain.errors import IdentityWarning
+from robusttrain.exit_codes import ExitCode
 
 _with_place = warnings.formatwarning
 
@@ -22,12 +24,12 @@ def _formatted(
 
 
 def main() -> None:
-    """Run `compare` or `rerun`; hand any other command line to Hydra."""
+    """Run `compare` or `rerun`, or print the help; hand any other command line to Hydra."""
     # Only this function reads the command line; all others take its words as arguments.
     program, *given = sys.argv
     warnings.formatwarning = _formatted
     command = given[0] if given else ""
-    # Imported here, so that `compare` does not wait for torch.
+    # Each command is imported here, so that none waits for what another needs.
     try:
         if command == "compare":
             from robusttrain.cli import compare
@@ -36,14 +38,16 @@ def main() -> None:
         elif command == "rerun":
             from robusttrain.cli import main as cli
 
-            cli.rerun(program, given[1:])
+            sys.exit(cli.rerun(program, given[1:]))
+        elif about.is_asked(given):
+            about.answer(given)
         else:
             from robusttrain.cli import main as cli
 
-            cli.main(program, given)
+            sys.exit(cli.main(program, given))
     except KeyboardInterrupt:
         # Ctrl+C during the imports, which take seconds: no work has started.
-        sys.exit(130)
+        sys.exit(ExitCode.interrupted)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ COMMAND, LOCK = "command.json", ".lock"
 # Written last, so that a run without it is unfinished.
 MANIFEST = "manifest.json"
 
+# What a run has come to, for programs.
+RESULT = "result.json"
+
 LOG = "robusttrain.log"
 
 # Files that exist before a run has done anything; a directory with nothing else is removed.
@@ -25,7 +28,7 @@ ADVERSARIAL = "adversarial.npz"
 # What a training writes, and what an evaluation writes.
 TRAINED = (TRAIN, BEST, LATEST, PREVIOUS)
 EVALUATED = (REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED, ADVERSARIAL)
-RESULTS = (*TRAINED, *EVALUATED)
+RESULTS = (*TRAINED, *EVALUATED, RESULT)
 
 # The folder of the logger of that name.
 TENSORBOARD = "tensorboard"
@@ -39,7 +42,10 @@ TEMPORARY = ".partial"
 # In the directory of a sweep: the hidden folder of the jobs' records, so that `*` matches runs
 # only, and the suffix of the output that a job without a terminal leaves next to its record.
 RECORDS, JOB_OUTPUT = ".jobs", ".said"
-SWEEP_TABLE, SUMMARY = "sweep.csv", "sweep.md"
+SWEEP_TABLE, PAIRS, SUMMARY = "sweep.csv", "sweep_pairs.csv", "sweep.md"
+
+# The configuration of a sweep, which Hydra's sweeper of grids writes.
+SWEEP_CONFIG = "multirun.yaml"
 
 # All files of a sweep but the directories of its jobs.
-OF_SWEEP = {RECORDS, SWEEP_TABLE, SUMMARY, "multirun.yaml"}
+OF_SWEEP = {RECORDS, SWEEP_TABLE, PAIRS, SUMMARY, SWEEP_CONFIG}

@@ -17,6 +17,7 @@ import robusttrain
 import robusttrain.errors
 from robusttrain.attacks import apgd, square
 from robusttrain.threat import Norm
+from toys.command_line import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "robusttrain").rglob("*.py"))
@@ -28,7 +29,7 @@ SHIPPED = ["robusttrain", "conf", "docs", "tests", *DOCUMENTS, "pyproject.toml"]
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, *command], cwd=cwd, env=os.environ | variables, capture_output=True,
-        text=True, timeout=300, check=False,
+        text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

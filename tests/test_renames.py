@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from robusttrain import renames
 from robusttrain.config import schema
-from robusttrain.config.schema import CONF
+from robusttrain.config.folders import CONF
 from robusttrain.training.overfitting import TrainingHistory
 
 # The classes that configurations of saved runs name in modules that have moved.

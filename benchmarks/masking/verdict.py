@@ -14,6 +14,7 @@ from torch import nn
 
 from robusttrain.config import build as configs
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
 from robusttrain.errors import InputError
 from robusttrain.evaluation import model_checks
@@ -51,7 +52,7 @@ def composed(suite: str, threat: Threat, samples: int) -> Config:
     """The settings of an evaluation on the digits."""
     schema.register()
     words = [f"norm={threat.norm}", f"eps={threat.eps}", f"evaluation.samples={samples}"]
-    with initialize_config_dir(str(schema.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"evaluation={suite}", *words])
     return configs.build(configs.with_numbers(config))
 

@@ -24,6 +24,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
 from robusttrain.training.settings import Training
 
@@ -228,7 +229,7 @@ def comment(file: Path) -> str:
 
 def option_list(group: str, classes: Mapping[str, type]) -> list[str]:
     lines = []
-    for file in sorted((schema.CONF / group).glob("*.yaml")):
+    for file in sorted((CONF / group).glob("*.yaml")):
         content = yaml.safe_load(file.read_text()) or {}
         defaults = content.get("defaults", [])
         name, text = built(defaults), comment(file)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
 from robusttrain import ranges
@@ -70,6 +69,9 @@ class LBFGS(StepsField, BallAttack):
             # One image whose loss is not a number must not end the search of the others.
             gain = seen.value.nan_to_num(0, 0, 0).sum()
             return float(penalty - gain), _as_numpy(slope)
+
+        # Imported here, since only this attack needs it and it takes half a second.
+        from scipy.optimize import Bounds, minimize
 
         bounds = Bounds(
             _as_numpy((x - self.eps).clamp(0, 1)), _as_numpy((x + self.eps).clamp(0, 1))

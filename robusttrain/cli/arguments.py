@@ -8,14 +8,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from robusttrain import renames
-from robusttrain.config.schema import CONF, GROUPS
+from robusttrain.config.error_messages import no_such_key
+from robusttrain.config.folders import CONF
+from robusttrain.config.schema import GROUPS
 from robusttrain.errors import InputError
-from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
-from robusttrain.runs.resume import resumed
 from robusttrain.runtime import distributed
 
 # The option that estimates the cost of a run, and those that start a sweep.
 DRY_RUN, SWEEPS = "--dry-run", {"-m", "--multirun"}
+
+# The prefix of keys that belong to a sweep and not to its jobs, and these keys.
+SWEEP, OF_SWEEP = "sweep.", ("baseline", "accuracies")
 
 
 def arguments(given: Sequence[str]) -> list[str]:
@@ -25,11 +28,13 @@ def arguments(given: Sequence[str]) -> list[str]:
     ------
     InputError
         If `resume=` names no run that can be resumed, a group is given no option, a sweep is
-        started under torchrun, or a dry run is one of a sweep or of an interrupted run.
+        started under torchrun, a dry run is one of a sweep or of an interrupted run, or a key of
+        sweeps is given to a single run.
     """
     if DRY_RUN in given:
         given = _without_dry_run(given)
     arguments = _renamed([word for a in given for word in unstacked(a)])
+    arguments = [_of_sweep(argument, arguments) for argument in arguments]
     for argument in arguments:
         _refuse_no_option(argument)
     arguments = _inherited(arguments)
@@ -37,7 +42,17 @@ def arguments(given: Sequence[str]) -> list[str]:
         problem = "is not allowed under torchrun, whose processes share one run"
         allowed = "start the jobs one by one, or without torchrun"
         raise InputError("-m", allowed=allowed, problem=problem)
-    return _overrides_last(resumed(arguments))
+    return _overrides_last(_resumed(arguments))
+
+
+def _resumed(arguments: list[str]) -> list[str]:
+    """`arguments`, or those of the run that their `resume=` names."""
+    if not any(argument.startswith("resume=") for argument in arguments):
+        return arguments
+    # Imported here, since it takes as long as torch.
+    from robusttrain.runs.resume import resumed
+
+    return resumed(arguments)
 
 
 def _without_dry_run(given: Sequence[str]) -> list[str]:
@@ -59,6 +74,23 @@ def _renamed(arguments: list[str]) -> list[str]:
     return current
 
 
+def _of_sweep(argument: str, arguments: Sequence[str]) -> str:
+    """`sweep.KEY=VALUE` as Hydra takes it, with the value as text; other arguments as they are."""
+    key, _, value = argument.partition("=")
+    if not key.startswith(SWEEP):
+        return argument
+    name = key.removeprefix(SWEEP)
+    if name not in OF_SWEEP:
+        raise no_such_key(argument, key, OF_SWEEP)
+    if not SWEEPS & set(arguments):
+        raise InputError(argument, allowed="start a sweep with -m", problem="is a key of sweeps")
+    # Imported here, since it takes as long as torch.
+    from robusttrain.runs.resume import quoted
+
+    text = value if value[:1] in ("'", '"') else quoted(value)
+    return f"hydra.callbacks.sweeps.{name}={text}"
+
+
 def _inherited(arguments: list[str]) -> list[str]:
     """Let Hydra accept keys of components whose option may come from a checkpoint.
 
@@ -66,6 +98,9 @@ def _inherited(arguments: list[str]) -> list[str]:
     """
     if not any(argument.startswith("checkpoint=") for argument in arguments):
         return arguments
+    # Imported here, since it takes as long as torch.
+    from robusttrain.runs.inherit import FORCED, INHERITED, OF_TRAINING
+
     groups = {*INHERITED, *OF_TRAINING} - {argument.partition("=")[0] for argument in arguments}
     return [
         f"{FORCED}{argument}" if _component(argument) in groups else argument

@@ -10,10 +10,11 @@ import pandas as pd
 
 from robusttrain.errors import InputError
 from robusttrain.report import compare as comparison
-from robusttrain.report.compare import CLEAN, Measure, Run
+from robusttrain.report.compare import Measure, Run
 from robusttrain.report.files import write_csv
+from robusttrain.report.ledger import CLEAN
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import RECORDS, SUMMARY, SWEEP_TABLE
+from robusttrain.run_directory import OF_SWEEP
 
 DESCRIPTION = """\
 Compare finished runs sample by sample, and report which of them differ. The
@@ -82,7 +83,7 @@ def _parser() -> ArgumentParser:
 def _beside_jobs(path: Path) -> bool:
     """Whether `path` is no job but another file of a sweep, which a wildcard also matches."""
     by_hydra = path.suffix == ".yaml" and path.is_file()
-    return by_hydra or (path.name in (RECORDS, SWEEP_TABLE, SUMMARY) and path.exists())
+    return by_hydra or (path.name in OF_SWEEP and path.exists())
 
 
 def _write(path: Path, pairs: pd.DataFrame) -> None:
@@ -115,7 +116,7 @@ def _show(
         terminal.say(line)
     suites = comparison.suites(runs)
     if len(measures) > 1 and len(suites) > 1:
-        terminal.say(f"warning: the runs faced different attacks: {' or '.join(suites)}")
+        terminal.warn(f"the runs faced different attacks: {' or '.join(suites)}")
 
 
 def _described(run: Run, titles: Mapping[Measure, str]) -> dict[str, str]:

@@ -1,52 +1,37 @@
-"""The command line of runs and sweeps: compose the configuration, run, exit with a code."""
+"""The command line of runs and sweeps: compose the configuration, run, exit with a code.
 
-import copy
+Nothing here imports torch before the configuration is composed: `task` has what needs it.
+"""
+
 import logging
 import os
-import shlex
 import sys
-import time
 import traceback
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import NoReturn
 
 import hydra
-import torch
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig
 
-from robusttrain import seeding
+from robusttrain.cli import own_code
 from robusttrain.cli.arguments import DRY_RUN, arguments
-from robusttrain.config import build as configs
-from robusttrain.config import schema, unread
+from robusttrain.config import schema
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
-from robusttrain.config.run_config import Config
-from robusttrain.config.schema import CONF
+from robusttrain.config.folders import CONF
+from robusttrain.config.suggestions import did_you_mean, for_flag
 from robusttrain.errors import InputError, ProcessLostError
-from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import PREAMBLE
-from robusttrain.runs import experiment
-from robusttrain.runs.context import Origin
-from robusttrain.runs.hidden import refuse_hidden
-from robusttrain.runs.inherit import inherit_config, refuse_unknown_keys
-from robusttrain.runs.lock import alone_in
-from robusttrain.runs.preflight import check_settings
-from robusttrain.runs.rerun import Repetition
-from robusttrain.runs.resume import Command, as_given
-from robusttrain.runs.run_directories import remove_if_untouched
-from robusttrain.runs.training_attack import TRAIN_ATTACK, training_attack
+from robusttrain.exit_codes import ExitCode, of_signal
 from robusttrain.runtime import distributed, signals
-from robusttrain.runtime.malloc import keep_freed_memory
+from robusttrain.runtime.distributed import LOST
 from robusttrain.runtime.signals import Interrupted
-from robusttrain.sweeps import job as sweep
-from robusttrain.sweeps import launchers
+from robusttrain.sweeps import launchers, session
 
 # Overrides for all processes but the first, which alone has the run directory and the log, and for
 # dry runs, which have none.
@@ -54,8 +39,6 @@ WITHOUT_FILES = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_loggi
 
 # An exception that is raised there is one of Hydra, whatever its type.
 HYDRA = Path(hydra.__file__).parent
-
-LOST = "another process of this run has ended or does not respond"
 
 # Read before `main` sets the variable itself.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -82,94 +65,26 @@ class Task:
 
     def __call__(self, config: DictConfig) -> float | None:
         """Run once, in the directory that Hydra has created."""
+        # Imported here, so that a mistake in the command line does not wait for torch.
+        from robusttrain.cli import task
+
         chosen = HydraConfig.get()
         if chosen.mode == RunMode.MULTIRUN:
-            return sweep.job(chosen, config, self._run)
-        terminal, started = Terminal(), time.perf_counter()
-        try:
-            if self.dry:
-                _estimate(config, chosen, terminal)
-                return None
-            result = self._run(config, terminal)
-        except EXPECTED_ERRORS as error:
-            _leave(error)
-        if config.resume is not None and distributed.is_main():
-            seconds = time.perf_counter() - started
-            sweep.finish(Path(chosen.runtime.output_dir), result, seconds)
-        # Last line, never wrapped, so that it can be copied.
-        terminal.say(chosen.runtime.output_dir)
-        return result
-
-    def _run(self, config: DictConfig, terminal: Terminal) -> float | None:
-        chosen = HydraConfig.get()
-        run_dir = distributed.broadcast(lambda: Path(chosen.runtime.output_dir))
-        words = [f"resume={run_dir}", *Command.of(chosen, self.command[1:]).trust]
-        again = f"resume with: {distributed.command()} {shlex.join(words)}"
-        try:
-            with _without_exit():
-                return _run_in(run_dir, config, chosen, self.command, terminal)
-        except Interrupted as interrupted:
-            terminal.say(f"stopped by {interrupted}; {again}")
-            raise
-        except EXPECTED_ERRORS as error:
-            log.error(explain(error))
-            # If the directory is gone or not accessible, the error reports that already.
-            with suppress(OSError):
-                if distributed.is_main():
-                    remove_if_untouched(run_dir, PREAMBLE)
-            raise
-        except RuntimeError as error:
-            if not distributed.is_lost_peer(error):
-                raise
-            log.error(LOST)
-            raise ProcessLostError(f"{LOST}; {again}") from error
+            return task.run_job(chosen, config, self.command)
+        with _own_errors():
+            try:
+                if self.dry:
+                    task.estimate(chosen, config)
+                    return None
+                return task.run(chosen, config, self.command)
+            except EXPECTED_ERRORS as error:
+                _leave(error)
 
 
-def _estimate(config: DictConfig, chosen: HydraConf, terminal: Terminal) -> None:
-    refuse_hidden(chosen)
-    names, given = _options(chosen, config), as_given(chosen.overrides.task)
-    built, origin, without_effect = prepared(config, names, given)
-    unread.refuse(without_effect)
-    experiment.estimate(built, origin, terminal)
+def main(program: str, given: Sequence[str]) -> ExitCode:
+    """Run a command line, and return its exit code.
 
-
-@contextmanager
-def _without_exit() -> Iterator[None]:
-    """Refuse a component of the user's own that ends the process by `sys.exit`."""
-    try:
-        yield
-    except SystemExit as left:
-        place = traceback.extract_tb(left.__traceback__)[-1]
-        subject, allowed = f"{place.filename}:{place.lineno}", "raise an error instead"
-        problem = f"in {place.name} calls sys.exit({left.code})"
-        raise InputError(subject, allowed=allowed, problem=problem) from left
-
-
-def _run_in(
-    run_dir: Path,
-    config: DictConfig,
-    chosen: HydraConf,
-    command: Sequence[str],
-    terminal: Terminal,
-) -> float | None:
-    names = _options(chosen, config)
-    refuse_hidden(chosen)
-    with alone_in(run_dir) if distributed.is_main() else nullcontext():
-        built, origin, without_effect = prepared(config, names, as_given(chosen.overrides.task))
-        if chosen.mode == RunMode.RUN and built.resume is None:
-            # The settings of all jobs of a sweep are checked together, before the first one.
-            unread.refuse(without_effect)
-        if built.keep_memory:
-            keep_freed_memory()
-        repeated = Command.of(chosen, command[1:])
-        if built.resume is None and distributed.is_main():
-            repeated.write(run_dir)
-        origin = origin._replace(overrides=repeated.words, command=command)
-        return experiment.run(built, origin, run_dir, terminal)
-
-
-def main(program: str, given: Sequence[str]) -> None:
-    """Run a command line; exit with code 1 and a one-line message on invalid input.
+    Exits with a one-line message on invalid input.
 
     Parameters
     ----------
@@ -178,6 +93,7 @@ def main(program: str, given: Sequence[str]) -> None:
     given
         The words that the user typed after it.
     """
+    own_code.see_current_directory()
     schema.register()
     launchers.register()
     # Makes Hydra raise the error, where it would print a shortened traceback and exit.
@@ -185,6 +101,7 @@ def main(program: str, given: Sequence[str]) -> None:
     with (
         distributed.torchrun_group(),
         _only_first_prints(),
+        _own_errors(),
         _exit_codes(),
         signals.handle_signals(),
     ):
@@ -192,8 +109,9 @@ def main(program: str, given: Sequence[str]) -> None:
         words = distributed.broadcast(lambda: arguments(given))
         if dry or not distributed.is_main():
             words = [*words, *WITHOUT_FILES]
-        with sweep.concluded(_without_effect):
+        with session.concluded(_without_effect, given) as concluded:
             _by_hydra(Task((program, *words), dry))
+        return concluded.exit_code
 
 
 def _by_hydra(task: Task) -> None:
@@ -202,19 +120,21 @@ def _by_hydra(task: Task) -> None:
     # Hydra takes its arguments from sys.argv only; no other code reads it.
     before, sys.argv = sys.argv, list(task.command)
     try:
-        with _short_usage(), _refusals_of_hydra():
+        with _short_usage(task.command[1:]), _refusals_of_hydra():
             decorated(task)()
     finally:
         sys.argv = before
 
 
 @contextmanager
-def _short_usage() -> Iterator[None]:
+def _short_usage(words: Sequence[str]) -> Iterator[None]:
     """Exit with one line for a wrong option, where argparse would print all of Hydra's options."""
 
     def refuse(self: ArgumentParser, message: str) -> NoReturn:
-        print(f"robusttrain: {message} (see robusttrain --help)", file=sys.stderr)
-        sys.exit(2)
+        flag = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
+        meant = did_you_mean(for_flag(flag, words)) or "see robusttrain --help"
+        print(f"robusttrain: {message} ({meant})", file=sys.stderr)
+        sys.exit(ExitCode.usage)
 
     before, ArgumentParser.error = ArgumentParser.error, refuse  # type: ignore[method-assign]
     try:
@@ -259,11 +179,24 @@ def _exit_codes() -> Iterator[None]:
         if distributed.is_lost_peer(interrupted):
             # torchrun terminates all processes when one has ended.
             _leave(ProcessLostError(LOST))
-        sys.exit(128 + interrupted.signum)
+        sys.exit(of_signal(interrupted.signum))
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
             raise
         _leave(ProcessLostError(LOST))
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Exit with the user's own frames of an unexpected error, where there are any."""
+    try:
+        yield
+    except Exception as error:
+        if WANTS_TRACEBACK or not own_code.own_frames(error):
+            raise
+        more = "HYDRA_FULL_ERROR=1 shows the whole traceback"
+        message = f"robusttrain: your code has failed ({more})\n{own_code.report(error)}"
+        sys.exit(distributed.exit_message(message))
 
 
 @contextmanager
@@ -279,96 +212,40 @@ def _only_first_prints() -> Iterator[None]:
         yield
 
 
-def rerun(program: str, given: Sequence[str]) -> None:
+def rerun(program: str, given: Sequence[str]) -> ExitCode:
     """Run `robusttrain rerun RUN`: repeat the run in `RUN-rerun`, and compare the results.
 
-    Exits with code 1 if they differ.
+    Returns the exit code of the repetition, or that of a failure if they differ.
     """
+    from robusttrain.report.terminal import Terminal
+    from robusttrain.runs.rerun import Repetition
+
     if os.environ.get("RANK", "0") != "0":
         # The first process broadcasts the command, and compares.
-        main(program, [])
-        return
+        return main(program, [])
     try:
         repetition = Repetition.of(given)
     except InputError as error:
         _leave(error)
-    main(program, repetition.command)
+    code = main(program, repetition.command)
     differences = repetition.differences()
     for line in differences or [repetition.agreement()]:
         Terminal().say(line)
-    sys.exit(1 if differences else 0)
+    return ExitCode.failure if differences else code
 
 
 def _leave(error: Exception) -> NoReturn:
     """Exit with the message of an expected error, or raise it if HYDRA_FULL_ERROR=1."""
     if WANTS_TRACEBACK:
         raise error
-    sys.exit(distributed.exit_message(f"robusttrain: {explain(error)}"))
+    # torchrun sends one as soon as another process has ended, which may be why this one does.
+    signals.ignore()
+    message = f"robusttrain: {explain(error)}{own_code.places(error)}"
+    sys.exit(distributed.exit_message(message))
 
 
 def _without_effect(composed: DictConfig) -> Mapping[str, InputError]:
     """The refusals of the settings of a job that have no effect, by their keys."""
-    config = copy.deepcopy(composed)
-    chosen = cast(HydraConf, config.hydra)
-    with read_write(config), open_dict(config):
-        del config["hydra"]
-    return prepared(config, _options(chosen, config), list(chosen.overrides.task)).unread
+    from robusttrain.cli import task
 
-
-class Prepared(NamedTuple):
-    """A run before any work: its components, and where its configuration comes from.
-
-    `unread` has a refusal for each setting of the command line that has no effect, by its key.
-    """
-
-    config: Config
-    origin: Origin
-    unread: Mapping[str, InputError]
-
-
-def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[str]) -> Prepared:
-    """Build every component, and describe where the configuration comes from.
-
-    Parameters
-    ----------
-    config
-        The configuration as Hydra composed it.
-    names
-        The chosen option of each group.
-    overrides
-        The overrides that the user gave.
-
-    Raises
-    ------
-    InputError
-        If a value is not allowed, or `checkpoint` cannot be used.
-    """
-    config = copy.deepcopy(config)
-    OmegaConf.set_struct(config, False)
-    if config.checkpoint is not None:
-        config, others = inherit_config(config, overrides)
-        names = {**names, **others}
-    refuse_unknown_keys(config, overrides)
-    config = configs.with_numbers(config)
-    # A model that is already an `nn.Module` is initialised when it is built.
-    torch.manual_seed(seeding.derived_seed(config.seed, "initialisation"))
-    plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))
-    # A resumed run has the configuration of the run that was interrupted.
-    plain["resume"] = None
-    built = configs.build(config)
-    check_settings(built)
-    # The names in a checkpoint are more reliable than those derived from its configuration.
-    names = {TRAIN_ATTACK: training_attack(built, plain, names), **names}
-    if built.resume is None:
-        unread.refuse_without_effect(built, plain, names)
-    return Prepared(built, Origin(plain, names), unread.unread(built, plain, names, overrides))
-
-
-def _options(chosen: HydraConf, config: DictConfig) -> dict[str, str]:
-    """The option of each group; for a stack of noises, those of its mechanisms, in order."""
-    choices = {key: str(value) for key, value in chosen.runtime.choices.items()}
-    mechanisms = config.noise.get("mechanisms")
-    names = map(str, mechanisms) if isinstance(mechanisms, DictConfig) else ()
-    stacked = [f"noise@noise.mechanisms.{name}" for name in names]
-    options = [choices[group] for group in stacked if group in choices]
-    return {**choices, "noise": "+".join(options)} if options else choices
+    return task.without_effect(composed)

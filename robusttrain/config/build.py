@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from robusttrain.config.declarations import original
 from robusttrain.config.misfits import refuse_objects, refuse_values
 from robusttrain.config.run_config import Config
 from robusttrain.config.schema import GROUPS, PIXEL_KEYS
@@ -17,6 +19,8 @@ from robusttrain.errors import InputError
 
 def with_numbers(config: DictConfig) -> DictConfig:
     """A copy of the configuration in which fractions such as 8/255 are numbers.
+
+    Members of enumerations, which were declared for the schema, become those of the component.
 
     Raises
     ------
@@ -100,7 +104,9 @@ def _with_numbers(node: Any, where: str) -> Any:
             else _with_numbers(value, f"{where}{key}.")
             for key, value in node.items()
         }
-    return node
+    if isinstance(node, list):
+        return [_with_numbers(value, where) for value in node]
+    return original(type(node))[node.name] if isinstance(node, Enum) else node
 
 
 def _pixels(key: str, value: Any) -> Any:

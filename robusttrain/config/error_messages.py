@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +24,7 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from robusttrain import renames
+from robusttrain.config.suggestions import did_you_mean, for_bare, groups, nearest
 from robusttrain.errors import InputError, JobError, NonFiniteLossError, ProcessLostError
 
 # Errors that are no defects of the program: they end it with a message instead of a traceback.
@@ -41,6 +42,11 @@ EXPECTED_ERRORS = (
 
 # The beginning of Hydra's message about a file of the configuration.
 _IN_FILE = re.compile(r"In '[^']*': ")
+
+# The beginnings of what Hydra and OmegaConf say of several values, of a choice, and of no list.
+_SEVERAL = re.compile(r"Ambiguous value for argument '(.*)'")
+_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
+_NO_LIST = re.compile(r"Invalid value assigned: \w+ is not a ListConfig, list or tuple")
 
 # A value that is that of another key.
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -69,7 +75,9 @@ def explain(error: BaseException) -> str:
 def _of_the_command_line(error: BaseException) -> str | None:
     """The message for a word that cannot be used, or for a value that is not there."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be parsed as key=value: {_in_quotes(str(error.override))}"
+        return _not_parsed(str(error.override))
+    if several := _SEVERAL.match(str(error)):
+        return _several_values(several[1])
     if isinstance(error, MissingConfigException):
         return _missing(error)
     if isinstance(error, MissingMandatoryValue):
@@ -77,6 +85,20 @@ def _of_the_command_line(error: BaseException) -> str | None:
     if isinstance(error, InterpolationResolutionError) and error.parent_node is not None:
         return _unresolved(error)
     return None
+
+
+def _not_parsed(word: str) -> str:
+    """The message for a word that is no `key=value`."""
+    meant = did_you_mean(for_bare(word)) if "=" not in word else ""
+    return f"{word} cannot be parsed as key=value: {meant or _in_quotes(word)}"
+
+
+def _several_values(word: str) -> str:
+    """The message for `key=a,b` without `-m`."""
+    key, _, values = word.partition("=")
+    as_list = shlex.quote(f"{key}=[{values}]")
+    hint = "" if key in groups() else f"; if they are one value, give {as_list}"
+    return f"{word} has several values: add -m to run a job for each{hint}"
 
 
 def _in_quotes(word: str) -> str:
@@ -116,31 +138,50 @@ def _missing(error: MissingConfigException) -> str:
     group, _, option = file.rpartition("/")
     if not error.options:
         return extra(file) or " ".join(_lines(error))
-    allowed = f"it must be one of {', '.join(error.options)}"
-    return extra(file) or f"{group}={option} is not allowed: {allowed}"
+    return extra(file) or _no_choice(f"{group}={option}", option, error.options)
+
+
+def _no_choice(word: str, given: str, allowed: Sequence[str]) -> str:
+    """The message for a `word` whose value is none of those that are allowed."""
+    key = word.partition("=")[0]
+    meant = did_you_mean([f"{key}={choice}" for choice in nearest(given, allowed)])
+    every = f"it must be one of {', '.join(allowed)}"
+    return (
+        f"{word} is not allowed: {meant}\n({every})" if meant else f"{word} is not allowed: {every}"
+    )
 
 
 def _wrong_value(error: BaseException, cause: OmegaConfBaseException) -> str:
     """The message for a value of the wrong type."""
     override = str(error).partition("Error merging override ")[2]
-    line = _lines(error)[0].removesuffix(":")
+    line, problem = _lines(error)[0].removesuffix(":"), _lines(cause)[0]
+    if override and (choice := _CHOICE.match(problem)):
+        return _no_choice(override, choice[1], choice[2].split(", "))
+    if override and _NO_LIST.match(problem):
+        key, _, value = override.partition("=")
+        return f"{override} is not allowed: {did_you_mean([f'{key}=[{value}]'])}"
     place = f"{override} is not allowed" if override else f"{line}: {cause.full_key}"
-    return f"{place}: {_lines(cause)[0]}"
+    return f"{place}: {problem}"
 
 
 def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
-    """The message for an unknown key: similar keys, and all keys next to it."""
+    """The message for an unknown key: similar keys, and all keys next to it.
+
+    Those of the top level are many, and are left out if one is similar.
+    """
     key = str(cause.full_key)
     override = str(error).partition("config use +")[2]
     parent = cause.parent_node
     assert isinstance(parent, Container)
-    near = [renames.KEYS[key]] if key in renames.KEYS else _near(key, parent._get_root())
-    hint = f", did you mean {' or '.join(near)}?" if near else ""
-    where = key.rpartition(".")[0] or "the top level"
+    typed = override.partition("=")[0] or key
+    near = [renames.KEYS[key]] if key in renames.KEYS else _near(key, typed, parent._get_root())
+    hint = f", {did_you_mean(near)}" if near else ""
+    section = key.rpartition(".")[0]
     there = ", ".join(_own_keys(parent)) or "none"
+    listing = "" if near and not section else f"\nKeys of {section or 'the top level'}: {there}"
     file = _IN_FILE.match(str(error))
     word = override or (f"{file[0]}{key}" if file else key)
-    return f"{word} is not allowed: no such key{hint}\nKeys of {where}: {there}"
+    return f"{word} is not allowed: no such key{hint}{listing}"
 
 
 def no_such_key(word: str, key: str, there: Iterable[str]) -> InputError:
@@ -156,8 +197,8 @@ def no_such_key(word: str, key: str, there: Iterable[str]) -> InputError:
         The keys of the component.
     """
     where, _, last = key.rpartition(".")
-    near = difflib.get_close_matches(last, there := list(there), 1, 0.7)
-    hint = f", did you mean {where}.{near[0]}?" if near else ""
+    near = nearest(last, there := list(there))
+    hint = f", {did_you_mean([f'{where}.{each}' for each in near])}" if near else ""
     problem = f"is not allowed: no such key{hint}\nKeys of {where}: {', '.join(there) or 'none'}"
     return InputError(word, problem=problem)
 
@@ -167,9 +208,15 @@ def wrong_type(word: str, error: OmegaConfBaseException) -> InputError:
     return InputError(word, problem=f"is not allowed: {_lines(error)[0]}")
 
 
-def _near(key: str, root: Any) -> list[str]:
-    """Up to three keys whose last part resembles that of `key`, the most similar first."""
-    known = list(_keys(root, ""))
+def _near(key: str, typed: str, root: Any) -> list[str]:
+    """The keys that resemble the `typed` one, of which `key` is the part up to its unknown name.
+
+    These are one that resembles it as a whole, or else up to three whose last part resembles that
+    of `key`, the most similar first.
+    """
+    known = [*_keys(root, ""), *(group for group in groups() if group not in root)]
+    if whole := difflib.get_close_matches(typed, known, 1, 0.85):
+        return whole
     word = difflib.get_close_matches(_last(key), {_last(k) for k in known}, 1, 0.7)
     return difflib.get_close_matches(key, [k for k in known if _last(k) in word], cutoff=0)
 

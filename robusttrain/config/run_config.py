@@ -17,6 +17,7 @@ from robusttrain.optim.averaging import Averaging
 from robusttrain.optim.optimizers import Optimizer
 from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
+from robusttrain.report.verbosity import Verbosity
 from robusttrain.threat import Norm, Threat, check_lengths
 from robusttrain.training.settings import Training
 
@@ -66,6 +67,10 @@ class Config:
         Directory of the data sets.
     download
         Whether missing data sets are downloaded to `data_dir`.
+    verbosity
+        How much the run prints: `quiet` for warnings and the last line only, or `verbose` for
+        details, such as the checks of the audit that pass. It is no part of what a run is: a run
+        or a sweep may be resumed with another one.
     trust
         Your own packages whose classes and functions the configuration in a checkpoint may call.
     """
@@ -95,6 +100,7 @@ class Config:
     keep_memory: bool = True
     data_dir: str = "data"
     download: bool = True
+    verbosity: Verbosity = Verbosity.normal
     trust: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -1,18 +1,29 @@
-"""Structured configs for Hydra, made from the dataclass of every component."""
+"""Structured configs for Hydra, made from the dataclass of every component.
+
+Hydra finds the schema of a class as `schema/<group>/<class>`, and that of a whole run as
+`schema/Config`. All are made when Hydra asks for them, from declarations that are read without
+importing torch.
+"""
 
 import dataclasses
+import functools
 import importlib
 import inspect
-import pkgutil
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
-from types import ModuleType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
 
-from robusttrain.config.run_config import Config
+from robusttrain.config.declarations import class_names, declared, modules, original, source
+from robusttrain.config.folders import PACKAGE
 
 
 class Group(NamedTuple):
@@ -50,13 +61,63 @@ COMPANIONS, NOTHING = ("weight_perturbation", "averaging"), "none"
 PIXEL_KEYS = ("eps", "step_size", "sigma")
 
 
+class Schemas(ConfigSource):
+    """Hydra's source of the schemas."""
+
+    @staticmethod
+    def scheme() -> str:
+        """The beginning of its address on the search path."""
+        return "robusttrain"
+
+    def available(self) -> bool:
+        """Always: it is a part of the program."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether the path is `schema` or `schema/<group>`."""
+        return config_path.rstrip("/") in {"", "schema", *(f"schema/{group}" for group in GROUPS)}
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether the path is that of a schema."""
+        return _component(config_path) is not None
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The schema of a path."""
+        component = _component(config_path)
+        assert component is not None, "Hydra asks for what `is_config` has confirmed"
+        address = f"{self.scheme()}://{self.path}"
+        node = OmegaConf.structured(schema(component))
+        return ConfigResult(self.provider, address, node, {"package": None})
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Nothing: no user needs their names."""
+        return []
+
+
+class _OnSearchPath(SearchPathPlugin):
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("robusttrain", f"{Schemas.scheme()}://")
+
+
 def register() -> None:
-    """Register the schema of every component with Hydra, as `schema/<group>/<class>`."""
-    store = ConfigStore.instance()
-    store.store(group="schema", name="Config", node=schema(Config))
-    for group in GROUPS:
-        for component in components(group):
-            store.store(group=f"schema/{group}", name=component.__name__, node=schema(component))
+    """Let Hydra find the schemas."""
+    for plugin in (Schemas, _OnSearchPath):
+        Plugins.instance().register(plugin)
+
+
+@functools.cache
+def _component(config_path: str) -> type | None:
+    """The component whose schema a path is; None if it is no schema."""
+    match config_path.removesuffix(".yaml").split("/"):
+        case ["schema", "Config"]:
+            return cast(type, declared("robusttrain.config.run_config", "Config"))
+        case ["schema", group, name] if group in GROUPS:
+            place, method = GROUPS[group]
+            found = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
+            defining = (module for module in modules(place) if found.search(source(module)))
+            components = (declared(module, name) for module in defining)
+            return next((one for one in components if _is_component(one, method)), None)
+    return None
 
 
 def schema(component: type) -> type:
@@ -72,16 +133,21 @@ def schema(component: type) -> type:
 
 
 def components(group: str) -> list[type]:
-    """The dataclasses that an option of `group` can name: those with the method of the group.
-
-    Abstract base classes are left out.
-    """
+    """The dataclasses that an option of `group` can name, imported; see `_is_component`."""
     place, method = GROUPS[group]
-    return [
-        component
-        for component in _dataclasses(importlib.import_module(place))
-        if not inspect.isabstract(component) and (method is None or method in dir(component))
+    public = [
+        declared(module, name)
+        for module in modules(place)
+        for name in class_names(module)
+        if not name.startswith("_")
     ]
+    return [original(found) for found in public if _is_component(found, method)]
+
+
+def _is_component(found: type, method: str | None) -> bool:
+    """Whether a class is a dataclass with the method of its group, and not abstract."""
+    fits = dataclasses.is_dataclass(found) and (method is None or method in dir(found))
+    return fits and not inspect.isabstract(found)
 
 
 def schema_of(target: object) -> type | None:
@@ -94,22 +160,13 @@ def schema_of(target: object) -> type | None:
     return schema(cast(type, component)) if known else None
 
 
-def _dataclasses(place: ModuleType) -> Iterator[type]:
-    """Public dataclasses of a module, or of the modules of a package."""
-    inside = getattr(place, "__path__", None)
-    names = [m.name for m in pkgutil.iter_modules(inside)] if inside else []
-    modules = [importlib.import_module(f"{place.__name__}.{name}") for name in names] or [place]
-    for module in modules:
-        for name, value in vars(module).items():
-            own = isinstance(value, type) and value.__module__ == module.__name__
-            if own and dataclasses.is_dataclass(value) and not name.startswith("_"):
-                yield cast(type, value)
-
-
 def _schema_field(member: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Any]:
     if member.default_factory is hint and dataclasses.is_dataclass(hint):
         nested = schema(hint)
         return nested, dataclasses.field(default_factory=nested)
+    if get_origin(hint) is Mapping and all(map(_is_plain, get_args(hint))):
+        # Values by names that the user chooses.
+        return Any, dataclasses.field(default_factory=_open_section)
     if member.default_factory is not dataclasses.MISSING:
         default = dataclasses.field(default_factory=member.default_factory)
     elif member.default is not dataclasses.MISSING:
@@ -117,6 +174,11 @@ def _schema_field(member: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Any
     else:
         default = dataclasses.field(default="???")
     return (hint if member.name not in PIXEL_KEYS and _is_plain(hint) else Any), default
+
+
+def _open_section() -> DictConfig:
+    """A section that takes any key of the command line."""
+    return OmegaConf.create({}, flags={"struct": False})
 
 
 def _is_plain(hint: Any) -> bool:
@@ -130,10 +192,3 @@ def _is_plain(hint: Any) -> bool:
 
 def _path(component: type) -> str:
     return f"{component.__module__}.{component.__qualname__}"
-
-
-PACKAGE = Path(__file__).parents[1]
-
-
-# An installed package contains conf/; in a checkout, conf/ lies next to the package.
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())

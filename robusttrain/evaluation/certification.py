@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import betaincinv
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from robusttrain.attacks.model_view import predictions
@@ -123,6 +121,9 @@ def certify(
 
 def lower_bound(count: int, n: int, alpha: float) -> float:
     """The p that a binomial probability exceeds with confidence 1 - alpha (Clopper-Pearson)."""
+    # Imported here, since few runs need it and it takes long.
+    from scipy.special import betaincinv
+
     # By alpha itself: of a small one nothing is left in a level of confidence 1 - alpha.
     return float(betaincinv(count, n - count + 1, alpha)) if count else 0.0
 
@@ -196,6 +197,9 @@ def _attacked(
         advance(1)
     broken = np.any(distributed.all_gather(broken), axis=0)
     count = int(broken.sum())
+    # Imported here, since few runs need it and it takes a second.
+    from scipy.stats import binom
+
     # Both a certificate and the vote at the attacked image may be wrong.
     wrong = min(1.0, 2 * settings.alpha)
     allowed = float(binom.ppf(BELIEVABLE, len(held), wrong)) if len(held) else 0.0

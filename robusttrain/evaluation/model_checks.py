@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robusttrain import seeding
@@ -249,5 +248,7 @@ def _channels(values: list[float], x: Tensor) -> Tensor:
 
 def _odds(wins: int, losses: int) -> float:
     """P(wins or more) where each of wins + losses is as likely the one as the other."""
-    games = wins + losses
-    return float(binomtest(wins, games, alternative="greater").pvalue) if games else 1.0
+    # Imported here, since it takes as long as a small run, like all of SciPy.
+    from scipy.special import bdtrc
+
+    return float(bdtrc(wins - 1, wins + losses, 0.5)) if wins else 1.0

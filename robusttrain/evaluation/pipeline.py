@@ -156,6 +156,10 @@ def _audited(
     ledger: Ledger,
     terminal: Terminal,
 ) -> Audit:
+    for name, outcome in ledger.outcomes.items():
+        tried = len(ledger.index) if outcome.attacked is None else int(outcome.attacked.sum())
+        broke = int(outcome.broke.sum())
+        terminal.detail(f"{name}: {broke} of {tried} images broken in {outcome.seconds:.1f} s")
     if not settings.audit or settings.probe is None:
         return NO_AUDIT
     rows = settings.probed(len(ledger.index))

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from robusttrain import ranges, seeding
 from robusttrain.attacks import Attack, ProbeAttack, fitted, threat_of, traits_of
-from robusttrain.report.ledger import PROBE, UNION, WORST_CASE
+from robusttrain.report.ledger import CLEAN, PROBE, UNION, WORST_CASE
 
 # Row names that attacks may not use.
 RESERVED = (
-    "clean", WORST_CASE, UNION, PROBE, "uint8", "control", "noise_off", "noise_off_attacked",
+    CLEAN, WORST_CASE, UNION, PROBE, "uint8", "control", "noise_off", "noise_off_attacked",
     "noise_fixed", "in_certificate", "verified",
 )  # fmt: skip
 
@@ -96,6 +96,17 @@ class Evaluation:
         changes what the model predicts.
     save_adversarial
         Whether to keep the attacked images, in `adversarial.npz`.
+    strict
+        Whether the exit code is 3 if the audit fails, or if training got stuck, overfitted
+        catastrophically, leaked labels or skipped steps.
+    require
+        Least accuracies, as shares from 0 to 1: of `clean`, of `worst_case` (in each threat model),
+        of `union`, or of an attack by its name. The exit code is 3 if one is lower.
+    baseline
+        A finished run on the same images. The exit code is 3 if an accuracy is lower than there by
+        more than `tolerance`.
+    tolerance
+        By how much an accuracy may be lower than that of `baseline`, as a share from 0 to 1.
     certification
         How radii are certified, if they are: the model then predicts by the majority of its draws,
         whether or not its noise is meant for prediction.
@@ -112,6 +123,10 @@ class Evaluation:
     audit: bool = False
     verify: bool = False
     save_adversarial: bool = False
+    strict: bool = False
+    require: Mapping[str, float] = field(default_factory=dict)
+    baseline: str | None = None
+    tolerance: float = 0.01
     certification: Certification | None = None
 
     def __post_init__(self) -> None:
@@ -138,9 +153,26 @@ class Evaluation:
                 f"named otherwise: reports have rows {', '.join(RESERVED)}, {RESERVED_START}...",
             )  # fmt: skip
 
+        ranges.within(0, 1, tolerance=self.tolerance)
+        for name, least in self.require.items():
+            allowed = f"one of {', '.join(self.figures)}"
+            ranges.require(name in self.figures, f"require.{name}", least, allowed)
+            ranges.within(0, 1, **{f"require.{name}": least})
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The rows of the report that something may be required of.
+
+        There is a union if there are several threat models, also of attacks that do not state one.
+        """
+        threats = {threat_of(attack) for attack in self.attacks.values()}
+        union = [UNION] if len(threats) > 1 else []
+        return (CLEAN, WORST_CASE, *union, *self.attacks)
+
     def unused(self) -> dict[str, str]:
-        """The probe, without an audit."""
-        return {} if self.audit else {"probe": "audit", "probe_samples": "audit"}
+        """The probe without an audit, and the tolerance without a baseline."""
+        probe = {} if self.audit else {"probe": "audit", "probe_samples": "audit"}
+        return probe | ({} if self.baseline else {"tolerance": "baseline"})
 
     def choose(self, size: int) -> Tensor:
         """Positions of the images to evaluate in a split of `size`, in increasing order."""

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robusttrain.attacks.model_view import logits_of, predictions
@@ -59,6 +58,9 @@ class MajorityVote(nn.Module):
         shares = (votes / self.draws).masked_fill(without, torch.nan)
         if self.alpha is None:
             return shares
+        # Imported here, since few runs need it and it takes a second.
+        from scipy.stats import binomtest
+
         first, second = votes.topk(2, dim=1).values.unbind(1)
         pairs = zip(first.tolist(), second.tolist(), strict=True)
         unsure = [binomtest(a, max(1, a + b)).pvalue > self.alpha for a, b in pairs]

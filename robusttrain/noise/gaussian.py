@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
 from robusttrain.noise.additive import AdditiveNoise, Certificate
@@ -25,4 +24,7 @@ class Gaussian(AdditiveNoise):
 
     def radius(self, probability: float) -> float:
         """Sigma Phi^-1(p) for probability p, if the runner-up has 1 - p."""
+        # Imported here, since only certificates need it and it takes long.
+        from scipy.special import ndtri
+
         return float(self.sigma * ndtri(probability))

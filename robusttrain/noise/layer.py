@@ -1,5 +1,6 @@
 """The base of noise layers, and functions on all noise layers of a model."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,8 +15,20 @@ from robusttrain import ranges
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-# torch.compile cannot trace generators.
-untraced = cast(Callable[[_Method], _Method], torch.compiler.disable)
+def untraced(method: _Method) -> _Method:
+    """`torch.compiler.disable` for a method, since torch.compile cannot trace generators.
+
+    It is applied at the first call: it imports Dynamo, which takes as long as torch itself.
+    """
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(method)
+    def call(*given: Any, **named: Any) -> Any:
+        if not disabled:
+            disabled.append(torch.compiler.disable(method))  # type: ignore[no-untyped-call]
+        return disabled[0](*given, **named)
+
+    return cast(_Method, call)
 
 
 Sampler = Callable[[Tensor, torch.Generator], Tensor]

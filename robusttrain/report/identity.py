@@ -9,9 +9,17 @@ from typing import Any
 
 from robusttrain.errors import IdentityWarning, InputError
 from robusttrain.report.files import intact
-from robusttrain.run_directory import EVALUATED, LATEST, MANIFEST, PREVIOUS, RESULTS, TRAINED
+from robusttrain.run_directory import (
+    EVALUATED,
+    LATEST,
+    MANIFEST,
+    PREVIOUS,
+    RESULT,
+    RESULTS,
+    TRAINED,
+)
 
-_BY_STAGE = {"train": TRAINED, "evaluate": EVALUATED}
+_BY_STAGE = {"train": (*TRAINED, RESULT), "evaluate": (*EVALUATED, RESULT)}
 
 
 def digests(run_dir: Path, passing: Collection[str] = ()) -> dict[str, str]:
@@ -19,7 +27,7 @@ def digests(run_dir: Path, passing: Collection[str] = ()) -> dict[str, str]:
 
     Those in `passing` are left out.
     """
-    return {name: _digest(run_dir / name) for name in _results_in(run_dir) if name not in passing}
+    return {name: _digest(run_dir / name) for name in results_in(run_dir) if name not in passing}
 
 
 def refuse_mixed(run_dir: Path, read: Sequence[str]) -> None:
@@ -36,7 +44,7 @@ def refuse_mixed(run_dir: Path, read: Sequence[str]) -> None:
     with intact(path):
         manifest = json.loads(path.read_text())
         listed = manifest.get("files") or _of_stages(manifest)
-        found = _results_in(run_dir)
+        found = results_in(run_dir)
         foreign = [name for name in found if name not in (*listed, LATEST, PREVIOUS)]
         compared = [name for name in read if name in found and name not in foreign]
         if isinstance(listed, Mapping):
@@ -54,7 +62,8 @@ def _warn(run_dir: Path) -> None:
     warnings.warn(line, IdentityWarning, stacklevel=3)
 
 
-def _results_in(run_dir: Path) -> list[str]:
+def results_in(run_dir: Path) -> list[str]:
+    """The names of the result files in the directory of a run."""
     return [name for name in RESULTS if (run_dir / name).is_file()]
 
 

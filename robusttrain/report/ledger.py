@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from robusttrain.threat import Threat
 
 CONFIDENCE = 0.95
+
+# The row of the images as they are.
+CLEAN = "clean"
 
 # Rows over several attacks: of one threat model, and of all.
 WORST_CASE, UNION = "worst_case", "union"
@@ -34,11 +38,10 @@ def unaudited(threats: Sequence[Threat]) -> str:
 
 def wilson(right: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of the share `right` of `n` (Wilson 1927), within [0, 1]."""
-    # Takes a second to import, which a command line with a mistake in it need not wait for.
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(right, n, 1 - CONFIDENCE, method="wilson")
-    return float(low), float(high)
+    share, penalty = right / n, NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2 / n
+    centre = (share + penalty / 2) / (1 + penalty)
+    margin = math.sqrt(penalty * (share * (1 - share) + penalty / 4)) / (1 + penalty)
+    return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ class Ledger:
 
         Only attacks within `threat` count where it is given.
         """
-        first = np.where(self.misclassified, "clean", "").astype(object)
+        first = np.where(self.misclassified, CLEAN, "").astype(object)
         outcomes = self.outcomes if threat is None else self.within(threat)
         for name, outcome in outcomes.items():
             first[(first == "") & outcome.broken] = name
@@ -281,7 +284,7 @@ class Ledger:
         attacks.
         """
         clean = Row.counted(
-            "clean",
+            CLEAN,
             threat.at(0),
             self.misclassified,
             forward=1.0,

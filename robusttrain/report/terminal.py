@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from robusttrain.errors import printable
 from robusttrain.report.ledger import Row
+from robusttrain.report.verbosity import Verbosity
 
 log = logging.getLogger("robusttrain")
 
@@ -24,6 +26,12 @@ log = logging.getLogger("robusttrain")
 SECONDS_BETWEEN_UPDATES = 0.2
 # What a table that stays in view leaves of the terminal: for its head, two bars and some lines.
 ROWS_BELOW = 12
+
+# How wide tables are in the log.
+LOG_WIDTH = 120
+
+# Figures that are shown in percent.
+SHARES = ("clean", "robust", "worst case")
 
 # Verdicts of an audit, from good to bad, and how they look.
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
@@ -64,29 +72,79 @@ class _Below(Progress):
 
 
 class Terminal:
-    """Where a run speaks to its user. Everything said also goes to the run's log."""
+    """The output of a run for its user; all of it also goes to the run's log.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Parameters
+    ----------
+    console
+        Where it is printed; the standard output if not given.
+    verbosity
+        `quiet` prints warnings and the last line only, and `verbose` also details.
+    """
+
+    def __init__(
+        self, console: Console | None = None, verbosity: Verbosity = Verbosity.normal
+    ) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        self.verbosity = verbosity
+        if verbosity is Verbosity.verbose:
+            log.setLevel(logging.DEBUG)
         self._progress: _Below | None = None
         self._above: RenderableType | None = None
 
-    def keep_in_view(self, cells: pd.DataFrame, figures: Collection[str], focus: int) -> None:
-        """Show a table above every progress bar from now on, also above one that is there.
+    def keep_in_view(
+        self, cells: pd.DataFrame, figures: Collection[str], focus: int, note: str = ""
+    ) -> None:
+        """Show a table of jobs above every progress bar from now on, also above one that is there.
 
-        Of a table that is too long for the terminal, the rows around `focus`.
+        Of a table that is too long for the terminal, the rows around `focus`. A line below counts
+        the others, and ends with `note`.
         """
         room = max(3, self.console.height - ROWS_BELOW)
         first = max(0, min(focus - room // 2, len(cells) - room))
-        self._above = _table(cells.iloc[first : first + room], "", figures)
+        shown = cells.iloc[first : first + room]
+        hidden = f"{len(cells) - len(shown)} of {len(cells)} jobs are not shown"
+        notes = [hidden] * (len(shown) < len(cells)) + [note] * bool(note)
+        self._above = Group(_table(shown, "", figures), *(Text(", ".join(notes)),) * bool(notes))
         if self._progress is not None:
             self._progress.above = self._above
 
+    @property
+    def quiet(self) -> bool:
+        """Whether only warnings and the last line are printed."""
+        return self.verbosity is Verbosity.quiet
+
     def say(self, text: str) -> None:
-        """Print one line."""
+        """Print one line, unless the terminal is quiet."""
+        self._line(logging.INFO, text, shown=not self.quiet)
+
+    def say_always(self, text: str) -> None:
+        """Print one line, also if the terminal is quiet."""
+        self._line(logging.INFO, text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, also if the terminal is quiet."""
+        self._line(logging.WARNING, f"warning: {text}")
+
+    def detail(self, text: str) -> None:
+        """Print one line if the terminal is verbose."""
+        self._line(logging.DEBUG, text, shown=self.verbosity is Verbosity.verbose)
+
+    def _line(self, level: int, text: str, *, shown: bool = True) -> None:
         text = printable(text)
-        log.info(text)
-        self.console.print(text, markup=False)
+        log.log(level, "%s", text)
+        if shown:
+            self.console.print(text, markup=False)
+
+    def _show(self, table: RenderableType, level: int = logging.INFO) -> None:
+        """Print a table, unless the terminal is quiet, and write it to the log."""
+        text = StringIO()
+        Console(file=text, width=LOG_WIDTH, color_system=None).print(table)
+        for line in text.getvalue().splitlines():
+            if line.strip():
+                log.log(level, "%s", line.rstrip())
+        if not self.quiet:
+            self.console.print(table)
 
     def figures(self, title: str, **figures: float | None) -> None:
         """Print a line of figures."""
@@ -115,7 +173,7 @@ class Terminal:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
         )
-        disable = not self.console.is_terminal
+        disable = self.quiet or not self.console.is_terminal
         with _Below(
             *columns, console=self.console, transient=True, expand=True, disable=disable
         ) as self._progress:
@@ -145,23 +203,39 @@ class Terminal:
                 _known(row["seconds"], ".1f"),
                 Text(row["audit"], STYLES.get(row["audit"], "")),
             )
-        self.console.print(table)
+        self._show(table)
 
-    def audit(self, checks: Sequence[Mapping[str, Any]]) -> None:
-        """Print the checks of an audit, and the verdict over all of them."""
+    def audit(self, checks: Sequence[Mapping[str, Any]], file: str) -> None:
+        """Print the verdict of an audit, and those of its checks that do not pass.
+
+        Parameters
+        ----------
+        checks
+            The rows of `audit.csv`.
+        file
+            The name of the file that has all of them.
+        """
+        worst = max((check["verdict"] for check in checks), key=list(STYLES).index)
+        doubts = [check for check in checks if check["verdict"] != "pass"]
+        for check in checks:
+            self.detail(f"{check['verdict']}: {check['check']} {check['figure']:.3g}")
+        if not doubts:
+            self.say(f"audit: {worst}, {len(checks)} checks")
+            return
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("check")
         for name in ("figure", "warn / fail above"):
             table.add_column(name, justify="right")
         table.add_column("")
-        for check in checks:
-            style = STYLES[check["verdict"]]
+        for check in doubts:
+            verdict = Text(check["verdict"], STYLES[check["verdict"]])
             figure = f"{check['figure']:.3g}"
-            verdict = f"[{style}]{check['verdict']}[/{style}]"
             table.add_row(Text(check["check"]), figure, check["threshold"], verdict)
-        worst = max((check["verdict"] for check in checks), key=list(STYLES).index)
-        log.info("audit: %s", worst)
-        self.console.print(Panel(table, title=f"audit: {worst}", expand=False))
+        passed = f"{len(checks) - len(doubts)} of {len(checks)} checks pass ({file})"
+        if self.quiet:
+            self.warn(f"audit: {worst}, {passed}")
+        panel = Panel(table, title=f"audit: {worst}", subtitle=passed, expand=False)
+        self._show(panel, logging.WARNING)
 
     def certified(self, curve: Sequence[Row], paper: str) -> None:
         """Print certified accuracy at each radius; `paper` has the theorem behind it."""
@@ -183,7 +257,7 @@ class Terminal:
         Columns in `figures` stand on the right and are kept whole; the others are broken over
         lines where there is no room.
         """
-        self.console.print(_table(cells, title, figures))
+        self._show(_table(cells, title, figures))
 
 
 def _table(cells: pd.DataFrame, title: str, figures: Collection[str]) -> Table:
@@ -212,6 +286,6 @@ def _phrase(figures: Mapping[str, float | None]) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    if name in ("clean", "robust"):
+    if name in SHARES:
         return f"{value:.1%}"
     return f"{value:.3g}"

@@ -20,13 +20,15 @@ class Origin(NamedTuple):
     """Where a run comes from: its configuration as containers, and the option of each group.
 
     `overrides` are the arguments that set this configuration. `command` is the command line of the
-    process, starting with the name of the program.
+    process, starting with the name of the program. `trained` describes the training of a model that
+    is only evaluated.
     """
 
     config: dict[str, Any]
     names: Mapping[str, str]
     overrides: Sequence[str] = ()
     command: Sequence[str] = ()
+    trained: Mapping[str, Any] | None = None
 
     def resolved(self) -> dict[str, Any]:
         """The configuration with every reference replaced by its value.

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from robusttrain.checkpoints.checkpoint import differing
@@ -21,19 +22,21 @@ from robusttrain.evaluation.pipeline import (
     Plan,
     run_evaluation,
 )
+from robusttrain.evaluation.requirements import Baseline, requirements, rows_in, threats_of
 from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.models.passes import Passes
 from robusttrain.report.files import write_json
-from robusttrain.report.identity import digests
+from robusttrain.report.identity import digests, results_in
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST
+from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RESULT
 from robusttrain.runs import dry_run
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.cost import Costs, Work
 from robusttrain.runs.device import device_of
 from robusttrain.runs.inputs import Data, Inputs, data_of, inputs_of, of_each, placed
 from robusttrain.runs.manifest import manifest
+from robusttrain.runs.outcome import Outcome, strictly
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.rehearsal import rehearse
 from robusttrain.runs.results import report_of, show_results, write_results
@@ -42,7 +45,7 @@ from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
 from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint, surplus
-from robusttrain.training.diagnostics import summary
+from robusttrain.training.diagnostics import findings, summary
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
 
@@ -63,7 +66,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         If training diverges; the results of earlier epochs stay on disk.
     """
     context = _context(config, origin, run_dir, terminal)
-    inputs, data = _ready(context)
+    inputs, data, baseline = _ready(context)
     device = context.device
     if distributed.is_main():
         clear(run_dir, resumed=config.resume is not None)
@@ -85,10 +88,52 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
                 _evaluate(context, inputs, data.test, record, best.epoch if best else 0)
                 done(Work(len(config.evaluation.choose(data.test.size)), passes))
     if distributed.is_main():
+        for stage, seconds in costs.seconds.items():
+            terminal.detail(f"{stage}: {seconds:.1f} s")
+        _judge(context, training, baseline)
         course = summary(training.epochs) if training else None
         content = manifest(origin, device, data, costs, course, switches)
         _conclude(context, content)
     return best.val_robust_accuracy if best else None
+
+
+def _baseline(context: RunContext) -> Baseline | None:
+    """The run of `evaluation.baseline`, if one is given and something is evaluated."""
+    settings = context.config.evaluation
+    if settings.baseline is None or not context.evaluates:
+        return None
+    baseline = Baseline.read(Path(settings.baseline))
+    threats = threats_of(settings, context.config.threat)
+    baseline.refuse_other_threats(context.origin.names["dataset"], threats)
+    return baseline
+
+
+def _judge(context: RunContext, training: TrainingRun | None, baseline: Baseline | None) -> None:
+    """Write `result.json`, and print which requirements are not met."""
+    config, run_dir = context.config, context.run_dir
+    rows = rows_in(run_dir) if context.evaluates else []
+    found = None
+    if training is not None:
+        found = findings(training.epochs, context.info.num_classes, config.training.epochs)
+    required = [*requirements(config.evaluation, rows, baseline)] if context.evaluates else []
+    if config.evaluation.strict:
+        required += strictly(rows, found)
+    outcome = Outcome(rows, found, required)
+    content = outcome.content(context.origin.names, config.seed, _kept(context))
+    write_json(run_dir / RESULT, content)
+    for line in outcome.unmet:
+        context.terminal.say_always(line)
+
+
+def _describe(context: RunContext, model: nn.Module, data: Data) -> None:
+    """Print what works on what, if the terminal is verbose."""
+    weights, say = sum(weight.numel() for weight in model.parameters()), context.terminal.detail
+    say(f"device {context.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    say(f"model: {weights} parameters, {sum(1 for _ in model.modules())} modules")
+    shape = " x ".join(map(str, context.info.image_shape))
+    for name, samples in (("training", data.train), ("test", data.test)):
+        digest = data.digests[name.removesuffix("ing")]
+        say(f"{name} set: {samples.size} images of {shape}, digest {digest[:12]}")
 
 
 def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
@@ -100,7 +145,7 @@ def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
         As `run`.
     """
     context = _context(config, origin, Path(), terminal)
-    inputs, data = _ready(context)
+    inputs, data, _ = _ready(context)
     trainer = _trainer(context, inputs, data.train) if context.trains else None
     dry_run.show(context, inputs, data, trainer)
 
@@ -112,23 +157,37 @@ def _context(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) 
     return RunContext(config, origin, info, device, run_dir, terminal)
 
 
-def _ready(context: RunContext) -> tuple[Inputs, Data]:
-    """The model on its device, tried on a few images, and the data."""
+def _ready(context: RunContext) -> tuple[Inputs, Data, Baseline | None]:
+    """The model on its device, tried on a few images; the data; and the run to compare with."""
+    baseline = _baseline(context)
     inputs = inputs_of(context)
     check_inputs(context, inputs)
     inputs.model.to(context.device)
     rehearse(context, inputs)
-    return inputs, data_of(context)
+    data = data_of(context)
+    if baseline is not None:
+        chosen = context.config.evaluation.choose(data.test.size)
+        baseline.refuse_other_images(data.digests["test"], chosen.tolist())
+    _describe(context, inputs.model, data)
+    return inputs, data, baseline
 
 
 def _conclude(context: RunContext, content: Mapping[str, Any]) -> None:
     """Write the manifest, and remove the checkpoints that the run needs no longer."""
     folder = context.run_dir
-    passing = surplus(context.config.training.keep) if context.trains else ()
-    write_json(folder / MANIFEST, {**content, "files": digests(folder, passing)})
+    write_json(folder / MANIFEST, {**content, "files": digests(folder, _surplus(context))})
     # Last: a run without a manifest resumes from its checkpoints.
-    for name in passing:
+    for name in _surplus(context):
         (folder / name).unlink(missing_ok=True)
+
+
+def _surplus(context: RunContext) -> tuple[str, ...]:
+    return surplus(context.config.training.keep) if context.trains else ()
+
+
+def _kept(context: RunContext) -> list[str]:
+    """The names of the result files that the run leaves."""
+    return [name for name in results_in(context.run_dir) if name not in _surplus(context)]
 
 
 def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContextManager[Record]:

@@ -16,6 +16,7 @@ from robusttrain.config.run_config import Stage
 from robusttrain.config.schema import COMPANIONS, schema_of
 from robusttrain.config.unread import destination
 from robusttrain.errors import InputError
+from robusttrain.loggers import flattened
 from robusttrain.runs.training_attack import OWN_ATTACK, TRAIN_ATTACK, UNKNOWN
 from robusttrain.runs.trust import refuse_untrusted
 
@@ -26,6 +27,11 @@ INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "s
 OF_TRAINING = (
     "attack", "defense", *COMPANIONS, "optimizer", "schedule", "training", "epochs", "batch_size",
 )  # fmt: skip
+
+# Keys that describe a trained model, in the order of reports. Where its data lie does not.
+DESCRIBING = tuple(
+    dict.fromkeys(("dataset", "model", "defense", *OF_TRAINING, "noise", "norm", "eps", "seed"))
+)
 
 TARGET = "_target_"
 
@@ -40,10 +46,12 @@ class Inherited(NamedTuple):
     """A configuration that was completed from a checkpoint.
 
     `names` are the options, by group, that reports name in place of those of the command line.
+    `trained` is the training of a model that is only evaluated, as `described` returns it.
     """
 
     config: DictConfig
     names: dict[str, str]
+    trained: dict[str, Any] | None = None
 
 
 def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
@@ -65,14 +73,14 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
         inherit = _to_train_on if trains else _to_evaluate
         return inherit(config, given, overrides)
     chosen = {destination(override) for override in overrides}
-    names = {}
+    names, trained = {}, {}
     if not trains:
         names[TRAIN_ATTACK] = UNKNOWN
     if not trains and "defense" not in chosen:
-        names["defense"] = "foreign"
+        trained = {"defense": "foreign"}
     if isinstance(given, external.ExportedProgram):
         names["model"] = given.name
-    return Inherited(config, names)
+    return Inherited(config, names | trained, trained or None)
 
 
 def _to_train_on(
@@ -96,7 +104,17 @@ def _to_evaluate(
     for part in {_part(word) for word in of_training if word.startswith(FORCED)} - {*inherited}:
         _take(composed, saved, part)
     _take(composed, saved, GROWTH)
-    return Inherited(composed, _named(saved, [*inherited, *COMPANIONS, OWN_ATTACK, TRAIN_ATTACK]))
+    names = _named(saved, [*inherited, *COMPANIONS, OWN_ATTACK, TRAIN_ATTACK])
+    return Inherited(composed, names, described(saved))
+
+
+def described(saved: checkpoints.Checkpoint) -> dict[str, Any]:
+    """What describes the training of a checkpoint: the option of each group, and values by key.
+
+    References stay, so that a value which others refer to is there once.
+    """
+    config = {key: saved.config[key] for key in DESCRIBING if key in saved.config}
+    return _named(saved, DESCRIBING) | flattened(config)
 
 
 def _named(saved: checkpoints.Checkpoint, keys: Sequence[str]) -> dict[str, str]:

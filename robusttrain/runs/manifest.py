@@ -51,6 +51,7 @@ def manifest(
         "seconds": costs.seconds,
         "cost": costs.stages,
         "training": training,
+        "trained": origin.trained,
         "data": data.digests,
         "dataset": data.contents,
         "device": str(device),

@@ -116,8 +116,8 @@ def warn_of_other_classes(context: RunContext, given: Given) -> None:
     before, today = given.class_names, list(context.info.class_names)
     if before and today and before != today:
         first = next((a, b) for a, b in zip(before, today, strict=True) if a != b)
-        context.terminal.say(
-            f"warning: the model was trained on other classes than those of the data set, or in "
+        context.terminal.warn(
+            f"the model was trained on other classes than those of the data set, or in "
             f"another order: {first[0]} is now {first[1]}"
         )
 
@@ -159,15 +159,15 @@ def warn_of_places_without_noise(
     places = places_without_noise(model, image_shape)
     if places:
         where = f"{listed(places)}, which the predictions do not use"
-        terminal.say(f"warning: noise= has no effect in {where}")
+        terminal.warn(f"noise= has no effect in {where}")
 
 
 def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> None:
     """Warn if certification uses other noise than training, which `trained` describes."""
     sigma = certifiable(model).sigma
     if trained != f"sigma {sigma:g}":
-        terminal.say(
-            f"warning: the model was trained with {trained} and is certified with sigma {sigma:g}: "
+        terminal.warn(
+            f"the model was trained with {trained} and is certified with sigma {sigma:g}: "
             f"few images can be certified without such noise in training"
         )
 
@@ -207,6 +207,6 @@ def inspect_model(
     x, y = batch
     for finding in model_checks.inspect(model, x, y, foreign=is_foreign):
         if finding.message:
-            terminal.say(f"warning: {finding.message}")
+            terminal.warn(finding.message)
         elif finding.note:
             terminal.say(finding.note)

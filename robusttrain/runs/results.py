@@ -56,17 +56,18 @@ def show_results(
     """Print the figures of an evaluation."""
     for name, outcome in found.ledger.outcomes.items():
         if outcome.invalid:
-            terminal.say(
-                f"warning: {name} returned {outcome.invalid} invalid images, which count as not "
+            terminal.warn(
+                f"{name} returned {outcome.invalid} invalid images, which count as not "
                 f"broken: an attack has to return finite images of the shape and type that it is "
                 f"given, in [0, 1] and within {outcome.threat}"
             )
-    terminal.report(report, f"{combined(names)}, {names['model']} on {names['dataset']}")
+    if found.audit.checks:
+        terminal.audit([check._asdict() for check in found.audit.checks], AUDIT)
     if found.certificates:
         curve = [point.row for point in found.certificates.audit.curve]
         terminal.certified(curve, found.certificates.theorem.paper)
-    if found.audit.checks:
-        terminal.audit([check._asdict() for check in found.audit.checks])
+    # Last, since it has the figures to quote.
+    terminal.report(report, f"{combined(names)}, {names['model']} on {names['dataset']}")
 
 
 def combined(names: Mapping[str, str]) -> str:

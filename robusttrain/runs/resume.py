@@ -19,6 +19,7 @@ from robusttrain.runs.trust import trust_in, trusted_words
 KEY, PLACE, TRUST = "resume=", "hydra.run.dir=", "trust="
 PLACES = (
     KEY, PLACE, "hydra.sweep", "hydra/sweeper", "hydra.mode=", "hydra.launcher", "hydra/launcher",
+    "hydra.callbacks.sweeps",
 )  # fmt: skip
 
 CONSENT = f"{TRUST}[{CODE}]"
@@ -124,9 +125,9 @@ def as_given(overrides: Sequence[str]) -> list[str]:
     return cast("list[str]", OmegaConf.to_container(cast(ListConfig, overrides), resolve=False))
 
 
-def quoted(folder: Path) -> str:
-    """A path as the value of an override, whatever characters it contains."""
-    text = str(folder).replace('"', '\\"').replace("${", "\\${")
+def quoted(value: Path | str) -> str:
+    """A path or a text as the value of an override, whatever characters it contains."""
+    text = str(value).replace('"', '\\"').replace("${", "\\${")
     return f'"{text}"'
 
 

@@ -18,11 +18,11 @@ from robusttrain.run_directory import (
     EVALUATION_CACHE,
     LOCK,
     MANIFEST,
+    OF_SWEEP,
     PREAMBLE,
     RECORDS,
+    RESULT,
     RESULTS,
-    SUMMARY,
-    SWEEP_TABLE,
     TEMPORARY,
     TENSORBOARD,
 )
@@ -30,7 +30,9 @@ from robusttrain.runs.lock import refuse_in_use
 from robusttrain.runtime import distributed
 
 # What a run or a sweep writes into its directory, and the folders there.
-OURS = {*PREAMBLE, *RESULTS, LOCK, MANIFEST, TENSORBOARD, SWEEP_TABLE, SUMMARY, "multirun.yaml"}
+OURS = {*PREAMBLE, *RESULTS, LOCK, MANIFEST, TENSORBOARD, *OF_SWEEP}
+# What has no part in the results: Hydra's own keys, and how much is printed.
+OUTPUT = ("hydra", "verbosity")
 NESTED = (".hydra", TENSORBOARD, f"{EVALUATION_CACHE}*")
 
 
@@ -77,7 +79,7 @@ def refuse_links(folder: Path) -> None:
     ours = (path for path in folder.iterdir() if path.name in OURS or folder.name == RECORDS)
     caches = folder.glob(f"{EVALUATION_CACHE}*")
     nested = (path for name in NESTED for path in folder.glob(f"{name}/**/*"))
-    for path in (folder / RECORDS, *hidden, *ours, *caches, *nested):
+    for path in (*hidden, *ours, *caches, *nested):
         # A device such as /dev/null keeps nothing.
         if path.is_symlink() and not path.is_char_device():
             problem = f"contains a symbolic link, {path.relative_to(folder)}"
@@ -102,9 +104,9 @@ def refuse_other_results(run_dir: Path, config: DictConfig) -> None:
     if not any((run_dir / name).exists() for name in (MANIFEST, *RESULTS)):
         return
     before = _saved(run_dir / str(config.hydra.output_subdir) / "config.yaml")
-    today = _plain(OmegaConf.create(OmegaConf.to_yaml(_without_hydra(config))))
+    today = _plain(OmegaConf.create(OmegaConf.to_yaml(without_output(config))))
     keys = [key for key in {**before, **today} if before.get(key) != today.get(key)]
-    others = ", ".join(key for key in keys if key != "resume")
+    others = ", ".join(key for key in keys if key not in ("resume", *OUTPUT))
     if others:
         owner = f"another configuration ({others} differ)" if before else "an unknown configuration"
         allowed = "choose another directory, or remove that one"
@@ -115,9 +117,9 @@ def clear(run_dir: Path, *, resumed: bool) -> None:
     """Remove all results of an earlier run of the same configuration.
 
     Finished pieces of its evaluation stay, since they are used only where they fit. So do the
-    results of a training that is resumed. Those of its evaluation are written again.
+    results of a training that is resumed. All others are written again.
     """
-    for name in (MANIFEST, *(EVALUATED if resumed else RESULTS)):
+    for name in (MANIFEST, *((*EVALUATED, RESULT) if resumed else RESULTS)):
         (run_dir / name).unlink(missing_ok=True)
     if not resumed:
         shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
@@ -145,5 +147,6 @@ def _plain(config: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+def without_output(config: DictConfig) -> DictConfig:
+    """The part of a configuration that its results depend on."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in OUTPUT])

@@ -2,6 +2,8 @@
 
 torchrun starts the processes. Without it there is one process, of rank 0, and the functions here
 return at once. All processes have to call the collectives, in the same order.
+
+A command line uses this module before it needs torch, which is therefore imported where it is used.
 """
 
 import os
@@ -10,20 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
-
-from robusttrain.seeding import derived_seed
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 T = TypeVar("T")
 
 # Time to wait for the other processes in a step of training, and in anything else: one process may
 # have the hardest images of an evaluation.
 STEP_TIMEOUT, SLOW_TIMEOUT = timedelta(minutes=10), timedelta(days=7)
+
+LOST = "another process of this run has ended or does not respond"
 
 # Environment variables that torchrun sets for its processes.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -64,6 +65,8 @@ def torchrun_group() -> Iterator[None]:
     ):
         yield
         return
+    from torch.distributed.rendezvous import rendezvous
+
     store, rank, size = next(rendezvous("env://", timeout=STEP_TIMEOUT))
     with join_group(store, rank, size, int(os.environ.get("LOCAL_RANK", rank))):
         yield
@@ -73,6 +76,9 @@ def torchrun_group() -> Iterator[None]:
 def join_group(store: Any, rank: int, size: int, local_rank: int = 0) -> Iterator[None]:
     """Join a group of `size` processes that share `store`, as number `rank`, for the block."""
     global _job
+    import torch
+    import torch.distributed as dist
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP_TIMEOUT)
     slow_group = dist.new_group(backend="gloo", timeout=SLOW_TIMEOUT)
@@ -110,6 +116,8 @@ def is_main() -> bool:
 
 def own_seed(seed: int) -> int:
     """The seed of this process's own draws, which is `seed` in the first process."""
+    from robusttrain.seeding import derived_seed
+
     return seed if is_main() else derived_seed(seed, f"process {rank()}")
 
 
@@ -127,6 +135,8 @@ def broadcast(action: Callable[[], T]) -> T:
     """Call `action` in the first process only, and return its result in all of them."""
     if _job is None:
         return action()
+    import torch.distributed as dist
+
     given = [action() if is_main() else None]
     dist.broadcast_object_list(given, src=0, group=_job.slow_group)
     return cast(T, given[0])
@@ -136,6 +146,8 @@ def gather(value: T) -> list[T] | None:
     """The values of all processes by rank in the first process; None in the others."""
     if _job is None:
         return [value]
+    import torch.distributed as dist
+
     values: list[Any] | None = [None] * size() if is_main() else None
     dist.gather_object(value, values, dst=0, group=_job.slow_group)
     return values
@@ -145,6 +157,8 @@ def all_gather(value: T) -> list[T]:
     """The values of all processes, by rank."""
     if _job is None:
         return [value]
+    import torch.distributed as dist
+
     values: list[Any] = [None] * size()
     dist.all_gather_object(values, value, group=_job.slow_group)
     return values
@@ -175,18 +189,24 @@ def in_turns(action: Callable[[], T]) -> T:
 def barrier() -> None:
     """Wait until all processes have reached this call."""
     if _job is not None:
+        import torch.distributed as dist
+
         dist.barrier(group=_job.slow_group)
 
 
-def all_reduce_sum(values: Tensor) -> None:
+def all_reduce_sum(values: "Tensor") -> None:
     """Replace `values` by their sum over the processes of a training."""
+    import torch.distributed as dist
+
     dist.all_reduce(values)
 
 
-def all_true(flag: Tensor) -> Tensor:
+def all_true(flag: "Tensor") -> "Tensor":
     """Whether `flag`, a scalar on the device, is true in all processes of a training."""
     if _job is None:
         return flag
+    import torch.distributed as dist
+
     held = flag.float()
     dist.all_reduce(held, dist.ReduceOp.MIN)
     return held.bool()
@@ -216,21 +236,26 @@ class DelayedMax:
         """The maxima over processes of the values of this call."""
         return list(values) if _job is None else self._result(self._start(values))
 
-    def _start(self, values: tuple[int, ...]) -> tuple[Tensor, Any]:
+    def _start(self, values: tuple[int, ...]) -> "tuple[Tensor, Any]":
+        import torch
+        import torch.distributed as dist
+
         assert _job is not None
         largest = torch.tensor(values)
         work = dist.all_reduce(largest, dist.ReduceOp.MAX, group=_job.slow_group, async_op=True)
         return largest, work
 
-    def _result(self, started: tuple[Tensor, Any]) -> list[int]:
+    def _result(self, started: "tuple[Tensor, Any]") -> list[int]:
         largest, work = started
         work.wait()
         return [int(value) for value in largest]
 
 
-def set_device(device: torch.device) -> None:
+def set_device(device: "torch.device") -> None:
     """Make `device` the current device of this process, if it is one of several."""
     if _job is not None and device.type == "cuda":
+        import torch
+
         torch.cuda.set_device(device)
 
 
@@ -248,12 +273,14 @@ def is_lost_peer(error: BaseException) -> bool:
 
     gloo and nccl raise plain RuntimeErrors in some cases, which are recognised by their message.
     """
+    if _job is None:
+        return False
+    from torch.distributed import DistError
+
     text = str(error).lower()
     named = isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
     behind = error.__context__
-    return (
-        isinstance(error, dist.DistError) or named or (behind is not None and is_lost_peer(behind))
-    )
+    return isinstance(error, DistError) or named or (behind is not None and is_lost_peer(behind))
 
 
 def exit_message(message: str) -> str | int:

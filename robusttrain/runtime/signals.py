@@ -60,6 +60,13 @@ def handle_signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def ignore() -> None:
+    """Ignore `SIGNALS` from now on, in a process that is about to say why it exits."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+
+
 @contextmanager
 def handle_in_worker() -> Iterator[None]:
     """`handle_signals` for a worker process, which may run several jobs one after the other.
@@ -106,6 +113,11 @@ def deferred() -> Iterator[Callable[[], int | None]]:
 def pending() -> bool:
     """Whether a signal was received and deferred."""
     return _signals.received is not None and _signals.deferred
+
+
+def received() -> bool:
+    """Whether a signal was received, deferred or not."""
+    return _signals.received is not None
 
 
 def raise_pending() -> None:

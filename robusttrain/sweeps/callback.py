@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -22,6 +23,7 @@ from robusttrain.runtime import distributed, signals
 from robusttrain.sweeps import launchers
 from robusttrain.sweeps.effect import refuse_unread
 from robusttrain.sweeps.monitor import COMPLAINT, monitored
+from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.records import WAITING, Job, refuse_exchanged
 from robusttrain.sweeps.session import SweepState, open_in_worker, present
 
@@ -44,9 +46,18 @@ class Sweeps(Callback):
     The summary is not written here: Hydra does not call a callback at the end if a job has failed
     or the user has stopped the sweep, when a summary is needed most. An instance is sent with every
     job to the process that runs it.
+
+    Parameters
+    ----------
+    baseline, accuracies
+        What the summary compares, as in `Comparison.of`. They are no keys of a job, so that the
+        same jobs can be compared in another way.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, baseline: str | None = None, accuracies: str | Sequence[str] | None = None
+    ) -> None:
+        self.compared = baseline, accuracies
         self.sweep: SweepState | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -64,7 +75,7 @@ class Sweeps(Callback):
             _refuse_chdir(config)
             assert session.unread is not None, "the command line passes it"
             refuse_unread(config, session.unread)
-            sweep = _announced(config)
+            sweep = _announced(config, Comparison.of(*self.compared))
             refuse_exchanged(sweep.directory)
             self.sweep = session.sweep = sweep
             if launchers.launcher(config) != launchers.PLAIN:
@@ -82,13 +93,14 @@ class Sweeps(Callback):
         open_in_worker(self.sweep)
 
 
-def _announced(config: DictConfig) -> SweepState:
+def _announced(config: DictConfig, comparison: Comparison) -> SweepState:
     """The sweep that a configuration describes; the sampler of a search is seeded in place.
 
     Raises
     ------
     InputError
-        If it is a search whose runs return no figure, or its jobs would lie outside its directory.
+        If it is a search whose runs return no figure, or its jobs would lie outside its directory,
+        or no setting can be the baseline of `comparison`.
     """
     engine, maximises = "", False
     if launchers.sweeper(config) != launchers.PLAIN:
@@ -100,7 +112,10 @@ def _announced(config: DictConfig) -> SweepState:
     _refuse_outside(config)
     directory = Path(config.hydra.sweep.dir).absolute()
     jobs, keys = tuple(planned(config)), tuple(_keys(config))
-    return SweepState(Path.cwd(), directory, jobs, keys, engine, maximises)
+    comparison.check(_values(jobs, keys))
+    return SweepState(
+        Path.cwd(), directory, jobs, keys, engine, maximises, comparison, config.verbosity
+    )
 
 
 def _refuse_outside(config: DictConfig) -> None:
@@ -131,7 +146,8 @@ def _prepare(config: DictConfig, sweep: SweepState, view: ExitStack) -> None:
     if launchers.launcher(config) == "joblib":
         # joblib kills its workers when this process exits, so they have to exit first.
         view.enter_context(signals.deferred())
-    view.enter_context(monitored(sweep.directory, sweep.planned, Terminal()))
+    terminal = Terminal(verbosity=sweep.verbosity)
+    view.enter_context(monitored(sweep.directory, sweep.planned, terminal))
 
 
 def _at_once(config: DictConfig, jobs: int) -> int:
@@ -162,6 +178,12 @@ def planned(config: DictConfig) -> list[Job]:
 def _keys(config: DictConfig) -> list[str]:
     """The keys that have several values."""
     return [one.get_key_element() for one in _given(config) if one.is_sweep_override()]
+
+
+def _values(jobs: Sequence[Job], keys: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each of the `keys` in the planned `jobs`."""
+    names = [key.lstrip("+~") for key in keys]
+    return {name: list(dict.fromkeys(job.settings[name] for job in jobs)) for name in names}
 
 
 def _given(config: DictConfig) -> list[Override]:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,29 +16,38 @@ from rich.console import Console
 
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.errors import InputError, JobError
+from robusttrain.exit_codes import ExitCode, of_signal
+from robusttrain.report.files import intact
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import (
     COMMAND,
     LOG,
     MANIFEST,
     OF_SWEEP,
+    PAIRS,
     PREAMBLE,
     SUMMARY,
+    SWEEP_CONFIG,
     SWEEP_TABLE,
 )
+from robusttrain.runs import outcome
 from robusttrain.runs.lock import refuse_in_use
 from robusttrain.runs.resume import as_given
-from robusttrain.runs.run_directories import remove_if_untouched
-from robusttrain.runtime import signals
+from robusttrain.runs.run_directories import remove_if_untouched, without_output
+from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.signals import Interrupted
 from robusttrain.sweeps import records
 from robusttrain.sweeps.monitor import COMPLAINT, FIGURES
+from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.records import FAILED, FINISHED, RUNNING, UNFINISHED, Job
-from robusttrain.sweeps.session import SweepState, Unread, opened, present
+from robusttrain.sweeps.session import SweepState, present
 from robusttrain.sweeps.summary import write_summary
 
 log = logging.getLogger("robusttrain")
 
+
+# The key of a sweep's directory, which holds the records of its jobs.
+PLACE = "hydra.sweep.dir="
 
 Run = Callable[[DictConfig, Terminal], float | None]
 """(configuration, terminal) -> the figure that the sweeper gets."""
@@ -49,7 +59,7 @@ def job(chosen: HydraConf, config: DictConfig, run: Run) -> float | None:
     assert session is not None, "the command line or the callback opens it"
     assert session.sweep is not None, "Hydra announces a sweep before its jobs"
     if not session.in_worker:
-        terminal = Terminal()
+        terminal = Terminal(verbosity=config.verbosity)
         return recorded(session.sweep, chosen, config, lambda c: run(c, terminal), terminal)
     # The output of several runs at once would be mixed up; the log of each run has its own.
     silent = Terminal(Console(quiet=True, force_terminal=False))
@@ -122,40 +132,9 @@ def recorded(
 
 
 def _report_end(job: Job, run_dir: Path, sweep_dir: Path, terminal: Terminal) -> None:
-    accuracies = dict(zip(("clean", "robust"), records.quoted(sweep_dir, job), strict=False))
+    accuracies = dict(zip(("clean", "worst case"), records.quoted(sweep_dir, job), strict=False))
     terminal.figures(f"job {job.number} finished", **accuracies, seconds=job.seconds)
     terminal.say(str(run_dir))
-
-
-@contextmanager
-def concluded(unread: Unread) -> Iterator[None]:
-    """Summarise the sweep that runs within the block, if there is one.
-
-    Before its jobs, `unread` finds the settings that have no effect in them.
-
-    Raises
-    ------
-    JobError
-        If the launcher or the sweeper itself fails.
-    Interrupted
-        If a signal was deferred until the jobs had ended.
-    """
-    with opened(unread) as session:
-        try:
-            yield
-        except EXPECTED_ERRORS:
-            raise
-        except Exception as error:
-            if session.sweep is None or not session.sweep.engine:
-                raise
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = " ".join([session.sweep.engine, "over", *session.sweep.keys])
-            raise JobError(f"{what} ended with {type(error).__name__}: {first}") from error
-        finally:
-            session.view.close()
-            if session.sweep is not None:
-                _conclude(session.sweep, Terminal())
-            signals.raise_pending()
 
 
 def finish(run_dir: Path, result: float | None, seconds: float) -> None:
@@ -167,29 +146,71 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     ended = replace(job, status=FINISHED, result=result, error="", seconds=seconds)
     ended.save(sweep_dir)
     records.write_table(sweep_dir)
-    write_summary(sweep_dir, records.read_jobs(sweep_dir))
+    write_summary(sweep_dir, records.read_jobs(sweep_dir), _saved_comparison(sweep_dir))
 
 
-def _conclude(sweep: SweepState, terminal: Terminal) -> None:
-    """Write and print the summary of a sweep, or remove its directory if no job has left one."""
+def _saved_comparison(sweep_dir: Path) -> Comparison:
+    """What the last command of a sweep has compared; everything if it was no grid."""
+    path = sweep_dir / SWEEP_CONFIG
+    if not path.is_file():
+        return Comparison()
+    with intact(path):
+        saved = OmegaConf.load(path).hydra.callbacks.sweeps
+        return Comparison.of(saved.get("baseline"), saved.get("accuracies"))
+
+
+def conclude(sweep: SweepState, typed: Sequence[str]) -> ExitCode:
+    """Write and print the summary of a sweep, or remove its directory if no job has left one.
+
+    `typed` are the words of its command. Returns the exit code of jobs that have finished.
+    """
+    terminal = Terminal(verbosity=sweep.verbosity)
+    code = _summarised(sweep, terminal)
+    if signals.received():
+        terminal.say_always(_advice(sweep, typed))
+    return code
+
+
+def _advice(sweep: SweepState, typed: Sequence[str]) -> str:
+    """How to resume a sweep that was stopped."""
+    chosen = any(word.startswith(PLACE) for word in typed)
+    words = typed if chosen else [*typed, f"{PLACE}{sweep.directory}"]
+    return f"resume the sweep with: {distributed.command()} {shlex.join(words)}"
+
+
+def _summarised(sweep: SweepState, terminal: Terminal) -> ExitCode:
     folder = sweep.directory
     ended = records.read_jobs(folder)
     if not any((folder / job.folder).exists() for job in ended):
         # All were refused before any work.
         with suppress(OSError):
             remove_if_untouched(folder, OF_SWEEP)
-        return
+        return ExitCode.success
     records.write_table(folder)
-    overview = write_summary(folder, ended)
+    overview = write_summary(folder, ended, sweep.comparison or Comparison())
     if not overview.empty:
         shown = overview[[name for name in overview.columns if ", over " not in name]]
         terminal.table(shown, "means over seeds, in percent", {"seeds", "clean", "worst case"})
     if sweep.maximises:
         _report_best(ended, sweep.keys, terminal)
-    finished = sum(job.status == FINISHED for job in ended)
-    terminal.say(f"{finished} of {len(ended)} started jobs have finished")
-    for name in (SWEEP_TABLE, SUMMARY):
+    code = _report_unmet(ended, sweep, terminal)
+    terminal.say(records.counted(ended, len(sweep.planned)))
+    for name in (SWEEP_TABLE, PAIRS):
         terminal.say(str(folder / name))
+    terminal.say_always(str(folder / SUMMARY))
+    return code
+
+
+def _report_unmet(ended: Sequence[Job], sweep: SweepState, terminal: Terminal) -> ExitCode:
+    """Print which requirements finished jobs do not meet; returns the exit code of the sweep."""
+    code = ExitCode.success
+    for job in ended:
+        run_dir = sweep.directory / job.folder
+        if job.status == FINISHED:
+            code = max(code, outcome.exit_code(run_dir))
+            for line in outcome.unmet(run_dir):
+                terminal.say_always(f"job {job.number}: {line}")
+    return code
 
 
 def _report_best(ended: Sequence[Job], keys: Sequence[str], terminal: Terminal) -> None:
@@ -221,7 +242,7 @@ def _in_worker(chosen: HydraConf, sweep_dir: Path) -> Iterator[Terminal]:
             if str(chosen.runtime.choices["hydra/launcher"]) == "joblib":
                 # Other jobs may still run; joblib would kill them if this process exited.
                 raise JobError(f"stopped by {interrupted}") from interrupted
-            sys.exit(128 + interrupted.signum)
+            sys.exit(of_signal(interrupted.signum))
         except EXPECTED_ERRORS as error:
             raise JobError(explain(error)) from error
         except Exception as error:
@@ -242,14 +263,15 @@ def _keep_in_view(job: Job, sweep: SweepState, terminal: Terminal) -> None:
     known[job.number] = replace(job, status=RUNNING)
     shown = [known[number] for number in sorted(known)]
     cells = records.overview(sweep.directory, shown)
-    terminal.keep_in_view(cells, FIGURES, shown.index(known[job.number]))
+    focus = shown.index(known[job.number])
+    terminal.keep_in_view(cells, FIGURES, focus, records.time_left(shown))
 
 
 def _job(chosen: HydraConf, config: DictConfig, folder: Path) -> Job:
     written = {path.name: path.read_text() for path in _of_hydra(chosen).glob("*.yaml")}
     return Job(
         int(chosen.job.num), str(folder), tuple(as_given(chosen.overrides.task)),
-        config=OmegaConf.to_yaml(config), hydra=written,
+        config=OmegaConf.to_yaml(without_output(config)), hydra=written,
     )  # fmt: skip
 
 

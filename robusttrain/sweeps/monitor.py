@@ -102,8 +102,9 @@ class _Watch:
         if shown:
             running = [i for i, job in enumerate(shown) if job.status == RUNNING]
             self.terminal.keep_in_view(
-                records.overview(self.sweep_dir, shown), FIGURES, running[0] if running else 0
-            )
+                records.overview(self.sweep_dir, shown), FIGURES, running[0] if running else 0,
+                records.time_left(shown),
+            )  # fmt: skip
         ended = sum(job.status in (FINISHED, FAILED) for job in shown)
         bar.advance(ended - self.ended)
         self.ended = ended
@@ -117,7 +118,7 @@ class _Watch:
 
     def _stop(self) -> None:
         self.stopping = True
-        self.terminal.say("stopping: saving checkpoints; press Ctrl+C again to quit now")
+        self.terminal.say_always("stopping: saving checkpoints; press Ctrl+C again to quit now")
         for child in active_children():
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGTERM)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -14,11 +16,15 @@ from robusttrain.errors import InputError
 from robusttrain.report.files import intact, write_csv, write_json
 from robusttrain.report.identity import refuse_mixed
 from robusttrain.run_directory import JOB_OUTPUT, MANIFEST, RECORDS, REPORT, SWEEP_TABLE
+from robusttrain.sweeps.trained import CHECKPOINT, Evaluated, distinguished
 
 # The status in a record. A job that runs, or was killed, is unfinished.
 UNFINISHED, FINISHED, FAILED = "unfinished", "finished", "failed"
 # The status that only the table in the terminal shows.
 WAITING, RUNNING = "waiting", "running"
+
+# Units of time, in seconds. One is used from two of it on.
+UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
 # Columns of `report.csv`, and their names in `sweep.csv`, where `eps` is a key of the job.
 FIGURES = {
@@ -31,7 +37,13 @@ FIGURES = {
     "ci_high": "ci_high",
     "audit": "audit",
 }
-OWN = ("job", *FIGURES.values(), "validation", "status", "seconds", "error")
+# Figures of the cost of each stage in `manifest.json`, by their columns.
+COSTS = {
+    f"{stage}_{figure}": (stage, figure)
+    for stage in ("training", "evaluation")
+    for figure in ("images_per_second", "passes", "peak_memory_mib")
+}
+OWN = ("job", *FIGURES.values(), "validation", *COSTS, "status", "seconds", "error")
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,38 @@ def varying(jobs: Sequence[Job]) -> list[str]:
     return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
 
 
+def trained(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
+    """What distinguishes the models that a sweep evaluates again, by the folders of its jobs.
+
+    It is empty if the sweep has one checkpoint or none; see `distinguished`.
+    """
+    if CHECKPOINT not in varying(jobs):
+        return {}
+    given = {key for job in jobs for key in job.settings}
+    evaluated = {
+        job.folder: Evaluated(
+            job.settings.get(CHECKPOINT, ""), _mapping(manifest(sweep_dir, job).get("trained"))
+        )
+        for job in jobs
+    }
+    return distinguished(evaluated, given)
+
+
+def manifest(sweep_dir: Path, job: Job) -> dict[str, Any]:
+    """The manifest of a finished job; empty if there is none, or if it is damaged.
+
+    The table is written after every job, which must not fail for the manifest of another one. The
+    summary refuses a damaged manifest.
+    """
+    path = sweep_dir / job.folder / MANIFEST
+    if job.status != FINISHED or not path.is_file():
+        return {}
+    try:
+        return _mapping(json.loads(path.read_text()))
+    except ValueError:
+        return {}
+
+
 def report(sweep_dir: Path, job: Job) -> list[dict[str, str]]:
     """The rows of a finished job's `report.csv`; none if nothing was evaluated.
 
@@ -168,13 +212,17 @@ def table(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     """The table of `sweep.csv`: a row for each job and attack, or one for a job without figures.
 
     Keys that vary are columns, with values as they were given; a key with the name of another
-    column is called `config.<key>`. `seconds` is the duration of the whole job, and `validation` is
-    its result, the robust accuracy on its validation split.
+    column is called `config.<key>`. So are the keys that distinguish trained models. `seconds` is
+    the duration of the whole job, `validation` is its result, the robust accuracy on its validation
+    split, and the cost of its stages is that of its manifest.
     """
-    keys = varying(jobs)
+    models = trained(sweep_dir, jobs)
+    cells = {job.folder: models.get(job.folder, {}) | job.settings for job in jobs}
+    of_models = (key for model in models.values() for key in model)
+    keys = list(dict.fromkeys([*of_models, *varying(jobs)]))
     names = {key: f"config.{key}" if key in OWN else key for key in keys}
     columns = ["job", *names.values(), *OWN[1:]]
-    rows = [row for job in jobs for row in _rows(sweep_dir, job, names)]
+    rows = [row for job in jobs for row in _rows(sweep_dir, job, cells[job.folder], names)]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -193,6 +241,35 @@ def overview(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def time_left(jobs: Sequence[Job]) -> str:
+    """How long the jobs that have not ended will take together, by the mean of those finished.
+
+    Empty if none has finished, or all have ended.
+    """
+    seconds = [job.seconds for job in jobs if job.status == FINISHED and job.seconds is not None]
+    remaining = sum(job.status not in (FINISHED, FAILED) for job in jobs)
+    if not seconds or not remaining:
+        return ""
+    at_once = max(1, sum(job.status == RUNNING for job in jobs))
+    left = fmean(seconds) * remaining / at_once
+    unit, size = next((unit, size) for unit, size in UNITS if left >= 2 * size or size == 1)
+    return f"about {left / size:.0f} {unit} left"
+
+
+def counted(jobs: Sequence[Job], planned: int) -> str:
+    """How the jobs of a sweep have ended, of which `planned` are known."""
+    count = Counter(job.status for job in jobs)
+    total = max(planned, len(jobs))
+    finished = f"{count[FINISHED]} of {total} jobs {'has' if count[FINISHED] == 1 else 'have'}"
+    others = {
+        "failed": count[FAILED],
+        "stopped": count[UNFINISHED],
+        "not started": total - len(jobs),
+    }
+    named = [f"{number} {status}" for status, number in others.items() if number]
+    return ", ".join([f"{finished} finished", *named])
+
+
 def write_table(sweep_dir: Path) -> None:
     """Write `sweep.csv` from the records in the directory.
 
@@ -205,13 +282,22 @@ def write_table(sweep_dir: Path) -> None:
         written = jobs
 
 
-def _rows(sweep_dir: Path, job: Job, names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    settings = {name: job.settings.get(key, "") for key, name in names.items()}
-    outcome = {"validation": job.result, "status": job.status}
+def _rows(
+    sweep_dir: Path, job: Job, cells: Mapping[str, str], names: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    settings = {name: cells.get(key, "") for key, name in names.items()}
+    cost = _mapping(manifest(sweep_dir, job).get("cost"))
+    costs = {name: _mapping(cost.get(stage)).get(key) for name, (stage, key) in COSTS.items()}
+    outcome = {"validation": job.result, **costs, "status": job.status}
     outcome |= {"seconds": job.seconds, "error": job.error}
     for row in report(sweep_dir, job) or [{}]:
         figures = {name: row.get(key, "") for key, name in FIGURES.items()}
         yield {"job": job.number} | settings | figures | outcome
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    """An object of a JSON file; empty if it is something else."""
+    return content if isinstance(content, dict) else {}
 
 
 def _record(sweep_dir: Path, folder: str) -> Path:

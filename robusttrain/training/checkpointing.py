@@ -13,7 +13,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import BEST, LATEST, PREVIOUS, TRAIN
 from robusttrain.runtime import distributed, signals
 from robusttrain.runtime.signals import Interrupted
-from robusttrain.training.diagnostics import warnings_for
+from robusttrain.training.diagnostics import findings_in_last
 from robusttrain.training.metrics import Epoch
 from robusttrain.training.settings import Keep
 from robusttrain.training.trainer import Trainer
@@ -140,8 +140,8 @@ class TrainingRun:
             seconds=epoch.seconds,
         )
         classes, planned = self.metadata["num_classes"], self.trainer.settings.epochs
-        for warning in warnings_for(self.epochs, classes, planned):
-            self.terminal.say(warning)
+        for finding in findings_in_last(self.epochs, classes, planned):
+            self.terminal.warn(finding.message)
         self._write_table()
         # Before the checkpoint: a run that dies between the two trains this epoch again.
         if self.best is epoch:
@@ -196,5 +196,5 @@ def newest_checkpoint(folder: Path, terminal: Terminal) -> Checkpoint | None:
             try:
                 return checkpoints.load(folder / name)
             except InputError as error:
-                terminal.say(f"warning: {error}")
+                terminal.warn(str(error))
     return None

@@ -21,7 +21,7 @@ from robusttrain.checkpoints import checkpoint
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.config import build as configs
 from robusttrain.config import schema
-from robusttrain.config.schema import CONF
+from robusttrain.config.folders import CONF
 from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP
 from robusttrain.noise.control import drawing_from

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from robusttrain.cli import compare
-from toys.command_line import CommandLine
+from toys.command_line import PATIENCE, CommandLine
 from toys.runs import as_written
 
 SWEEP = [
@@ -27,8 +27,8 @@ SWEEP = [
 def robust(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "robusttrain", *arguments],
-        cwd=cwd, env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True, timeout=120,
-        check=False,
+        cwd=cwd, env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True,
+        timeout=PATIENCE, check=False,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from robusttrain.config import build as configs
 from robusttrain.config import schema
-from robusttrain.config.schema import CONF
+from robusttrain.config.folders import CONF
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
 from robusttrain.runs.context import Origin

@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 from robusttrain import ranges
 from robusttrain.config import schema as schemas
 from robusttrain.config.build import build_component, with_numbers
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
-from robusttrain.config.schema import CONF, GROUPS
+from robusttrain.config.schema import GROUPS
 from robusttrain.config.unread import READERS, RULES, Conditional, Effective, unread
 from robusttrain.data.folder import Folder
 from robusttrain.errors import InputError
@@ -213,7 +214,7 @@ COMPONENTS = [component for group in GROUPS for component in schemas.components(
 CONSUMERS = {
     "dataset": ["robusttrain.training", "robusttrain.runs"],
     "defense": ["robusttrain.training"],
-    "evaluation": ["robusttrain.evaluation"],
+    "evaluation": ["robusttrain.evaluation", "robusttrain.runs"],
     "noise": ["robusttrain.noise"],
     "training": ["robusttrain.training"],
 }
@@ -221,7 +222,7 @@ CONSUMERS = {
 # Keys of the run that every run reads, at least in one of its stages.
 ALWAYS = {
     *GROUPS, "norm", "eps", "seed", "device", "stages", "checkpoint", "resume", "deterministic",
-    "keep_memory",
+    "keep_memory", "verbosity",
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from robusttrain.data.streamed import Paths
 from robusttrain.errors import InputError
 from robusttrain.runtime import free_memory
 from robusttrain.seeding import generator_for
+from toys.command_line import PATIENCE
 
 COUNT = 12
 
@@ -375,22 +376,22 @@ def test_workers_leave_signals_to_their_parent(signum: int, reading: Reading) ->
     assert all(map(alive, reading.workers))
     # It has read the ten remaining batches.
     assert reading.end(b"go on") == 0
-    assert gone(reading.workers, within=1)
+    assert gone(reading.workers, within=PATIENCE)
 
 
 def test_workers_die_with_their_parent(reading: Reading) -> None:
     os.kill(reading.pid, signal.SIGKILL)
     os.waitpid(reading.pid, 0)
     # Without the signal, they would check for their parent only after five seconds.
-    assert gone(reading.workers, within=2)
+    assert gone(reading.workers, within=4)
 
 
 def test_workers_exit_on_sigterm_from_their_parent(reading: Reading) -> None:
     """A parent that ends by an error sends it before it waits for them."""
     assert reading.end(b"tell") == 0
-    assert gone(reading.workers, within=1)
+    assert gone(reading.workers, within=PATIENCE)
 
 
 def test_workers_end_with_an_interrupted_epoch(reading: Reading) -> None:
     assert reading.end(b"leave") == 0
-    assert gone(reading.workers, within=1)
+    assert gone(reading.workers, within=PATIENCE)

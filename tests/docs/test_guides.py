@@ -41,6 +41,8 @@ MORE = {
     "evaluation=eot": ["evaluation.eot=2", "evaluation.votes=3"],
     "noise=flicker": ["evaluation.eot=2", "evaluation.votes=3", "hydra.run.dir=MINE"],
     "seed=0,1,2": ["seed=0"],
+    # The sweep before it has one seed here.
+    "checkpoint=sweep/0": ["checkpoint=sweep/0,sweep/1", "eps=0.1"],
     "n_trials=8": ["hydra.sweeper.n_trials=2"],
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 import yaml
 
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
+from robusttrain.exit_codes import ExitCode, of_signal
 from toys.command_line import CommandLine
 from toys.manual import MANUAL, ROOT, rows, section
 
@@ -92,6 +95,7 @@ TABLES = {
     "audit.csv": ["plain", "noisy"],
     "certified.csv": ["noisy"],
     "sweep.csv": ["sweep"],
+    "sweep_pairs.csv": ["sweep"],
     "pairs.csv": ["."],
 }
 
@@ -117,6 +121,7 @@ def test_columns_are_those_that_the_manual_explains(left: Path, name: str, folde
 @pytest.mark.parametrize(
     ("name", "path"),
     [
+        ("result.json", "plain/result.json"),
         ("manifest.json", "plain/manifest.json"),
         ("command.json", "plain/command.json"),
         ("job.json", "sweep/.jobs/0.json"),
@@ -207,8 +212,18 @@ def test_tables_of_options_have_all_of_them(group: str, page: Path, heading: str
     table = rows(section(page, heading))
     first = next(iter(table[0]))
     named = [name for row in table for name in re.findall(r"`(\w+)`", row[first])]
-    there = {path.stem for path in (schema.CONF / group).glob("*.yaml")}
+    there = {path.stem for path in (CONF / group).glob("*.yaml")}
     assert sorted(named) == sorted(there - {"none", "stack"})
+
+
+def test_the_exit_codes_are_those_of_the_code() -> None:
+    table = rows(section(MANUAL / "reference" / "commands.md", "Exit codes"))
+    assert [int(row["exit code"]) for row in table] == [*ExitCode]
+    text = (schema.CONF / "hydra" / "help" / "robusttrain.yaml").read_text()
+    (listed,) = re.findall(r"Exit codes: (.*)", text)
+    assert [int(number) for number in re.findall(r"\d+", listed)] == [*ExitCode]
+    assert of_signal(signal.SIGINT) == ExitCode.interrupted
+    assert of_signal(signal.SIGTERM) == ExitCode.terminated
 
 
 def test_the_table_of_extras_has_all_of_them() -> None:

@@ -19,6 +19,7 @@ from robusttrain.attacks import Attack, frugal, states_threat, under
 from robusttrain.attacks.pgd import PGD
 from robusttrain.config import build as configs
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
 from robusttrain.data import Split
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, cache, evaluate
@@ -316,7 +317,7 @@ def test_pieces_that_were_never_checked_are_made_again(monkeypatch: pytest.Monke
 # --- our own attacks ----------------------------------------------------------------------------
 
 SHAPE, CLASSES = (1, 6, 6), 4
-OPTIONS = sorted(file.stem for file in (schema.CONF / "attack").glob("*.yaml"))
+OPTIONS = sorted(file.stem for file in (CONF / "attack").glob("*.yaml"))
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -336,7 +337,7 @@ def attacks() -> dict[str, Attack]:
     words = [f"+attack@evaluation.attacks.own_{option}={option}" for option in OPTIONS]
     run = "evaluation.attacks.own_transfer.source.run=/nowhere"
     with (
-        hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"),
+        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(robusttrain, "load_model", lambda run, trust: network(1))

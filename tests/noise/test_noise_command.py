@@ -1,7 +1,6 @@
 """Noise on the command line: every option, stacks, and noise from checkpoints."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from robusttrain.cli import main
 from robusttrain.cli.arguments import unstacked
 from robusttrain.config import build as configs
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
 from robusttrain.data import Split, as_input
 from robusttrain.data.digits import Digits
@@ -29,7 +29,7 @@ from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.trainer import Trainer
 from toys.noise import quiet
 
-OPTIONS = sorted(file.stem for file in (schema.CONF / "noise").glob("*.yaml"))
+OPTIONS = sorted(file.stem for file in (CONF / "noise").glob("*.yaml"))
 
 # The words of a short run.
 TINY = [
@@ -53,7 +53,6 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     with pytest.MonkeyPatch.context() as patch:
         # The command line sets this variable; the patch restores it after the tests.
         patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setattr(schema, "register", _register)
 
         def run(*words: str) -> Path:
             folder = place / f"run {next(numbers)}"
@@ -85,10 +84,6 @@ def augmented(command: Command) -> Path:
     )  # fmt: skip
 
 
-# Once is enough, and takes a tenth of a second.
-_register = cache(schema.register)
-
-
 def reported(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "report.csv", keep_default_na=False).set_index("attack")
 
@@ -103,9 +98,9 @@ def additive(folder: Path) -> list[AdditiveLayer]:
 
 def composed(*words: str) -> Config:
     """The objects that the command line builds from these words."""
-    _register()
+    schema.register()
     overrides = [override for word in words for override in unstacked(word)]
-    with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("config", overrides)
     return configs.build(configs.with_numbers(OmegaConf.create(config)))
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from scipy.stats import norm
 from torch import nn
 
-from robusttrain.cli import main
+from robusttrain.cli import task
 from robusttrain.cli.arguments import unstacked
 from robusttrain.config.error_messages import explain
 from robusttrain.data import as_input
@@ -348,7 +348,7 @@ def test_bad_input_gets_one_line_before_any_work(
     loads: list[None] = []
     monkeypatch.setattr(Synthetic, "load", lambda self: loads.append(None))
     said = io.StringIO()
-    with pytest.raises(main.EXPECTED_ERRORS) as refusal:
+    with pytest.raises(task.EXPECTED_ERRORS) as refusal:
         run(tmp_path, *TRAINING, *CERTIFY, "stages=[train,evaluate]", *words.split(), terminal=said)
     message = explain(refusal.value)
     assert message.count("\n") == 0

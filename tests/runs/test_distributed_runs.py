@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from torch.distributed import TCPStore
 
-from toys.command_line import Answer, CommandLine, Running
+from toys.command_line import PATIENCE, Answer, CommandLine, Running
 from toys.kills import ROLLING_BACK, TROUBLE, kills
 from toys.runs import RUN as ALONE
 from toys.runs import same
@@ -132,13 +132,49 @@ def test_an_error_is_printed_once(torchrun: Torchrun, words: list[str], message:
     assert sorted(torchrun.cwd.iterdir()) == before
 
 
+# The second process is killed; the first receives the signal of torchrun at an awkward moment: when
+# it has noticed, or when it is about to print that and to exit.
+KILLED_AWKWARDLY = """
+import os, signal
+from robusttrain.attacks.pgd import PGD
+from robusttrain.cli import task
+from robusttrain.runtime import distributed
+search, calls = PGD.search, []
+def searching(self, *arguments):
+    calls.append(0)
+    if len(calls) == 10 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return search(self, *arguments)
+PGD.search = searching
+def interrupted(method):
+    def call(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return method(*arguments)
+    return call
+{place} = interrupted({place})
+"""
+
+
+@pytest.mark.parametrize("place", ["task.log.error", "distributed.exit_message"])
+def test_how_to_resume_is_printed_whenever_torchrun_stops_the_others(
+    torchrun: Torchrun, place: str
+) -> None:
+    first = KILLED_AWKWARDLY.format(place=place)
+    words = [*RUN, f"hydra.run.dir={place}"]
+    left, killed = (running.end() for running in torchrun.start(*words, first=first))
+    assert codes([left, killed]) == [1, -signal.SIGKILL]
+    assert re.search(rf"resume with: torchrun .*-m robusttrain resume=\S*{place}", left.said)
+    assert "robusttrain: process 0 of 2: another process of this run has ended" in left.err
+    assert "Traceback" not in left.said
+
+
 def test_a_killed_process_ends_the_run_which_resumes(torchrun: Torchrun, whole: Path) -> None:
     """With torchrun itself; the second process is killed without warning."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     killed = subprocess.run(
         [sys.executable, *launch, sys.executable, "-c", KILLED, *RUN, "hydra.run.dir=killed"],
         cwd=torchrun.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )  # fmt: skip
     assert killed.returncode == 1
     # torchrun may have stopped the first process before it noticed.

@@ -4,6 +4,7 @@
 `command.json`. Its `checkpoint.previous.pt` is that of epoch 3 of 4.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -57,7 +58,10 @@ def test_it_is_evaluated_again(command_line: CommandLine, tmp_path: Path) -> Non
 def test_its_training_is_resumed(command_line: CommandLine, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    shutil.copy(OLD / "command.json", run)
+    command = json.loads((OLD / "command.json").read_text())
+    # Values that the recipe of the run had then.
+    command["words"] += ["batch_size=64", "optimizer.lr=0.005", "evaluation.probe_samples=100"]
+    (run / "command.json").write_text(json.dumps(command))
     shutil.copy(OLD / "checkpoint.previous.pt", run / "checkpoint.pt")
     answer = command_line.run(f"resume={run}", cwd=tmp_path)
     assert answer.code == 0, answer.said

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from robusttrain.checkpoints import checkpoint as checkpoints
-from robusttrain.config.schema import CONF, GROUPS
+from robusttrain.config.folders import CONF
+from robusttrain.config.schema import GROUPS
 from robusttrain.errors import InputError
 from robusttrain.models.mlp import MLP
 from toys.external import CLASSES, SHAPE, TINY, Answer, prepared

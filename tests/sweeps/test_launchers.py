@@ -185,7 +185,7 @@ def test_submitit_resumes_a_preempted_job(
     first = running.end()
     assert first.code == 0, first.err
     assert "job 0 resumes" in first.out
-    assert "1 of 1 started jobs have finished" in first.out
+    assert "1 of 1 jobs has finished" in first.out
     assert "resuming after batch" in (folder / "0" / "robusttrain.log").read_text()
     same_weights(folder / "0", whole)
     assert "job 0 has already finished" in begin(*command).end().out

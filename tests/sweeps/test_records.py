@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from robusttrain.errors import IdentityWarning, InputError
+from robusttrain.sweeps import records
 from robusttrain.sweeps.job import _refuse_to_mix
 from robusttrain.sweeps.records import Job, refuse_exchanged
 from toys.runs import as_written
@@ -45,3 +46,37 @@ def test_the_run_of_a_job_has_its_command(tmp_path: Path, word: str) -> None:
         refuse_exchanged(tmp_path)
     Job(0, "0", ("attack.steps=10",), status="finished").save(tmp_path)
     refuse_exchanged(tmp_path)
+
+
+def ended(status: str, seconds: float | None = None) -> Job:
+    return Job(0, "0", (), status=status, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ([ended("running"), ended("waiting")], ""),
+        ([ended("finished", 10), ended("failed", 1)], ""),
+        # A failed job has no time to go by.
+        ([ended("finished", 10), ended("failed", 1), ended("running"), ended("waiting")], "20 s"),
+        ([ended("finished", 20), ended("finished", 40), *[ended("unfinished")] * 8], "4 min"),
+        ([ended("finished", 600), *[ended("running")] * 2, *[ended("waiting")] * 58], "5 h"),
+        ([ended("finished", 119), ended("running")], "119 s"),
+        ([ended("finished", 121), ended("running")], "2 min"),
+    ],
+)
+def test_the_time_left_is_that_of_finished_jobs(jobs: list[Job], words: str) -> None:
+    assert records.time_left(jobs) == (f"about {words} left" if words else "")
+
+
+@pytest.mark.parametrize(
+    ("states", "planned", "words"),
+    [
+        (["finished"], 1, "1 of 1 jobs has finished"),
+        (["finished"] * 2, 0, "2 of 2 jobs have finished"),
+        (["finished", "unfinished"], 6, "1 of 6 jobs has finished, 1 stopped, 4 not started"),
+        (["failed", "failed"], 3, "0 of 3 jobs have finished, 2 failed, 1 not started"),
+    ],
+)
+def test_all_planned_jobs_are_counted(states: list[str], planned: int, words: str) -> None:
+    assert records.counted([ended(state) for state in states], planned) == words

@@ -42,7 +42,7 @@ def test_a_worker_opens_the_session_of_its_sweep(sweep: SweepState) -> None:
     callback = Sweeps()
     callback.sweep = sweep
     there = pickle.loads(pickle.dumps(callback))
-    assert vars(there) == {"sweep": sweep}
+    assert vars(there) == {"compared": (None, None), "sweep": sweep}
     # A worker may get several jobs.
     for _ in range(2):
         there.on_job_start(DictConfig({}))

@@ -1,6 +1,5 @@
 """The summary of a sweep, for run directories written by hand, against SciPy."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,64 +12,14 @@ from scipy import stats
 from robusttrain.report.compare import Measure
 from robusttrain.sweeps import records
 from robusttrain.sweeps.records import Job
-from robusttrain.sweeps.summary import over_seeds, pairwise, settings, write_summary
+from robusttrain.sweeps.settings import over_seeds, settings
+from toys.sweeps import N, Sweep, flags
 
-N = 200
-Flags = Sequence[bool] | np.ndarray
-
-
-def flags(wrong: int, start: int = 0) -> np.ndarray:
-    """Flags of N correct samples, except for `wrong` of them from `start` on."""
-    right = np.ones(N, bool)
-    right[start : start + wrong] = False
-    return right
-
-
-class Sweep:
-    """A sweep directory that grows job by job."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def add(self, *overrides: str, clean: Flags, worst: Flags | None = None, **row: object) -> Job:
-        """Add a finished job that is correct where a flag is set."""
-        job = Job(self.count, str(self.count), overrides, "finished", 1.5, 0.5)
-        worst = clean if worst is None else worst
-        place = self.folder / job.folder
-        place.mkdir()
-        said = dict(word.split("=") for word in overrides)
-        common = {"dataset": "digits", "model": "mlp", "defense": "madry", "noise": "none"}
-        rows = [
-            common
-            | {"seed": said.get("seed", "0"), "attack": name, "norm": "linf", "eps": eps}
-            | {"n": N, "accuracy": np.mean(right), "ci_low": 0.0, "ci_high": 1.0}
-            | row
-            for name, eps, right in (("clean", 0.0, clean), ("worst_case", 0.1, worst))
-        ]
-        pd.DataFrame(rows).to_csv(place / "report.csv", index=False)
-        pd.DataFrame(
-            {"index": range(N), "label": 1, "clean_prediction": np.asarray(clean, int)}
-            | {"pgd_broken": (~np.asarray(worst)).astype(int)}
-        ).to_csv(place / "samples.csv", index=False)
-        job.save(self.folder)
-        return job
-
-    def fail(self, *overrides: str, error: str) -> None:
-        """Add a failed job, which has nothing but its record."""
-        Job(self.count, str(self.count), overrides, "failed", 0.1, error=error).save(self.folder)
-
-    @property
-    def count(self) -> int:
-        return len(records.read_jobs(self.folder))
-
-    @property
-    def tests(self) -> pd.DataFrame:
-        return pairwise(settings(self.folder, records.read_jobs(self.folder)))
-
-    @property
-    def text(self) -> str:
-        write_summary(self.folder, records.read_jobs(self.folder))
-        return (self.folder / "sweep.md").read_text()
+COSTS = [
+    f"{stage}_{figure}"
+    for stage in ("training", "evaluation")
+    for figure in ("images_per_second", "passes", "peak_memory_mib")
+]
 
 
 @pytest.fixture
@@ -88,7 +37,7 @@ def test_only_keys_that_vary_are_columns(sweep: Sweep) -> None:
     table = pd.read_csv(sweep.folder / "sweep.csv", dtype=str, keep_default_na=False)
     assert list(table) == [
         "job", "eps", "attack", "attack_norm", "attack_eps", "n", "accuracy", "ci_low", "ci_high",
-        "audit", "validation", "status", "seconds", "error",
+        "audit", "validation", *COSTS, "status", "seconds", "error",
     ]  # fmt: skip
     assert table["job"].tolist() == ["0", "0", "1"]
     assert table["eps"].tolist() == ["8/255", "8/255", "-1"]
@@ -96,6 +45,40 @@ def test_only_keys_that_vary_are_columns(sweep: Sweep) -> None:
     assert table["accuracy"].tolist() == ["0.95", "0.8", ""]
     assert table["status"].tolist() == ["finished", "finished", "failed"]
     assert table["error"].tolist() == ["", "", "eps=-1, of all things"]
+
+
+def test_a_job_has_the_cost_in_its_manifest(sweep: Sweep) -> None:
+    """Whatever stages it had; a manifest of an earlier version has none."""
+    training = {"seconds": 2.0, "images_per_second": 640, "passes": 12800, "peak_memory_mib": 310.5}
+    evaluation = training | {"images_per_second": None, "passes": 7}
+    costs = {
+        "seed=0": {"cost": {"training": training, "evaluation": evaluation}},
+        "seed=1": {"cost": {"evaluation": evaluation}},
+        "seed=2": {"files": []},
+    }
+    for word, manifest in costs.items():
+        sweep.add(word, clean=flags(1), manifest=manifest)
+    sweep.fail("seed=3", error="no")
+    records.write_table(sweep.folder)
+    table = pd.read_csv(sweep.folder / "sweep.csv").drop_duplicates("job").set_index("job")
+    nan = float("nan")
+    known = [nan, 7, 310.5]
+    expected = [[640, 12800, 310.5, *known], [nan, nan, nan, *known], [nan] * 6, [nan] * 6]
+    np.testing.assert_array_equal(table[COSTS].to_numpy(), np.array(expected))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"cost": 5}', '{"cost": {"training": 5}}', '{"trained": [1]}']
+)
+def test_a_damaged_manifest_costs_its_own_figures_only(sweep: Sweep, content: str) -> None:
+    """The table is written after each job, which must not fail since another one is damaged."""
+    for name in "ab":
+        sweep.add(f"checkpoint={name}", clean=flags(1), manifest={})
+    (sweep.folder / "0" / "manifest.json").write_text(content)
+    records.write_table(sweep.folder)
+    table = pd.read_csv(sweep.folder / "sweep.csv")
+    assert table["checkpoint"].tolist() == ["a", "a", "b", "b"]
+    assert table[COSTS].isna().all(axis=None)
 
 
 def test_a_key_named_like_a_column_gets_another_name(sweep: Sweep) -> None:
@@ -209,16 +192,17 @@ def test_the_p_of_a_pair_is_the_largest_of_its_seeds(sweep: Sweep) -> None:
         for seed in (0, 1):
             sweep.add(f"defense={defense}", f"seed={seed}", clean=flags(wrong[seed]))
     table = sweep.tests
-    assert table["measure"].tolist() == ["clean", "worst case"]
+    assert table["measure"].tolist() == ["clean", "worst_case"]
     row = table.iloc[0]
-    assert (row["b"], row["c"]) == ([30, 12], [0, 0])
+    assert (row["b"], row["c"]) == ("30 12", "0 0")
     assert row["p"] == pytest.approx(stats.binomtest(0, 12).pvalue)
     # Both lines of the table have the same p: Holm doubles the smaller one, and the other follows.
     assert row["p_holm"] == pytest.approx(2 * row["p"])
     assert row["difference"] == pytest.approx(0.105)
     expected = stats.ttest_1samp([30 / N, 12 / N], 0).confidence_interval(0.95)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high))
-    assert (row["first"], row["second"], row["winner"]) == ("defense=rt", "defense=lsa", "first")
+    assert [row["first"], row["second"]] == ["defense=rt", "defense=lsa"]
+    assert row["winner"] == "defense=rt"
 
 
 def test_seeds_that_disagree_name_no_winner(sweep: Sweep) -> None:
@@ -242,18 +226,19 @@ def test_seeds_of_the_same_images_are_not_counted_as_more_images(sweep: Sweep) -
 
 
 def test_the_second_wins_where_it_is_better(sweep: Sweep) -> None:
-    sweep.add("defense=rt", clean=flags(0), worst=flags(60))
-    sweep.add("defense=lsa", clean=flags(0), worst=flags(20, 100))
+    sweep.add("defense=rt", clean=flags(1), worst=flags(60))
+    sweep.add("defense=lsa", clean=flags(1, 100), worst=flags(20, 100))
     clean, worst = sweep.tests.to_dict("records")
     assert (clean["p"], clean["winner"]) == (1, "")
     assert worst["p"] == pytest.approx(stats.binomtest(20, 80).pvalue)
-    assert (worst["winner"], worst["b"], worst["c"]) == ("second", [20], [60])
+    assert (worst["winner"], worst["b"], worst["c"]) == ("defense=lsa", "20", "60")
 
 
 def test_pairs_differ_in_one_key(sweep: Sweep) -> None:
     for defense in ("rt", "lsa"):
         for width in (8, 16):
-            sweep.add(f"defense={defense}", f"model.width={width}", clean=flags(width))
+            wrong = flags(width + 5 * (defense == "lsa"))
+            sweep.add(f"defense={defense}", f"model.width={width}", clean=wrong)
     pairs = sweep.tests[sweep.tests["measure"] == "clean"]
     assert len(pairs) == 4
     for row in pairs.to_dict("records"):

@@ -1,6 +1,10 @@
 """Sweeps as users see them: their results, failures and repetitions."""
 
+import re
+import shlex
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +17,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from robusttrain.errors import InputError
+from robusttrain.exit_codes import ExitCode
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs.lock import alone_in
 from robusttrain.sweeps import callback, records
 from robusttrain.sweeps import job as sweep
 from robusttrain.sweeps.session import SweepState
-from toys.command_line import Answer, CommandLine
+from toys.command_line import Answer, CommandLine, Running
 
 SMOKE = [
     "experiment=smoke", "epochs=1", "model=linear", "evaluation.audit=false",
@@ -64,7 +69,9 @@ def test_a_sweep_with_failures_finishes_and_reports_them(lefts: list[Left]) -> N
     table = first.table
     assert list(table) == [
         "job", "seed", "optimizer.lr", "attack", "attack_norm", "attack_eps", "n",
-        "accuracy", "ci_low", "ci_high", "audit", "validation", "status", "seconds", "error",
+        "accuracy", "ci_low", "ci_high", "audit", "validation", "training_images_per_second",
+        "training_passes", "training_peak_memory_mib", "evaluation_images_per_second",
+        "evaluation_passes", "evaluation_peak_memory_mib", "status", "seconds", "error",
     ]  # fmt: skip
     finished, failed = table[table["status"] == "finished"], table[table["status"] == "failed"]
     assert failed["job"].tolist() == [1, 3]
@@ -100,9 +107,40 @@ def test_piped_output_is_plain_lines(lefts: list[Left], place: Path) -> None:
     assert "HYDRA" not in out
     for number in (0, 2):
         assert f"job {number}: seed={number // 2} optimizer.lr=0.01\n" in out
-        assert f"job {number} finished  clean " in out
-    assert "2 of 4 started jobs have finished" in out
+        assert re.search(rf"job {number} finished  clean [\d.]+%  worst case [\d.]+%", out)
+    assert "2 of 4 jobs have finished, 2 failed" in out
     assert out.splitlines()[-1] == str(place / "sweep" / "sweep.md")
+
+
+def test_a_stopped_sweep_resumes_with_the_command_that_it_prints(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    """The second of six jobs is stopped, in an epoch that would take minutes."""
+    words = [*SMOKE[:-3], "-m", "seed=0,1,2", "dataset.train_size=128,200000", "epochs=1"]
+    running = command_line.start(*words, cwd=tmp_path)
+    (sweep_dir,) = _until_second_job(running, tmp_path)
+    stopped = running.signal(signal.SIGINT).end()
+    assert stopped.code == ExitCode.interrupted
+    assert "stopped by SIGINT\n" in stopped.out
+    assert "1 of 6 jobs has finished, 1 stopped, 4 not started\n" in stopped.out
+    advice = stopped.out.splitlines()[-1]
+    said, _, command = advice.partition(": robusttrain ")
+    assert said == "resume the sweep with"
+    assert shlex.split(command) == [*words, f"hydra.sweep.dir={sweep_dir}"]
+    # As soon as the finished job has been passed over.
+    again = command_line.start(*shlex.split(command), cwd=tmp_path)
+    while "job 1 resumes: " not in again.said()[0]:
+        assert again.poll() is None, again.said()
+        time.sleep(0.01)
+    assert "job 0 has already finished: " in again.said()[0]
+    assert again.signal(signal.SIGINT).end().code == ExitCode.interrupted
+
+
+def _until_second_job(running: Running, folder: Path) -> list[Path]:
+    while not [*folder.glob("outputs/sweeps/*/*/1/best.pt")]:
+        assert running.poll() is None, running.said()
+        time.sleep(0.01)
+    return [*folder.glob("outputs/sweeps/*/*")]
 
 
 def test_the_same_sweep_again_skips_what_is_finished(lefts: list[Left]) -> None:

@@ -5,7 +5,6 @@ times. This file is therefore a program too. `CommandLine` starts it once; it im
 then forks a process for each command line that it is asked for. Signals, exit codes, files and what
 is printed are those of a real process. It differs from one that a user starts in this:
 
-- the schemas are registered before the fork, and `schema.register` does nothing after it;
 - `Hydra.get_mode` finds no mode, for which Hydra would compose every configuration twice:
   `hydra.mode=MULTIRUN` is not understood, `-m` is. This is the one use of `hydra._internal`;
 - at its end it runs what was asked for by `atexit`, and then leaves by `os._exit`: to take down all
@@ -16,6 +15,7 @@ is printed are those of a real process. It differs from one that a user starts i
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import signal
@@ -28,6 +28,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+# Seconds after which a test gives up on a process. No test measures time: on a loaded machine a
+# process may take twenty times as long as alone.
+PATIENCE = 900
 
 
 class Answer(NamedTuple):
@@ -69,9 +73,9 @@ class Running:
             os.kill(self.pid, signum)
         return self
 
-    def end(self, seconds: float = 300) -> Answer:
-        """Wait for its end, which has to come within `seconds`."""
-        latest = time.monotonic() + seconds
+    def end(self) -> Answer:
+        """Wait for its end, which has to come within `PATIENCE`."""
+        latest = time.monotonic() + PATIENCE
         while (code := self.poll()) is None:
             assert time.monotonic() < latest, self.said()
             time.sleep(0.005)
@@ -146,23 +150,31 @@ class CommandLine:
 # --- the program -----------------------------------------------------------------------------
 
 
+# What a command line imports when it needs it.
+LATER = (
+    "robusttrain.cli.compare", "robusttrain.cli.task", "robusttrain.sweeps.callback",
+    "robusttrain.runs.rerun", "torch._dynamo", "scipy.stats", "scipy.optimize",
+)  # fmt: skip
+
+
 def warm_up() -> None:
     """Do what every command line would do anew, and what its first time makes slow."""
     import hydra
     from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
 
-    from robusttrain.cli import compare, main  # noqa: F401
     from robusttrain.config import schema
+    from robusttrain.config.folders import CONF
 
+    for module in LATER:
+        importlib.import_module(module)
     schema.register()
-    schema.register = lambda: None
     Plugins.instance()
     # For this Hydra composes every configuration once more, and finds none.
     Hydra.get_mode = lambda self, **names: None
     # The parser of command lines learns.
     words = ["evaluation=quick", "eps=8/255", "seed=1", "dataset.flip=true", "stages=[train]"]
-    with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         hydra.compose("config", [*words, "~evaluation.attacks.fgsm"])
     # No search for garbage, of which each touches all memory, walks through what is there by now.
     gc.collect()

@@ -3,7 +3,6 @@
 import io
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import hydra
@@ -13,8 +12,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
-from robusttrain.cli import main
+from robusttrain.cli import task
 from robusttrain.config import schema
+from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic
@@ -71,9 +71,6 @@ def written(write: Write, model: nn.Module, path: Path) -> Path:
 
 # --- runs --------------------------------------------------------------------------------------
 
-# Once is enough, and takes a tenth of a second.
-_register = cache(schema.register)
-
 
 def prepared(*overrides: str) -> tuple[Config, Origin]:
     """What the command line makes of these words, where it is not in Hydra's hands.
@@ -84,15 +81,15 @@ def prepared(*overrides: str) -> tuple[Config, Origin]:
     return built, origin
 
 
-def looked_at(*overrides: str) -> main.Prepared:
+def looked_at(*overrides: str) -> task.Prepared:
     """`prepared`, with the refusals of the words that have no effect."""
-    _register()
-    with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
+    schema.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", list(overrides), return_hydra_config=True)
     names = {key: str(value) for key, value in composed.hydra.runtime.choices.items()}
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
-    return main.prepared(composed, names, list(overrides))
+    return task.prepared(composed, names, list(overrides))
 
 
 class Answer:

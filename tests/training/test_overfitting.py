@@ -29,7 +29,7 @@ from robusttrain.optim.optimizers import Adam
 from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm, Threat
 from robusttrain.training.checkpointing import TrainingRun
-from robusttrain.training.diagnostics import summary, warnings_for
+from robusttrain.training.diagnostics import findings, findings_in_last, summary
 from robusttrain.training.metrics import Epoch
 from robusttrain.training.overfitting import (
     OverfittedError,
@@ -281,7 +281,7 @@ GOOD = Epoch(
 )
 def test_each_problem_gives_one_warning(changes: list[dict[str, Any]], words: str) -> None:
     epochs = [replace(GOOD, epoch=number, **change) for number, change in enumerate(changes, 1)]
-    said = list(warnings_for(epochs, 10, 20))
+    said = [finding.message for finding in findings_in_last(epochs, 10, 20)]
     assert len(said) == bool(words)
     assert words in "".join(said)
 
@@ -296,6 +296,21 @@ def test_a_model_that_guesses_is_stuck(accuracy: float | None, stuck: bool) -> N
             for n in range(1, planned + 1)
         ]
         found += [
-            (planned, n) for n in range(1, planned + 1) if [*warnings_for(epochs[:n], 10, planned)]
+            (planned, n)
+            for n in range(1, planned + 1)
+            if [*findings_in_last(epochs[:n], 10, planned)]
         ]
     assert found == ([(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)] if stuck else [])
+
+
+def test_the_findings_of_a_training_are_those_of_its_epochs() -> None:
+    changes: list[dict[str, Any]] = [
+        {"train_clean_accuracy": 0.1, "train_robust_accuracy": 0.11},
+        {"non_finite": 3, "overfit": True, "train_pgd_accuracy": 0.1},
+        {"overfit": True},
+        {"train_robust_accuracy": 0.97},
+    ]
+    epochs = [replace(GOOD, epoch=number, **change) for number, change in enumerate(changes, 1)]
+    assert [(found.problem, found.epoch) for found in findings(epochs, 10, 2)] == [
+        ("stuck", 1), ("skipped steps", 2), ("catastrophic overfitting", 2), ("label leaking", 4),
+    ]  # fmt: skip
