@@ -21,6 +21,7 @@ from robusttrain.run_directory import (
     OF_SWEEP,
     PREAMBLE,
     RECORDS,
+    RESULT,
     RESULTS,
     TEMPORARY,
     TENSORBOARD,
@@ -116,9 +117,9 @@ def clear(run_dir: Path, *, resumed: bool) -> None:
     """Remove all results of an earlier run of the same configuration.
 
     Finished pieces of its evaluation stay, since they are used only where they fit. So do the
-    results of a training that is resumed. Those of its evaluation are written again.
+    results of a training that is resumed. All others are written again.
     """
-    for name in (MANIFEST, *(EVALUATED if resumed else RESULTS)):
+    for name in (MANIFEST, *((*EVALUATED, RESULT) if resumed else RESULTS)):
         (run_dir / name).unlink(missing_ok=True)
     if not resumed:
         shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)

@@ -192,7 +192,10 @@ def _refuse_other(run_dir: Path, job: Job) -> None:
     if not path.is_file():
         return
     with intact(path):
-        words = json.loads(path.read_text()).get("overrides", job.overrides)
+        manifest = json.loads(path.read_text())
+        # Earlier versions, which do not identify files either, wrote references as their values.
+        is_known = isinstance(manifest.get("files"), dict)
+        words = manifest["overrides"] if is_known else job.overrides
         other = {*job.overrides} - set(map(renames.override, words))
     if other:
         allowed = f"its record has {' '.join(sorted(other))}; put it back, or remove it"

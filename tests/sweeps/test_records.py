@@ -1,13 +1,15 @@
 """Records of jobs come from a directory that anybody may have written."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from robusttrain.errors import InputError
+from robusttrain.errors import IdentityWarning, InputError
 from robusttrain.sweeps import records
 from robusttrain.sweeps.job import _refuse_to_mix
-from robusttrain.sweeps.records import Job
+from robusttrain.sweeps.records import Job, refuse_exchanged
+from toys.runs import as_written
 
 
 def test_a_record_restores_files_of_its_own_job_only(tmp_path: Path) -> None:
@@ -27,6 +29,23 @@ def test_a_record_restores_files_of_its_own_job_only(tmp_path: Path) -> None:
         _refuse_to_mix(before, job, run, of_hydra, "a=2")
     assert (of_hydra / "config.yaml").read_text() == "old"
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("word", ["attack.steps=20", "attack.steps=${epochs}"])
+def test_the_run_of_a_job_has_its_command(tmp_path: Path, word: str) -> None:
+    """Those of earlier versions wrote references as their values, and are not compared."""
+    run = tmp_path / "0"
+    run.mkdir()
+    (run / "report.csv").write_text("attack,accuracy\nclean,1\n")
+    (run / "manifest.json").write_text(json.dumps({"overrides": ["epochs=1", "attack.steps=10"]}))
+    Job(0, "0", ("epochs=1", word), status="finished").save(tmp_path)
+    with pytest.warns(IdentityWarning):
+        refuse_exchanged(tmp_path)
+    as_written(run)
+    with pytest.raises(InputError, match=r"is the run of another job: its record has attack.steps"):
+        refuse_exchanged(tmp_path)
+    Job(0, "0", ("attack.steps=10",), status="finished").save(tmp_path)
+    refuse_exchanged(tmp_path)
 
 
 def ended(status: str, seconds: float | None = None) -> Job:
