@@ -151,8 +151,8 @@ def trained(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
 def manifest(sweep_dir: Path, job: Job) -> dict[str, Any]:
     """The manifest of a finished job; empty if there is none, or if it is damaged.
 
-    The table is written after every job, which must not fail for the manifest of another one. The
-    summary refuses a damaged manifest.
+    The table is written after every job, which must not fail for the manifest of another one.
+    `report` refuses a damaged manifest if there are results beside it.
     """
     path = sweep_dir / job.folder / MANIFEST
     if job.status != FINISHED or not path.is_file():
