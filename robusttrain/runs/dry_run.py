@@ -33,6 +33,8 @@ from robusttrain.training.engine import Batch
 from robusttrain.training.overfitting import probe
 from robusttrain.training.trainer import Trainer
 
+TITLE = "estimates: passes forward and back; of an evaluation, those of a robust model"
+
 # Batches that are measured, after one that is not: it allocates and compiles.
 BATCHES = 3
 
@@ -98,7 +100,7 @@ def show(context: RunContext, inputs: Inputs, data: Data, trainer: Trainer | Non
         }
         for row in rows
     )
-    terminal.table(cells, "an estimate; an evaluation takes less if images break", cells.columns)
+    terminal.table(cells, TITLE, cells.columns)
     terminal.say("dry run: nothing was trained, and nothing was written")
 
 
