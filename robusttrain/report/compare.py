@@ -14,7 +14,7 @@ import pandas as pd
 
 from robusttrain.errors import InputError
 from robusttrain.report.files import intact
-from robusttrain.report.identity import refuse_mixed
+from robusttrain.report.identity import refuse_mixed, warn_if_unfinished
 from robusttrain.report.ledger import CLEAN, CONFIDENCE, UNION, WORST_CASE
 from robusttrain.run_directory import REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
@@ -118,6 +118,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _run_in(folder: Path) -> Run:
+    warn_if_unfinished(folder)
     refuse_mixed(folder, [SAMPLES, REPORT])
     samples = _read(folder / SAMPLES, dict.fromkeys(WHOLE, "int64"))
     if not samples["index"].is_unique:

@@ -57,6 +57,13 @@ def refuse_mixed(run_dir: Path, read: Sequence[str]) -> None:
         raise InputError(str(run_dir), allowed=allowed, problem=problem)
 
 
+def warn_if_unfinished(run_dir: Path) -> None:
+    """Warn of a run without a manifest, whose files nothing identifies."""
+    if run_dir.is_dir() and not (run_dir / MANIFEST).is_file():
+        line = f"{run_dir} is not finished: it has no {MANIFEST}, which would identify its files"
+        warnings.warn(line, IdentityWarning, stacklevel=3)
+
+
 def _warn(run_dir: Path) -> None:
     line = f"{run_dir} is of an earlier version, whose {MANIFEST} does not identify its files"
     warnings.warn(line, IdentityWarning, stacklevel=3)

@@ -244,6 +244,16 @@ def test_bad_input_ends_with_one_line(
     assert sorted(runs.rglob("*")) == before
 
 
+def test_a_run_without_a_manifest_is_a_warning(runs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(runs / name, tmp_path / name)
+    (tmp_path / "b" / "manifest.json").unlink()
+    answer = robust("compare", "a", "b", cwd=tmp_path)
+    assert answer.returncode == 0
+    assert answer.stderr.count("\n") == 1
+    assert "robusttrain: warning: b is not finished: it has no manifest.json" in answer.stderr
+
+
 def test_bad_input_of_a_real_command_line(runs: Path) -> None:
     done = robust("compare", "a", "missing", cwd=runs)
     assert done.returncode == 1

@@ -137,7 +137,8 @@ PROVEN: dict[str, tuple[str, ...]] = {
         f"{DIRECTORIES}::test_readers_warn_about_runs_of_earlier_versions",
     ),
     "It is read, with a warning": (f"{DIRECTORIES}::test_the_warning_is_one_line",),
-    "**A run without a manifest**": (f"{COMPARE}::test_bad_input_ends_with_one_line",),
+    "**A run without a manifest** is": PROSE,
+    "`compare` reads it": (f"{COMPARE}::test_a_run_without_a_manifest_is_a_warning",),
     "`resume=RUN` writes the results": (
         f"{DIRECTORIES}::test_a_resumed_run_adopts_no_files_of_another",
     ),
