@@ -21,6 +21,8 @@ from robusttrain.report.ledger import Row
 from robusttrain.report.verbosity import Verbosity
 
 log = logging.getLogger("robusttrain")
+# Without a handler, Python would print warnings a second time, to the standard error.
+log.addHandler(logging.NullHandler())
 
 # Often enough to look alive, seldom enough to cost nothing.
 SECONDS_BETWEEN_UPDATES = 0.2

@@ -147,7 +147,7 @@ def test_a_run_leaves_its_files_and_no_others(finished: Answer) -> None:
     assert listing(finished.run_dir) == [
         ".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
         "audit.csv", "best.pt", "command.json", "curve.csv", "manifest.json", "report.csv",
-        "robusttrain.log", "samples.csv", "train.csv",
+        "result.json", "robusttrain.log", "samples.csv", "train.csv",
     ]  # fmt: skip
 
 

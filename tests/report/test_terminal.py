@@ -1,6 +1,8 @@
 """What stays in view while something runs."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from io import StringIO
 from typing import Any
@@ -102,3 +104,10 @@ def test_names_are_no_markup() -> None:
         terminal.table(pd.DataFrame({f"6 {NAMED}": [f"7 {NAMED}, a long cell"]}), f"8 {NAMED}", ())
     found = [number for number in range(1, 9) if f"{number} {NAMED}" in file.getvalue()]
     assert found == list(range(1, 9))
+
+
+def test_a_warning_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where there is no log, as in `robusttrain compare`."""
+    code = "from robusttrain.report.terminal import Terminal; Terminal().warn('this')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert capfd.readouterr() == ("warning: this\n", "")
