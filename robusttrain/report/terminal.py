@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,6 +75,14 @@ class _Below(Progress):
         yield from super().get_renderables()
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: whoever read the output has ended, but the files are still wanted."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
 class Terminal:
     """The output of a run for its user; all of it also goes to the run's log.
 
@@ -87,7 +97,7 @@ class Terminal:
     def __init__(
         self, console: Console | None = None, verbosity: Verbosity = Verbosity.normal
     ) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or _Output(highlight=False, soft_wrap=True)
         self.verbosity = verbosity
         if verbosity is Verbosity.verbose:
             log.setLevel(logging.DEBUG)

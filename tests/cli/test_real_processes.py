@@ -56,6 +56,19 @@ def test_a_sweep_has_its_jobs_and_their_table(sweep: Path) -> None:
     assert [f"job {number} has already finished" in again for number in (0, 1)] == [True] * 2
 
 
+def test_a_reader_that_ends_does_not_end_the_run(tmp_path: Path) -> None:
+    """As with `robusttrain ... | head -1`."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "robusttrain", *TINY, "hydra.run.dir=run"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert running.stdout is not None
+    running.stdout.close()
+    _, complaints = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, complaints) == (0, "")
+    assert (tmp_path / "run" / "manifest.json").is_file()
+
+
 def test_a_run_and_its_repetition(tmp_path: Path) -> None:
     words = [*TINY, "hydra.run.dir=run"]
     said = robusttrain(*words, cwd=tmp_path)
