@@ -20,7 +20,7 @@ from toys.runs import SAYS_LOADED, Answers, assert_refused
 # Five classes allow four targets only, and the name of the row has that: "t targets=4".
 QUICK = [
     *TINY, "model=linear", "epochs=3", "evaluation.attacks.pgd.steps=3",
-    "+attack@evaluation.attacks.t=apgd_t", "evaluation.attacks.t.steps=2",
+    "+attack@evaluation.attacks.t=apgd_t", "evaluation.attacks.t.steps=2", "training.keep=last",
 ]  # fmt: skip
 DIVERGING = [
     *TINY, "model=linear", "epochs=3", "optimizer=sgd", "schedule=step",
@@ -144,8 +144,8 @@ def test_a_logger_changes_no_results(
         weights = [content["model"] for content in saved]
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-        states = [content["training"]["random_states"] for content in saved]
-        assert torch.equal(states[0]["torch"], states[1]["torch"])
+    states = [content["training"]["random_states"] for content in saved]
+    assert torch.equal(states[0]["torch"], states[1]["torch"])
     for name in ("train.csv", "report.csv"):
         tables = [pd.read_csv(run_dir / name).drop(columns="seconds") for run_dir in (plain, other)]
         pd.testing.assert_frame_equal(*tables)
