@@ -22,6 +22,7 @@ from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.config.run_config import Config
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.report.terminal import Terminal
+from robusttrain.report.verbosity import Verbosity
 from robusttrain.run_directory import PREAMBLE
 from robusttrain.runs import experiment, outcome
 from robusttrain.runs.context import Origin
@@ -52,7 +53,7 @@ def run(chosen: HydraConf, config: DictConfig, command: Sequence[str]) -> float 
     command
         The command line, starting with the name of the program.
     """
-    terminal, started = Terminal(verbosity=config.verbosity), time.perf_counter()
+    terminal, started = Terminal(verbosity=Verbosity(config.verbosity)), time.perf_counter()
     result = _run(chosen, config, command, terminal)
     if config.resume is not None and distributed.is_main():
         seconds = time.perf_counter() - started
@@ -72,7 +73,7 @@ def estimate(chosen: HydraConf, config: DictConfig) -> None:
     names, given = _options(chosen, config), as_given(chosen.overrides.task)
     built, origin, ineffective = prepared(config, names, given)
     unread.refuse(ineffective)
-    experiment.estimate(built, origin, Terminal(verbosity=config.verbosity))
+    experiment.estimate(built, origin, Terminal(verbosity=Verbosity(config.verbosity)))
 
 
 def run_job(chosen: HydraConf, config: DictConfig, command: Sequence[str]) -> float | None:

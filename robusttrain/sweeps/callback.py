@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from robusttrain import ranges
 from robusttrain.errors import InputError
 from robusttrain.report.terminal import Terminal
+from robusttrain.report.verbosity import Verbosity
 from robusttrain.run_directory import RECORDS
 from robusttrain.runs.resume import quoted
 from robusttrain.runtime import distributed, signals
@@ -113,9 +114,9 @@ def _announced(config: DictConfig, comparison: Comparison) -> SweepState:
     directory = Path(config.hydra.sweep.dir).absolute()
     jobs, keys = tuple(planned(config)), tuple(_keys(config))
     comparison.check(_values(jobs, keys))
-    return SweepState(
-        Path.cwd(), directory, jobs, keys, engine, maximises, comparison, config.verbosity
-    )
+    # The schema has a copy of the class, which does not pickle.
+    verbosity = Verbosity(config.verbosity)
+    return SweepState(Path.cwd(), directory, jobs, keys, engine, maximises, comparison, verbosity)
 
 
 def _refuse_outside(config: DictConfig) -> None:

@@ -19,6 +19,7 @@ from robusttrain.errors import InputError, JobError
 from robusttrain.exit_codes import ExitCode, of_signal
 from robusttrain.report.files import intact
 from robusttrain.report.terminal import Terminal
+from robusttrain.report.verbosity import Verbosity
 from robusttrain.run_directory import (
     COMMAND,
     LOG,
@@ -59,7 +60,7 @@ def job(chosen: HydraConf, config: DictConfig, run: Run) -> float | None:
     assert session is not None, "the command line or the callback opens it"
     assert session.sweep is not None, "Hydra announces a sweep before its jobs"
     if not session.in_worker:
-        terminal = Terminal(verbosity=config.verbosity)
+        terminal = Terminal(verbosity=Verbosity(config.verbosity))
         return recorded(session.sweep, chosen, config, lambda c: run(c, terminal), terminal)
     # The output of several runs at once would be mixed up; the log of each run has its own.
     silent = Terminal(Console(quiet=True, force_terminal=False))

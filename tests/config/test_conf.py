@@ -583,7 +583,7 @@ def test_a_training_extends_its_defense_by_its_own_command_line(
     names = {"defense": "trades", "weight_perturbation": "awp", "averaging": "none"}
     plain: Any = OmegaConf.to_container(raw(), resolve=False, enum_to_str=True)
     Checkpoint({}, 3, [1, 8, 8], plain, names, 1, {}).save(tmp_path / "best.pt")
-    _, reported = inherit_config(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
+    _, reported, _ = inherit_config(raw(f"checkpoint={tmp_path}", f"stages=[{stages}]"), [])
     assert reported["defense"] == "trades"
     assert reported.get("weight_perturbation") == found
 

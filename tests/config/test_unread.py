@@ -216,7 +216,7 @@ CONSUMERS = {
     "defense": ["robusttrain.training"],
     "evaluation": ["robusttrain.evaluation", "robusttrain.runs"],
     "noise": ["robusttrain.noise"],
-    "training": ["robusttrain.training"],
+    "training": ["robusttrain.training", "robusttrain.runs"],
 }
 
 # Keys of the run that every run reads, at least in one of its stages.

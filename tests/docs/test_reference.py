@@ -219,7 +219,7 @@ def test_tables_of_options_have_all_of_them(group: str, page: Path, heading: str
 def test_the_exit_codes_are_those_of_the_code() -> None:
     table = rows(section(MANUAL / "reference" / "commands.md", "Exit codes"))
     assert [int(row["exit code"]) for row in table] == [*ExitCode]
-    text = (schema.CONF / "hydra" / "help" / "robusttrain.yaml").read_text()
+    text = (CONF / "hydra" / "help" / "robusttrain.yaml").read_text()
     (listed,) = re.findall(r"Exit codes: (.*)", text)
     assert [int(number) for number in re.findall(r"\d+", listed)] == [*ExitCode]
     assert of_signal(signal.SIGINT) == ExitCode.interrupted

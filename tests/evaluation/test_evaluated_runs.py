@@ -189,7 +189,8 @@ def test_a_suite_that_is_weaker_than_its_probe_fails(
 ) -> None:
     """Random noise alone; what the probe breaks counts all the same."""
     fewer = [f"~evaluation.attacks.{name}" for name in ("fgsm", "pgd", "apgd_ce")]
-    words = ["model=mlp", "epochs=8", "evaluation=quick", "evaluation.samples=100", "eps=0.1"]
+    words = ["model=mlp", "epochs=8", "batch_size=128", "eps=0.1"]
+    words += ["evaluation=quick", "evaluation.samples=100"]
     answer = command_line.run(*words, *fewer, "device=cpu", "hydra.run.dir=run", cwd=tmp_path)
     assert answer.code == 0, answer.said
     report = pd.read_csv(tmp_path / "run" / "report.csv").set_index("attack")

@@ -34,7 +34,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
 from robusttrain.runs.context import Origin
 from robusttrain.runtime.determinism import WORKSPACE, deterministic, flags
-from robusttrain.training.settings import Training
+from robusttrain.training.settings import Keep, Training
 from toys.training import DATA, EPS
 
 DEFAULT = {
@@ -65,7 +65,9 @@ def run(
         attack=FGSM(eps=EPS), defense=defense or WorstCase(PGD(eps=EPS, steps=2)),
         optimizer=SGD(0.5), schedule=Constant(),
         weight_perturbation=NoPerturbation(), averaging=NoAveraging(),
-        training=Training(epochs=3, batch_size=20, validation_attack=FGSM(eps=EPS)),
+        training=Training(
+            epochs=3, batch_size=20, validation_attack=FGSM(eps=EPS), keep=Keep.last
+        ),
         evaluation=Evaluation({"pgd": PGD(eps=EPS, restarts=2)}, eot=2, votes=5),
         logger=NoLogger(), eps=EPS, device="cpu", stages=list(stages), **keys,
     )  # fmt: skip
