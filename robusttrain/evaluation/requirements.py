@@ -193,4 +193,4 @@ def _shown(value: float | str | None) -> str:
 
 
 def _asked(required: float | str) -> str:
-    return f"asks for {required if isinstance(required, str) else f'{required:.2%} or more'}"
+    return f"requires {required if isinstance(required, str) else f'{required:.2%} or more'}"

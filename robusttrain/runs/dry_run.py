@@ -33,7 +33,8 @@ from robusttrain.training.engine import Batch
 from robusttrain.training.overfitting import probe
 from robusttrain.training.trainer import Trainer
 
-TITLE = "estimates: passes forward and back; of an evaluation, those of a robust model"
+TITLE = "estimates; passes are forward plus backward"
+AT_MOST = "at most "
 
 # Batches that are measured, after one that is not: it allocates and compiles.
 BATCHES = 3
@@ -46,13 +47,17 @@ BREAKS_AT = 1.2
 
 
 class Estimate(NamedTuple):
-    """A row of the table: images, passes an image in both directions, minutes, and peak MiB."""
+    """A row of the table: images, passes an image in both directions, minutes, and peak MiB.
+
+    `bound` is `AT_MOST` for passes and minutes that some images do not need.
+    """
 
     stage: str
     images: str
     passes: float
     minutes: float
     memory: float
+    bound: str = ""
 
 
 class _Work(NamedTuple):
@@ -94,8 +99,8 @@ def show(context: RunContext, inputs: Inputs, data: Data, trainer: Trainer | Non
         {
             "stage": row.stage,
             "images": row.images,
-            "passes an image": f"{row.passes:,.0f}",
-            "minutes": f"{row.minutes:.1f}",
+            "passes an image": f"{row.bound}{row.passes:,.0f}",
+            "minutes": f"{row.bound}{row.minutes:.1f}",
             "peak MiB": f"{row.memory:,.0f}",
         }
         for row in rows
@@ -164,7 +169,7 @@ def _evaluation(context: RunContext, model: nn.Module, size: int) -> Estimate:
     if settings.certification is not None:
         votes = settings.certification.n0 + settings.certification.n
         passes, minutes = passes + votes, minutes + images * votes * speed.forward / 60
-    return Estimate("evaluation", f"{images:,} of {size:,}", passes, minutes, memory)
+    return Estimate("evaluation", f"{images:,} of {size:,}", passes, minutes, memory, AT_MOST)
 
 
 def _work(context: RunContext, settings: Evaluation) -> _Work:

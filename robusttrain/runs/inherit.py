@@ -33,6 +33,9 @@ DESCRIBING = tuple(
     dict.fromkeys(("dataset", "model", "defense", *OF_TRAINING, "noise", "norm", "eps", "seed"))
 )
 
+# Keys that are chosen for a data set, and inherited with it.
+LENGTH = ("epochs", "batch_size")
+
 TARGET = "_target_"
 
 # How Hydra is told to accept keys that the option of the command line does not have.
@@ -88,6 +91,12 @@ def _to_train_on(
 ) -> Inherited:
     """The configuration of a run that trains `saved` further."""
     composed, inherited = with_saved_config(config, saved, overrides)
+    given = {destination(override) for override in overrides}
+    if "dataset" in inherited and "experiment" not in given:
+        # The length that was composed is that of another data set.
+        for key in LENGTH:
+            if key not in given:
+                _take(composed, saved, key)
     return Inherited(composed, _named(saved, inherited))
 
 

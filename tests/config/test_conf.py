@@ -576,6 +576,21 @@ def test_the_help_fits_on_a_screen() -> None:
     assert max(len(line) for line in lines) <= 80
 
 
+def test_the_length_of_a_training_comes_with_its_data_set(tmp_path: Path) -> None:
+    config = raw("dataset=synthetic", "epochs=7", "batch_size=9")
+    plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    Checkpoint({}, 3, [1, 8, 8], plain, {"defense": "madry"}, 1, {}).save(tmp_path / "best.pt")
+
+    def length(*words: str) -> tuple[int, int]:
+        found = inherit_config(raw(f"checkpoint={tmp_path}", *words), words).config
+        return found.epochs, found.batch_size
+
+    fresh = raw()
+    assert length() == (7, 9)
+    assert length("epochs=3") == (3, 9)
+    assert length("dataset=digits") == (fresh.epochs, fresh.batch_size)
+
+
 @pytest.mark.parametrize(("stages", "found"), [("evaluate", "awp"), ("train", None)])
 def test_a_training_extends_its_defense_by_its_own_command_line(
     stages: str, found: str | None, tmp_path: Path

@@ -23,7 +23,11 @@ WORDS = [
 
 def estimates(said: str) -> dict[str, float]:
     """The passes an image of each stage."""
-    table = re.findall(r"^ *(training|evaluation) .+?  +([\d,]+)  +\d+\.\d  +[\d,]+ *$", said, re.M)
+    table = re.findall(
+        r"^ *(training|evaluation) .+?  +(?:at most )?([\d,]+)  +(?:at most )?\d+\.\d  +[\d,]+ *$",
+        said,
+        re.M,
+    )
     return {stage: float(passes.replace(",", "")) for stage, passes in table}
 
 

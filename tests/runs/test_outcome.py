@@ -85,7 +85,7 @@ def test_every_worst_case_has_to_reach_what_is_required(tmp_path: Path) -> None:
         ("union", "", False), ("one", "linf, eps 0.0313725", True), ("clean", "", True),
     ]  # fmt: skip
     assert found[1].line == (
-        "worst case (l2, eps 0.5) is 40.00%, but evaluation.require.worst_case asks for 50.00% or "
+        "worst case (l2, eps 0.5) is 40.00%, but evaluation.require.worst_case requires 50.00% or "
         "more"
     )
 
@@ -209,8 +209,8 @@ def test_unmet_requirements_end_with_their_code_after_all_is_written(
     lines = failed.out.splitlines()
     assert lines[-1] == str(run)
     count = sum(not one["met"] for one in result["requirements"])
-    assert all(" asks for " in line for line in lines[-1 - count : -1])
-    assert not any(" asks for " in line for line in lines[: -1 - count])
+    assert all(" requires " in line for line in lines[-1 - count : -1])
+    assert not any(" requires " in line for line in lines[: -1 - count])
     log = (run / "robusttrain.log").read_text()
     assert all(line in log for line in lines[-1 - count :])
     # The result table, without what depends on the width of the terminal.
