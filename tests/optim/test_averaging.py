@@ -60,7 +60,9 @@ def test_swa_is_the_mean_of_the_ends_of_epochs(start: float, epochs: int, per_ep
     ends = places[per_epoch - 1 :: per_epoch]
     counted = [end for number, end in enumerate(ends, 1) if number / epochs > start]
     assert average.updates == len(counted) >= 1
-    np.testing.assert_allclose(average.weights[0].numpy(), np.mean(counted, 0), rtol=1e-12)
+    mean = np.mean(counted, 0)
+    # Weights of about 1 may cancel, and leave their rounding.
+    np.testing.assert_allclose(average.weights[0].numpy(), mean, rtol=1e-12, atol=1e-14)
 
 
 def test_averaging_does_not_change_the_training() -> None:
