@@ -77,7 +77,7 @@ class _Below(Progress):
 
 class _Output(Console):
     def on_broken_pipe(self) -> None:
-        """Go on in silence: whoever read the output has ended, but the files are still wanted."""
+        """Continue in silence: the output has lost its reader, but the files are still wanted."""
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
