@@ -112,9 +112,10 @@ def show(context: RunContext, inputs: Inputs, data: Data, trainer: Trainer | Non
 def _training(context: RunContext, trainer: Trainer) -> Estimate:
     settings, engine, epochs = trainer.settings, trainer.engine, trainer.settings.epochs
     # As in the last epoch, when every schedule has ended.
-    defense = settings.curriculum.at(trainer.defense, epochs, epochs, 1.0)
+    last = max(1, epochs)
+    defense = settings.curriculum.at(trainer.defense, last, last, 1.0)
     order = batches(trainer.train, settings.batch_size, engine.streams["batches"])
-    first, *others = [Batch(x, y, epochs) for x, y in islice(order, 1 + BATCHES)]
+    first, *others = [Batch(x, y, last) for x, y in islice(order, 1 + BATCHES)]
     measured, images = others or [first], sum(len(batch.y) for batch in others or [first])
 
     def train(taken: Sequence[Batch]) -> None:
@@ -137,12 +138,12 @@ def _validation(context: RunContext, trainer: Trainer) -> float:
     """The minutes of the validation after an epoch, and of the search for overfitting."""
     size = trainer.settings.batch_size
     speed = _speed(trainer.model, context.info, context.device, size)
-    attacks = {
-        trainer.validation.size: trainer.settings.validation_attack,
-        trainer.probe_images.size: probe(trainer.threat),
-    }
+    attacks = [
+        (trainer.validation.size, trainer.settings.validation_attack),
+        (trainer.probe_images.size, probe(trainer.threat)),
+    ]
     minutes = 0.0
-    for images, attack in attacks.items():
+    for images, attack in attacks:
         if images and attack is not None:
             work = _work(context, Evaluation({"attack": attack}, batch_size=size))
             minutes += speed.minutes(work, images)
@@ -216,7 +217,7 @@ def robust_network(threat: Threat, info: Info) -> nn.Module:
 
 
 def _speed(model: nn.Module, info: Info, device: torch.device, batch: int) -> _Speed:
-    """The speed of `model` in eval mode with `batch` images, in the better of two tries."""
+    """The speed of `model` in eval mode with `batch` images, in the best of three tries."""
     model.eval()
     x = torch.rand(batch, *info.image_shape).to(device).requires_grad_()
 

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.long
 # Two processes with half a batch each, and a number of images that is odd.
 RUN = [*ALONE, "batch_size=32", "evaluation.samples=21"]
 
-KILLED = """
+# The second process is killed at its tenth search.
+SECOND_DIES = """
 import os, signal
-from robusttrain.__main__ import main
 from robusttrain.attacks.pgd import PGD
 search, calls = PGD.search, []
 def searching(self, *arguments):
@@ -32,6 +32,11 @@ def searching(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return search(self, *arguments)
 PGD.search = searching
+"""
+
+KILLED = f"""
+from robusttrain.__main__ import main
+{SECOND_DIES}
 main()
 """
 
@@ -134,24 +139,16 @@ def test_an_error_is_printed_once(torchrun: Torchrun, words: list[str], message:
 
 # The second process is killed; the first receives the signal of torchrun at an awkward moment: when
 # it has noticed, or when it is about to print that and to exit.
-KILLED_AWKWARDLY = """
-import os, signal
-from robusttrain.attacks.pgd import PGD
+KILLED_AWKWARDLY = f"""
+{SECOND_DIES}
 from robusttrain.cli import task
 from robusttrain.runtime import distributed
-search, calls = PGD.search, []
-def searching(self, *arguments):
-    calls.append(0)
-    if len(calls) == 10 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return search(self, *arguments)
-PGD.search = searching
 def interrupted(method):
     def call(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return method(*arguments)
     return call
-{place} = interrupted({place})
+{{place}} = interrupted({{place}})
 """
 
 

@@ -3,11 +3,15 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Info
+from robusttrain.runs import dry_run
 from robusttrain.runs.dry_run import robust_network
 from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
@@ -59,6 +63,29 @@ def test_a_run_makes_the_passes_of_its_estimate(command_line: CommandLine, tmp_p
     cost = json.loads((tmp_path / "run/manifest.json").read_text())["cost"]
     assert cost["training"]["passes"] == 2 * 48 * estimate["training"]
     assert 0.3 < cost["evaluation"]["passes"] / (20 * estimate["evaluation"]) < 1.1
+
+
+def test_both_attacks_after_an_epoch_count_also_on_as_many_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An image takes a minute here, and each attack has 32 of them."""
+    monkeypatch.setattr(dry_run, "_work", lambda *_: dry_run._Work(1, 0, 0))
+    monkeypatch.setattr(dry_run, "_speed", lambda *_: dry_run._Speed(60, 0, 1))
+    settings = SimpleNamespace(batch_size=16, validation_attack=PGD(eps=0.1))
+    some = SimpleNamespace(size=32)
+    trainer: Any = SimpleNamespace(
+        model=None, settings=settings, threat=Threat(Norm.linf, 0.1), validation=some,
+        probe_images=some,
+    )  # fmt: skip
+    context: Any = SimpleNamespace(info=None, device=None)
+    assert dry_run._validation(context, trainer) == pytest.approx(2 * 32)
+
+
+def test_a_training_of_no_epochs_takes_no_time(command_line: CommandLine, tmp_path: Path) -> None:
+    words = ["epochs=0", "stages=[train]", "training.curriculum.steps=[1,3]", "--dry-run"]
+    answer = command_line.run(*WORDS, *words, cwd=tmp_path)
+    assert answer.code == 0, answer.said
+    assert " 0.0 " in answer.said
 
 
 @pytest.mark.parametrize("words", [["-m", "seed=0,1"], ["resume=auto"]])
