@@ -1,6 +1,6 @@
 """Attack a model of your own: with a suite, with a single attack, and with an attack of your own.
 
-    python examples/attack_your_model.py
+python examples/attack_your_model.py
 """
 
 from dataclasses import dataclass

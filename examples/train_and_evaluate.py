@@ -1,6 +1,6 @@
 """Train a small network against PGD, and find out how robust it is.
 
-    python examples/train_and_evaluate.py
+python examples/train_and_evaluate.py
 """
 
 import torch

@@ -1,7 +1,7 @@
 """A defense of your own, in your own package: train with it from Python and from the shell.
 
-    python examples/your_defense.py
-    robusttrain 'defense._target_=your_defense.Pull' +defense.weight=2   # in the folder examples/
+python examples/your_defense.py
+robusttrain 'defense._target_=your_defense.Pull' +defense.weight=2   # in the folder examples/
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,9 @@ class Pull:
     attack: Attack = field(default_factory=rt.attacks.PGD)
     weight: float = 0.5
 
-    def inner(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
+    def inner(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
         """Adversarial images."""
         return self.attack(model, x, y, generator=generator)
 
