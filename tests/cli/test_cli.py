@@ -82,8 +82,9 @@ def others(
     commands = {
         # The first command of the README with its own evaluation, both shortened.
         "first": [
-            "defense=madry", "eps=0.03", "epochs=2", "evaluation.attacks.square.queries=300",
-            "evaluation.attacks.apgd_t.steps=20",
+            "defense=madry", "eps=0.03", "epochs=1", "model=mlp", "model.widths=[32]",
+            "evaluation.attacks.square.queries=100", "evaluation.attacks.apgd_t.steps=20",
+            "evaluation.attacks.fab_t.steps=20",
         ],
         # Options may be anywhere.
         "sweep": [
