@@ -23,7 +23,9 @@ from toys.runs import Answers, assert_refused, listing
 
 pytestmark = pytest.mark.long
 
-QUICK = ["evaluation=quick", "evaluation.attacks.pgd.steps=3"]
+QUICK = [
+    "evaluation=quick", "evaluation.attacks.pgd.steps=3", "evaluation.attacks.apgd_ce.steps=5",
+]  # fmt: skip
 TINY = [
     "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "dataset.validation=16",
     "model=linear", "epochs=2", "batch_size=32", *QUICK,

@@ -200,7 +200,6 @@ def truth(standard: nn.Module, digits: Split) -> float:
     return float(100 * (~ledger.worst_case(PROBE.threat)).mean())
 
 
-@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("logits", [True, False], ids=["logits", "gradient"])
 def test_labels_show_what_decoys_hide(
     logits: bool, standard: nn.Module, robust: nn.Module, truth: float, digits: Split
