@@ -37,6 +37,10 @@ MORE = {
     "experiment=mnist_best": ["model.channels=[8,8,8]", SUITE],
     "dataset=folder": ["dataset.image_size=32", "model.name=shufflenet_v2_x0_5"],
     "evaluation=full": SHORT,
+    "evaluation=fast": [
+        "evaluation.attacks.apgd_ce.restarts=2",
+        "evaluation.attacks.apgd_margin.restarts=2",
+    ],
     "evaluation=certify": ["evaluation.certification.n=200", "evaluation.certification.n0=10"],
     "evaluation=eot": ["evaluation.eot=2", "evaluation.votes=3"],
     "noise=flicker": ["evaluation.eot=2", "evaluation.votes=3", "hydra.run.dir=MINE"],
