@@ -16,7 +16,6 @@ import hydra
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import DefaultsList, Overrides
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from robusttrain.config import schema
@@ -54,7 +53,7 @@ def _learn(*options: str) -> None:
     with (
         hydra.initialize_config_dir(str(CONF), version_base="1.3"),
         # The process of the command line finds out what is wrong with it.
-        suppress(HydraException),
+        suppress(Exception),
     ):
         hydra.compose("config", list(options))
 
