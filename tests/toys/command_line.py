@@ -6,7 +6,8 @@ then forks a process for each command line that it is asked for. Signals, exit c
 is printed are those of a real process. It differs from one that a user starts in this:
 
 - `Hydra.get_mode` finds no mode, for which Hydra would compose every configuration twice:
-  `hydra.mode=MULTIRUN` is not understood, `-m` is. This is the one use of `hydra._internal`;
+  `hydra.mode=MULTIRUN` is not understood, `-m` is;
+- each choice of options is composed once, see `composition.py`;
 - at its end it runs what was asked for by `atexit`, and then leaves by `os._exit`: to take down all
   that is imported costs Python more than most of these runs.
 
@@ -159,6 +160,7 @@ LATER = (
 
 def warm_up() -> None:
     """Do what every command line would do anew, and what its first time makes slow."""
+    import composition
     import hydra
     from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
@@ -172,6 +174,7 @@ def warm_up() -> None:
     Plugins.instance()
     # For this Hydra composes every configuration once more, and finds none.
     Hydra.get_mode = lambda self, **names: None
+    composition.remember()
     # The parser of command lines learns.
     words = ["evaluation=quick", "eps=8/255", "seed=1", "dataset.flip=true", "stages=[train]"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -183,12 +186,16 @@ def warm_up() -> None:
 
 def serve() -> dict[str, Any] | None:
     """Fork and wait as asked for; in a forked process, return the command that it is to run."""
+    from composition import learn
+
     for line in sys.stdin:
         question = json.loads(line)
         if isinstance(question, int):
             ended, status = os.waitpid(question, os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if ended else None
         else:
+            learn(question["words"])
+            gc.freeze()
             answer = os.fork()
             if answer == 0:
                 return question
