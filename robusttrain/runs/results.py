@@ -9,8 +9,17 @@ import pandas as pd
 from robusttrain.config.schema import COMPANIONS, NOTHING
 from robusttrain.evaluation.pipeline import EvaluationResult
 from robusttrain.report.files import write_arrays, write_csv
+from robusttrain.report.run import examples
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import ADVERSARIAL, AUDIT, CERTIFIED, CURVE, REPORT, SAMPLES
+from robusttrain.run_directory import (
+    ADVERSARIAL,
+    AUDIT,
+    CERTIFIED,
+    CURVE,
+    GALLERY,
+    REPORT,
+    SAMPLES,
+)
 from robusttrain.runs.training_attack import TRAIN_ATTACK, UNKNOWN
 from robusttrain.threat import Threat
 
@@ -43,6 +52,8 @@ def write_results(
     write_csv(run_dir / SAMPLES, samples)
     if found.ledger.adversarial is not None:
         write_arrays(run_dir / ADVERSARIAL, found.ledger.arrays())
+    if found.ledger.examples is not None:
+        write_arrays(run_dir / GALLERY, examples.arrays(found.ledger))
     if found.audit.curve:
         write_csv(run_dir / CURVE, [point.as_dict() for point in found.audit.curve])
     if found.audit.checks:
