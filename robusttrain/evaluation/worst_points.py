@@ -34,7 +34,13 @@ class WorstPoints:
         """The images of `subject` themselves, of which the model says `clean`."""
         label = subject.y.cpu().numpy()
         wrong = np.not_equal(clean.prediction, label)
-        return cls(label, subject.x.clone(), clean.margin.copy(), np.asarray(wrong), clean.prediction.copy())
+        return cls(
+            label,
+            subject.x.clone(),
+            clean.margin.copy(),
+            np.asarray(wrong),
+            clean.prediction.copy(),
+        )
 
     def offer(self, x_adv: Tensor, seen: Predictions) -> None:
         """Take the points of one more search where they are worse; `seen` is the model there."""
