@@ -7,7 +7,7 @@ from typing import Any
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share from 0 to 1 in percent; a dash where it is not known."""
-    return "–" if is_unknown(share) else f"{share:.{digits}%}".replace("%", " %")
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
 def interval(row: Mapping[str, Any]) -> str:
@@ -21,7 +21,9 @@ def figure(value: Any) -> str:
         return "–"
     if isinstance(value, bool | str):
         return str(value)
-    return f"{value:,}".replace(",", " ") if float(value).is_integer() else f"{value:.4g}"
+    if float(value).is_integer():
+        return f"{int(value):,}".replace(",", "\u2009")
+    return f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -13,8 +13,8 @@ from robusttrain.threat import Threat
 BROKEN, CONFIDENT, RESISTED = "broken", "confident", "resisted"
 GROUPS, EACH = (BROKEN, CONFIDENT, RESISTED), 6
 
-# Pixels that an example has on a side at most; of larger images every second pixel is kept, or every
-# third, and so on, since an average over pixels would hide the perturbation.
+# Pixels that an example has on a side at most; of larger images every second pixel is kept, or
+# every third, and so on, since an average over pixels would hide the perturbation.
 SIDE = 64
 
 Rows = NDArray[np.int64]

@@ -273,19 +273,17 @@ def _matrix(tables: Tables, counts: pd.DataFrame) -> Picture:
         ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_color(RULE)
-    errors = counts.copy()
-    for label in counts.index:
-        errors.loc[label, label] = 0
-    top = errors.stack().idxmax()
+    errors = _errors(counts)
+    top = errors.iloc[0]
     data = counts.rename(index=tables.class_name, columns=tables.class_name)
     data.columns = [f"predicted {name}" for name in data.columns]
     return Picture(
         "confusion", "What images are taken for under attack",
         "Number of images of a true class (rows) and of the class that the model predicts for what "
         "broke them (columns). Blue: no attack succeeded. The shade is the share of the row.",
-        f"Matrix of {len(counts)} classes. The most frequent confusion takes "
-        f"{tables.class_name(top[0])} for {tables.class_name(top[1])}, "
-        f"{errors.to_numpy().max()} times.",
+        f"Matrix of {len(counts)} classes. The most frequent error takes "
+        f"{tables.class_name(top['label'])} for {tables.class_name(top['predicted'])}, "
+        f"{top['images']} times.",
         figure, data.reset_index(names="true class"),
     )  # fmt: skip
 
@@ -299,12 +297,11 @@ def _cell(column: int, row: int, colour: str, share: float) -> Any:
 
 
 def _pairs(tables: Tables, counts: pd.DataFrame) -> Picture:
-    stacked = counts.stack().reset_index(name="images")
-    errors = stacked[(stacked["label"] != stacked["worst_prediction"]) & (stacked["images"] > 0)]
-    top = errors.sort_values("images", ascending=False, kind="stable").head(PAIRS)
+    errors = _errors(counts)
+    top = errors[errors["images"] > 0].head(PAIRS)
     names = [
-        f"{_short(tables.class_name(int(label)))} → {_short(tables.class_name(int(predicted)))}"
-        for label, predicted in zip(top["label"], top["worst_prediction"], strict=True)
+        f"{_short(tables.class_name(label))} → {_short(tables.class_name(predicted))}"
+        for label, predicted in zip(top["label"], top["predicted"], strict=True)
     ]
     with styled():
         figure, ax = axes(WIDTH, 0.8 + 0.21 * max(len(top), 3))
@@ -322,6 +319,17 @@ def _pairs(tables: Tables, counts: pd.DataFrame) -> Picture:
         f"Bars. The longest is {names[0]}, {top['images'].iloc[0]} images." if names else "None.",
         figure, pd.DataFrame({"confusion": names, "images": top["images"].to_numpy()}),
     )  # fmt: skip
+
+
+def _errors(counts: pd.DataFrame) -> pd.DataFrame:
+    """A row for each true and wrongly predicted class, the most frequent pair first."""
+    pairs = [
+        {"label": int(label), "predicted": int(predicted), "images": int(images)}
+        for label, row in zip(counts.index, counts.to_numpy(), strict=True)
+        for predicted, images in zip(counts.columns, row, strict=True)
+        if label != predicted
+    ]
+    return pd.DataFrame(pairs).sort_values("images", ascending=False, kind="stable")
 
 
 def margins(tables: Tables) -> Picture:

@@ -32,7 +32,7 @@ class Tile(NamedTuple):
     clean: str
     perturbation: str
     adversarial: str
-    index: int
+    place: int
     label: str
     clean_prediction: str
     prediction: str

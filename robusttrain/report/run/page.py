@@ -13,7 +13,8 @@ from robusttrain.errors import InputError
 from robusttrain.report.files import intact
 from robusttrain.report.page import document
 from robusttrain.report.page.figures import Picture
-from robusttrain.report.page.formats import duration, figure as number, interval, percent
+from robusttrain.report.page.formats import duration, interval, percent
+from robusttrain.report.page.formats import figure as number
 from robusttrain.report.run.advice import advice
 from robusttrain.report.run.figures import FIGURES
 from robusttrain.report.run.gallery import gallery
@@ -220,7 +221,7 @@ def _passes(row: Mapping[str, Any]) -> float:
 def _checks(tables: Tables) -> list[dict[str, Any]]:
     if AUDIT not in tables.tables:
         return []
-    rows = tables.tables[AUDIT].to_dict("records")
+    rows: list[Any] = tables.tables[AUDIT].to_dict("records")
     # What needs attention first.
     order = {"fail": 0, "warn": 1, "pass": 2}
     rows.sort(key=lambda row: order.get(row["verdict"], 1))

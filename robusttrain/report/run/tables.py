@@ -1,4 +1,4 @@
-"""The files of a run as a page needs them; what is missing, in old runs for instance, stays away."""
+"""The files of a run as its page needs them; files that are missing give no part of the page."""
 
 import json
 from collections.abc import Mapping
