@@ -31,8 +31,8 @@ class Seen(NamedTuple):
 
 def threat_shown(ledger: Ledger, threat: Threat) -> Threat:
     """The threat model whose examples are kept: that of the run, or the first of the attacks."""
-    kept = list(ledger.adversarial or {threat: None})
-    return threat if threat in kept else kept[0]
+    kept = list(ledger.adversarial or ())
+    return threat if threat in kept or not kept else kept[0]
 
 
 def kept(ledger: Ledger, clean: Any, threat: Threat) -> Examples:

@@ -1,7 +1,7 @@
 """The figures of a run, each from its tables."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from robusttrain.report.page.figures import (
     VERMILION,
     WIDTH,
     Picture,
+    Room,
     axes,
     blank,
     in_percent,
@@ -61,7 +62,7 @@ def over_eps(tables: Tables) -> Picture:
     norm, chance = str(points["norm"].iloc[0]), 1 / len(tables.class_names)
     worst = [row for row in tables.worst if row["norm"] == norm]
     with styled():
-        figure, ax = axes()
+        figure, ax = axes(room=_room(3))
         _band(ax, points, "eps", BLUE, "gradient attack of the audit")
         _measured(ax, pd.DataFrame(worst), "worst case of all attacks")
         ax.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label="guessing")
@@ -85,7 +86,7 @@ def over_steps(tables: Tables) -> Picture:
     """Accuracy against the steps of the attack of the audit."""
     points = curve_of(tables, "steps", NO_AUDIT).sort_values("steps")
     with styled():
-        figure, ax = axes()
+        figure, ax = axes(room=_room(0))
         _band(ax, points, "steps", BLUE, None)
         _logarithmic(ax, points["steps"])
         ax.set_xlabel("steps of the attack")
@@ -106,7 +107,7 @@ def over_draws(tables: Tables) -> Picture:
     points = curve_of(tables, "eot", "the model is not random, or was not audited")
     points = points.sort_values("eot")
     with styled():
-        figure, ax = axes()
+        figure, ax = axes(room=_room(0))
         _band(ax, points, "eot", BLUE, None)
         _logarithmic(ax, points["eot"])
         ax.set_xlabel("noise draws that gradients are averaged over")
@@ -140,8 +141,10 @@ def training(tables: Tables) -> Picture:
     drawn = [course for course in COURSES if course[0] in train and train[course[0]].notna().any()]
     marker = "o" if len(train) <= 30 else ""
     with styled():
-        figure = blank(WIDTH, 1.35 * HEIGHT)
-        ax, below = figure.subplots(2, sharex=True, height_ratios=(2.2, 1))
+        rows = math.ceil(len(drawn) / 2)
+        figure = blank(WIDTH, 1.35 * HEIGHT, _room(rows + 1))
+        spaces = {"height_ratios": (2.2, 1), "hspace": 0.12}
+        ax, below = figure.subplots(2, sharex=True, gridspec_kw=spaces)
         for column, label, colour, style in drawn:
             ax.plot(
                 train["epoch"], train[column], color=colour, linestyle=style, marker=marker,
@@ -162,7 +165,7 @@ def training(tables: Tables) -> Picture:
         below.set_ylabel("loss")
         below.set_xlabel("epoch")
         below.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.12), ncols=2)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.11), ncols=2)
     found = "; ".join(f"{one['problem']} in epoch {one['epoch']}" for one in problems)
     return Picture(
         "training", "Training",
@@ -180,9 +183,10 @@ def by_class(tables: Tables) -> Picture:
     counted = class_accuracies(tables)
     shown = counted.sort_values("attacked", kind="stable").head(CLASSES)
     shown = shown if len(counted) > CLASSES else counted
+    names = [_short(name) for name in shown["class"]]
     height = 0.8 + 0.21 * len(shown)
     with styled():
-        figure, ax = axes(WIDTH, max(1.6, height))
+        figure, ax = axes(WIDTH, max(1.6, height), _room(1, names, below=0.3))
         ax.grid(visible=False, axis="y")
         ax.grid(axis="x")
         rows = np.arange(len(shown))
@@ -196,12 +200,12 @@ def by_class(tables: Tables) -> Picture:
             shown["attacked"], rows, "s", color=VERMILION, markersize=3.5,
             label="under attack, 95 % interval",
         )  # fmt: skip
-        ax.set_yticks(rows, [_short(name) for name in shown["class"]])
+        ax.set_yticks(rows, names)
         ax.set_ylim(len(shown) - 0.4, -0.6)
         ax.set_xlim(-0.02, 1.02)
         in_percent(ax, "x")
         legend_above(ax)
-    lowest = counted.loc[counted["attacked"].idxmin()]
+    lowest = counted.iloc[int(counted["attacked"].argmin())]
     first = f" The {CLASSES} classes that suffer most are drawn." * (len(counted) > CLASSES)
     return Picture(
         "classes", "Accuracy of each class",
@@ -251,9 +255,12 @@ def confusion(tables: Tables) -> Picture:
 def _matrix(tables: Tables, counts: pd.DataFrame) -> Picture:
     cells, names = counts.to_numpy(), [tables.class_name(int(c)) for c in counts.columns]
     shares = cells / np.maximum(cells.sum(1, keepdims=True), 1)
-    size = len(names)
+    shown = [_short(name) for name in names]
+    size, rotated = len(names), max(map(len, names)) > 3
     with styled():
-        figure = blank(WIDTH, min(WIDTH, 1.1 + 0.3 * len(counts)))
+        room = _room(0, shown, below=_width(shown) + 0.35 if rotated else 0.55)
+        room = room._replace(left=room.left + 0.2)
+        figure = blank(WIDTH, 0.28 * len(counts) + room.bottom + room.top, room)
         ax = figure.add_subplot()
         for row, label in enumerate(counts.index):
             for column, predicted in enumerate(counts.columns):
@@ -263,8 +270,7 @@ def _matrix(tables: Tables, counts: pd.DataFrame) -> Picture:
                     ax.text(
                         column, row, str(cells[row, column]), ha="center", va="center", fontsize=8
                     )
-        rotated = 90 if max(map(len, names)) > 3 else 0
-        ax.set_xticks(range(size), [_short(name) for name in names], rotation=rotated)
+        ax.set_xticks(range(size), shown, rotation=90 if rotated else 0)
         ax.set_yticks(range(len(counts)), [_short(tables.class_name(int(c))) for c in counts.index])
         ax.set_xlim(-0.5, size - 0.5)
         ax.set_ylim(len(counts) - 0.5, -0.5)
@@ -304,7 +310,7 @@ def _pairs(tables: Tables, counts: pd.DataFrame) -> Picture:
         for label, predicted in zip(top["label"], top["predicted"], strict=True)
     ]
     with styled():
-        figure, ax = axes(WIDTH, 0.8 + 0.21 * max(len(top), 3))
+        figure, ax = axes(WIDTH, 0.8 + 0.21 * max(len(top), 3), _room(0, names))
         ax.grid(visible=False, axis="y")
         ax.grid(axis="x")
         ax.barh(range(len(top)), top["images"], height=0.65, color=VERMILION)
@@ -342,7 +348,7 @@ def margins(tables: Tables) -> Picture:
     edges = np.histogram_bin_edges(finite[np.isfinite(finite)], BINS)
     heights = [np.histogram(values, edges)[0] for values in (clean, worst)]
     with styled():
-        figure, ax = axes()
+        figure, ax = axes(room=_room(1))
         for values, colour, label in zip(
             heights, (BLUE, VERMILION), ("clean", "under attack"), strict=True
         ):
@@ -379,7 +385,7 @@ def sizes(tables: Tables) -> Picture:
     if not lines:
         raise Missing("Sizes of perturbations are missing: no attack broke an image.")
     with styled():
-        figure, ax = axes()
+        figure, ax = axes(room=_room(math.ceil(len(lines) / 3)))
         for (attack, count), colour in zip(lines.items(), CYCLE * len(lines), strict=False):
             ax.plot(
                 shares, count, color=colour, drawstyle="steps-post", marker="o",
@@ -409,8 +415,9 @@ def in_order(tables: Tables) -> Picture:
     names = [CLEAN, *tables.attacks]
     taken = [int((first == name).sum()) for name in names]
     left = n - np.cumsum(taken)
+    labels = ["misclassified", *map(_short, tables.attacks), "left"]
     with styled():
-        figure, ax = axes(WIDTH, max(1.7, 0.85 + 0.26 * (len(names) + 1)))
+        figure, ax = axes(WIDTH, max(1.7, 0.85 + 0.26 * len(labels)), _room(0, labels))
         ax.grid(visible=False, axis="y")
         ax.grid(axis="x")
         rows = np.arange(len(names))
@@ -421,7 +428,6 @@ def in_order(tables: Tables) -> Picture:
             if count:
                 ax.text(rest + count + 0.012 * n, row, f"−{count}", va="center", fontsize=8)
         ax.text(left[-1] + 0.012 * n, len(names), str(left[-1]), va="center", fontsize=8)
-        labels = ["misclassified", *map(_short, tables.attacks), "left"]
         ax.set_yticks(range(len(labels)), labels)
         ax.set_ylim(len(names) + 0.6, -0.6)
         ax.set_xlim(0, 1.08 * n)
@@ -450,14 +456,14 @@ def certified(tables: Tables) -> Picture:
     y = np.concatenate([[len(radii)], np.arange(len(radii), 0, -1)]) / len(images)
     found = [row for row in tables.worst if row["norm"] == norm]
     with styled():
-        figure, ax = axes()
+        figure, ax = axes(room=_room(3))
         ax.plot([*x, x[-1]], [*y, 0.0], color=BLUE, drawstyle="steps-pre", label="certified")
         _bars(ax, points, BLUE, "o", None)
         _measured(ax, pd.DataFrame(found), "worst case of all attacks")
         _attacked_curve(ax, tables, norm)
         ax.set_xlabel(f"radius ({norm}; pixels range from 0 to 1)")
         _shares(ax)
-        legend_above(ax, 2)
+        legend_above(ax, 1)
     return Picture(
         "certified", "Certified accuracy, and attacks beside it",
         f"Share of {len(images)} images that no perturbation up to the radius can change, which is "
@@ -466,6 +472,17 @@ def certified(tables: Tables) -> Picture:
         f"{x[-1]:.3g}.",
         figure, pd.DataFrame({"radius": x, "certified": y}),
     )  # fmt: skip
+
+
+def _room(legend: int, labels: Sequence[str] = (), *, below: float = 0.5) -> Room:
+    """Space for a legend of so many lines, and for the labels of rows, if there are any."""
+    left = 0.2 + _width(labels) if labels else 0.62
+    return Room(left=left, right=0.2, bottom=below, top=0.12 + 0.19 * legend)
+
+
+def _width(labels: Sequence[str]) -> float:
+    """Inches that the longest of some labels needs."""
+    return 0.075 * max(map(len, labels), default=0)
 
 
 def _attacked_curve(ax: Axes, tables: Tables, norm: str) -> None:

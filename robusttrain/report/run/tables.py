@@ -19,7 +19,6 @@ from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
 from robusttrain.run_directory import (
     AUDIT,
     CERTIFIED,
-    COMMAND,
     CURVE,
     GALLERY,
     MANIFEST,
@@ -48,7 +47,7 @@ class Tables:
         The directory.
     tables
         Its tables, by the names of their files.
-    manifest, result, command
+    manifest, result
         Its other files; empty if they do not exist.
     gallery
         The arrays of `gallery.npz`; empty if it does not exist.
@@ -58,7 +57,6 @@ class Tables:
     tables: Mapping[str, pd.DataFrame]
     manifest: Mapping[str, Any]
     result: Mapping[str, Any]
-    command: Mapping[str, Any]
     gallery: Mapping[str, NDArray[Any]]
 
     @classmethod
@@ -77,8 +75,8 @@ class Tables:
         warn_if_unfinished(folder)
         refuse_mixed(folder, [*TABLES, GALLERY])
         found = {name: _table(folder / name) for name in TABLES if (folder / name).is_file()}
-        contents = [_content(folder / name) for name in (MANIFEST, RESULT, COMMAND)]
-        return cls(folder, found, *contents, _arrays(folder / GALLERY))
+        manifest, result = _content(folder / MANIFEST), _content(folder / RESULT)
+        return cls(folder, found, manifest, result, _arrays(folder / GALLERY))
 
     def table(self, name: str, why: str) -> pd.DataFrame:
         """The table of a file, or raise `Missing`: `why` says when there is none."""
