@@ -42,7 +42,7 @@ COLOURS = {
 INK, MUTED, RULE, PAPER, BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY = COLOURS.values()
 
 # Of lines and bars without a meaning of their own, in this order.
-CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
+CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, INK)
 
 # Inches: as wide as a column of the page, and still readable on a phone.
 WIDTH, HEIGHT = 4.3, 2.9

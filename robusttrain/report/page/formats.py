@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# Numbers from here on have no digits behind the point.
+LARGE = 1000
+
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share from 0 to 1 in percent; a dash where it is not known."""
@@ -16,14 +19,13 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def figure(value: Any) -> str:
-    """A number in up to four significant digits, text as it is; a dash where it is not known."""
+    """A number in four significant digits or more, text as it is; a dash where it is not known."""
     if is_unknown(value):
         return "–"
     if isinstance(value, bool | str):
         return str(value)
-    if float(value).is_integer():
-        return f"{int(value):,}".replace(",", "\u2009")
-    return f"{value:.4g}"
+    whole = float(value).is_integer() or abs(value) >= LARGE
+    return f"{round(value):,}".replace(",", " ") if whole else f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:
