@@ -73,6 +73,8 @@ def run(chosen: HydraConf, config: DictConfig, command: Sequence[str]) -> float 
 
 def page_of(run_dir: Path) -> Path:
     """Write the page of a run, and return where it is."""
+    # Its first import on a machine takes seconds, which it announces.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # Imported here, since few processes need matplotlib and it takes long.
     from robusttrain.report.run.page import write_page
 
