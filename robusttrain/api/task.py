@@ -78,11 +78,14 @@ def run(
 
 def page_of(run_dir: Path) -> Path:
     """Write the page of a run, and return where it is."""
-    # Its first import on a machine takes seconds, which it announces.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    # The first import on a machine takes seconds, which it announces.
+    fonts.setLevel(logging.ERROR)
     # Imported here, since few processes need matplotlib and it takes long.
     from robusttrain.report.run.page import write_page
 
+    fonts.setLevel(level)
     return write_page(run_dir)
 
 
