@@ -150,7 +150,8 @@ RESULT = {
     },
     "requirements": [
         {
-            "key": "evaluation.require.worst_case", "figure": "worst_case", "threat": "linf, eps 0.1",
+            "key": "evaluation.require.worst_case", "figure": "worst_case",
+            "threat": "linf, eps 0.1",
             "value": 0.4, "required": 0.5, "met": False,
         },
     ],
