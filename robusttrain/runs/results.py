@@ -10,6 +10,7 @@ from robusttrain.evaluation.findings import Check
 from robusttrain.evaluation.pipeline import EvaluationResult
 from robusttrain.report.ledger import CURVE_COLUMNS
 from robusttrain.report.result import Result
+from robusttrain.report.run import examples
 from robusttrain.runs.training_attack import TRAIN_ATTACK, UNKNOWN
 from robusttrain.threat import Threat
 
@@ -45,6 +46,7 @@ def result_of(
         curve=pd.DataFrame([point.as_dict() for point in found.audit.curve], columns=CURVE_COLUMNS),
         certified=pd.DataFrame(map(asdict, certificates.images if certificates else ())),
         adversarial=found.ledger.arrays() if kept else None,
+        gallery=examples.arrays(found.ledger) if found.ledger.examples else None,
         paper=certificates.theorem.paper if certificates else "",
     )
 

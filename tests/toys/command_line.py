@@ -8,6 +8,7 @@ is printed are those of a real process. It differs from one that a user starts i
 - `Hydra.get_mode` finds no mode, for which Hydra would compose every configuration twice:
   `hydra.mode=MULTIRUN` is not understood, `-m` is;
 - each choice of options is composed once, see `composition.py`;
+- it writes a page (`report.html`, seconds of figures) only if `report=html` is among its words;
 - at its end it runs what was asked for by `atexit`, and then leaves by `os._exit`: to take down all
   that is imported costs Python more than most of these runs.
 
@@ -153,8 +154,9 @@ class CommandLine:
 
 # What a command line imports when it needs it.
 LATER = (
-    "robusttrain.cli.compare", "robusttrain.api.task", "robusttrain.sweeps.callback",
-    "robusttrain.runs.rerun", "torch._dynamo", "scipy.stats", "scipy.optimize",
+    "robusttrain.cli.compare", "robusttrain.cli.report", "robusttrain.report.run.page",
+    "robusttrain.api.task", "robusttrain.sweeps.callback", "robusttrain.runs.rerun",
+    "torch._dynamo", "scipy.stats", "scipy.optimize",
 )  # fmt: skip
 
 
@@ -206,6 +208,7 @@ def serve() -> dict[str, Any] | None:
 def become(command: dict[str, Any]) -> None:
     """Be the process of this command, from its first line to the end of what it has started."""
     from robusttrain.__main__ import main
+    from robusttrain.api import task
 
     os.environ.clear()
     os.environ.update(command["environment"])
@@ -215,6 +218,8 @@ def become(command: dict[str, Any]) -> None:
     for number, path in enumerate(command["spoken"], 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = ["robusttrain", *command["words"]]
+    if "report=html" not in command["words"]:
+        task.page_of = lambda run_dir: run_dir
     exec(command["first"], {"__name__": "first"})
     main()
 
