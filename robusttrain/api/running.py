@@ -99,6 +99,10 @@ class Run(Result):
             raise InputError(str(self.path), problem=f"has no configuration in {MANIFEST}")
         return OmegaConf.create(dict(self.provenance["configuration"]))
 
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        yield self.path
+
     def __str__(self) -> str:
         figures = super().__str__() if len(self.table) else "nothing was evaluated"
         return f"{figures}\n{self.path}"

@@ -1,11 +1,14 @@
 """The result of an evaluation: its tables, and what is printed, saved and shown of them."""
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -24,8 +27,11 @@ from robusttrain.run_directory import (
     SAMPLES,
 )
 
-# How wide the text of a result is.
-WIDTH = 80
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# How wide the text of a result is, and how fine its figure in a notebook.
+WIDTH, PIXELS_AN_INCH = 80, 110
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,6 +110,43 @@ class Result:
             write_csv(folder / AUDIT, self.audit)
         write_csv(folder / REPORT, self.table)
 
+    def html(self, path: Path | str) -> Path:
+        """Write the page of the result: one file, with figures, examples and the audit in words.
+
+        Returns its path.
+        """
+        # Imported here and below, since Matplotlib takes a second.
+        from robusttrain.report.run.page import write_page
+
+        with self._folder() as folder:
+            return write_page(folder, Path(path), formats=())
+
+    def figure(self, name: str = "eps") -> "Figure":
+        """A figure of the page, as a figure of Matplotlib.
+
+        Parameters
+        ----------
+        name
+            `eps` and `steps` (accuracy over the radius and the steps of an attack), `draws` (for
+            random models), `classes`, `confusion`, `margins`, `sizes`, `attacks`, `certified`, and
+            `training` for a run.
+
+        Raises
+        ------
+        InputError
+            If there is no figure of this name, or nothing to draw in it.
+        """
+        from robusttrain.report.run.page import figure
+
+        with self._folder() as folder:
+            return figure(folder, name)
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """A directory with the files of the result, for the block."""
+        with TemporaryDirectory() as folder:
+            yield self.save(folder)
+
     def show(self, terminal: Terminal) -> None:
         """Print the figures: the table comes last, since it has those to quote."""
         for row in rows_of(self.table[self.table["invalid"] > 0]):
@@ -126,11 +169,20 @@ class Result:
         return str(self)
 
     def _repr_html_(self) -> str:
-        """The table and the verdict of the audit, for notebooks."""
+        """The table, the checks of the audit that do not pass, and the curve, for notebooks."""
         table = report_cells(self.table).to_html(index=False, justify="left", border=0)
         doubts = self.audit[self.audit["verdict"] != "pass"]
         checks = "" if doubts.empty else doubts.to_html(index=False, justify="left", border=0)
-        return f"<p><b>{escape(self.title)}</b></p>{table}{checks}"
+        verdict = f"<p>audit: {self.table['audit'].iloc[-1]}</p>"
+        curve = "" if self.curve.empty else _as_image(self.figure("eps"))
+        return f"<p><b>{escape(self.title)}</b></p>{table}{verdict}{checks}{curve}"
+
+
+def _as_image(figure: "Figure") -> str:
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=PIXELS_AN_INCH)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="accuracy over the radius" src="data:image/png;base64,{data}">'
 
 
 def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -54,10 +54,11 @@ def write_page(
     path = run_dir / PAGE if path is None else path
     tables = Tables.read(run_dir)
     pictures, reasons = drawn(tables)
-    plots = path.parent / PLOTS
-    plots.mkdir(parents=True, exist_ok=True)
-    for picture in pictures.values():
-        picture.save(plots, formats)
+    if formats:
+        plots = path.parent / PLOTS
+        plots.mkdir(parents=True, exist_ok=True)
+        for picture in pictures.values():
+            picture.save(plots, formats)
     document.write(path, _page(tables, pictures, reasons))
     return path
 
