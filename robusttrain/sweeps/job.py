@@ -17,7 +17,6 @@ from rich.console import Console
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.errors import InputError, JobError
 from robusttrain.exit_codes import ExitCode, of_signal
-from robusttrain.report.files import intact
 from robusttrain.report.terminal import Terminal
 from robusttrain.report.verbosity import Verbosity
 from robusttrain.run_directory import (
@@ -28,7 +27,6 @@ from robusttrain.run_directory import (
     PAIRS,
     PREAMBLE,
     SUMMARY,
-    SWEEP_CONFIG,
     SWEEP_TABLE,
 )
 from robusttrain.runs import outcome
@@ -147,17 +145,7 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     ended = replace(job, status=FINISHED, result=result, error="", seconds=seconds)
     ended.save(sweep_dir)
     records.write_table(sweep_dir)
-    write_summary(sweep_dir, records.read_jobs(sweep_dir), _saved_comparison(sweep_dir))
-
-
-def _saved_comparison(sweep_dir: Path) -> Comparison:
-    """What the last command of a sweep has compared; everything if it was no grid."""
-    path = sweep_dir / SWEEP_CONFIG
-    if not path.is_file():
-        return Comparison()
-    with intact(path):
-        saved = OmegaConf.load(path).hydra.callbacks.sweeps
-        return Comparison.of(saved.get("baseline"), saved.get("accuracies"))
+    write_summary(sweep_dir, records.read_jobs(sweep_dir), Comparison.saved(sweep_dir))
 
 
 def conclude(sweep: SweepState, typed: Sequence[str]) -> ExitCode:
