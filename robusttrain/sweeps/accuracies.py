@@ -8,12 +8,12 @@ from robusttrain.report.compare import Measure, Run
 from robusttrain.report.files import intact
 from robusttrain.report.identity import refuse_mixed
 from robusttrain.report.ledger import CLEAN
-from robusttrain.run_directory import CERTIFIED, CURVE, REPORT
+from robusttrain.run_directory import CERTIFIED, CURVE
 from robusttrain.sweeps.settings import Figure, Setting, over_seeds
 from robusttrain.threat import Threat
 
-# The row of what interval bounds prove, the curve of certified radii, and what both are called.
-VERIFIED, CERTIFIED_CURVE, PROVEN = "verified", "certified", "certified"
+# What is proven, by bounds or by smoothing; the curve of certified radii has the same name.
+PROVEN = "certified"
 
 Accuracies = Mapping[str, Mapping[str, Figure]]
 """By the words of each setting: its accuracies, by their names."""
@@ -55,31 +55,20 @@ def proven_share(run: Run, threat: Threat) -> tuple[float, int] | None:
 
     By interval bounds (`evaluation.verify=true`), or by smoothing (`evaluation=certify`).
     """
-    with intact(run.folder):
-        refuse_mixed(run.folder, [CURVE, CERTIFIED])
-        return _verified(run, threat) or _smoothed(run, threat)
-
-
-def _verified(run: Run, threat: Threat) -> tuple[float, int] | None:
-    report = pd.read_csv(run.folder / REPORT)
-    rows = report[(report["attack"] == VERIFIED) & _within(report, threat)]
-    return None if rows.empty else (float(rows["accuracy"].iloc[0]), int(rows["n"].iloc[0]))
+    for row in run.verified:
+        if (row["norm"], row["eps"]) == (threat.norm, threat.eps):
+            return float(row["accuracy"]), int(row["n"])
+    return _smoothed(run, threat) if (run.folder / CERTIFIED).is_file() else None
 
 
 def _smoothed(run: Run, threat: Threat) -> tuple[float, int] | None:
-    path = run.folder / CERTIFIED
-    if not path.is_file():
-        return None
-    curve = pd.read_csv(run.folder / CURVE)
-    if threat.norm not in {*curve.loc[curve["curve"] == CERTIFIED_CURVE, "norm"]}:
-        return None
-    images = pd.read_csv(path)
-    held = ~images["abstained"] & (images["predicted"] == images["label"])
-    return float((held & (images["radius"] >= threat.eps)).mean()), len(images)
-
-
-def _within(report: pd.DataFrame, threat: Threat) -> pd.Series:
-    return (report["norm"] == threat.norm) & (report["eps"] == threat.eps)
+    with intact(run.folder):
+        refuse_mixed(run.folder, [CURVE, CERTIFIED])
+        curve, images = (pd.read_csv(run.folder / name) for name in (CURVE, CERTIFIED))
+        if threat.norm not in {*curve.loc[curve["curve"] == PROVEN, "norm"]}:
+            return None
+        held = ~images["abstained"] & (images["predicted"] == images["label"])
+        return float((held & (images["radius"] >= threat.eps)).mean()), len(images)
 
 
 def intervals(figure: Figure, prefix: str = "") -> dict[str, float]:

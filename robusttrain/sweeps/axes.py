@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from robusttrain.sweeps.accuracies import Accuracies, intervals
@@ -37,8 +38,8 @@ def curves(settings: Sequence[Setting], key: str, measured: Accuracies) -> pd.Da
 
     Columns: `panel` and `curve`, which name the other keys; `x`, the value of the key; `measure`;
     `seeds`; `accuracy`, the mean; `low` and `high`, its 95 % interval: over seeds, or over images
-    where there is one seed, as `interval` says. Sorted by `x` within a curve. Empty if there are
-    too many curves to read.
+    where there is one seed, as `interval` says. Curves are in the order of the settings, each
+    sorted by `x`. Empty if there are too many curves to read.
     """
     having = _having(settings, key)
     others = _varying(having, without=(key,))
@@ -56,7 +57,9 @@ def curves(settings: Sequence[Setting], key: str, measured: Accuracies) -> pd.Da
         for setting in having
         for name, figure in measured[setting.words].items()
     ]
-    return pd.DataFrame(rows).sort_values("x", kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows)
+    order = pd.factorize(table["curve"])[0]
+    return table.iloc[np.lexsort((table["x"].to_numpy(), order))].reset_index(drop=True)
 
 
 def grids(settings: Sequence[Setting], measured: Accuracies) -> dict[tuple[str, str], pd.DataFrame]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from robusttrain import ranges
 from robusttrain.errors import InputError
-from robusttrain.report.compare import Run, decided, tested, titles
+from robusttrain.report.compare import Run, decided, probability, tested, titles
 from robusttrain.report.files import intact, write_csv
 from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
 from robusttrain.run_directory import PAIRS, SWEEP_CONFIG
@@ -163,6 +163,27 @@ def tests(pairs: Iterable[tuple[Setting, Setting]], accuracies: Sequence[str]) -
     if not rows:
         return pd.DataFrame(columns=COLUMNS)
     return decided(pd.DataFrame(rows), "first", "second")
+
+
+def lines(table: pd.DataFrame) -> pd.DataFrame:
+    """The tests of `pairwise` as text for readers, in percent."""
+    return pd.DataFrame([_line(row) for row in table.to_dict("records")])
+
+
+def _line(row: Mapping[Any, Any]) -> dict[str, str]:
+    counts = zip(row["b"].split(), row["c"].split(), strict=True)
+    return {
+        "first": row["first"],
+        "second": row["second"],
+        "accuracy": row["title"],
+        "seeds": str(row["seeds"]),
+        "difference": f"{100 * row['difference']:+.2f}",
+        "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",
+        "b, c by seed": "; ".join(f"{b}, {c}" for b, c in counts),
+        "p": probability(row["p"]),
+        "Holm": probability(row["p_holm"]),
+        "winner": row["winner"],
+    }
 
 
 def write_pairs(sweep_dir: Path, table: pd.DataFrame) -> None:

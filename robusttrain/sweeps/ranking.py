@@ -1,6 +1,6 @@
 """The settings of a sweep from best to worst, and which of them cannot be told apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -98,17 +98,17 @@ def standing(ranking: Ranking, compared: pd.DataFrame) -> list[str]:
 
     `better` and `worse` are significant; empty where a setting has no baseline or is one.
     """
-    rows = compared[compared["measure"] == ranking.measure.attack].set_index("first")
-    return [
-        _against(rows.loc[setting.words]) if setting.words in rows.index else ""
-        for setting in ranking.settings
-    ]
+    rows = _of(compared, ranking, ranking.measure)
+    winners = dict(zip(rows["first"], rows["winner"], strict=True))
+    return [_against(setting.words, winners) for setting in ranking.settings]
 
 
-def _against(row: Any) -> str:
-    if not row["winner"]:
+def _against(words: str, winners: Mapping[str, str]) -> str:
+    if words not in winners:
+        return ""
+    if not winners[words]:
         return "not told apart"
-    return "better" if row["winner"] == row.name else "worse"
+    return "better" if winners[words] == words else "worse"
 
 
 def _of(tested: pd.DataFrame, ranking: Ranking, measure: Measure) -> pd.DataFrame:

@@ -1,12 +1,11 @@
 """Write `sweep.md`: means over seeds, and tests of which settings of a sweep differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from robusttrain.report.compare import probability, suites, titles
+from robusttrain.report.compare import suites, titles
 from robusttrain.report.files import whole
 from robusttrain.report.ledger import WORST_CASE
 from robusttrain.run_directory import PAIRS, SUMMARY, SWEEP_TABLE
@@ -16,6 +15,7 @@ from robusttrain.sweeps.pairs import (
     COMPARED,
     MOST_SETTINGS,
     Comparison,
+    lines,
     pairwise,
     write_pairs,
 )
@@ -91,15 +91,15 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
     runs = [run for setting in found for run in setting.runs.values()]
     threats = " or ".join(dict.fromkeys(str(threat) for run in runs for threat in run.threats))
     counts = dict.fromkeys(str(len(run.label)) for run in runs)
-    lines = [
+    paragraphs = [
         f"Worst case in {threats}, on {' or '.join(counts)} images.",
         _markdown(overview),
         ACCURACY,
     ]
     faced = suites(runs)
     if len(faced) > 1:
-        lines.append(f"Warning: the runs faced different attacks: {' or '.join(faced)}.")
-    return "\n\n".join(lines)
+        paragraphs.append(f"Warning: the runs faced different attacks: {' or '.join(faced)}.")
+    return "\n\n".join(paragraphs)
 
 
 def _overview(setting: Setting) -> dict[str, str]:
@@ -125,8 +125,7 @@ def _tests(found: Sequence[Setting], compared: pd.DataFrame, comparison: Compari
         return TOO_MANY.format(len(found))
     if compared.empty:
         return _nothing_compared(found, comparison)
-    cells = [_tested(row) for row in compared.to_dict("records")]
-    return "\n\n".join([_markdown(pd.DataFrame(cells)), _pairs_of(comparison), TESTS])
+    return "\n\n".join([_markdown(lines(compared)), _pairs_of(comparison), TESTS])
 
 
 def _pairs_of(comparison: Comparison) -> str:
@@ -144,22 +143,6 @@ def _nothing_compared(found: Sequence[Setting], comparison: Comparison) -> str:
         pair = f"differ in nothing but the baseline {comparison.words}"
     accuracies = ", ".join(comparison.accuracies)
     return f"No two settings that {pair} were evaluated on the same images, by {accuracies}."
-
-
-def _tested(row: Mapping[Any, Any]) -> dict[str, str]:
-    counts = zip(row["b"].split(), row["c"].split(), strict=True)
-    return {
-        "first": row["first"],
-        "second": row["second"],
-        "accuracy": row["title"],
-        "seeds": str(row["seeds"]),
-        "difference": f"{100 * row['difference']:+.2f}",
-        "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",
-        "b, c by seed": "; ".join(f"{b}, {c}" for b, c in counts),
-        "p": probability(row["p"]),
-        "Holm": probability(row["p_holm"]),
-        "winner": row["winner"],
-    }
 
 
 def _ended(job: Job, keys: Sequence[str]) -> dict[str, str]:

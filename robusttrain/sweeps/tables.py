@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from robusttrain.errors import printable
-from robusttrain.report.compare import Measure, titles
+from robusttrain.report.compare import Measure, Run, titles
 from robusttrain.report.files import csv_text
 from robusttrain.sweeps.accuracies import intervals
 from robusttrain.sweeps.pairs import Comparison
@@ -30,12 +30,18 @@ LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
 
+# Columns of the long form.
+OWN = (
+    "measure", "attack_norm", "attack_eps", "n", "seeds", "mean", "deviation", "seeds_low",
+    "seeds_high", "images_low", "images_high", "rank", "letters",
+)  # fmt: skip
+
 # What Markdown would read as the end of a cell, or as markup.
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 
 
 class Cell(NamedTuple):
-    """An accuracy of a setting, and whether it is significantly better than all it competes with."""
+    """An accuracy of a setting, and whether it is significantly better than all others."""
 
     figure: Figure
     is_best: bool
@@ -61,7 +67,7 @@ def paper_table(settings: Sequence[Setting], comparison: Comparison) -> Table:
     ]
     keys = dict.fromkeys(key for setting in settings for key in setting.keys)
     names = dict.fromkeys(title for _, cells in lines for title in cells)
-    return Table(tuple(keys), tuple(names), lines, _caption(settings, tested, comparison))
+    return Table(tuple(keys), tuple(names), lines, _caption(settings, tested))
 
 
 def latex(table: Table) -> str:
@@ -99,17 +105,21 @@ def csv(settings: Sequence[Setting], comparison: Comparison) -> str:
     """
     ranked = rankings(settings)
     tested = all_pairs(ranked, comparison.accuracies)
-    rows = []
+    # Settings may lack keys of others; all keys come before the figures.
+    names = dict.fromkeys(_column(key) for setting in settings for key in setting.keys)
+    rows: list[dict[str, object]] = []
     for ranking in ranked:
         letters = lettered(ranking, tested)
         for rank, (setting, letter) in enumerate(zip(ranking.settings, letters, strict=True), 1):
             for measure in setting.measures:
                 own = _numbers(setting, measure, rank, letter if measure == ranking.measure else "")
-                keys = {f"config.{k}" if k in own else k: v for k, v in setting.keys.items()}
-                rows.append(keys | own)
-    # Settings may lack keys of others; all keys come before the figures.
-    keys = dict.fromkeys(key for row in rows for key in list(row)[: -len(own)])
-    return csv_text(pd.DataFrame(rows, columns=[*keys, *own]) if rows else [])
+                keys = {_column(key): value for key, value in setting.keys.items()}
+                rows.append(dict.fromkeys(names, "") | keys | own)
+    return csv_text(rows)
+
+
+def _column(key: str) -> str:
+    return f"config.{key}" if key in OWN else key
 
 
 def _numbers(setting: Setting, measure: Measure, rank: int, letters: str) -> dict[str, object]:
@@ -136,34 +146,45 @@ def _cells(ranking: Ranking, setting: Setting, tested: pd.DataFrame) -> dict[str
     }
 
 
-def _caption(settings: Sequence[Setting], tested: pd.DataFrame, comparison: Comparison) -> str:
+def _caption(settings: Sequence[Setting], tested: pd.DataFrame) -> str:
     runs = [run for setting in settings for run in setting.runs.values()]
     data = _listed(f"{len(run.label)} test images of {run.clean['dataset']}" for run in runs)
     seeds = _listed(", ".join(setting.runs) for setting in settings)
-    threats = _listed(str(threat) for run in runs for threat in run.threats)
-    attacks = _listed(", ".join(run.attacks) for run in runs)
-    spread = ", as mean ± sample standard deviation over the seeds"
+    over = "mean ± sample standard deviation over seeds" if _repeated(settings) else "of seed"
     return " ".join(
         [
-            f"Accuracy in % on {data}{spread if _repeated(settings) else ''} (seeds {seeds}).",
-            f"Worst case in {threats}, over the attacks {attacks}.",
-            _significance(settings, tested, comparison),
+            f"Accuracy in % on {data}, {over} {seeds}.",
+            f"Worst case in {threat_words(runs)}, over the attacks {attack_words(runs)}.",
+            _significance(settings, tested),
         ]
     )
 
 
-def _significance(settings: Sequence[Setting], tested: pd.DataFrame, comparison: Comparison) -> str:
+def _significance(settings: Sequence[Setting], tested: pd.DataFrame) -> str:
     if len(settings) > MOST_RANKED:
         return f"No line is bold: of more than {MOST_RANKED} settings, not all pairs are tested."
     if tested.empty:
         return "No line is bold: no two settings could be tested."
-    accuracies = " and ".join(word.replace("_", " ") for word in comparison.accuracies)
+    accuracies = " and ".join(dict.fromkeys(tested["measure"].str.replace("_", " ")))
     for_each = " for each seed, of which the largest p counts" if _repeated(settings) else ""
     return (
         "Bold: significantly better than every other setting under the same threat model "
         f"(McNemar's exact test{for_each}; p < 0.05 after Holm's correction for "
         f"{len(tested)} tests, by {accuracies})."
     )
+
+
+def threat_words(runs: Iterable[Run]) -> str:
+    """The threat models of some runs: `linf at eps 0.05, 0.1`."""
+    radii: dict[str, dict[str, None]] = {}
+    for threat in (threat for run in runs for threat in run.threats):
+        radii.setdefault(threat.norm, {})[f"{threat.eps:g}"] = None
+    return " and ".join(f"{norm} at eps {', '.join(found)}" for norm, found in radii.items())
+
+
+def attack_words(runs: Iterable[Run]) -> str:
+    """The attacks of some runs."""
+    return _listed(", ".join(run.attacks) for run in runs)
 
 
 def _repeated(settings: Sequence[Setting]) -> bool:
@@ -194,8 +215,8 @@ def _aligned(
 def _spread(cell: Cell, escape: Callable[[str], str], bold: str) -> str:
     """The mean ± the standard deviation, in percent."""
     mean, deviation = f"{100 * cell.figure.mean:.2f}", cell.figure.deviation
-    spread = "" if deviation is None else escape(f" ± {100 * deviation:.2f}")
-    return (bold.format(mean) if cell.is_best else mean) + spread
+    spread = [] if deviation is None else [escape(f"± {100 * deviation:.2f}")]
+    return " ".join([bold.format(mean) if cell.is_best else mean, *spread])
 
 
 def _latex(text: str) -> str:

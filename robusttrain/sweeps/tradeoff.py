@@ -37,7 +37,8 @@ def trade_off(ranking: Ranking, measured: Accuracies) -> pd.DataFrame:
             for name, figure in found.items()
         ]
     table = pd.DataFrame(rows)
-    front = pd.Series(False, table.index)
+    table["front"] = False
     for _, part in table.groupby("robust", sort=False):
-        front[part.index] = pareto_front([*zip(part["clean"], part["accuracy"], strict=True)])
-    return table.assign(front=front)
+        points = [*zip(part["clean"], part["accuracy"], strict=True)]
+        table.loc[part.index, "front"] = pareto_front(points)
+    return table
