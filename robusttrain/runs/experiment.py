@@ -23,11 +23,12 @@ from robusttrain.evaluation.pipeline import (
     run_evaluation,
 )
 from robusttrain.evaluation.requirements import Baseline, requirements, rows_in, threats_of
-from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
+from robusttrain.loggers import Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.models.passes import Passes
 from robusttrain.report.files import write_json
 from robusttrain.report.identity import digests, results_in
+from robusttrain.report.result import Result, rows_of
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RESULT
 from robusttrain.runs import dry_run
@@ -39,7 +40,7 @@ from robusttrain.runs.manifest import manifest
 from robusttrain.runs.outcome import Outcome, strictly
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.rehearsal import rehearse
-from robusttrain.runs.results import report_of, show_results, write_results
+from robusttrain.runs.results import result_of
 from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
@@ -266,34 +267,34 @@ def _evaluate(
 ) -> None:
     """Evaluate the model on `samples` and report; its weights are those after `epoch`."""
     config = context.config
-    test = samples.to(context.device)
+    folder = context.run_dir / f"{EVALUATION_CACHE}{distributed.suffix()}"
+    cache = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
+    finished = examined(context, inputs, samples, cache)
+    if finished.found is not None:
+        result = reported(context, finished.found)
+        result.write(context.run_dir)
+        result.show(context.terminal)
+        record(report_figures(rows_of(result.table)), epoch)
+    distributed.barrier()
+    # Only now that every result is written: an interrupted evaluation resumes from the pieces.
+    finished.pieces.remove()
+
+
+def examined(
+    context: RunContext, inputs: Inputs, samples: Samples, cache: EvaluationCache
+) -> FinishedEvaluation:
+    """Inspect the model, and evaluate it on `samples`."""
+    config, test = context.config, samples.to(context.device)
     batch = model_checks.sample(test, config.evaluation.choose(test.size))
     is_foreign = isinstance(inputs.given, ExternalModel)
     inspect_model(inputs.model, batch, is_foreign, context.terminal)
-    results = _examined(context, inputs.model, test)
-    if results.found is not None:
-        record(_report(context, results.found), epoch)
-    distributed.barrier()
-    # Only now that every result is written: an interrupted evaluation resumes from the pieces.
-    results.pieces.remove()
-
-
-def _examined(context: RunContext, model: nn.Module, test: Samples) -> FinishedEvaluation:
-    config = context.config
     with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
         plan = Plan(config.evaluation, config.threat, config.seed)
-        folder = context.run_dir / f"{EVALUATION_CACHE}{distributed.suffix()}"
-        workplace = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
-        return run_evaluation(model, test, plan, workplace, context.terminal)
+        return run_evaluation(inputs.model, test, plan, cache, context.terminal)
 
 
-def _report(context: RunContext, found: EvaluationResult) -> Figures:
-    """Write and print the results; returns the figures for a logger."""
-    names = context.origin.names
-    report = report_of(found, names, context.config.threat, context.config.seed)
-    dataset = context.config.dataset
+def reported(context: RunContext, found: EvaluationResult) -> Result:
+    """The tables of an evaluation."""
+    config, dataset = context.config, context.config.dataset
     files = dataset.test_files() if isinstance(dataset, FromFiles) else None
-    write_results(found, report, files, context.run_dir)
-    show_results(found, report, names, context.terminal)
-    rows = report.to_dict("records")
-    return report_figures([{str(key): value for key, value in row.items()} for row in rows])
+    return result_of(found, context.origin.names, config.threat, config.seed, files)

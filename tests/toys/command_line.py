@@ -7,6 +7,7 @@ is printed are those of a real process. It differs from one that a user starts i
 
 - `Hydra.get_mode` finds no mode, for which Hydra would compose every configuration twice:
   `hydra.mode=MULTIRUN` is not understood, `-m` is. This is the one use of `hydra._internal`;
+- it writes a page (`report.html`, seconds of figures) only if `report=html` is among its words;
 - at its end it runs what was asked for by `atexit`, and then leaves by `os._exit`: to take down all
   that is imported costs Python more than most of these runs.
 
@@ -152,7 +153,7 @@ class CommandLine:
 
 # What a command line imports when it needs it.
 LATER = (
-    "robusttrain.cli.compare", "robusttrain.cli.task", "robusttrain.sweeps.callback",
+    "robusttrain.cli.compare", "robusttrain.api.task", "robusttrain.sweeps.callback",
     "robusttrain.runs.rerun", "torch._dynamo", "scipy.stats", "scipy.optimize",
 )  # fmt: skip
 
@@ -199,6 +200,7 @@ def serve() -> dict[str, Any] | None:
 def become(command: dict[str, Any]) -> None:
     """Be the process of this command, from its first line to the end of what it has started."""
     from robusttrain.__main__ import main
+    from robusttrain.api import task
 
     os.environ.clear()
     os.environ.update(command["environment"])
@@ -208,6 +210,8 @@ def become(command: dict[str, Any]) -> None:
     for number, path in enumerate(command["spoken"], 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = ["robusttrain", *command["words"]]
+    if "report=html" not in command["words"]:
+        task.page_of = lambda run_dir: run_dir
     exec(command["first"], {"__name__": "first"})
     main()
 

@@ -4,3 +4,12 @@
 `base.html` has the frame of all pages, `macros.html` the parts that they share, and `style.css`
 their looks.
 """
+
+from enum import StrEnum
+
+
+class Page(StrEnum):
+    """Whether a run or a sweep ends with a page: `report.html` or `sweep.html`."""
+
+    html = "html"
+    none = "none"

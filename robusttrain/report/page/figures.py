@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
@@ -42,7 +42,7 @@ COLOURS = {
 INK, MUTED, RULE, PAPER, BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY = COLOURS.values()
 
 # Of lines and bars without a meaning of their own, in this order.
-CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
+CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, INK)
 
 # Inches: as wide as a column of the page, and still readable on a phone.
 WIDTH, HEIGHT = 4.3, 2.9
@@ -101,16 +101,35 @@ def styled() -> Iterator[None]:
         yield
 
 
-def blank(width: float = WIDTH, height: float = HEIGHT) -> Figure:
-    """A figure without axes, of this size in inches, whose parts make room for each other."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+class Room(NamedTuple):
+    """Space around the axes of a figure for labels and the legend, in inches."""
+
+    left: float = 0.55
+    right: float = 0.1
+    bottom: float = 0.5
+    top: float = 0.15
+
+
+def blank(width: float = WIDTH, height: float = HEIGHT, room: Room | None = None) -> Figure:
+    """A figure without axes, of this size in inches.
+
+    Without `room` its parts make room for each other, which takes a third of the time of drawing.
+    """
+    if room is None:
+        figure = Figure(figsize=(width, height), layout="constrained")
+    else:
+        figure = Figure(figsize=(width, height))
+        left, right = room.left / width, 1 - room.right / width
+        figure.subplots_adjust(left, room.bottom / height, right, 1 - room.top / height)
     FigureCanvasAgg(figure)
     return figure
 
 
-def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes and horizontal grid lines, of this size in inches."""
-    figure = blank(width, height)
+def axes(
+    width: float = WIDTH, height: float = HEIGHT, room: Room | None = None
+) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes and horizontal grid lines; see `blank`."""
+    figure = blank(width, height, room)
     ax = figure.add_subplot()
     ax.grid(axis="y")
     return figure, ax

@@ -4,10 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# Numbers from here on have no digits behind the point.
+LARGE = 1000
+
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share from 0 to 1 in percent; a dash where it is not known."""
-    return "–" if is_unknown(share) else f"{share:.{digits}%}".replace("%", " %")
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
 def interval(row: Mapping[str, Any]) -> str:
@@ -16,12 +19,13 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def figure(value: Any) -> str:
-    """A number in up to four significant digits, text as it is; a dash where it is not known."""
+    """A number in four significant digits or more, text as it is; a dash where it is not known."""
     if is_unknown(value):
         return "–"
     if isinstance(value, bool | str):
         return str(value)
-    return f"{value:,}".replace(",", " ") if float(value).is_integer() else f"{value:.4g}"
+    whole = float(value).is_integer() or abs(value) >= LARGE
+    return f"{round(value):,}".replace(",", " ") if whole else f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:
