@@ -17,9 +17,9 @@ MOST_CURVES, MOST_PANELS = 7, 6
 
 def number(text: str) -> float | None:
     """The number that a value of the command line is, such as 0.1 or 8/255, if it is one."""
-    above, _, below = text.partition("/")
+    above, slash, below = text.partition("/")
     try:
-        value = float(above) / float(below or 1)
+        value = float(above) / (float(below) if slash else 1)
     except (ValueError, ZeroDivisionError):
         return None
     return value if math.isfinite(value) else None

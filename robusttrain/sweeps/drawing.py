@@ -141,7 +141,7 @@ def curves(table: pd.DataFrame, name: str, key: str) -> Picture:
     return Picture(
         name,
         _title(f"{measure.capitalize()} accuracy over {key}", panel),
-        f"Means, with 95 % intervals {over}.",
+        f"Bands are 95 % intervals {over}.",
         f"Line plot with {len(lines)} curves over {key}; "
         f"{measure} accuracy from {table['accuracy'].min():.1%} to {table['accuracy'].max():.1%}.",
         figure,

@@ -13,6 +13,7 @@ from robusttrain.report.compare import suites
 from robusttrain.report.ledger import CLEAN
 from robusttrain.report.page.document import render
 from robusttrain.report.page.figures import CYCLE, Picture
+from robusttrain.run_directory import PAGE
 from robusttrain.sweeps import axes, drawing
 from robusttrain.sweeps.accuracies import Accuracies, accuracies, robust
 from robusttrain.sweeps.pairs import BASELINE, lines
@@ -34,7 +35,7 @@ TRADE_OFF = """\
 Filled points are on the Pareto front: no other setting is better in one accuracy and as good in the
 other. Their numbers are their ranks. Thick bars are 95 % intervals over seeds, thin bars over
 images."""
-CURVES = "Points are means over the seeds. Bands are 95 % intervals: over seeds, or over images."
+CURVES = "Points are means over the seeds."
 GRIDS = "Cells are means over the seeds, in percent; lighter is higher."
 
 
@@ -182,7 +183,7 @@ def _board(
     keys = dict.fromkeys(key for setting in ranking.settings for key in setting.keys)
     names = dict.fromkeys(name for s in ranking.settings for name in measured[s.words])
     low, high = scale([ranking.figure(setting) for setting in ranking.settings])
-    letters = lettered(ranking, content.tested)
+    letters = aligned(lettered(ranking, content.tested))
     against = standing(ranking, content.compared) if content.baseline else [""] * len(letters)
     rows = [
         {
@@ -208,6 +209,15 @@ def _board(
         "rows": rows,
         "verdicts": any(row["verdict"] for row in rows),
     }
+
+
+def aligned(letters: Sequence[str]) -> list[str]:
+    """Letters in columns, one for each letter that occurs."""
+    columns = sorted({*"".join(letters)})
+    return [
+        "".join(column if column in each else " " for column in columns).rstrip()
+        for each in letters
+    ]
 
 
 def scale(figures: Sequence[Figure]) -> tuple[float, float]:
@@ -261,7 +271,7 @@ def _verdict(setting: Setting) -> str:
 
 def link(run: Path, folder: Path) -> str:
     """The address of a run for a page in `folder`: its own page, or its directory."""
-    inside = "report.html" if (run / "report.html").is_file() else ""
+    inside = PAGE if (run / PAGE).is_file() else ""
     return quote(Path(os.path.relpath(run, folder), inside).as_posix()) + ("" if inside else "/")
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from robusttrain.report.compare import suites, titles
 from robusttrain.report.files import whole
 from robusttrain.report.ledger import WORST_CASE
+from robusttrain.report.page import Page
 from robusttrain.run_directory import PAIRS, SUMMARY, SWEEP_TABLE
 from robusttrain.sweeps import records
 from robusttrain.sweeps.pairs import (
@@ -55,10 +56,16 @@ compares each setting only with the one that has this value, and {COMPARED}=[{WO
 compares only by the worst case."""
 
 
-def write_summary(sweep_dir: Path, jobs: Sequence[Job], comparison: Comparison) -> pd.DataFrame:
-    """Write `sweep.md` and `sweep_pairs.csv`.
+def write_summary(
+    sweep_dir: Path,
+    jobs: Sequence[Job],
+    comparison: Comparison,
+    page: Page = Page.none,
+    planned: int = 0,
+) -> pd.DataFrame:
+    """Write `sweep.md`, `sweep_pairs.csv` and, if there is to be a `page`, `sweep.html`.
 
-    Returns the first table of `sweep.md`, with a line for each setting.
+    `planned` jobs are known. Returns the first table of `sweep.md`, with a line for each setting.
     """
     found = settings(sweep_dir, jobs)
     compared = pairwise(found, comparison)
@@ -73,6 +80,11 @@ def write_summary(sweep_dir: Path, jobs: Sequence[Job], comparison: Comparison) 
         parts += [f"## {title}", _markdown(pd.DataFrame(cells))] if cells else []
     with whole(sweep_dir / SUMMARY) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
+    if page == Page.html:
+        # Imported here, since a page needs matplotlib, which takes long.
+        from robusttrain.sweeps.sweep_page import write_page
+
+        write_page(sweep_dir, jobs, found, compared, comparison, planned)
     return overview
 
 

@@ -45,6 +45,14 @@ def grow(sweep_dir: Path, comparison: Comparison, planned: int) -> None:
         log.warning("%s was not written: %s", path, error)
 
 
+def rewrite(sweep_dir: Path) -> Path:
+    """Write the page of a sweep again, from its records; returns its path."""
+    jobs, comparison = records.read_jobs(sweep_dir), Comparison.saved(sweep_dir)
+    found = settings(sweep_dir, jobs)
+    write_page(sweep_dir, jobs, found, pairwise(found, comparison), comparison)
+    return sweep_dir / SWEEP_PAGE
+
+
 def write_page(
     sweep_dir: Path,
     jobs: Sequence[Job],

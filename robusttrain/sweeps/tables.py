@@ -3,13 +3,15 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from robusttrain.errors import printable
+from robusttrain.errors import InputError, printable
 from robusttrain.report.compare import Measure, Run, titles
 from robusttrain.report.files import csv_text
+from robusttrain.sweeps import records
 from robusttrain.sweeps.accuracies import intervals
 from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.ranking import (
@@ -21,6 +23,7 @@ from robusttrain.sweeps.ranking import (
     rankings,
 )
 from robusttrain.sweeps.settings import Figure, Setting
+from robusttrain.sweeps.settings import settings as settings_of
 
 # What LaTeX would read as a command.
 LATEX = {
@@ -70,6 +73,24 @@ def paper_table(settings: Sequence[Setting], comparison: Comparison) -> Table:
     return Table(tuple(keys), tuple(names), lines, _caption(settings, tested))
 
 
+def table_of(sweep_dir: Path, form: str) -> str:
+    """The table of the settings of a sweep, in the form `latex`, `markdown` or `csv`.
+
+    Raises
+    ------
+    InputError
+        If no job has finished an evaluation.
+    """
+    found = settings_of(sweep_dir, records.read_jobs(sweep_dir))
+    if not found:
+        raise InputError(str(sweep_dir), problem="has no job that has finished an evaluation")
+    comparison = Comparison.saved(sweep_dir)
+    if form == "csv":
+        return csv(found, comparison)
+    made = paper_table(found, comparison)
+    return latex(made) if form == "latex" else markdown(made)
+
+
 def latex(table: Table) -> str:
     """A table with booktabs, with its caption and its label."""
     columns = "l" * len(table.keys) + "r" * (1 + len(table.titles))
@@ -115,7 +136,7 @@ def csv(settings: Sequence[Setting], comparison: Comparison) -> str:
                 own = _numbers(setting, measure, rank, letter if measure == ranking.measure else "")
                 keys = {_column(key): value for key, value in setting.keys.items()}
                 rows.append(dict.fromkeys(names, "") | keys | own)
-    return csv_text(rows)
+    return csv_text(rows).rstrip("\n")
 
 
 def _column(key: str) -> str:
