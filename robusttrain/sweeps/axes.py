@@ -112,17 +112,25 @@ def _panel_keys(settings: Sequence[Setting], others: Sequence[str]) -> list[str]
 
     None if no choice leaves few enough panels.
     """
-    for count in range(len(others) + 1):
-        for chosen in combinations(others, count):
-            rest = [key for key in others if key not in chosen]
-            panels: dict[str, set[str]] = {}
-            for setting in settings:
-                words = _words(setting, chosen)
-                panels.setdefault(words, set()).add(_words(setting, rest))
-            most = max(map(len, panels.values()), default=0)
-            if len(panels) <= MOST_PANELS and most <= MOST_CURVES:
-                return list(chosen)
-    return None
+    choices = (c for count in range(len(others) + 1) for c in combinations(others, count))
+    found = ((_panels(settings, others, chosen), [*chosen]) for chosen in choices)
+    fit = [(len(panels), chosen) for panels, chosen in found if _can_be_read(panels)]
+    return min(fit, default=(0, None), key=lambda pair: pair[0])[1]
+
+
+def _panels(
+    settings: Sequence[Setting], others: Sequence[str], chosen: Sequence[str]
+) -> list[set[str]]:
+    """The curves of each panel, if the keys `chosen` of the `others` get panels."""
+    rest = [key for key in others if key not in chosen]
+    panels: dict[str, set[str]] = {}
+    for setting in settings:
+        panels.setdefault(_words(setting, chosen), set()).add(_words(setting, rest))
+    return [*panels.values()]
+
+
+def _can_be_read(panels: Sequence[set[str]]) -> bool:
+    return len(panels) <= MOST_PANELS and all(len(panel) <= MOST_CURVES for panel in panels)
 
 
 def _having(settings: Sequence[Setting], key: str) -> list[Setting]:

@@ -133,7 +133,10 @@ def _winner(ranking: Ranking, content: Content) -> str:
     best, *others = ranking.settings
     name = f"{drawing.as_adjective(robust(ranking.measure))} accuracy"
     under = f"Under {ranking.threat}: " if ranking.threats else ""
-    line = f"{under}the highest {name} is {spread(ranking.figure(best))} %, of {best.words}."
+    accuracy = f"{name} is {spread(ranking.figure(best))} %"
+    line = f"{under}the highest {accuracy}, of {best.words}."
+    if not others:
+        line = f"{under}the {accuracy}{best.words and f', of {best.words}'}."
     letters = lettered(ranking, content.tested)
     if others and letters[0]:
         alike = sum(bool({*letters[0]} & {*other}) for other in letters[1:])
@@ -321,7 +324,7 @@ def _curves(settings: Sequence[Setting], measured: Accuracies) -> tuple[list[Pic
         drawing.curves(part, f"curves-{number}", key)
         for number, (key, part) in enumerate(parts[:MOST_FIGURES])
     ]
-    return pictures, _missing(len(parts), "no key has several numbers, or they would be too many")
+    return pictures, _missing(len(parts), "no key has several numbers and few enough curves")
 
 
 def _grids(settings: Sequence[Setting], measured: Accuracies) -> tuple[list[Picture], str]:
@@ -344,6 +347,6 @@ def _panels(table: pd.DataFrame) -> Iterator[tuple[Any, pd.DataFrame]]:
 def _missing(count: int, reason: str) -> str:
     """The line below figures of which some or all are missing."""
     if not count:
-        return f"No figure: {reason}."
+        return f"left out, since {reason}."
     left = count - MOST_FIGURES
     return f"{left} more are left out; sweep.csv has their figures." if left > 0 else ""

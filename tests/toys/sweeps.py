@@ -43,7 +43,7 @@ class Sweep:
         worst = clean if worst is None else worst
         place = self.folder / job.folder
         place.mkdir()
-        said = dict(word.split("=") for word in overrides)
+        said = dict(word.split("=", 1) for word in overrides)
         common = {"dataset": "digits", "model": "mlp", "defense": "madry", "noise": "none"}
         rows = [
             common
