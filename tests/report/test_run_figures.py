@@ -196,9 +196,9 @@ def test_margins_are_counted_in_bins(made: dict[str, Picture], tmp_path: Path) -
     def heights(picture: Picture) -> dict[str, np.ndarray]:
         steps = [each for each in only(picture.figure).patches if isinstance(each, StepPatch)]
         named = {str(each.get_label()): each.get_data() for each in steps if not each.get_fill()}
-        edges = named["clean"].edges
-        assert np.histogram(clean, edges)[0].tolist() == named["clean"].values.tolist()
-        return {"edges": edges, **{key: value.values for key, value in named.items()}}
+        counts, edges, _ = named["clean"]
+        assert np.histogram(clean, edges)[0].tolist() == counts.tolist()
+        return {"edges": edges, **{key: value[0] for key, value in named.items()}}
 
     drawn_values = heights(made["margins"])
     edges = drawn_values["edges"]

@@ -5,6 +5,7 @@ changes what a user has set. A page has them as inline SVG, whose colours follow
 """
 
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,7 +99,10 @@ def styled() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        yield
+        with warnings.catch_warnings():
+            # Names in any script: a page has them as text, for which a browser has the letters.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            yield
 
 
 class Room(NamedTuple):

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
+from robusttrain.errors import printable
 from robusttrain.report.ledger import CLEAN, wilson
 from robusttrain.report.page.figures import (
     BLUE,
@@ -535,8 +536,9 @@ def _logarithmic(ax: Axes, ticks: pd.Series) -> None:
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for the figure."""
-    return name if len(name) <= 16 else f"{name[:15]}…"
+    """A name that leaves room for the figure, without control characters."""
+    shown = printable(name)
+    return shown if len(shown) <= 16 else f"{shown[:15]}…"
 
 
 FIGURES: Mapping[str, Callable[[Tables], Picture]] = {

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robusttrain import renames
-from robusttrain.errors import InputError
+from robusttrain.errors import InputError, printable
 from robusttrain.report.files import intact
 from robusttrain.report.identity import refuse_mixed, warn_if_unfinished
 from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
@@ -133,7 +133,7 @@ class Tables:
         """The name of a class; -1 is a model that abstains."""
         if label < 0:
             return "abstains"
-        return self.class_names[label] if label < len(self.class_names) else str(label)
+        return printable(self.class_names[label]) if label < len(self.class_names) else str(label)
 
     @property
     def names(self) -> Mapping[str, str]:
