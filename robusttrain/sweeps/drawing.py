@@ -1,11 +1,13 @@
 """The figures of a sweep's page, each from the table that the page offers below it."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from robusttrain.errors import printable
 from robusttrain.report.ledger import Floats
 from robusttrain.report.page.figures import (
     CYCLE,
@@ -25,8 +27,11 @@ LOGARITHMIC = 50
 # More intervals of points cover each other.
 MOST_INTERVALS = 15
 
-# In inches: the height of a row of a grid.
-ROW = 0.42
+# In inches: the height of a row of a grid, and of a line of a legend.
+ROW, LINE = 0.42, 0.17
+
+# Characters that are as wide as a figure.
+LONGEST = 38
 
 # A colour map whose lightness rises steadily, also for people with any kind of colour blindness.
 COLOUR_MAP = "cividis"
@@ -54,7 +59,7 @@ def trade_off(
     front = table[table["front"]].sort_values("clean")
     is_crowded = len(table) > MOST_INTERVALS
     with styled():
-        figure, ax = axes(height=3.6)
+        figure, ax = axes(height=3.4 + _legend_height(values if key else ()))
         ax.grid(axis="x")
         ax.plot(front["clean"], front["accuracy"], color=GREY, linewidth=1, zorder=1, gid="front")
         for value, part in table.groupby("colour", sort=False):
@@ -62,20 +67,22 @@ def trade_off(
             _bars(ax, part[part["front"]] if is_crowded else part, colour)
             _points(ax, part, colour)
         for value in values if key else ():
-            ax.plot([], [], "o", color=CYCLE[values.index(value)], label=value)
+            ax.plot([], [], "o", color=CYCLE[values.index(value)], label=short(value))
         _number(ax, front)
         ax.set(xlabel="clean accuracy", ylabel=f"{robust} accuracy")
         in_percent(ax, "x")
         in_percent(ax, "y")
         if key:
-            legend_above(ax)
+            legend_above(ax, _columns(values))
     captions = [f"Colours are the values of {key}."] if key else []
     captions += ["Only the front has its intervals."] if is_crowded else []
     return Picture(
         name,
         f"Clean against {robust} accuracy: {threat}",
         " ".join(captions),
-        f"Scatter plot of {len(table)} settings. On the front: {', '.join(front['setting'])}.",
+        printable(
+            f"Scatter plot of {len(table)} settings. On the front: {', '.join(front['setting'])}."
+        ),
         figure,
         table.drop(columns=["robust", "colour"]),
     )
@@ -126,24 +133,31 @@ def curves(table: pd.DataFrame, name: str, key: str) -> Picture:
     measure, panel = as_adjective(table["measure"].iloc[0]), table["panel"].iloc[0]
     lines = [*table.groupby("curve", sort=False)]
     with styled():
-        figure, ax = axes()
+        names = [str(label) for label, _ in lines]
+        figure, ax = axes(height=2.6 + _legend_height(names))
         for colour, (label, line) in zip(CYCLE, lines, strict=False):
-            ax.plot(line["x"], line["accuracy"], "o-", color=colour, label=label, gid="curve")
+            ax.plot(
+                line["x"],
+                line["accuracy"],
+                "o-",
+                color=colour,
+                label=short(str(label)),
+                gid="curve",
+            )
             ax.fill_between(
                 line["x"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0
             )
         _scale(ax, table["x"].unique().tolist())
-        ax.set(xlabel=key, ylabel=f"{measure} accuracy")
+        ax.set(xlabel=short(key), ylabel=f"{measure} accuracy")
         in_percent(ax)
         if len(lines) > 1:
-            legend_above(ax, columns=2)
+            legend_above(ax, _columns(names))
     over = " or ".join(table["interval"].unique())
     return Picture(
         name,
         _title(f"{measure.capitalize()} accuracy over {key}", panel),
         f"Bands are 95 % intervals {over}.",
-        f"Line plot with {len(lines)} curves over {key}; "
-        f"{measure} accuracy from {table['accuracy'].min():.1%} to {table['accuracy'].max():.1%}.",
+        printable(f"Line plot with {len(lines)} curves over {key}; {measure} {_range(table)}."),
         figure,
         table.drop(columns=["panel", "measure"]),
     )
@@ -173,13 +187,15 @@ def grid(table: pd.DataFrame, name: str, keys: tuple[str, str]) -> Picture:
             ticks(np.arange(len(values)) + 0.5, [f"{value:g}" for value in values])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        ax.set(xlabel=keys[0], ylabel=keys[1])
+        ax.set(xlabel=short(keys[0]), ylabel=short(keys[1]))
     return Picture(
         name,
         _title(f"{measure.capitalize()} accuracy over {keys[0]} and {keys[1]}", panel),
         "",
-        f"Heat map of {cells.size} combinations of {keys[0]} and {keys[1]}; {measure} accuracy "
-        f"from {table['accuracy'].min():.1%} to {table['accuracy'].max():.1%}.",
+        printable(
+            f"Heat map of {cells.size} combinations of {keys[0]} and {keys[1]}; "
+            f"{measure} {_range(table)}."
+        ),
         figure,
         table.drop(columns=["panel", "measure", "low", "high", "interval"]),
     )
@@ -195,6 +211,28 @@ def _write(ax: Axes, cells: pd.DataFrame) -> None:
                 column + 0.5, row + 0.5, f"{100 * share:.1f}", ha="center", va="center",
                 fontsize=8, color="black" if share > middle else "white",
             )  # fmt: skip
+
+
+def short(name: str) -> str:
+    """A name as a figure has room for it; the values below the figure have the whole name."""
+    name = printable(name)
+    half = (LONGEST - 1) // 2
+    return name if len(name) <= LONGEST else f"{name[:half]}…{name[-half:]}"
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many columns of a legend fit side by side."""
+    longest = max(len(short(name)) for name in names)
+    return max(1, min(3, LONGEST // (longest + 4)))
+
+
+def _legend_height(names: Sequence[str]) -> float:
+    """The height of a legend, in inches."""
+    return LINE * math.ceil(len(names) / _columns(names)) if names else 0.0
+
+
+def _range(table: pd.DataFrame) -> str:
+    return f"accuracy from {table['accuracy'].min():.1%} to {table['accuracy'].max():.1%}"
 
 
 def _title(title: str, panel: str) -> str:

@@ -4,7 +4,6 @@ import os
 import re
 import time
 from html.parser import HTMLParser
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,12 @@ from robusttrain.report.page.figures import CYCLE, Picture
 from robusttrain.sweeps import drawing, page, records, sweep_page
 from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.settings import Figure, over_seeds
-from toys.pages import ESCAPE, HOSTILE
-from toys.sweeps import Sweep, flags
+from toys import browser
+from toys.pages import HOSTILE
+from toys.sweeps import Sweep, flags, studied_sweep
+
+# Of the text and of what is behind it.
+COLOURS = ("text", "background")
 
 
 @pytest.fixture
@@ -226,16 +229,8 @@ class Parsed(HTMLParser):
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Parsed]:
-    """A sweep of two defenses, two radii and two numbers of steps, with everything that can be."""
-    sweep = Sweep(tmp_path_factory.mktemp("sweep"))
-    for number, (defense, eps, steps, seed) in enumerate(
-        product(("rt", HOSTILE), ("0.1", "0.2"), (5, 10), (0, 1))
-    ):
-        words = (f"defense={defense}", f"eps={eps}", f"attack.steps={steps}", f"seed={seed}")
-        wrong = flags(20 + 5 * number)
-        sweep.add(*words, clean=flags(5), worst=wrong, eps=float(eps), audit="")
-    sweep.add("defense=rt", "eps=0.3", clean=flags(3), worst=flags(9), eps=0.3, audit="fail")
-    sweep.fail("defense=rt", "eps=-1", error=f"{HOSTILE} {ESCAPE}")
+    """A sweep of which the page has every section."""
+    sweep = studied_sweep(tmp_path_factory.mktemp("sweep"))
     return sweep, Parsed(written(sweep))
 
 
@@ -255,8 +250,7 @@ def test_all_sections_are_there(studied: tuple[Sweep, Parsed]) -> None:
 def test_whatever_stands_in_a_job_is_shown_as_text(studied: tuple[Sweep, Parsed]) -> None:
     sweep, parsed = studied
     assert {"script", "img"}.isdisjoint(parsed.tags)
-    assert f"defense={HOSTILE}" in parsed.text
-    assert r"\x1b[31mred" in parsed.text
+    assert rf"defense={HOSTILE}\x1b[31mred" in parsed.text
     assert "\x1b" not in (sweep.folder / "sweep.html").read_text(encoding="utf-8")
 
 
@@ -305,6 +299,26 @@ def test_training_problems_and_unmet_requirements_are_flagged(sweep: Sweep) -> N
     text = Parsed(written(sweep)).text
     assert "stuck in epoch 3" in text
     assert "clean is 50.0%, but evaluation.require.clean requires 75.0%" in text
+
+
+@browser.needed
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_fits_a_phone_and_a_desktop_and_asks_for_nothing(
+    studied: tuple[Sweep, Parsed], dark: bool
+) -> None:
+    seen = browser.look(studied[0].folder / "sweep.html", dark=dark)
+    assert seen.console == []
+    for frame, width in zip(seen.frames, browser.WIDTHS, strict=True):
+        assert (frame["width"], frame["needed"]) == (width, width)
+        assert (frame["requests"], frame["cut"], frame["broken"]) == ([], [], 0)
+        text, ground = (sum(map(int, re.findall(r"\d+", frame[key])[:3])) for key in COLOURS)
+        assert (text > ground) is dark
+
+
+@browser.needed
+def test_the_page_prints(studied: tuple[Sweep, Parsed], tmp_path: Path) -> None:
+    pdf = browser.printed(studied[0].folder / "sweep.html", tmp_path / "page.pdf")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
 
 
 # --- when it is written ---------------------------------------------------------------------------
