@@ -147,7 +147,7 @@ def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
     """
     context = _context(config, origin, Path(), terminal)
     inputs, data, _ = _ready(context)
-    trainer = _trainer(context, inputs, data.train) if context.trains else None
+    trainer = trainer_of(context, inputs, data.train) if context.trains else None
     dry_run.show(context, inputs, data, trainer)
 
 
@@ -199,7 +199,7 @@ def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContext
 def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
     """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
-    trainer = _trainer(context, inputs, samples)
+    trainer = trainer_of(context, inputs, samples)
     metadata = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),
@@ -217,7 +217,7 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     return training
 
 
-def _trainer(context: RunContext, inputs: Inputs, samples: Samples) -> Trainer:
+def trainer_of(context: RunContext, inputs: Inputs, samples: Samples) -> Trainer:
     """The trainer of a run, which has not started yet."""
     config, terminal = context.config, context.terminal
     with named_in(context.origin.config, "dataset"):
@@ -269,7 +269,8 @@ def _evaluate(
     config = context.config
     folder = context.run_dir / f"{EVALUATION_CACHE}{distributed.suffix()}"
     cache = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
-    finished = examined(context, inputs, samples, cache)
+    is_foreign = isinstance(inputs.given, ExternalModel)
+    finished = examined(context, inputs.model, samples, cache, is_foreign=is_foreign)
     if finished.found is not None:
         result = reported(context, finished.found)
         result.write(context.run_dir)
@@ -281,16 +282,20 @@ def _evaluate(
 
 
 def examined(
-    context: RunContext, inputs: Inputs, samples: Samples, cache: EvaluationCache
+    context: RunContext,
+    model: nn.Module,
+    samples: Samples,
+    cache: EvaluationCache | None,
+    *,
+    is_foreign: bool,
 ) -> FinishedEvaluation:
-    """Inspect the model, and evaluate it on `samples`."""
+    """Inspect the model, which may come from elsewhere, and evaluate it on `samples`."""
     config, test = context.config, samples.to(context.device)
     batch = model_checks.sample(test, config.evaluation.choose(test.size))
-    is_foreign = isinstance(inputs.given, ExternalModel)
-    inspect_model(inputs.model, batch, is_foreign, context.terminal)
+    inspect_model(model, batch, is_foreign, context.terminal)
     with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
         plan = Plan(config.evaluation, config.threat, config.seed)
-        return run_evaluation(inputs.model, test, plan, cache, context.terminal)
+        return run_evaluation(model, test, plan, cache, context.terminal)
 
 
 def reported(context: RunContext, found: EvaluationResult) -> Result:

@@ -146,7 +146,8 @@ def test_a_run_leaves_its_files_and_no_others(finished: Answer) -> None:
     assert finished.run_dir.is_absolute()
     assert listing(finished.run_dir) == [
         ".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
-        "audit.csv", "best.pt", "command.json", "curve.csv", "manifest.json", "report.csv",
+        "audit.csv", "best.pt", "command.json", "curve.csv", "gallery.npz", "manifest.json",
+        "report.csv",
         "result.json", "robusttrain.log", "samples.csv", "train.csv",
     ]  # fmt: skip
 

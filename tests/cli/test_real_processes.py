@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 TINY = [
     "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "model=linear",
     "defense=standard", "epochs=1", "evaluation=quick", "evaluation.attacks.pgd.steps=2",
-    "evaluation.audit=false", "device=cpu",
+    "evaluation.audit=false", "device=cpu", "report=none",
 ]  # fmt: skip
 
 
@@ -77,6 +77,16 @@ def test_a_run_and_its_repetition(tmp_path: Path) -> None:
     assert "the same results as run" in robusttrain("rerun", "run", cwd=tmp_path)
     place = f'hydra.run.dir="{tmp_path / "run-rerun"}"'
     assert command(tmp_path / "run-rerun") == ["--config-name=config", *TINY, place]
+
+
+def test_a_page_and_its_repetition(tmp_path: Path) -> None:
+    words = [word for word in TINY if not word.startswith("report=")]
+    page = tmp_path / "run" / "report.html"
+    assert f"report: {page}" in robusttrain(*words, "hydra.run.dir=run", cwd=tmp_path).splitlines()
+    before = page.read_bytes()
+    page.unlink()
+    assert robusttrain("report", "run", cwd=tmp_path).split() == ["run/report.html"]
+    assert page.read_bytes() == before
 
 
 def test_a_comparison(sweep: Path) -> None:

@@ -153,8 +153,9 @@ class CommandLine:
 
 # What a command line imports when it needs it.
 LATER = (
-    "robusttrain.cli.compare", "robusttrain.api.task", "robusttrain.sweeps.callback",
-    "robusttrain.runs.rerun", "torch._dynamo", "scipy.stats", "scipy.optimize",
+    "robusttrain.cli.compare", "robusttrain.cli.report", "robusttrain.report.run.page",
+    "robusttrain.api.task", "robusttrain.sweeps.callback", "robusttrain.runs.rerun",
+    "torch._dynamo", "scipy.stats", "scipy.optimize",
 )  # fmt: skip
 
 
