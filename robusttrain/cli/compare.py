@@ -30,7 +30,7 @@ the same, too, unless --clean is given."""
 EXAMPLES = """\
 examples:
   robusttrain compare outputs/2026-01-31/12-00-00-000000 outputs/2026-02-01/*
-  robusttrain compare outputs/sweeps/*/*/* --csv pairs.csv --html compared.html"""
+  robusttrain compare outputs/sweeps/*/*/* --csv pairs.csv --html page.html"""
 
 LEGEND = (
     "difference: first run minus second, on the n samples that both have",

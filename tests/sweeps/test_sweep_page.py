@@ -19,6 +19,7 @@ from robusttrain.sweeps import drawing, page, records, sweep_page
 from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.settings import Figure, over_seeds
 from toys import browser
+from toys.command_line import CommandLine
 from toys.pages import HOSTILE
 from toys.sweeps import Sweep, flags, studied_sweep
 
@@ -376,6 +377,24 @@ def test_an_option_without_effect_is_refused(
         Sweep(tmp_path).fail("defense=rt", error="no")
     with pytest.raises(SystemExit, match=re.escape(message)):
         report([str(tmp_path), option])
+
+
+def test_a_sweep_ends_with_its_page_and_its_jobs_have_none(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    words = [
+        "-m", "dataset=synthetic", "dataset.train_size=64", "dataset.test_size=40", "model=linear",
+        "defense=standard", "epochs=1", "evaluation=quick", "evaluation.attacks.pgd.steps=2",
+        "evaluation.audit=false", "device=cpu", "eps=0.05,0.1", "hydra.sweep.dir=s",
+    ]  # fmt: skip
+    done = command_line.run(*words, "report=html", cwd=tmp_path)
+    assert done.code == 0, done.said
+    assert str(tmp_path / "s" / "sweep.html") in done.out.splitlines()
+    parsed = Parsed((tmp_path / "s" / "sweep.html").read_text(encoding="utf-8"))
+    assert "2 of 2 jobs have finished." in parsed.text
+    assert "robusttrain -m dataset=synthetic" in parsed.text
+    assert parsed.links == ["0/", "1/"]
+    assert not [*tmp_path.glob("s/*/report.html")]
 
 
 # --- comparisons ----------------------------------------------------------------------------------
