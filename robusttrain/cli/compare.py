@@ -68,7 +68,7 @@ def _compare(arguments: Sequence[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = _Parser(
         "robusttrain compare",
-        usage="robusttrain compare RUN RUN [RUN ...] [--clean] [--csv FILE] [--html FILE]",
+        usage="robusttrain compare RUN RUN ... [--clean] [--csv FILE] [--html FILE]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,

@@ -383,7 +383,7 @@ def test_a_sweep_ends_with_its_page_and_its_jobs_have_none(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     words = [
-        "-m", "dataset=synthetic", "dataset.train_size=64", "dataset.test_size=40", "model=linear",
+        "-m", "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "model=linear",
         "defense=standard", "epochs=1", "evaluation=quick", "evaluation.attacks.pgd.steps=2",
         "evaluation.audit=false", "device=cpu", "eps=0.05,0.1", "hydra.sweep.dir=s",
     ]  # fmt: skip
