@@ -71,6 +71,11 @@ def test_five_lines_tell_a_manager_what_was_found(read: Reader) -> None:
         assert line in read.text
 
 
+def test_a_requirement_that_is_not_met_stands_below_them(read: Reader) -> None:
+    line = "Not met: evaluation.require.worst_case requires worst_case 0.5, found 0.4."
+    assert line in read.text
+
+
 def test_a_check_that_does_not_pass_says_what_it_means_and_what_to_do(read: Reader) -> None:
     for check in ("one step beats many by", "invalid adversarial images"):
         assert ADVICE[check].meaning in read.text

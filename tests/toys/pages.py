@@ -148,7 +148,14 @@ RESULT = {
     "training": {
         "findings": [{"problem": "catastrophic overfitting", "epoch": 3, "message": MESSAGE}]
     },
-    "requirements": [], "names": {"dataset": "toy", "model": "mlp"}, "seed": 3,
+    "requirements": [
+        {
+            "key": "evaluation.require.worst_case", "figure": "worst_case",
+            "threat": "linf, eps 0.1",
+            "value": 0.4, "required": 0.5, "met": False,
+        },
+    ],
+    "names": {"dataset": "toy", "model": "mlp"}, "seed": 3,
 }  # fmt: skip
 
 MANIFEST = {
