@@ -23,7 +23,7 @@ EXAMPLES = """\
 examples:
   robusttrain report outputs/2026-01-31/12-00-00-000000
   robusttrain report outputs/2026-01-31/* --pdf
-  robusttrain report outputs/sweeps/2026-01-31/12-00-00-000000 --latex > table.tex"""
+  robusttrain report outputs/sweeps/2026-01-31/12-00-00-000000 --latex"""
 
 # Tables of a sweep, by their options.
 TABLES = {"latex": "in LaTeX", "markdown": "in Markdown", "csv": "as CSV, in long form"}
@@ -49,14 +49,14 @@ def report(arguments: Sequence[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = _Parser(
         "robusttrain report",
-        usage="robusttrain report RUN_OR_SWEEP ... [--pdf | --latex | --markdown | --csv]",
+        usage="robusttrain report DIR ... [--pdf | --latex | --markdown | --csv]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "run", nargs="*", type=Path, metavar="RUN_OR_SWEEP", help="directory of a run or of a sweep"
+        "run", nargs="*", type=Path, metavar="DIR", help="directory of a run or of a sweep"
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--pdf", action="store_true", help="also write the figures of a run as PDF")
