@@ -46,9 +46,10 @@ TEMPORARY = ".partial"
 # only, and the suffix of the output that a job without a terminal leaves next to its record.
 RECORDS, JOB_OUTPUT = ".jobs", ".said"
 SWEEP_TABLE, PAIRS, SUMMARY = "sweep.csv", "sweep_pairs.csv", "sweep.md"
+SWEEP_PAGE = "sweep.html"
 
 # The configuration of a sweep, which Hydra's sweeper of grids writes.
 SWEEP_CONFIG = "multirun.yaml"
 
 # All files of a sweep but the directories of its jobs.
-OF_SWEEP = {RECORDS, SWEEP_TABLE, PAIRS, SUMMARY, SWEEP_CONFIG}
+OF_SWEEP = {RECORDS, SWEEP_TABLE, PAIRS, SUMMARY, SWEEP_PAGE, SWEEP_CONFIG}

@@ -30,7 +30,7 @@ the same, too, unless --clean is given."""
 EXAMPLES = """\
 examples:
   robusttrain compare outputs/2026-01-31/12-00-00-000000 outputs/2026-02-01/*
-  robusttrain compare outputs/sweeps/*/*/* --csv pairs.csv"""
+  robusttrain compare outputs/sweeps/*/*/* --csv pairs.csv --html page.html"""
 
 LEGEND = (
     "difference: first run minus second, on the n samples that both have",
@@ -60,13 +60,15 @@ def _compare(arguments: Sequence[str]) -> None:
     pairs = comparison.compare(runs, measures)
     if chosen.csv is not None:
         _write(chosen.csv, pairs)
+    if chosen.html is not None:
+        _write_page(chosen.html, runs, measures, pairs)
     _show(runs, pairs, measures, Terminal())
 
 
 def _parser() -> ArgumentParser:
     parser = _Parser(
         "robusttrain compare",
-        usage="robusttrain compare RUN RUN [RUN ...] [--clean] [--csv FILE]",
+        usage="robusttrain compare RUN RUN ... [--clean] [--csv FILE] [--html FILE]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
@@ -76,6 +78,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--clean", action="store_true", help="compare clean accuracies only")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="also write a row for each pair and accuracy"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a page with figures and tests"
     )
     return parser
 
@@ -92,6 +97,19 @@ def _write(path: Path, pairs: pd.DataFrame) -> None:
     except OSError as error:
         reason = str(error.strerror or error)
         raise InputError(f"--csv {path}", allowed=reason, problem="cannot be written") from error
+
+
+def _write_page(
+    path: Path, runs: Sequence[Run], measures: Sequence[Measure], pairs: pd.DataFrame
+) -> None:
+    # Imported here, since a page needs matplotlib, which takes long.
+    from robusttrain.sweeps.comparison_page import write_page
+
+    try:
+        write_page(path, runs, measures, pairs)
+    except OSError as error:
+        reason = str(error.strerror or error)
+        raise InputError(f"--html {path}", allowed=reason, problem="cannot be written") from error
 
 
 def _show(

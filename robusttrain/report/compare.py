@@ -15,7 +15,7 @@ import pandas as pd
 from robusttrain.errors import InputError
 from robusttrain.report.files import intact
 from robusttrain.report.identity import refuse_mixed, warn_if_unfinished
-from robusttrain.report.ledger import CLEAN, CONFIDENCE, UNION, WORST_CASE
+from robusttrain.report.ledger import CLEAN, CONFIDENCE, UNION, WORST_CASE, Flags
 from robusttrain.run_directory import REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
 
@@ -25,6 +25,8 @@ TEXT = ("dataset", "model", "defense", "noise", "seed", "attack", "norm")
 FIGURES = ("eps", "n", "accuracy", "ci_low", "ci_high")
 WHOLE = ("index", "label", "clean_prediction")
 BROKEN = "_broken"
+# The row of what bounds prove.
+VERIFIED = "verified"
 # What reports of earlier versions do not have.
 NEW = ("audit",)
 
@@ -57,6 +59,8 @@ class Run:
     label, right
         The class of each test image, and for each measure whether the model is right; indexed by
         position in the test set.
+    verified
+        The rows of what bounds prove; most runs have none.
     """
 
     folder: Path
@@ -64,6 +68,7 @@ class Run:
     attacks: tuple[str, ...]
     label: pd.Series
     right: Mapping[Measure, pd.Series]
+    verified: Sequence[Mapping[str, Any]] = ()
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -142,7 +147,8 @@ def _run_in(folder: Path) -> Run:
             problem = f"has another accuracy, {measure}, than {SAMPLES} beside it"
             allowed = "they are of different runs or versions: evaluate it again"
             raise InputError(str(folder / REPORT), allowed=allowed, problem=problem)
-    return Run(folder, measured, attacks, samples["label"], right)
+    verified = [row for row in rows if row["attack"] == VERIFIED]
+    return Run(folder, measured, attacks, samples["label"], right, verified)
 
 
 def _threat(row: Mapping[str, Any]) -> Threat:
@@ -268,13 +274,12 @@ def suites(runs: Sequence[Run]) -> list[str]:
 
 
 def _row(a: Run, b: Run, common: "pd.Index[int]", measure: Measure) -> dict[str, Any]:
-    from statsmodels.stats.contingency_tables import mcnemar
+    # Imported here, since runs that cannot be compared need not wait for it.
+    from scipy.special import bdtr
 
-    first, second = a.right[measure].loc[common], b.right[measure].loc[common]
-    n, both = len(first), int((first & second).sum())
-    only_a, only_b = int(first.sum()) - both, int(second.sum()) - both
+    first, second = _flags(a, common, measure), _flags(b, common, measure)
+    n, only_a, only_b = len(common), int((first & ~second).sum()), int((~first & second).sum())
     low, high = paired_interval(only_a, only_b, n)
-    counts = [[both, only_a], [only_b, n - both - only_a - only_b]]
     return {
         "run_a": str(a.folder),
         "run_b": str(b.folder),
@@ -289,12 +294,22 @@ def _row(a: Run, b: Run, common: "pd.Index[int]", measure: Measure) -> dict[str,
         "ci_high": high,
         "b": only_a,
         "c": only_b,
-        "p": mcnemar(counts, exact=True).pvalue,
+        # Twice the smaller tail of a fair coin.
+        "p": min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5))),
     }
+
+
+def _flags(run: Run, common: "pd.Index[int]", measure: Measure) -> Flags:
+    """Whether a run is right on the samples `common`."""
+    right = run.right[measure]
+    # To choose them takes longer than to compare them.
+    return (right if right.index.equals(common) else right.loc[common]).to_numpy()
 
 
 def _common(a: Run, b: Run) -> "pd.Index[int]":
     """The samples that both runs have, in one order."""
+    if a.label.equals(b.label):
+        return a.label.index
     common = a.label.index.intersection(b.label.index)
     if common.empty:
         raise InputError(f"{a.folder} and {b.folder}", problem="have no test sample in common")

@@ -34,8 +34,13 @@ def whole(path: Path) -> Iterator[Path]:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
     """Write `rows`, in six significant digits; no spreadsheet takes their text for a formula."""
     with whole(path) as temporary:
-        table = pd.DataFrame(rows).apply(_without_formulas)
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        temporary.write_text(csv_text(rows), encoding="utf-8")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> str:
+    """What `write_csv` writes."""
+    table = pd.DataFrame(rows).apply(_without_formulas)
+    return table.to_csv(index=False, float_format="%.6g")
 
 
 def _without_formulas(column: pd.Series) -> pd.Series:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from robusttrain import ranges
 from robusttrain.errors import InputError
+from robusttrain.report.page import Page
 from robusttrain.report.terminal import Terminal
 from robusttrain.report.verbosity import Verbosity
 from robusttrain.run_directory import RECORDS
@@ -114,9 +115,11 @@ def _announced(config: DictConfig, comparison: Comparison) -> SweepState:
     directory = Path(config.hydra.sweep.dir).absolute()
     jobs, keys = tuple(planned(config)), tuple(_keys(config))
     comparison.check(_values(jobs, keys))
-    # The schema has a copy of the class, which does not pickle.
-    verbosity = Verbosity(config.verbosity)
-    return SweepState(Path.cwd(), directory, jobs, keys, engine, maximises, comparison, verbosity)
+    # The schema has copies of the classes, which do not pickle.
+    verbosity, page = Verbosity(config.verbosity), Page(config.report)
+    return SweepState(
+        Path.cwd(), directory, jobs, keys, engine, maximises, comparison, verbosity, page
+    )
 
 
 def _refuse_outside(config: DictConfig) -> None:

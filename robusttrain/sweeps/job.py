@@ -17,7 +17,7 @@ from rich.console import Console
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.errors import InputError, JobError
 from robusttrain.exit_codes import ExitCode, of_signal
-from robusttrain.report.files import intact
+from robusttrain.report.page import Page
 from robusttrain.report.terminal import Terminal
 from robusttrain.report.verbosity import Verbosity
 from robusttrain.run_directory import (
@@ -28,7 +28,7 @@ from robusttrain.run_directory import (
     PAIRS,
     PREAMBLE,
     SUMMARY,
-    SWEEP_CONFIG,
+    SWEEP_PAGE,
     SWEEP_TABLE,
 )
 from robusttrain.runs import outcome
@@ -119,7 +119,7 @@ def recorded(
             config = _resuming(config, run_dir)
         if not in_worker:
             _keep_in_view(job, sweep, terminal)
-        ended = _executed(job, lambda: run(config), sweep.directory)
+        ended = _executed(job, lambda: run(config), sweep)
     except Exception as error:
         # The sweep continues with its other jobs; at its end Hydra raises the first failure again.
         complaint = f"{COMPLAINT}{title} failed: {explain(error)}"
@@ -147,17 +147,8 @@ def finish(run_dir: Path, result: float | None, seconds: float) -> None:
     ended = replace(job, status=FINISHED, result=result, error="", seconds=seconds)
     ended.save(sweep_dir)
     records.write_table(sweep_dir)
-    write_summary(sweep_dir, records.read_jobs(sweep_dir), _saved_comparison(sweep_dir))
-
-
-def _saved_comparison(sweep_dir: Path) -> Comparison:
-    """What the last command of a sweep has compared; everything if it was no grid."""
-    path = sweep_dir / SWEEP_CONFIG
-    if not path.is_file():
-        return Comparison()
-    with intact(path):
-        saved = OmegaConf.load(path).hydra.callbacks.sweeps
-        return Comparison.of(saved.get("baseline"), saved.get("accuracies"))
+    page = Page.html if (sweep_dir / SWEEP_PAGE).is_file() else Page.none
+    write_summary(sweep_dir, records.read_jobs(sweep_dir), Comparison.saved(sweep_dir), page)
 
 
 def conclude(sweep: SweepState, typed: Sequence[str]) -> ExitCode:
@@ -188,7 +179,9 @@ def _summarised(sweep: SweepState, terminal: Terminal) -> ExitCode:
             remove_if_untouched(folder, OF_SWEEP)
         return ExitCode.success
     records.write_table(folder)
-    overview = write_summary(folder, ended, sweep.comparison or Comparison())
+    overview = write_summary(
+        folder, ended, sweep.comparison or Comparison(), sweep.page, len(sweep.planned)
+    )
     if not overview.empty:
         shown = overview[[name for name in overview.columns if ", over " not in name]]
         terminal.table(shown, "means over seeds, in percent", {"seeds", "clean", "worst case"})
@@ -196,7 +189,7 @@ def _summarised(sweep: SweepState, terminal: Terminal) -> ExitCode:
         _report_best(ended, sweep.keys, terminal)
     code = _report_unmet(ended, sweep, terminal)
     terminal.say(records.counted(ended, len(sweep.planned)))
-    for name in (SWEEP_TABLE, PAIRS):
+    for name in (SWEEP_TABLE, PAIRS, *([SWEEP_PAGE] if sweep.page == Page.html else [])):
         terminal.say(str(folder / name))
     terminal.say_always(str(folder / SUMMARY))
     return code
@@ -321,22 +314,27 @@ def _refuse_to_mix(before: Job | None, job: Job, run_dir: Path, of_hydra: Path, 
     raise InputError(str(run_dir), allowed=allowed, problem=problem)
 
 
-def _executed(job: Job, run: Callable[[], float | None], sweep_dir: Path) -> Job:
+def _executed(job: Job, run: Callable[[], float | None], sweep: SweepState) -> Job:
     """Run the job and record its outcome; a failure is recorded and raised again."""
-    job.save(sweep_dir)
+    job.save(sweep.directory)
     started = time.perf_counter()
     try:
         ended = replace(job, status=FINISHED, result=run())
     except Exception as error:
-        _keep(replace(job, status=FAILED, error=_line(error)), started, sweep_dir)
+        _keep(replace(job, status=FAILED, error=_line(error)), started, sweep)
         raise
-    return _keep(ended, started, sweep_dir)
+    return _keep(ended, started, sweep)
 
 
-def _keep(job: Job, started: float, sweep_dir: Path) -> Job:
+def _keep(job: Job, started: float, sweep: SweepState) -> Job:
     timed = replace(job, seconds=time.perf_counter() - started)
-    timed.save(sweep_dir)
-    records.write_table(sweep_dir)
+    timed.save(sweep.directory)
+    records.write_table(sweep.directory)
+    if sweep.page == Page.html:
+        # Imported here, since a page needs matplotlib, which takes long.
+        from robusttrain.sweeps.sweep_page import grow
+
+        grow(sweep.directory, sweep.comparison or Comparison(), len(sweep.planned))
     return timed
 
 

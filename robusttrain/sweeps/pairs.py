@@ -1,6 +1,6 @@
 """Which settings of a sweep differ: tests of pairs of settings, and `sweep_pairs.csv`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -11,10 +11,10 @@ import pandas as pd
 
 from robusttrain import ranges
 from robusttrain.errors import InputError
-from robusttrain.report.compare import Run, decided, tested, titles
-from robusttrain.report.files import write_csv
+from robusttrain.report.compare import Run, decided, probability, tested, titles
+from robusttrain.report.files import intact, write_csv
 from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
-from robusttrain.run_directory import PAIRS
+from robusttrain.run_directory import PAIRS, SWEEP_CONFIG
 from robusttrain.sweeps.settings import ConfidenceInterval, Setting, shared, student
 from robusttrain.sweeps.trained import CHECKPOINT, SEED
 
@@ -71,6 +71,19 @@ class Comparison:
         ok = bool(chosen) and set(chosen) <= {*ACCURACIES}
         ranges.require(ok, COMPARED, f"[{','.join(chosen)}]", allowed)
         return cls(dict(word.split("=", 1) for word in words), chosen)
+
+    @classmethod
+    def saved(cls, sweep_dir: Path) -> "Comparison":
+        """What the last command of a sweep has compared; everything if it was no grid."""
+        path = sweep_dir / SWEEP_CONFIG
+        if not path.is_file():
+            return cls()
+        # Imported here, since a sweep that runs has it in memory.
+        from omegaconf import OmegaConf
+
+        with intact(path):
+            saved = OmegaConf.load(path).hydra.callbacks.sweeps
+            return cls.of(saved.get("baseline"), saved.get("accuracies"))
 
     @property
     def words(self) -> str:
@@ -141,12 +154,36 @@ def pairwise(settings: Sequence[Setting], comparison: Comparison) -> pd.DataFram
     one that classifies every image alike, such as a network at two radii by its clean accuracy:
     nothing can be tested there.
     """
-    rows = [
-        row for pair in comparison.pairs(settings) for row in _rows(*pair, comparison.accuracies)
-    ]
+    return tests(comparison.pairs(settings), comparison.accuracies)
+
+
+def tests(pairs: Iterable[tuple[Setting, Setting]], accuracies: Sequence[str]) -> pd.DataFrame:
+    """The tests of these pairs as in `pairwise`, corrected for all of them together."""
+    rows = [row for pair in pairs for row in _rows(*pair, accuracies)]
     if not rows:
         return pd.DataFrame(columns=COLUMNS)
     return decided(pd.DataFrame(rows), "first", "second")
+
+
+def lines(table: pd.DataFrame) -> pd.DataFrame:
+    """The tests of `pairwise` as text for readers, in percent."""
+    return pd.DataFrame([_line(row) for row in table.to_dict("records")])
+
+
+def _line(row: Mapping[Any, Any]) -> dict[str, str]:
+    counts = zip(row["b"].split(), row["c"].split(), strict=True)
+    return {
+        "first": row["first"],
+        "second": row["second"],
+        "accuracy": row["title"],
+        "seeds": str(row["seeds"]),
+        "difference": f"{100 * row['difference']:+.2f}",
+        "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",
+        "b, c by seed": "; ".join(f"{b}, {c}" for b, c in counts),
+        "p": probability(row["p"]),
+        "Holm": probability(row["p_holm"]),
+        "winner": row["winner"],
+    }
 
 
 def write_pairs(sweep_dir: Path, table: pd.DataFrame) -> None:

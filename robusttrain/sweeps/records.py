@@ -256,14 +256,14 @@ def time_left(jobs: Sequence[Job]) -> str:
     return f"about {left / size:.0f} {unit} left"
 
 
-def counted(jobs: Sequence[Job], planned: int) -> str:
+def counted(jobs: Sequence[Job], planned: int, unfinished: str = "stopped") -> str:
     """How the jobs of a sweep have ended, of which `planned` are known."""
     count = Counter(job.status for job in jobs)
     total = max(planned, len(jobs))
     finished = f"{count[FINISHED]} of {total} jobs {'has' if count[FINISHED] == 1 else 'have'}"
     others = {
         "failed": count[FAILED],
-        "stopped": count[UNFINISHED],
+        unfinished: count[UNFINISHED],
         "not started": total - len(jobs),
     }
     named = [f"{number} {status}" for status, number in others.items() if number]

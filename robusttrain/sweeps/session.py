@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from robusttrain.config.error_messages import EXPECTED_ERRORS
 from robusttrain.errors import InputError, JobError
 from robusttrain.exit_codes import ExitCode
+from robusttrain.report.page import Page
 from robusttrain.report.verbosity import Verbosity
 from robusttrain.runtime import signals
 
@@ -48,6 +49,8 @@ class SweepState:
         Which settings are compared at its end; all if it is None.
     verbosity
         How much it prints.
+    page
+        Whether it has a page.
     """
 
     cwd: Path
@@ -58,6 +61,7 @@ class SweepState:
     maximises: bool = False
     comparison: "Comparison | None" = None
     verbosity: Verbosity = Verbosity.normal
+    page: Page = Page.none
 
 
 Unread = Callable[[DictConfig], Mapping[str, InputError]]

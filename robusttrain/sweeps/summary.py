@@ -1,14 +1,14 @@
 """Write `sweep.md`: means over seeds, and tests of which settings of a sweep differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from robusttrain.report.compare import probability, suites, titles
+from robusttrain.report.compare import suites, titles
 from robusttrain.report.files import whole
 from robusttrain.report.ledger import WORST_CASE
+from robusttrain.report.page import Page
 from robusttrain.run_directory import PAIRS, SUMMARY, SWEEP_TABLE
 from robusttrain.sweeps import records
 from robusttrain.sweeps.pairs import (
@@ -16,6 +16,7 @@ from robusttrain.sweeps.pairs import (
     COMPARED,
     MOST_SETTINGS,
     Comparison,
+    lines,
     pairwise,
     write_pairs,
 )
@@ -55,10 +56,16 @@ compares each setting only with the one that has this value, and {COMPARED}=[{WO
 compares only by the worst case."""
 
 
-def write_summary(sweep_dir: Path, jobs: Sequence[Job], comparison: Comparison) -> pd.DataFrame:
-    """Write `sweep.md` and `sweep_pairs.csv`.
+def write_summary(
+    sweep_dir: Path,
+    jobs: Sequence[Job],
+    comparison: Comparison,
+    page: Page = Page.none,
+    planned: int = 0,
+) -> pd.DataFrame:
+    """Write `sweep.md`, `sweep_pairs.csv` and, if there is to be a `page`, `sweep.html`.
 
-    Returns the first table of `sweep.md`, with a line for each setting.
+    `planned` jobs are known. Returns the first table of `sweep.md`, with a line for each setting.
     """
     found = settings(sweep_dir, jobs)
     compared = pairwise(found, comparison)
@@ -73,6 +80,11 @@ def write_summary(sweep_dir: Path, jobs: Sequence[Job], comparison: Comparison) 
         parts += [f"## {title}", _markdown(pd.DataFrame(cells))] if cells else []
     with whole(sweep_dir / SUMMARY) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
+    if page == Page.html:
+        # Imported here, since a page needs matplotlib, which takes long.
+        from robusttrain.sweeps.sweep_page import write_page
+
+        write_page(sweep_dir, jobs, found, compared, comparison, planned)
     return overview
 
 
@@ -91,15 +103,15 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
     runs = [run for setting in found for run in setting.runs.values()]
     threats = " or ".join(dict.fromkeys(str(threat) for run in runs for threat in run.threats))
     counts = dict.fromkeys(str(len(run.label)) for run in runs)
-    lines = [
+    paragraphs = [
         f"Worst case in {threats}, on {' or '.join(counts)} images.",
         _markdown(overview),
         ACCURACY,
     ]
     faced = suites(runs)
     if len(faced) > 1:
-        lines.append(f"Warning: the runs faced different attacks: {' or '.join(faced)}.")
-    return "\n\n".join(lines)
+        paragraphs.append(f"Warning: the runs faced different attacks: {' or '.join(faced)}.")
+    return "\n\n".join(paragraphs)
 
 
 def _overview(setting: Setting) -> dict[str, str]:
@@ -125,8 +137,7 @@ def _tests(found: Sequence[Setting], compared: pd.DataFrame, comparison: Compari
         return TOO_MANY.format(len(found))
     if compared.empty:
         return _nothing_compared(found, comparison)
-    cells = [_tested(row) for row in compared.to_dict("records")]
-    return "\n\n".join([_markdown(pd.DataFrame(cells)), _pairs_of(comparison), TESTS])
+    return "\n\n".join([_markdown(lines(compared)), _pairs_of(comparison), TESTS])
 
 
 def _pairs_of(comparison: Comparison) -> str:
@@ -144,22 +155,6 @@ def _nothing_compared(found: Sequence[Setting], comparison: Comparison) -> str:
         pair = f"differ in nothing but the baseline {comparison.words}"
     accuracies = ", ".join(comparison.accuracies)
     return f"No two settings that {pair} were evaluated on the same images, by {accuracies}."
-
-
-def _tested(row: Mapping[Any, Any]) -> dict[str, str]:
-    counts = zip(row["b"].split(), row["c"].split(), strict=True)
-    return {
-        "first": row["first"],
-        "second": row["second"],
-        "accuracy": row["title"],
-        "seeds": str(row["seeds"]),
-        "difference": f"{100 * row['difference']:+.2f}",
-        "95 % interval": f"{100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f}",
-        "b, c by seed": "; ".join(f"{b}, {c}" for b, c in counts),
-        "p": probability(row["p"]),
-        "Holm": probability(row["p_holm"]),
-        "winner": row["winner"],
-    }
 
 
 def _ended(job: Job, keys: Sequence[str]) -> dict[str, str]:

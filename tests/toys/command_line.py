@@ -209,6 +209,8 @@ def become(command: dict[str, Any]) -> None:
     """Be the process of this command, from its first line to the end of what it has started."""
     from robusttrain.__main__ import main
     from robusttrain.api import task
+    from robusttrain.report.page import Page
+    from robusttrain.sweeps import callback
 
     os.environ.clear()
     os.environ.update(command["environment"])
@@ -220,6 +222,7 @@ def become(command: dict[str, Any]) -> None:
     sys.argv = ["robusttrain", *command["words"]]
     if "report=html" not in command["words"]:
         task.page_of = lambda run_dir: run_dir
+        callback.Page = lambda word: Page.none
     exec(command["first"], {"__name__": "first"})
     main()
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from robusttrain.sweeps.pairs import Comparison, pairwise
 from robusttrain.sweeps.records import Job
 from robusttrain.sweeps.settings import settings
 from robusttrain.sweeps.summary import write_summary
+from toys.pages import ESCAPE, HOSTILE
 
 N = 200
 Flags = Sequence[bool] | np.ndarray
@@ -43,7 +45,7 @@ class Sweep:
         worst = clean if worst is None else worst
         place = self.folder / job.folder
         place.mkdir()
-        said = dict(word.split("=") for word in overrides)
+        said = dict(word.split("=", 1) for word in overrides)
         common = {"dataset": "digits", "model": "mlp", "defense": "madry", "noise": "none"}
         rows = [
             common
@@ -86,3 +88,17 @@ class Sweep:
     def summary(self, comparison: Comparison) -> str:
         write_summary(self.folder, records.read_jobs(self.folder), comparison)
         return (self.folder / "sweep.md").read_text()
+
+
+def studied_sweep(folder: Path) -> Sweep:
+    """A sweep of two defenses, two radii and two numbers of steps; its page has every section."""
+    sweep = Sweep(folder)
+    for number, (defense, eps, steps, seed) in enumerate(
+        product(("rt", HOSTILE + ESCAPE), ("0.1", "0.2"), (5, 10), (0, 1))
+    ):
+        words = (f"defense={defense}", f"eps={eps}", f"attack.steps={steps}", f"seed={seed}")
+        wrong = flags(20 + 5 * number)
+        sweep.add(*words, clean=flags(5), worst=wrong, eps=float(eps), audit="")
+    sweep.add("defense=rt", "eps=0.3", clean=flags(3), worst=flags(9), eps=0.3, audit="fail")
+    sweep.fail("defense=rt", "eps=-1", error=f"{HOSTILE} {ESCAPE}")
+    return sweep
