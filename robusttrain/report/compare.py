@@ -25,8 +25,9 @@ TEXT = ("dataset", "model", "defense", "noise", "seed", "attack", "norm")
 FIGURES = ("eps", "n", "accuracy", "ci_low", "ci_high")
 WHOLE = ("index", "label", "clean_prediction")
 BROKEN = "_broken"
-# What reports of earlier versions do not have.
-NEW = ("audit",)
+# What files of earlier versions do not have. Positions in their test sets were all that they had.
+NEW = ("audit", "index_in")
+EARLIER_INDEX = "test set"
 
 
 class Measure(NamedTuple):
@@ -56,7 +57,9 @@ class Run:
         The attacks of its evaluation.
     label, right
         The class of each test image, and for each measure whether the model is right; indexed by
-        position in the test set.
+        the position of the image.
+    index_in
+        What the positions count, as in `samples.csv`: the `test set` or the `data set`.
     """
 
     folder: Path
@@ -64,6 +67,7 @@ class Run:
     attacks: tuple[str, ...]
     label: pd.Series
     right: Mapping[Measure, pd.Series]
+    index_in: str = EARLIER_INDEX
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -142,7 +146,8 @@ def _run_in(folder: Path) -> Run:
             problem = f"has another accuracy, {measure}, than {SAMPLES} beside it"
             allowed = "they are of different runs or versions: evaluate it again"
             raise InputError(str(folder / REPORT), allowed=allowed, problem=problem)
-    return Run(folder, measured, attacks, samples["label"], right)
+    index_in = samples.get("index_in", pd.Series([EARLIER_INDEX])).iloc[0]
+    return Run(folder, measured, attacks, samples["label"], right, str(index_in))
 
 
 def _threat(row: Mapping[str, Any]) -> Threat:
@@ -210,7 +215,7 @@ def compare(runs: Sequence[Run], measures: Sequence[Measure]) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If two runs share no sample or give one different labels.
+        If two runs share no sample, give one different labels, or count positions differently.
     """
     pairs = [(a, b, _common(a, b)) for a, b in combinations(runs, 2)]
     table = pd.DataFrame([_row(*pair, measure) for measure in measures for pair in pairs])
@@ -223,7 +228,7 @@ def tested(a: Run, b: Run, measures: Sequence[Measure]) -> list[dict[str, Any]]:
     Raises
     ------
     InputError
-        If the runs share no sample or give one different labels.
+        If the runs share no sample, give one different labels, or count positions differently.
     """
     common = _common(a, b)
     return [_row(a, b, common, measure) for measure in measures]
@@ -295,6 +300,12 @@ def _row(a: Run, b: Run, common: "pd.Index[int]", measure: Measure) -> dict[str,
 
 def _common(a: Run, b: Run) -> "pd.Index[int]":
     """The samples that both runs have, in one order."""
+    if a.index_in != b.index_in:
+        allowed = (
+            f"index in {SAMPLES} is a position in the {a.index_in} of one, and in the {b.index_in} "
+            f"of the other; evaluate the older one again"
+        )
+        raise InputError(f"{a.folder} and {b.folder}", allowed=allowed, problem="cannot be paired")
     common = a.label.index.intersection(b.label.index)
     if common.empty:
         raise InputError(f"{a.folder} and {b.folder}", problem="have no test sample in common")

@@ -94,7 +94,7 @@ def show(context: RunContext, inputs: Inputs, data: Data, trainer: Trainer | Non
     if context.evaluates:
         suite = context.config.evaluation.attacks
         terminal.say(f"evaluation: {', '.join(suite)}")
-        rows.append(_evaluation(context, inputs.model, data.test.size))
+        rows.append(_evaluation(context, inputs.model, data))
     cells = pd.DataFrame(
         {
             "stage": row.stage,
@@ -150,9 +150,9 @@ def _validation(context: RunContext, trainer: Trainer) -> float:
     return minutes
 
 
-def _evaluation(context: RunContext, model: nn.Module, size: int) -> Estimate:
-    settings = context.config.evaluation
-    images = len(settings.choose(size))
+def _evaluation(context: RunContext, model: nn.Module, data: Data) -> Estimate:
+    settings, size = data.evaluation, data.test.size
+    images = len(data.chosen)
     batch = min(images, settings.at_once(context.device))
     peak = peak_meter(context.device)
     speed = _speed(model, context.info, context.device, batch)
@@ -179,7 +179,7 @@ def _work(context: RunContext, settings: Evaluation) -> _Work:
     subject = robust_network(threat, info)
     images = torch.full((IMAGES, *info.image_shape), 128, dtype=torch.uint8)
     samples = Split(images, torch.zeros(IMAGES, dtype=torch.long))
-    few = replace(settings, samples=IMAGES, probe_samples=IMAGES)
+    few = replace(settings, samples=IMAGES, indices=None, first=None, probe_samples=IMAGES)
     passes, started = Passes(), time.perf_counter()
     with TemporaryDirectory() as folder, passes.counting(subject):
         cache = EvaluationCache(Path(folder), None)

@@ -12,9 +12,9 @@ from robusttrain.checkpoints.checkpoint import differing
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
-from robusttrain.data import FromFiles, Info, Samples, hold_out
+from robusttrain.data import ImageIndex, Info, Samples, hold_out
 from robusttrain.errors import InputError, returned
-from robusttrain.evaluation import model_checks
+from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.pipeline import (
     EvaluationCache,
     EvaluationResult,
@@ -85,8 +85,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         if context.evaluates:
             passes = Passes()
             with costs.measuring(Stage.evaluate) as done, passes.counting(inputs.model):
-                _evaluate(context, inputs, data.test, record, best.epoch if best else 0)
-                done(Work(len(config.evaluation.choose(data.test.size)), passes))
+                _evaluate(context, inputs, data, record, best.epoch if best else 0)
+                done(Work(len(data.chosen), passes))
     if distributed.is_main():
         for stage, seconds in costs.seconds.items():
             terminal.detail(f"{stage}: {seconds:.1f} s")
@@ -166,8 +166,8 @@ def _ready(context: RunContext) -> tuple[Inputs, Data, Baseline | None]:
     rehearse(context, inputs)
     data = data_of(context)
     if baseline is not None:
-        chosen = context.config.evaluation.choose(data.test.size)
-        baseline.refuse_other_images(data.digests["test"], chosen.tolist())
+        positions = data.images.positions[data.chosen].tolist()
+        baseline.refuse_other_images(data.digests["test"], positions, data.images.counted_in)
     _describe(context, inputs.model, data)
     return inputs, data, baseline
 
@@ -261,39 +261,36 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     terminal.say(f"resuming after batch {position.batch} of epoch {position.epoch}")
 
 
-def _evaluate(
-    context: RunContext, inputs: Inputs, samples: Samples, record: Record, epoch: int
-) -> None:
-    """Evaluate the model on `samples` and report; its weights are those after `epoch`."""
-    config = context.config
-    test = samples.to(context.device)
-    batch = model_checks.sample(test, config.evaluation.choose(test.size))
+def _evaluate(context: RunContext, inputs: Inputs, data: Data, record: Record, epoch: int) -> None:
+    """Evaluate the model on the test set and report; its weights are those after `epoch`."""
+    test = data.test.to(context.device)
+    batch = model_checks.sample(test, data.chosen)
     is_foreign = isinstance(inputs.given, ExternalModel)
     inspect_model(inputs.model, batch, is_foreign, context.terminal)
-    results = _examined(context, inputs.model, test)
+    results = _examined(context, inputs.model, test, data.evaluation)
     if results.found is not None:
-        record(_report(context, results.found), epoch)
+        record(_report(context, results.found, data.images), epoch)
     distributed.barrier()
     # Only now that every result is written: an interrupted evaluation resumes from the pieces.
     results.pieces.remove()
 
 
-def _examined(context: RunContext, model: nn.Module, test: Samples) -> FinishedEvaluation:
+def _examined(
+    context: RunContext, model: nn.Module, test: Samples, settings: Evaluation
+) -> FinishedEvaluation:
     config = context.config
-    with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
-        plan = Plan(config.evaluation, config.threat, config.seed)
+    with refused_where_too_large("evaluation.batch_size", settings.at_once(test.device)):
+        plan = Plan(settings, config.threat, config.seed)
         folder = context.run_dir / f"{EVALUATION_CACHE}{distributed.suffix()}"
         workplace = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
         return run_evaluation(model, test, plan, workplace, context.terminal)
 
 
-def _report(context: RunContext, found: EvaluationResult) -> Figures:
+def _report(context: RunContext, found: EvaluationResult, images: ImageIndex) -> Figures:
     """Write and print the results; returns the figures for a logger."""
     names = context.origin.names
     report = report_of(found, names, context.config.threat, context.config.seed)
-    dataset = context.config.dataset
-    files = dataset.test_files() if isinstance(dataset, FromFiles) else None
-    write_results(found, report, files, context.run_dir)
+    write_results(found, report, images, context.run_dir)
     show_results(found, report, names, context.terminal)
     rows = report.to_dict("records")
     return report_figures([{str(key): value for key, value in row.items()} for row in rows])

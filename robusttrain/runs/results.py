@@ -1,12 +1,16 @@
 """Write and print the results of an evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robusttrain.config.schema import COMPANIONS, NOTHING
+from robusttrain.data import ImageIndex
 from robusttrain.evaluation.pipeline import EvaluationResult
 from robusttrain.report.files import write_arrays, write_csv
 from robusttrain.report.terminal import Terminal
@@ -28,26 +32,40 @@ def report_of(
 
 
 def write_results(
-    found: EvaluationResult, report: pd.DataFrame, files: Sequence[str] | None, run_dir: Path
+    found: EvaluationResult, report: pd.DataFrame, images: ImageIndex, run_dir: Path
 ) -> None:
     """Write the tables of an evaluation, and its attacked images if they were kept.
 
-    `files` are the names of all test images, if they are files.
+    `images` says how all test images are found in the data set as published.
     """
     if found.certificates:
-        certified = [asdict(image) for image in found.certificates.images]
-        write_csv(run_dir / CERTIFIED, certified)
-    samples = found.ledger.samples()
-    if files is not None:
-        samples.insert(1, "file", [files[index] for index in samples["index"]])
-    write_csv(run_dir / SAMPLES, samples)
+        certified = pd.DataFrame([asdict(image) for image in found.certificates.images])
+        write_csv(run_dir / CERTIFIED, _as_published(certified, images))
+    write_csv(run_dir / SAMPLES, _as_published(found.ledger.samples(), images))
     if found.ledger.adversarial is not None:
-        write_arrays(run_dir / ADVERSARIAL, found.ledger.arrays())
+        arrays = found.ledger.arrays()
+        places = _places(arrays["index"], images)
+        write_arrays(run_dir / ADVERSARIAL, arrays | {k: np.array(v) for k, v in places.items()})
     if found.audit.curve:
         write_csv(run_dir / CURVE, [point.as_dict() for point in found.audit.curve])
     if found.audit.checks:
         write_csv(run_dir / AUDIT, [check._asdict() for check in found.audit.checks])
     write_csv(run_dir / REPORT, report)
+
+
+def _as_published(table: pd.DataFrame, images: ImageIndex) -> pd.DataFrame:
+    """`table`, whose `index` has rows of the test set, with their places instead."""
+    places = _places(table["index"].to_numpy(), images)
+    return pd.concat([pd.DataFrame(places), table.drop(columns="index")], axis=1)
+
+
+def _places(rows: NDArray[np.int64], images: ImageIndex) -> dict[str, Any]:
+    """The columns that say where the images at `rows` of a test set are found."""
+    found: dict[str, Any] = {
+        "index": images.positions.numpy()[rows],
+        "index_in": [images.counted_in] * len(rows),
+    }
+    return found if images.files is None else found | {"file": [images.files[r] for r in rows]}
 
 
 def show_results(
