@@ -1,18 +1,55 @@
-"""Train image classifiers against adversarial examples, and evaluate them honestly."""
+"""Train image classifiers against adversarial examples, and evaluate them honestly.
 
+import robusttrain as rt
+
+result = rt.evaluate(model, x, y, norm="linf", eps=8 / 255)
+for epoch in rt.train(model, images, labels, defense="trades", eps=8 / 255, epochs=10): ...
+run = rt.run("defense=trades", "dataset=digits", "eps=0.1")
+x_adv = rt.attacks.PGD(norm="l2", eps=0.5, steps=20)(model, x, y)
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-__all__ = ["load_model"]
+from robusttrain._version import __version__
+
+
+# Where each name is defined. All are imported on first use: torch alone takes seconds.
+_DEFINED = {
+    "InputError": "robusttrain.errors",
+    "Result": "robusttrain.report.result",
+    "Run": "robusttrain.api.running",
+    "attacks": "",
+    "defenses": "",
+    "evaluate": "robusttrain.api.evaluation",
+    "load_model": "robusttrain.runs.saved_model",
+    "load_run": "robusttrain.api.running",
+    "run": "robusttrain.api.running",
+    "train": "robusttrain.api.training",
+}
+
+__all__ = [
+    "InputError", "Result", "Run", "__version__", "attacks", "defenses", "evaluate", "load_model",
+    "load_run", "run", "train",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from robusttrain import attacks, defenses
+    from robusttrain.api.evaluation import evaluate
+    from robusttrain.api.running import Run, load_run, run
+    from robusttrain.api.training import train
+    from robusttrain.errors import InputError
+    from robusttrain.report.result import Result
     from robusttrain.runs.saved_model import load_model
 else:
 
     def __getattr__(name: str) -> object:
-        """Import `load_model` on first use: it needs torch, whose import takes seconds."""
-        if name == "load_model":
-            from robusttrain.runs.saved_model import load_model
+        """Import a public name on first use."""
+        if name not in _DEFINED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _DEFINED[name]
+        return getattr(import_module(home), name) if home else import_module(f"{__name__}.{name}")
 
-            return load_model
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __dir__() -> list[str]:
+        """The public names, also those that are not imported yet."""
+        return sorted([*globals(), *_DEFINED])

@@ -64,7 +64,8 @@ def judged(model: nn.Module, config: Config, name: str, *, foreign: bool) -> Jud
     terminal = Terminal(Console(file=spoken, width=1000, soft_wrap=True))
     batch = model_checks.sample(test, config.evaluation.choose(test.size))
     try:
-        inspect_model(model, name, batch, foreign, terminal)
+        model_checks.refuse_without_gradient(model.eval(), batch[0], name)
+        inspect_model(model, batch, foreign, terminal)
     except InputError as error:
         return Judged(float("nan"), REFUSED, warnings=(str(error),))
     warnings = tuple(line for line in spoken.getvalue().splitlines() if "warning: " in line)

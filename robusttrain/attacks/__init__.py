@@ -24,7 +24,8 @@ A dataclass gets `Bounded` from its fields by the base `ThreatFields`, and `Iter
 """
 
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -223,6 +224,13 @@ def under(attack: T, threat: Threat) -> T:
     return with_attack(attack, under(inside, threat))
 
 
+def with_threat(component: T, threat: Threat) -> T:
+    """A copy of an attack or a defense in which every part that has a threat model has this one."""
+    changed = component.under(threat) if isinstance(component, Bounded) else component
+    inside = _inside(changed)
+    return changed if inside is None else with_attack(changed, with_threat(inside, threat))
+
+
 def with_attack(component: T, attack: Attack) -> T:
     """A copy of an `Attacking` component with another attack inside."""
     return cast(T, replace(cast(Any, component), attack=attack))
@@ -273,9 +281,85 @@ class NoThreat:
         return self
 
 
+# The modules of the attacks, which import this one, and are imported on first use.
+_METHODS = {
+    "APGD": "apgd",
+    "CarliniWagner": "carlini_wagner",
+    "DecisionBased": "decision_based",
+    "DeepFool": "deepfool",
+    "FAB": "fab",
+    "FGSM": "fgsm",
+    "FriendlyPGD": "friendly",
+    "LBFGS": "lbfgs",
+    "MIM": "mim",
+    "PGD": "pgd",
+    "SoftmaxLinearisation": "softmax_linearisation",
+    "Square": "square",
+    "Transfer": "transfer",
+    "Uniform": "uniform",
+}
+
+if TYPE_CHECKING:
+    from robusttrain.attacks.apgd import APGD
+    from robusttrain.attacks.carlini_wagner import CarliniWagner
+    from robusttrain.attacks.decision_based import DecisionBased
+    from robusttrain.attacks.deepfool import DeepFool
+    from robusttrain.attacks.fab import FAB
+    from robusttrain.attacks.fgsm import FGSM
+    from robusttrain.attacks.friendly import FriendlyPGD
+    from robusttrain.attacks.lbfgs import LBFGS
+    from robusttrain.attacks.mim import MIM
+    from robusttrain.attacks.pgd import PGD
+    from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
+    from robusttrain.attacks.square import Square
+    from robusttrain.attacks.transfer import Transfer
+    from robusttrain.attacks.uniform import Uniform
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import one of the attacks on first use."""
+        if name not in _METHODS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_METHODS[name]}"), name)
+
+
 __all__ = [
-    "Attack", "Attacking", "Bounded", "Described", "Fitted", "Frugal", "Iterated", "Loss",
-    "NoThreat", "ProbeAttack", "Restarted", "StepsField", "ThreatFields", "Traits",
-    "cross_entropy", "fitted", "frugal", "parts", "states_threat", "threat_of", "threats",
-    "traits_of", "under", "with_attack",
+    "APGD",
+    "FAB",
+    "FGSM",
+    "LBFGS",
+    "MIM",
+    "PGD",
+    "Attack",
+    "Attacking",
+    "Bounded",
+    "CarliniWagner",
+    "DecisionBased",
+    "DeepFool",
+    "Described",
+    "Fitted",
+    "FriendlyPGD",
+    "Frugal",
+    "Iterated",
+    "Loss",
+    "NoThreat",
+    "ProbeAttack",
+    "Restarted",
+    "SoftmaxLinearisation",
+    "Square",
+    "StepsField",
+    "ThreatFields",
+    "Traits",
+    "Transfer",
+    "Uniform",
+    "cross_entropy",
+    "fitted",
+    "frugal",
+    "parts",
+    "states_threat",
+    "threat_of",
+    "threats",
+    "traits_of",
+    "under",
+    "with_attack",
 ]  # fmt: skip

@@ -20,8 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from robusttrain.api.arguments import DRY_RUN, arguments
 from robusttrain.cli import own_code
-from robusttrain.cli.arguments import DRY_RUN, arguments
 from robusttrain.config import schema
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.config.folders import CONF
@@ -66,7 +66,7 @@ class Task:
     def __call__(self, config: DictConfig) -> float | None:
         """Run once, in the directory that Hydra has created."""
         # Imported here, so that a mistake in the command line does not wait for torch.
-        from robusttrain.cli import task
+        from robusttrain.api import task
 
         chosen = HydraConfig.get()
         if chosen.mode == RunMode.MULTIRUN:
@@ -246,6 +246,6 @@ def _leave(error: Exception) -> NoReturn:
 
 def _without_effect(composed: DictConfig) -> Mapping[str, InputError]:
     """The refusals of the settings of a job that have no effect, by their keys."""
-    from robusttrain.cli import task
+    from robusttrain.api import task
 
     return task.without_effect(composed)

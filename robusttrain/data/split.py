@@ -71,6 +71,8 @@ class Samples(Protocol):
 class Split(NamedTuple):
     """Images, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,), on one device.
 
+    A Python program may also give images as floats in [0, 1].
+
     It is a tuple of two, so `len` is 2; the number of images is `size`.
     """
 
@@ -121,8 +123,8 @@ class Split(NamedTuple):
 
 
 def as_input(images: Tensor) -> Tensor:
-    """Convert images from bytes (0 to 255) to float32 in [0, 1], on their device."""
-    return images.to(torch.float32) / 255
+    """Convert images from bytes (0 to 255) to float32 in [0, 1], on their device; floats stay."""
+    return images if images.is_floating_point() else images.to(torch.float32) / 255
 
 
 def hold_out(train: Samples, validation: float, seed: int) -> tuple[Samples, Samples]:

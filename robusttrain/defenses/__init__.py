@@ -21,7 +21,8 @@ model as attacks do, by `Bounded`. The threat model of an attack in its field `a
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -152,3 +153,72 @@ def each_row(values: Tensor, logits: Tensor) -> Tensor:
     With `noise.draws` an image has several rows, one for each draw, which follow one another.
     """
     return values.repeat_interleave(len(logits) // len(values), 0)
+
+
+# The modules of the defenses, which import this one, and are imported on first use.
+_METHODS = {
+    "ALP": "alp",
+    "AlphaMix": "alpha_mix",
+    "Distill": "distill",
+    "Free": "free",
+    "GradAlign": "grad_align",
+    "IBP": "ibp",
+    "LSA": "lsa",
+    "MART": "mart",
+    "MTLIBP": "ibp",
+    "NFGSM": "n_fgsm",
+    "RT": "rt",
+    "Standard": "standard",
+    "TRADES": "trades",
+    "WorstCase": "worst_case",
+}
+
+if TYPE_CHECKING:
+    from robusttrain.defenses.alp import ALP
+    from robusttrain.defenses.alpha_mix import AlphaMix
+    from robusttrain.defenses.distill import Distill
+    from robusttrain.defenses.free import Free
+    from robusttrain.defenses.grad_align import GradAlign
+    from robusttrain.defenses.ibp import IBP, MTLIBP
+    from robusttrain.defenses.lsa import LSA
+    from robusttrain.defenses.mart import MART
+    from robusttrain.defenses.n_fgsm import NFGSM
+    from robusttrain.defenses.rt import RT
+    from robusttrain.defenses.standard import Standard
+    from robusttrain.defenses.trades import TRADES
+    from robusttrain.defenses.worst_case import WorstCase
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import one of the defenses on first use."""
+        if name not in _METHODS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_METHODS[name]}"), name)
+
+
+__all__ = [
+    "ALP",
+    "IBP",
+    "LSA",
+    "MART",
+    "MTLIBP",
+    "NFGSM",
+    "RT",
+    "TRADES",
+    "AlphaMix",
+    "Defense",
+    "Distill",
+    "Free",
+    "GradAlign",
+    "Objective",
+    "Replayed",
+    "Scheduled",
+    "Selective",
+    "Standard",
+    "Stateful",
+    "WithCleanPass",
+    "WithModels",
+    "WorstCase",
+    "each_row",
+    "reusable",
+]  # fmt: skip

@@ -28,12 +28,18 @@ class Cache(Protocol):
     def put(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep tensors and numbers under `key`."""
 
+    def remove(self) -> None:
+        """Forget all pieces."""
+
 
 class _Nothing:
     def get(self, key: str) -> None:
         return None
 
     def put(self, key: str, result: Mapping[str, Any]) -> None:
+        pass
+
+    def remove(self) -> None:
         pass
 
 

@@ -15,7 +15,7 @@ from robusttrain.attacks import Attack
 from robusttrain.data import Samples
 from robusttrain.evaluation.attack_suite import attack_all, open_session, rounded
 from robusttrain.evaluation.audit import audit, pieces_of
-from robusttrain.evaluation.cache import FolderCache, description
+from robusttrain.evaluation.cache import NO_CACHE, Cache, FolderCache, description
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.findings import NO_AUDIT, Audit
@@ -70,26 +70,27 @@ class FinishedEvaluation(NamedTuple):
     """
 
     found: EvaluationResult | None
-    pieces: FolderCache
+    pieces: Cache
 
 
 def run_evaluation(
-    model: nn.Module, samples: Samples, plan: Plan, workplace: EvaluationCache, terminal: Terminal
+    model: nn.Module,
+    samples: Samples,
+    plan: Plan,
+    workplace: EvaluationCache | None,
+    terminal: Terminal,
 ) -> FinishedEvaluation:
     """Attack `model` on the chosen images, certify them if asked, and audit the figures.
 
     A killed evaluation is resumed from its finished pieces when it is started again on the same
-    images, weights, plan and origin. Several processes divide attacks and certificates by images.
+    images, weights, plan and origin, unless there is no `workplace` for pieces. Several processes
+    divide attacks and certificates by images.
     """
     settings, threat, seed = plan
     with modes_restored(model), _predicting(model, settings):
         model.eval()
         index, subject = open_session(model, samples, settings, seed)
-        # How the images are cut into batches, and by what they are computed, shows in rounding.
-        how = workplace.origin, *plan, subject.batch_size, subject.x.device
-        processes = distributed.rank(), distributed.size()
-        work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
-        subject.saved = pieces = FolderCache(workplace.folder, work)
+        subject.saved = pieces = _pieces(model, subject, plan, workplace)
         suite = settings.suite(subject.num_classes, subject.random)
         ranges.require(
             bool(suite) or not settings.attacks, "evaluation.attacks", list(settings.attacks),
@@ -108,6 +109,18 @@ def run_evaluation(
         kept = rounded(subject, ledger) if settings.save_adversarial else []
     found = EvaluationResult(ledger, closer, certificates, [*closer.controls, *kept])
     return FinishedEvaluation(found, pieces)
+
+
+def _pieces(
+    model: nn.Module, subject: EvaluationSession, plan: Plan, workplace: EvaluationCache | None
+) -> Cache:
+    if workplace is None:
+        return NO_CACHE
+    # How the images are cut into batches, and by what they are computed, shows in rounding.
+    how = workplace.origin, *plan, subject.batch_size, subject.x.device
+    processes = distributed.rank(), distributed.size()
+    work = description(model, subject.x, subject.y, (*how, *processes, torch.__version__))
+    return FolderCache(workplace.folder, work)
 
 
 def _predicting(model: nn.Module, settings: Evaluation) -> AbstractContextManager[None]:

@@ -95,6 +95,10 @@ class Row:
         return {"attack": own.pop("attack"), "norm": norm, "eps": eps, **own}
 
 
+# The columns of `curve.csv`.
+CURVE_COLUMNS = ("curve", "steps", "eot", "norm", "eps", "n", "accuracy", "ci_low", "ci_high")
+
+
 @dataclass(frozen=True)
 class Point:
     """A point of a curve: what `row` has counted, with so many attack steps and noise draws."""
@@ -106,10 +110,9 @@ class Point:
 
     def as_dict(self) -> dict[str, Any]:
         """The row of `curve.csv`."""
-        counted = self.row.as_dict()
-        kept = ("norm", "eps", "n", "accuracy", "ci_low", "ci_high")
         own = {"curve": self.curve, "steps": self.steps, "eot": self.eot}
-        return own | {name: counted[name] for name in kept}
+        whole = self.row.as_dict() | own
+        return {name: whole[name] for name in CURVE_COLUMNS}
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from robusttrain.errors import printable
-from robusttrain.report.ledger import Row
 from robusttrain.report.verbosity import Verbosity
 
 log = logging.getLogger("robusttrain")
@@ -92,13 +91,19 @@ class Terminal:
         Where it is printed; the standard output if not given.
     verbosity
         `quiet` prints warnings and the last line only, and `verbose` also details.
+    logs
+        Whether what is printed also goes to the log.
     """
 
     def __init__(
-        self, console: Console | None = None, verbosity: Verbosity = Verbosity.normal
+        self,
+        console: Console | None = None,
+        verbosity: Verbosity = Verbosity.normal,
+        *,
+        logs: bool = True,
     ) -> None:
         self.console = console or _Output(highlight=False, soft_wrap=True)
-        self.verbosity = verbosity
+        self.verbosity, self.logs = verbosity, logs
         if verbosity is Verbosity.verbose:
             log.setLevel(logging.DEBUG)
         self._progress: _Below | None = None
@@ -144,17 +149,15 @@ class Terminal:
 
     def _line(self, level: int, text: str, *, shown: bool = True) -> None:
         text = printable(text)
-        log.log(level, "%s", text)
+        if self.logs:
+            log.log(level, "%s", text)
         if shown:
             self.console.print(text, markup=False)
 
     def _show(self, table: RenderableType, level: int = logging.INFO) -> None:
         """Print a table, unless the terminal is quiet, and write it to the log."""
-        text = StringIO()
-        Console(file=text, width=LOG_WIDTH, color_system=None).print(table)
-        for line in text.getvalue().splitlines():
-            if line.strip():
-                log.log(level, "%s", line.rstrip())
+        if self.logs:
+            _log(table, level)
         if not self.quiet:
             self.console.print(table)
 
@@ -198,23 +201,12 @@ class Terminal:
     def report(self, report: pd.DataFrame, title: str) -> None:
         """Print the attack, eps, accuracy and interval columns of a report."""
         table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=0)
-        table.add_column("attack", no_wrap=True)
-        table.add_column("norm", no_wrap=True)
-        for name in ("eps", "n", "accuracy", "95 % interval", "passes", "seconds"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("audit", no_wrap=True)
-        for row in report.to_dict("records"):
-            table.add_row(
-                Text(row["attack"]),
-                row["norm"],
-                _known(row["eps"], ".3g"),
-                str(row["n"]),
-                f"{row['accuracy']:.2%}",
-                f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}",
-                _known(row["forward"] + row["backward"], ".0f"),
-                _known(row["seconds"], ".1f"),
-                Text(row["audit"], STYLES.get(row["audit"], "")),
-            )
+        cells = report_cells(report)
+        for name in cells.columns:
+            justify: JustifyMethod = "left" if name in ("attack", "norm", "audit") else "right"
+            table.add_column(name, justify=justify, no_wrap=True)
+        for *figures, verdict in cells.itertuples(index=False):
+            table.add_row(*map(Text, figures), Text(verdict, STYLES.get(verdict, "")))
         self._show(table)
 
     def audit(self, checks: Sequence[Mapping[str, Any]], file: str) -> None:
@@ -249,9 +241,9 @@ class Terminal:
         panel = Panel(table, title=f"audit: {worst}", subtitle=passed, expand=False)
         self._show(panel, logging.WARNING)
 
-    def certified(self, curve: Sequence[Row], paper: str) -> None:
-        """Print certified accuracy at each radius; `paper` has the theorem behind it."""
-        rows = [point.as_dict() for point in curve]
+    def certified(self, curve: pd.DataFrame, paper: str) -> None:
+        """Print certified accuracy at each radius; `paper` has the theorem behind it, if known."""
+        rows = curve.to_dict("records")
         cells = pd.DataFrame(
             {
                 "radius": f"{row['eps']:g}",
@@ -261,7 +253,8 @@ class Terminal:
             for row in rows
         )
         norm, n = rows[0]["norm"], rows[0]["n"]
-        self.table(cells, f"certified in {norm} on {n} images ({paper})", cells.columns)
+        source = f" ({paper})" if paper else ""
+        self.table(cells, f"certified in {norm} on {n} images{source}", cells.columns)
 
     def table(self, cells: pd.DataFrame, title: str, figures: Collection[str]) -> None:
         """Print a table of text within the width of the terminal.
@@ -285,6 +278,32 @@ def _table(cells: pd.DataFrame, title: str, figures: Collection[str]) -> Table:
     for row in cells.itertuples(index=False):
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
+
+
+def report_cells(report: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a report that people read, as text."""
+    return pd.DataFrame(
+        {
+            "attack": row["attack"],
+            "norm": row["norm"],
+            "eps": _known(row["eps"], ".3g"),
+            "n": str(row["n"]),
+            "accuracy": f"{row['accuracy']:.2%}",
+            "95 % interval": f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}",
+            "passes": _known(row["forward"] + row["backward"], ".0f"),
+            "seconds": _known(row["seconds"], ".1f"),
+            "audit": row["audit"],
+        }
+        for row in report.to_dict("records")
+    )
+
+
+def _log(table: RenderableType, level: int) -> None:
+    text = StringIO()
+    Console(file=text, width=LOG_WIDTH, color_system=None).print(table)
+    for line in text.getvalue().splitlines():
+        if line.strip():
+            log.log(level, "%s", line.rstrip())
 
 
 def _known(value: float, form: str) -> str:

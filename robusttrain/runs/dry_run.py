@@ -94,7 +94,7 @@ def show(context: RunContext, inputs: Inputs, data: Data, trainer: Trainer | Non
     if context.evaluates:
         suite = context.config.evaluation.attacks
         terminal.say(f"evaluation: {', '.join(suite)}")
-        rows.append(_evaluation(context, inputs.model, data))
+        rows.append(_evaluation(context, inputs.model, data.test.size))
     cells = pd.DataFrame(
         {
             "stage": row.stage,
@@ -150,9 +150,9 @@ def _validation(context: RunContext, trainer: Trainer) -> float:
     return minutes
 
 
-def _evaluation(context: RunContext, model: nn.Module, data: Data) -> Estimate:
-    settings, size = data.evaluation, data.test.size
-    images = len(data.chosen)
+def _evaluation(context: RunContext, model: nn.Module, size: int) -> Estimate:
+    settings = context.config.evaluation
+    images = len(settings.choose(size))
     batch = min(images, settings.at_once(context.device))
     peak = peak_meter(context.device)
     speed = _speed(model, context.info, context.device, batch)

@@ -14,7 +14,7 @@ from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
 from robusttrain.data import ImageIndex, Info, Samples, hold_out
 from robusttrain.errors import InputError, returned
-from robusttrain.evaluation import Evaluation, model_checks
+from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.pipeline import (
     EvaluationCache,
     EvaluationResult,
@@ -23,11 +23,12 @@ from robusttrain.evaluation.pipeline import (
     run_evaluation,
 )
 from robusttrain.evaluation.requirements import Baseline, requirements, rows_in, threats_of
-from robusttrain.loggers import Figures, Logger, Record, epoch_figures, report_figures
+from robusttrain.loggers import Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.models.passes import Passes
 from robusttrain.report.files import write_json
 from robusttrain.report.identity import digests, results_in
+from robusttrain.report.result import Result, rows_of
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RESULT
 from robusttrain.runs import dry_run
@@ -39,7 +40,7 @@ from robusttrain.runs.manifest import manifest
 from robusttrain.runs.outcome import Outcome, strictly
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.rehearsal import rehearse
-from robusttrain.runs.results import report_of, show_results, write_results
+from robusttrain.runs.results import result_of
 from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
@@ -66,7 +67,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         If training diverges; the results of earlier epochs stay on disk.
     """
     context = _context(config, origin, run_dir, terminal)
-    inputs, data, baseline = _ready(context)
+    context, inputs, data, baseline = _ready(context)
     device = context.device
     if distributed.is_main():
         clear(run_dir, resumed=config.resume is not None)
@@ -86,7 +87,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             passes = Passes()
             with costs.measuring(Stage.evaluate) as done, passes.counting(inputs.model):
                 _evaluate(context, inputs, data, record, best.epoch if best else 0)
-                done(Work(len(data.chosen), passes))
+                done(Work(len(context.config.evaluation.choose(data.test.size)), passes))
     if distributed.is_main():
         for stage, seconds in costs.seconds.items():
             terminal.detail(f"{stage}: {seconds:.1f} s")
@@ -145,8 +146,8 @@ def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
         As `run`.
     """
     context = _context(config, origin, Path(), terminal)
-    inputs, data, _ = _ready(context)
-    trainer = _trainer(context, inputs, data.train) if context.trains else None
+    context, inputs, data, _ = _ready(context)
+    trainer = trainer_of(context, inputs, data.train) if context.trains else None
     dry_run.show(context, inputs, data, trainer)
 
 
@@ -157,19 +158,25 @@ def _context(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) 
     return RunContext(config, origin, info, device, run_dir, terminal)
 
 
-def _ready(context: RunContext) -> tuple[Inputs, Data, Baseline | None]:
-    """The model on its device, tried on a few images; the data; and the run to compare with."""
+def _ready(context: RunContext) -> tuple[RunContext, Inputs, Data, Baseline | None]:
+    """The model on its device, tried on a few images; the data; and the run to compare with.
+
+    In the returned context, the images to evaluate are rows of the test set.
+    """
     baseline = _baseline(context)
     inputs = inputs_of(context)
     check_inputs(context, inputs)
     inputs.model.to(context.device)
     rehearse(context, inputs)
     data = data_of(context)
+    if context.evaluates:
+        context = context.located(data.images.positions)
     if baseline is not None:
-        positions = data.images.positions[data.chosen].tolist()
-        baseline.refuse_other_images(data.digests["test"], positions, data.images.counted_in)
+        chosen = data.images.positions[context.config.evaluation.choose(data.test.size)]
+        counted_in = data.images.counted_in
+        baseline.refuse_other_images(data.digests["test"], chosen.tolist(), counted_in)
     _describe(context, inputs.model, data)
-    return inputs, data, baseline
+    return context, inputs, data, baseline
 
 
 def _conclude(context: RunContext, content: Mapping[str, Any]) -> None:
@@ -198,7 +205,7 @@ def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContext
 def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
     """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
-    trainer = _trainer(context, inputs, samples)
+    trainer = trainer_of(context, inputs, samples)
     metadata = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),
@@ -216,7 +223,7 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     return training
 
 
-def _trainer(context: RunContext, inputs: Inputs, samples: Samples) -> Trainer:
+def trainer_of(context: RunContext, inputs: Inputs, samples: Samples) -> Trainer:
     """The trainer of a run, which has not started yet."""
     config, terminal = context.config, context.terminal
     with named_in(context.origin.config, "dataset"):
@@ -263,34 +270,39 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
 
 def _evaluate(context: RunContext, inputs: Inputs, data: Data, record: Record, epoch: int) -> None:
     """Evaluate the model on the test set and report; its weights are those after `epoch`."""
-    test = data.test.to(context.device)
-    batch = model_checks.sample(test, data.chosen)
+    config = context.config
+    folder = context.run_dir / f"{EVALUATION_CACHE}{distributed.suffix()}"
+    cache = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
     is_foreign = isinstance(inputs.given, ExternalModel)
-    inspect_model(inputs.model, batch, is_foreign, context.terminal)
-    results = _examined(context, inputs.model, test, data.evaluation)
-    if results.found is not None:
-        record(_report(context, results.found, data.images), epoch)
+    finished = examined(context, inputs.model, data.test, cache, is_foreign=is_foreign)
+    if finished.found is not None:
+        result = reported(context, finished.found, data.images)
+        result.write(context.run_dir)
+        result.show(context.terminal)
+        record(report_figures(rows_of(result.table)), epoch)
     distributed.barrier()
     # Only now that every result is written: an interrupted evaluation resumes from the pieces.
-    results.pieces.remove()
+    finished.pieces.remove()
 
 
-def _examined(
-    context: RunContext, model: nn.Module, test: Samples, settings: Evaluation
+def examined(
+    context: RunContext,
+    model: nn.Module,
+    samples: Samples,
+    cache: EvaluationCache | None,
+    *,
+    is_foreign: bool,
 ) -> FinishedEvaluation:
+    """Inspect the model, which may come from elsewhere, and evaluate it on `samples`."""
+    config, test = context.config, samples.to(context.device)
+    batch = model_checks.sample(test, config.evaluation.choose(test.size))
+    inspect_model(model, batch, is_foreign, context.terminal)
+    with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
+        plan = Plan(config.evaluation, config.threat, config.seed)
+        return run_evaluation(model, test, plan, cache, context.terminal)
+
+
+def reported(context: RunContext, found: EvaluationResult, images: ImageIndex) -> Result:
+    """The tables of an evaluation; `images` says how test images are found again."""
     config = context.config
-    with refused_where_too_large("evaluation.batch_size", settings.at_once(test.device)):
-        plan = Plan(settings, config.threat, config.seed)
-        folder = context.run_dir / f"{EVALUATION_CACHE}{distributed.suffix()}"
-        workplace = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
-        return run_evaluation(model, test, plan, workplace, context.terminal)
-
-
-def _report(context: RunContext, found: EvaluationResult, images: ImageIndex) -> Figures:
-    """Write and print the results; returns the figures for a logger."""
-    names = context.origin.names
-    report = report_of(found, names, context.config.threat, context.config.seed)
-    write_results(found, report, images, context.run_dir)
-    show_results(found, report, names, context.terminal)
-    rows = report.to_dict("records")
-    return report_figures([{str(key): value for key, value in row.items()} for row in rows])
+    return result_of(found, context.origin.names, config.threat, config.seed, images)

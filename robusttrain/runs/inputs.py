@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from robusttrain.data import (
 )
 from robusttrain.defenses import Defense, WithModels
 from robusttrain.errors import InputError, returned
-from robusttrain.evaluation import Evaluation, model_checks
+from robusttrain.evaluation import model_checks
 from robusttrain.models import build_model
 from robusttrain.models.network import network
 from robusttrain.report.terminal import Terminal
@@ -68,8 +68,6 @@ class Data(NamedTuple):
         The number of images of each class and split, for the manifest.
     images
         How the test images are found in the data set as published.
-    evaluation
-        The settings of the evaluation, with chosen images as rows of `test`.
     """
 
     train: Samples
@@ -77,12 +75,6 @@ class Data(NamedTuple):
     digests: dict[str, str]
     contents: dict[str, Any]
     images: ImageIndex
-    evaluation: Evaluation
-
-    @property
-    def chosen(self) -> Tensor:
-        """The rows of `test` that are evaluated, int64 (M,), in increasing order."""
-        return self.evaluation.choose(self.test.size)
 
 
 def inputs_of(context: RunContext) -> Inputs:
@@ -147,17 +139,17 @@ def data_of(context: RunContext) -> Data:
     config, terminal = context.config, context.terminal
     with named_in(context.origin.config, "dataset"):
         train, test = loaded(config.dataset, context.origin.names["dataset"])
-    images, evaluation = image_index(config.dataset, test.size), config.evaluation
+    images = image_index(config.dataset, test.size)
     if context.evaluates:
-        evaluation = evaluation.located(images.positions)
-        model_checks.refuse_too_many(test, evaluation.choose(test.size), context.device)
+        chosen = config.evaluation.located(images.positions).choose(test.size)
+        model_checks.refuse_too_many(test, chosen, context.device)
     digest = digests(train, test, terminal)
     counts = contents(config.dataset, context.info, train, test)
     if isinstance(config.dataset, FromFiles):
         terminal.say(config.dataset.summary())
     if context.evaluates:
         test = placed(test, "cpu", "test", terminal)
-    return Data(train, test, digest, counts, images, evaluation)
+    return Data(train, test, digest, counts, images)
 
 
 def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:

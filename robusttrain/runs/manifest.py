@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from robusttrain import __version__
+from robusttrain._version import __version__
 from robusttrain.runs.context import Origin
 from robusttrain.runs.cost import Costs
 from robusttrain.runs.inputs import Data

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Attacking, Demanding, fitted, parts
 from robusttrain.checkpoints.checkpoint import Checkpoint
-from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
 from robusttrain.data import Dataset
@@ -174,12 +173,11 @@ def warn_of_other_noise(model: nn.Module, trained: str, terminal: Terminal) -> N
 
 def _noise_of_training(trains: bool, model: nn.Module, given: Given) -> str:
     """A description of the noise at the input that the model was, or will be, trained with."""
-    if isinstance(given, ExternalModel):
-        return "unknown noise"
     if trains:
         seen = noise_layers(model)[0].on_train
         return f"sigma {certifiable(model).sigma:g}" if seen else "no noise"
-    assert given is not None
+    if not isinstance(given, Checkpoint):
+        return "unknown noise"
     noise: Any = OmegaConf.to_container(OmegaConf.create(given.config).noise, resolve=True)
     mechanisms = noise.get("mechanisms", {"": noise}).values()
     sigmas = [m["sigma"] for m in mechanisms if m.get("train") and m.get("at") == INPUT]

@@ -1,8 +1,7 @@
-"""Write and print the results of an evaluation."""
+"""The tables of an evaluation, with the names of what was evaluated."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,81 +10,78 @@ from numpy.typing import NDArray
 
 from robusttrain.config.schema import COMPANIONS, NOTHING
 from robusttrain.data import ImageIndex
+from robusttrain.evaluation.findings import Check
 from robusttrain.evaluation.pipeline import EvaluationResult
-from robusttrain.report.files import write_arrays, write_csv
-from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import ADVERSARIAL, AUDIT, CERTIFIED, CURVE, REPORT, SAMPLES
+from robusttrain.report.ledger import CURVE_COLUMNS, Ledger
+from robusttrain.report.result import Result
 from robusttrain.runs.training_attack import TRAIN_ATTACK, UNKNOWN
 from robusttrain.threat import Threat
 
 
-def report_of(
+def result_of(
+    found: EvaluationResult,
+    names: Mapping[str, str],
+    threat: Threat,
+    seed: int,
+    images: ImageIndex,
+) -> Result:
+    """The tables of an evaluation.
+
+    Parameters
+    ----------
+    found
+        What the evaluation found.
+    names
+        The chosen option of each group, and the training attack.
+    threat, seed
+        Threat model and seed of the run.
+    images
+        How all test images are found again.
+    """
+    certificates, kept = found.certificates, found.ledger.adversarial is not None
+    certified = pd.DataFrame(map(asdict, certificates.images if certificates else ()))
+    return Result(
+        table=_report_of(found, names, threat, seed),
+        samples=_as_published(found.ledger.samples(), images),
+        audit=pd.DataFrame(found.audit.checks, columns=Check._fields),
+        curve=pd.DataFrame([point.as_dict() for point in found.audit.curve], columns=CURVE_COLUMNS),
+        certified=_as_published(certified, images) if certificates else certified,
+        adversarial=_arrays(found.ledger, images) if kept else None,
+        paper=certificates.theorem.paper if certificates else "",
+    )
+
+
+def _as_published(table: pd.DataFrame, images: ImageIndex) -> pd.DataFrame:
+    """`table`, whose `index` has rows of the test set, with their places instead."""
+    places = pd.DataFrame(_places(table["index"].to_numpy(), images))
+    return pd.concat([places, table.drop(columns="index")], axis=1)
+
+
+def _arrays(ledger: Ledger, images: ImageIndex) -> dict[str, Any]:
+    """`adversarial.npz`."""
+    arrays = ledger.arrays()
+    places = _places(arrays["index"], images)
+    return arrays | {name: np.array(values) for name, values in places.items()}
+
+
+def _places(rows: NDArray[np.int64], images: ImageIndex) -> dict[str, Any]:
+    """The columns that say where the images at `rows` of a test set are found."""
+    positions = images.positions.numpy()[rows]
+    places: dict[str, Any] = {"index": positions, "index_in": [images.counted_in] * len(rows)}
+    if images.files is not None:
+        places["file"] = [images.files[row] for row in rows]
+    return places
+
+
+def _report_of(
     found: EvaluationResult, names: Mapping[str, str], threat: Threat, seed: int
 ) -> pd.DataFrame:
-    """The table of `report.csv`; `names` are the chosen options of the groups."""
     report = found.ledger.report(threat, found.rows, found.audit.verdict)
     shown = {TRAIN_ATTACK: UNKNOWN, **names, "defense": combined(names)}
     for position, key in enumerate(("dataset", "model", "defense", TRAIN_ATTACK, "noise")):
         report.insert(position, key, shown[key])
     report.insert(5, "seed", seed)
     return report
-
-
-def write_results(
-    found: EvaluationResult, report: pd.DataFrame, images: ImageIndex, run_dir: Path
-) -> None:
-    """Write the tables of an evaluation, and its attacked images if they were kept.
-
-    `images` says how all test images are found in the data set as published.
-    """
-    if found.certificates:
-        certified = pd.DataFrame([asdict(image) for image in found.certificates.images])
-        write_csv(run_dir / CERTIFIED, _as_published(certified, images))
-    write_csv(run_dir / SAMPLES, _as_published(found.ledger.samples(), images))
-    if found.ledger.adversarial is not None:
-        arrays = found.ledger.arrays()
-        places = _places(arrays["index"], images)
-        write_arrays(run_dir / ADVERSARIAL, arrays | {k: np.array(v) for k, v in places.items()})
-    if found.audit.curve:
-        write_csv(run_dir / CURVE, [point.as_dict() for point in found.audit.curve])
-    if found.audit.checks:
-        write_csv(run_dir / AUDIT, [check._asdict() for check in found.audit.checks])
-    write_csv(run_dir / REPORT, report)
-
-
-def _as_published(table: pd.DataFrame, images: ImageIndex) -> pd.DataFrame:
-    """`table`, whose `index` has rows of the test set, with their places instead."""
-    places = _places(table["index"].to_numpy(), images)
-    return pd.concat([pd.DataFrame(places), table.drop(columns="index")], axis=1)
-
-
-def _places(rows: NDArray[np.int64], images: ImageIndex) -> dict[str, Any]:
-    """The columns that say where the images at `rows` of a test set are found."""
-    found: dict[str, Any] = {
-        "index": images.positions.numpy()[rows],
-        "index_in": [images.counted_in] * len(rows),
-    }
-    return found if images.files is None else found | {"file": [images.files[r] for r in rows]}
-
-
-def show_results(
-    found: EvaluationResult, report: pd.DataFrame, names: Mapping[str, str], terminal: Terminal
-) -> None:
-    """Print the figures of an evaluation."""
-    for name, outcome in found.ledger.outcomes.items():
-        if outcome.invalid:
-            terminal.warn(
-                f"{name} returned {outcome.invalid} invalid images, which count as not "
-                f"broken: an attack has to return finite images of the shape and type that it is "
-                f"given, in [0, 1] and within {outcome.threat}"
-            )
-    if found.audit.checks:
-        terminal.audit([check._asdict() for check in found.audit.checks], AUDIT)
-    if found.certificates:
-        curve = [point.row for point in found.certificates.audit.curve]
-        terminal.certified(curve, found.certificates.theorem.paper)
-    # Last, since it has the figures to quote.
-    terminal.report(report, f"{combined(names)}, {names['model']} on {names['dataset']}")
 
 
 def combined(names: Mapping[str, str]) -> str:

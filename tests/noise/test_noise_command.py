@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from robusttrain import load_model, seeding
+from robusttrain.api.arguments import unstacked
 from robusttrain.cli import main
-from robusttrain.cli.arguments import unstacked
 from robusttrain.config import build as configs
 from robusttrain.config import schema
 from robusttrain.config.folders import CONF

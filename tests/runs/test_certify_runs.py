@@ -13,8 +13,8 @@ from rich.console import Console
 from scipy.stats import norm
 from torch import nn
 
-from robusttrain.cli import task
-from robusttrain.cli.arguments import unstacked
+from robusttrain.api import task
+from robusttrain.api.arguments import unstacked
 from robusttrain.config.error_messages import explain
 from robusttrain.data import as_input
 from robusttrain.data.synthetic import Synthetic

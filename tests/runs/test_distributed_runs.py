@@ -141,7 +141,7 @@ def test_an_error_is_printed_once(torchrun: Torchrun, words: list[str], message:
 # it has noticed, or when it is about to print that and to exit.
 KILLED_AWKWARDLY = f"""
 {SECOND_DIES}
-from robusttrain.cli import task
+from robusttrain.api import task
 from robusttrain.runtime import distributed
 def interrupted(method):
     def call(*arguments):

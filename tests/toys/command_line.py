@@ -152,7 +152,7 @@ class CommandLine:
 
 # What a command line imports when it needs it.
 LATER = (
-    "robusttrain.cli.compare", "robusttrain.cli.task", "robusttrain.sweeps.callback",
+    "robusttrain.cli.compare", "robusttrain.api.task", "robusttrain.sweeps.callback",
     "robusttrain.runs.rerun", "torch._dynamo", "scipy.stats", "scipy.optimize",
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
-from robusttrain.cli import task
+from robusttrain.api import task
 from robusttrain.config import schema
 from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config

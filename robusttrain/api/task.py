@@ -43,7 +43,9 @@ from robusttrain.sweeps.session import present
 log = logging.getLogger("robusttrain")
 
 
-def run(chosen: HydraConf, config: DictConfig, command: Sequence[str]) -> float | None:
+def run(
+    chosen: HydraConf, config: DictConfig, command: Sequence[str], terminal: Terminal | None = None
+) -> float | None:
     """Run once, and return the figure of the run.
 
     Parameters
@@ -52,8 +54,11 @@ def run(chosen: HydraConf, config: DictConfig, command: Sequence[str]) -> float 
         Hydra's part of the configuration, and the user's.
     command
         The command line, starting with the name of the program.
+    terminal
+        The terminal; the standard output if not given.
     """
-    terminal, started = Terminal(verbosity=Verbosity(config.verbosity)), time.perf_counter()
+    started = time.perf_counter()
+    terminal = terminal or Terminal(verbosity=Verbosity(config.verbosity))
     result = _run(chosen, config, command, terminal)
     if config.resume is not None and distributed.is_main():
         seconds = time.perf_counter() - started
@@ -70,7 +75,7 @@ def run(chosen: HydraConf, config: DictConfig, command: Sequence[str]) -> float 
 def estimate(chosen: HydraConf, config: DictConfig) -> None:
     """Print what the run would cost; the arguments are those of `run`."""
     refuse_hidden(chosen)
-    names, given = _options(chosen, config), as_given(chosen.overrides.task)
+    names, given = options(chosen, config), as_given(chosen.overrides.task)
     built, origin, ineffective = prepared(config, names, given)
     unread.refuse(ineffective)
     experiment.estimate(built, origin, Terminal(verbosity=Verbosity(config.verbosity)))
@@ -141,7 +146,7 @@ def _run_in(
     command: Sequence[str],
     terminal: Terminal,
 ) -> float | None:
-    names = _options(chosen, config)
+    names = options(chosen, config)
     refuse_hidden(chosen)
     with alone_in(run_dir) if distributed.is_main() else nullcontext():
         built, origin, without_effect = prepared(config, names, as_given(chosen.overrides.task))
@@ -163,7 +168,7 @@ def without_effect(composed: DictConfig) -> Mapping[str, InputError]:
     chosen = cast(HydraConf, config.hydra)
     with read_write(config), open_dict(config):
         del config["hydra"]
-    return prepared(config, _options(chosen, config), list(chosen.overrides.task)).unread
+    return prepared(config, options(chosen, config), list(chosen.overrides.task)).unread
 
 
 class Prepared(NamedTuple):
@@ -200,6 +205,19 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
     if config.checkpoint is not None:
         config, others, trained = inherit_config(config, overrides)
         names = {**names, **others}
+    return assembled(config, names, overrides, trained)
+
+
+def assembled(
+    config: DictConfig,
+    names: Mapping[str, str],
+    overrides: Sequence[str],
+    trained: Mapping[str, Any] | None = None,
+) -> Prepared:
+    """Build every component of a whole configuration; see `prepared`.
+
+    `trained` describes the training of a model that is only evaluated.
+    """
     refuse_unknown_keys(config, overrides)
     config = configs.with_numbers(config)
     # A model that is already an `nn.Module` is initialised when it is built.
@@ -219,7 +237,7 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
     return Prepared(built, origin, unread.unread(built, plain, names, overrides))
 
 
-def _options(chosen: HydraConf, config: DictConfig) -> dict[str, str]:
+def options(chosen: HydraConf, config: DictConfig) -> dict[str, str]:
     """The option of each group; for a stack of noises, those of its mechanisms, in order."""
     choices = {key: str(value) for key, value in chosen.runtime.choices.items()}
     mechanisms = config.noise.get("mechanisms")

@@ -1,0 +1,36 @@
+"""What belongs to the caller's process and is left as it was; and what is printed there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+
+from robusttrain.report.terminal import Terminal
+from robusttrain.report.verbosity import Verbosity
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Restore torch's global random streams and current device after the block.
+
+    Gradients are enabled within it.
+    """
+    has_cuda = torch.cuda.is_available()
+    devices = range(torch.cuda.device_count()) if has_cuda else ()
+    before = torch.cuda.current_device() if has_cuda else None
+    try:
+        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        if before is not None:
+            torch.cuda.set_device(before)
+
+
+def program_terminal(progress: bool) -> Terminal:
+    """The terminal of a function that a program calls: the standard error.
+
+    Without `progress` it prints warnings only.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    return Terminal(console, Verbosity.normal if progress else Verbosity.quiet)

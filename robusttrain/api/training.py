@@ -1,0 +1,208 @@
+"""Train a model that a Python program has."""
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from hydra.conf import HydraConf
+from omegaconf import open_dict
+from torch import Tensor, nn
+
+from robusttrain import ranges, seeding
+from robusttrain.api import task
+from robusttrain.api.composition import composed, plain_errors
+from robusttrain.api.given import GivenData, Images, classes_of, device_of, in_format_of, samples_of
+from robusttrain.api.isolation import isolated, program_terminal
+from robusttrain.attacks import Bounded, parts, states_threat, threats, with_threat
+from robusttrain.config import unread
+from robusttrain.config.run_config import Config, Stage
+from robusttrain.defenses import Defense
+from robusttrain.errors import InputError
+from robusttrain.models.modes import modes_restored
+from robusttrain.report.terminal import Terminal
+from robusttrain.runs import experiment
+from robusttrain.runs.context import Origin, RunContext
+from robusttrain.runs.inputs import Inputs
+from robusttrain.runs.preflight import check_inputs
+from robusttrain.runs.rehearsal import rehearse
+from robusttrain.threat import Norm, Threat
+from robusttrain.training.diagnostics import findings_in_last
+from robusttrain.training.metrics import Epoch
+from robusttrain.training.trainer import Trainer
+
+# The settings that a training of given images and a given model reads.
+SETTINGS = re.compile(
+    r"[+~]*(attack|averaging|dataset\.(crop|flip)|defense|optimizer|schedule|training"
+    r"|weight_perturbation)\b"
+)
+
+
+def train(
+    model: nn.Module,
+    x: Images,
+    y: Tensor | None = None,
+    *,
+    defense: Defense | str = "madry",
+    eps: float | None = None,
+    norm: Norm | str = Norm.linf,
+    epochs: int = 10,
+    batch_size: int = 128,
+    validation: float = 0.1,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    progress: bool = True,
+) -> Iterator[Epoch]:
+    """Train a model against adversarial examples, epoch by epoch, as `robusttrain` does.
+
+    The model is trained in place, on its device. After each epoch it has the weights of that epoch.
+    When the loop ends, it has those of the best one: with the highest robust accuracy on the images
+    held out for validation, or the last one if none are; averaged, if weights are averaged. A loop
+    that is left early leaves the weights as they are. Modes, global random streams and settings of
+    torch stay as they were.
+
+    Parameters
+    ----------
+    model
+        A module from images (N, C, H, W) in [0, 1] to logits (N, K).
+    x, y
+        Images and labels, a data set or a loader, as for `evaluate`. They are read once, before
+        training: random shifts and reflections are the settings `dataset.crop` and `dataset.flip`.
+    defense
+        An option of `conf/defense/`, such as trades, or an object, such as
+        `rt.defenses.TRADES(rt.attacks.PGD(steps=7))`.
+    eps, norm
+        The threat model, which the defense and its attack get; `eps` is in pixel units of [0, 1].
+        An object that states its own needs no `eps`, and refuses another one.
+    epochs, batch_size
+        Passes over the images, and images in a step; 1 or more.
+    validation
+        Images that are held out: a share from 0 to below 1, or a number of images from 1 on.
+    overrides
+        Settings of the training in the words of the command line, such as `optimizer.lr=0.01`,
+        `averaging=ema` or `training.curriculum.eps_warmup=0.5`.
+    seed
+        The seed of all draws.
+    progress
+        Whether a bar and notes are printed, on the standard error; warnings always are.
+
+    Returns
+    -------
+    An iterator over the epochs; each has the columns of `train.csv` as attributes.
+
+    Raises
+    ------
+    InputError
+        If an argument is not allowed, or the model cannot be trained; when the function is called.
+    NonFiniteLossError
+        If training diverges; from the iterator.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import robusttrain as rt
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+    >>> x, y = torch.rand(40, 1, 8, 8), torch.arange(40) % 4
+    >>> defense = rt.defenses.TRADES(rt.attacks.PGD(steps=2, start="gaussian"))
+    >>> for epoch in rt.train(model, x, y, defense=defense, eps=0.1, epochs=2, progress=False):
+    ...     print(epoch.epoch)
+    1
+    2
+    """
+    with isolated(), plain_errors():
+        threat = _threat(defense, eps, norm)
+        words = [f"norm={threat.norm}", f"eps={threat.eps!r}", f"seed={seed}"]
+        words += [f"epochs={epochs}", f"batch_size={batch_size}"]
+        config, origin = _settings(words, defense, overrides)
+        if not isinstance(defense, str):
+            config = replace(config, defense=with_threat(defense, threat))
+        samples = samples_of(x, y)
+        samples = in_format_of(model, samples.to(device_of(model, None, samples.images)))
+        own, classes = config.dataset, classes_of(model, samples)
+        data = GivenData(samples, samples, classes, validation, own.crop, own.flip)
+        config = replace(config, dataset=data, device=str(samples.device))
+        terminal = program_terminal(progress)
+        context = RunContext(config, origin, data.info(), samples.device, Path(), terminal)
+        inputs = Inputs(None, config.defense, model)
+        check_inputs(context, inputs)
+        rehearse(context, inputs)
+        with modes_restored(model):
+            trainer = experiment.trainer_of(context, inputs, samples)
+        return _epochs(trainer, classes, seed, terminal)
+
+
+def _threat(defense: Defense | str, eps: float | None, norm: Norm | str) -> Threat:
+    """The threat model of a training; an object refuses another one than it states."""
+    if isinstance(defense, str):
+        ranges.require(eps is not None, "eps", None, "a radius, with the name of a defense")
+        return Threat(Norm(norm), cast(float, eps))
+    stated = threats(defense)
+    if eps is None:
+        known = states_threat(defense) and bool(stated)
+        ranges.require(known, "eps", None, "a radius: the defense states none")
+        return stated[0]
+    threat = Threat(cast(Norm, norm), eps)
+    for part in parts(defense):
+        own = part.threat if isinstance(part, Bounded) else None
+        if own is not None and own not in (threat, _by_default(part)):
+            problem = f"is not the threat model of {type(part).__name__}, which has {own}"
+            raise InputError("eps", eps, "leave one of both out", problem)
+    return threat
+
+
+def _by_default(part: object) -> Threat | None:
+    """The threat model that a component has if it is given none; None if it has to be given one."""
+    if not is_dataclass(part):
+        return None
+    default = {field.name: field.default for field in fields(part)}
+    norm, eps = default.get("norm"), default.get("eps")
+    return Threat(norm, eps) if isinstance(norm, Norm) and isinstance(eps, float) else None
+
+
+def _settings(
+    words: list[str], defense: Defense | str, overrides: Sequence[str]
+) -> tuple[Config, Origin]:
+    """The configuration of a training; its model and data are to be replaced."""
+    for word in overrides:
+        allowed = "a setting of training: the others have no effect here"
+        ranges.require(SETTINGS.match(word) is not None, "overrides", word, allowed)
+        of_defense = not isinstance(defense, str) and re.match(r"[+~]*(attack|defense)\b", word)
+        allowed = "left out: the defense is an object, which has its settings"
+        ranges.require(not of_defense, "overrides", word, allowed)
+    chosen_defense = [f"defense={defense}"] if isinstance(defense, str) else []
+    given = [*words, *chosen_defense, *overrides]
+    config = composed(given)
+    chosen = cast(HydraConf, config.hydra)
+    names = task.options(chosen, config)
+    with open_dict(config):
+        del config["hydra"]
+        config.stages = [Stage.train.value]
+    built, origin, ineffective = task.assembled(config, names, given)
+    unread.refuse(ineffective)
+    return built, origin
+
+
+def _epochs(trainer: Trainer, classes: int, seed: int, terminal: Terminal) -> Iterator[Epoch]:
+    """Train, and leave the best weights in the model."""
+    model, planned, done = trainer.model, trainer.settings.epochs, list[Epoch]()
+    best = copy.deepcopy(model.state_dict())
+    running, stream = trainer.epochs(), seeding.derived_seed(seed, "initialisation")
+    global_stream = torch.Generator().manual_seed(stream).get_state()
+    while True:
+        with isolated(), modes_restored(model):
+            torch.set_rng_state(global_stream)
+            epoch = next(running, None)
+            global_stream = torch.get_rng_state()
+            if epoch is None:
+                break
+            done.append(epoch)
+            for finding in findings_in_last(done, classes, planned):
+                terminal.warn(finding.message)
+            if epoch.rank >= max(one.rank for one in done):
+                with trainer.averaged():
+                    best = copy.deepcopy(model.state_dict())
+        yield epoch
+    model.load_state_dict(best)
