@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from robusttrain._version import __version__
 
-
 # Where each name is defined. All are imported on first use: torch alone takes seconds.
 _DEFINED = {
     "InputError": "robusttrain.errors",

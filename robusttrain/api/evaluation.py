@@ -21,7 +21,6 @@ from robusttrain.api.given import (
     Model,
     classes_of,
     device_of,
-    in_format_of,
     name_of,
     samples_of,
 )
@@ -77,8 +76,8 @@ def evaluate(
         A module, or any function, that takes images (N, C, H, W) in [0, 1] to logits (N, K), and
         has gradients with respect to the images. It is evaluated in eval mode.
     x
-        Images (N, C, H, W), as float32 or float64 in [0, 1] or as uint8; or a data set of pairs
-        (image, label) or a loader of such batches, which is read once, in its order.
+        Images (N, C, H, W), as floats in [0, 1] or as uint8; or a data set of pairs (image, label)
+        or a loader of such batches, which is read once, in its order.
     y
         Labels (N,), integers from 0 to K - 1; left out with a data set or a loader.
     eps
@@ -129,7 +128,7 @@ def evaluate(
         words = [f"evaluation={evaluation}", f"norm={norm}", f"eps={eps!r}", f"seed={seed}"]
         config, origin = _settings([*words, *overrides], attacks or {})
         place = device_of(subject, device, samples.images)
-        samples = in_format_of(subject, samples.to(place))
+        samples = samples.to(place)
         data = GivenData(samples, samples, classes_of(subject, samples))
         names = {**origin.names, "model": subject.name, "dataset": name_of(x)}
         origin = origin._replace(names=names)

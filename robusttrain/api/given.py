@@ -23,20 +23,23 @@ Images = Tensor | Dataset[Any] | DataLoader[Any]
 # Images that are taken from a data set at a time.
 BATCH = 256
 
-# Types of images that attacks can change.
-FLOATS = (torch.float32, torch.float64)
-
 
 class GivenModel(nn.Module):
-    """A model of the caller's own, which gets no hook and no other change by being evaluated."""
+    """A model of the caller's own, which gets no hook and no other change by being evaluated.
+
+    It is given copies of the images, in the number format of its weights.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        formats = (weight.dtype for weight in self.parameters() if weight.is_floating_point())
+        self.format = next(formats, torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        return self.model(x)
+        # Some models write to their images.
+        return self.model(x.to(self.format, copy=True))
 
     @property
     def name(self) -> str:
@@ -89,8 +92,8 @@ def samples_of(x: Images, y: Tensor | None) -> Split:
     Parameters
     ----------
     x
-        Images (N, C, H, W) as floats in [0, 1] or as bytes, a data set, or a loader. All images of
-        a data set or loader are read, in its order.
+        Images (N, C, H, W) as floats in [0, 1], which become float32, or as bytes; or a data set or
+        a loader, which is read once, in its order.
     y
         Labels (N,) of images; None with a data set or a loader, which has them.
 
@@ -107,17 +110,7 @@ def samples_of(x: Images, y: Tensor | None) -> Split:
     images, labels = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
     _check_images(images)
     _check_labels(labels, len(images))
-    return Split(images, labels.long())
-
-
-def in_format_of(model: nn.Module, samples: Split) -> Split:
-    """The images in the number format of the weights; bytes stay, unless weights are float64."""
-    weight = next((weight.dtype for weight in model.parameters()), None)
-    if weight == torch.float64:
-        return samples._replace(images=as_input(samples.images).double())
-    if weight is not None and samples.images.dtype == torch.float64:
-        return samples._replace(images=samples.images.float())
-    return samples
+    return Split(images if images.dtype == torch.uint8 else images.float(), labels.long())
 
 
 def name_of(x: Images) -> str:
@@ -143,10 +136,8 @@ def _check_images(images: Tensor) -> None:
     allowed = "images of shape (N, C, H, W), one or more"
     ranges.require(len(shape) == 4 and all(shape), "x", f"a tensor of shape {shape}", allowed)
     dtype = str(images.dtype).removeprefix("torch.")
-    ranges.require(
-        is_bytes or images.dtype in FLOATS, "x", f"a tensor of {dtype}",
-        "float32 or float64 in [0, 1], or uint8",
-    )  # fmt: skip
+    allowed = "floats in [0, 1], or bytes (uint8)"
+    ranges.require(is_bytes or images.is_floating_point(), "x", f"a tensor of {dtype}", allowed)
     low, high = float(images.min()), float(images.max())
     # Also false for NaN.
     if not (is_bytes or (low >= 0 and high <= 1)):

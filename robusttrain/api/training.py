@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robusttrain import ranges, seeding
 from robusttrain.api import task
 from robusttrain.api.composition import composed, plain_errors
-from robusttrain.api.given import GivenData, Images, classes_of, device_of, in_format_of, samples_of
+from robusttrain.api.given import GivenData, GivenModel, Images, classes_of, device_of, samples_of
 from robusttrain.api.isolation import isolated, program_terminal
 from robusttrain.attacks import Bounded, parts, states_threat, threats, with_threat
 from robusttrain.config import unread
@@ -119,17 +119,18 @@ def train(
         config, origin = _settings(words, defense, overrides)
         if not isinstance(defense, str):
             config = replace(config, defense=with_threat(defense, threat))
-        samples = samples_of(x, y)
-        samples = in_format_of(model, samples.to(device_of(model, None, samples.images)))
-        own, classes = config.dataset, classes_of(model, samples)
+        ranges.require(isinstance(model, nn.Module), "model", type(model).__name__, "a module")
+        subject, samples = GivenModel(model), samples_of(x, y)
+        samples = samples.to(device_of(subject, None, samples.images))
+        own, classes = config.dataset, classes_of(subject, samples)
         data = GivenData(samples, samples, classes, validation, own.crop, own.flip)
         config = replace(config, dataset=data, device=str(samples.device))
         terminal = program_terminal(progress)
         context = RunContext(config, origin, data.info(), samples.device, Path(), terminal)
-        inputs = Inputs(None, config.defense, model)
+        inputs = Inputs(None, config.defense, subject)
         check_inputs(context, inputs)
         rehearse(context, inputs)
-        with modes_restored(model):
+        with modes_restored(subject):
             trainer = experiment.trainer_of(context, inputs, samples)
         return _epochs(trainer, classes, seed, terminal)
 
