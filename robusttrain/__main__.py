@@ -24,7 +24,7 @@ def _formatted(
 
 
 def main() -> None:
-    """Run `compare` or `rerun`, or print the help; hand any other command line to Hydra."""
+    """Run `compare`, `report` or `rerun`, or print the help; hand any other words to Hydra."""
     # Only this function reads the command line; all others take its words as arguments.
     program, *given = sys.argv
     warnings.formatwarning = _formatted
@@ -35,6 +35,10 @@ def main() -> None:
             from robusttrain.cli import compare
 
             compare.compare(given[1:])
+        elif command == "report":
+            from robusttrain.cli import report
+
+            report.report(given[1:])
         elif command == "rerun":
             from robusttrain.cli import main as cli
 

@@ -22,12 +22,15 @@ TRAIN, REPORT, SAMPLES = "train.csv", "report.csv", "samples.csv"
 CURVE, AUDIT, CERTIFIED = "curve.csv", "audit.csv", "certified.csv"
 TABLES = (TRAIN, REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED)
 
-# The adversarial images.
-ADVERSARIAL = "adversarial.npz"
+# The adversarial images; and a few of them for the page, with the images that they come from.
+ADVERSARIAL, GALLERY = "adversarial.npz", "gallery.npz"
+
+# What a person looks at, made of the other files: the page, and the folder of its figures.
+PAGE, PLOTS = "report.html", "plots"
 
 # What a training writes, and what an evaluation writes.
 TRAINED = (TRAIN, BEST, LATEST, PREVIOUS)
-EVALUATED = (REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED, ADVERSARIAL)
+EVALUATED = (REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED, ADVERSARIAL, GALLERY)
 RESULTS = (*TRAINED, *EVALUATED, RESULT)
 
 # The folder of the logger of that name.

@@ -13,11 +13,15 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from toys import composition
 from toys.command_line import CommandLine
+from toys.tries import tries
 
 # Deadlines measure the load of the machine, and a random failure in CI helps nobody.
-settings.register_profile("project", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("project", deadline=None, derandomize=True, max_examples=tries(15, 30))
 settings.load_profile("project")
+
+composition.remember()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "robusttrain").rglob("*.py"))
 OPTIONS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
 MODEL_FILES = (".pt", ".json")
+TEMPLATES = sorted(
+    str(file.relative_to(ROOT))
+    for file in (ROOT / "robusttrain").rglob("*")
+    if file.suffix in (".html", ".css")
+)
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"]
 SHIPPED = ["robusttrain", "conf", "docs", "tests", *DOCUMENTS, "pyproject.toml"]
 
@@ -56,7 +61,7 @@ def test_the_wheel_holds_the_package_and_its_configuration(built: Path) -> None:
     shipped = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(file.relative_to(ROOT)) for file in SOURCES}
     expected |= {f"robusttrain/{option}" for option in OPTIONS}
-    expected |= {"robusttrain/py.typed"}
+    expected |= {"robusttrain/py.typed", *TEMPLATES}
     expected |= {f"robusttrain/pretrained/{name}{end}" for name in names() for end in MODEL_FILES}
     assert {name for name in shipped if ".dist-info/" not in name} == expected
 
@@ -79,7 +84,8 @@ def test_the_sdist_holds_the_tests_too(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         shipped = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "tests/test_package.py", *DOCUMENTS, *OPTIONS} <= shipped
+    expected = {"pyproject.toml", "tests/test_package.py", *DOCUMENTS, *OPTIONS, *TEMPLATES}
+    assert expected <= shipped
 
 
 def test_the_wheel_runs_from_another_directory(built: Path, tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from hydra.conf import HydraConf
-from omegaconf import open_dict
 from torch import Tensor
 
 from robusttrain import ranges
@@ -41,7 +39,7 @@ from robusttrain.runs.preflight import check_inputs
 from robusttrain.runs.rehearsal import rehearse
 from robusttrain.runs.training_attack import TRAIN_ATTACK, UNKNOWN
 from robusttrain.runtime.determinism import flags
-from robusttrain.threat import Norm
+from robusttrain.threat import Norm, Threat
 
 # What a program checks by itself, and a command line by its exit code.
 OF_EXIT_CODE = ("strict", "require", "baseline")
@@ -125,8 +123,8 @@ def evaluate(
     """
     with isolated(), plain_errors():
         subject, samples = GivenModel(model), samples_of(x, y)
-        words = [f"evaluation={evaluation}", f"norm={norm}", f"eps={eps!r}", f"seed={seed}"]
-        config, origin = _settings([*words, *overrides], attacks or {})
+        words = [f"evaluation={evaluation}", *overrides]
+        config, origin = _settings(words, Threat(cast(Norm, norm), eps), seed, attacks or {})
         place = device_of(subject, device, samples.images)
         samples = samples.to(place)
         data = GivenData(samples, samples, classes_of(subject, samples))
@@ -138,27 +136,26 @@ def evaluate(
         return _evaluated(context, Inputs(None, config.defense, subject), samples)
 
 
-def _settings(words: Sequence[str], attacks: Mapping[str, Attack]) -> tuple[Config, Origin]:
+def _settings(
+    words: Sequence[str], threat: Threat, seed: int, attacks: Mapping[str, Attack]
+) -> tuple[Config, Origin]:
     """The configuration of an evaluation; its model and data are to be replaced."""
     for word in words:
-        of_evaluation = re.match(r"[+~]*(norm|eps|seed|evaluation|attack@evaluation)\b", word)
+        of_evaluation = re.match(r"[+~]*(evaluation|attack@evaluation)\b", word)
         allowed = "a setting of evaluation: the others have no effect here"
         ranges.require(of_evaluation is not None, "overrides", word, allowed)
-    config = composed(words)
-    chosen = cast(HydraConf, config.hydra)
-    unknown = {TRAIN_ATTACK: UNKNOWN, "defense": UNKNOWN, "noise": UNKNOWN}
-    names = task.options(chosen, config) | unknown
-    with open_dict(config):
-        del config["hydra"]
-        # A run that trains nothing names the model that it evaluates.
-        config.stages, config.checkpoint = ["evaluate"], "given"
+    # A run that trains nothing names the model that it evaluates.
+    config, names = composed(
+        words, norm=threat.norm.value, eps=threat.eps, seed=seed,
+        stages=["evaluate"], checkpoint="given",
+    )  # fmt: skip
+    names |= {TRAIN_ATTACK: UNKNOWN, "defense": UNKNOWN, "noise": UNKNOWN}
     built, origin, ineffective = task.assembled(config, names, words)
     unread.refuse(ineffective)
     _refuse_exit_codes(built.evaluation)
     settings = replace(built.evaluation, attacks={**built.evaluation.attacks, **attacks})
     plain = {key: origin.config[key] for key in KEPT}
-    origin = Origin(plain, names, overrides=words)
-    return replace(built, evaluation=settings), origin
+    return replace(built, evaluation=settings), Origin(plain, names, overrides=words)
 
 
 def _refuse_exit_codes(settings: Evaluation) -> None:

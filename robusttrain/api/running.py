@@ -33,6 +33,7 @@ from robusttrain.run_directory import (
     BEST,
     CERTIFIED,
     CURVE,
+    GALLERY,
     LATEST,
     LOG,
     MANIFEST,
@@ -41,6 +42,7 @@ from robusttrain.run_directory import (
     TABLES,
     TRAIN,
 )
+from robusttrain.runs.resume import quoted
 from robusttrain.runs.saved_model import load_model
 from robusttrain.runtime import signals
 from robusttrain.runtime.log_file import LogFile
@@ -151,11 +153,21 @@ def run(*words: str, progress: bool = True) -> Run:
     ):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None, "it was started"
-        hydra.run("config", call, arguments(given), with_log_configuration=False)
+        name, overrides = _of_hydra(arguments(given))
+        hydra.run(name, call, overrides, with_log_configuration=False)
         if call.error is not None:
             raise call.error
     assert call.folder is not None, "Hydra has called it"
     return load_run(call.folder)
+
+
+def _of_hydra(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of the configuration, and the overrides; a resumed run has options of Hydra, too."""
+    options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--"))
+    overrides = [word for word in words if not word.startswith("--")]
+    if "config-dir" in options:
+        overrides.append(f"hydra.searchpath=[{quoted('file://' + options['config-dir'])}]")
+    return options.get("config-name", "config"), overrides
 
 
 class _Call:
@@ -246,6 +258,7 @@ def load_run(path: Path | str, *, trust: Sequence[str] = ()) -> Run:
         curve=_read(folder / CURVE, CURVE_COLUMNS),
         certified=_read(folder / CERTIFIED),
         adversarial=_arrays(folder / ADVERSARIAL),
+        gallery=_arrays(folder / GALLERY),
         provenance=_manifest(folder),
         path=folder,
         training=_read(folder / TRAIN),

@@ -21,6 +21,7 @@ from robusttrain.config import unread
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.config.run_config import Config
 from robusttrain.errors import InputError, ProcessLostError
+from robusttrain.report.page import Page
 from robusttrain.report.terminal import Terminal
 from robusttrain.report.verbosity import Verbosity
 from robusttrain.run_directory import PREAMBLE
@@ -66,10 +67,26 @@ def run(
     if distributed.is_main():
         session = present()
         assert session is not None, "the command line opens it"
-        session.exit_code = outcome.exit_code(Path(chosen.runtime.output_dir))
+        run_dir = Path(chosen.runtime.output_dir)
+        session.exit_code = outcome.exit_code(run_dir)
+        if config.report == Page.html:
+            terminal.say(f"report: {page_of(run_dir)}")
     # Last line, never wrapped, so that it can be copied.
     terminal.say_always(chosen.runtime.output_dir)
     return result
+
+
+def page_of(run_dir: Path) -> Path:
+    """Write the page of a run, and return where it is."""
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    # The first import on a machine takes seconds, which it announces.
+    fonts.setLevel(logging.ERROR)
+    # Imported here, since few processes need matplotlib and it takes long.
+    from robusttrain.report.run.page import write_page
+
+    fonts.setLevel(level)
+    return write_page(run_dir)
 
 
 def estimate(chosen: HydraConf, config: DictConfig) -> None:
@@ -226,7 +243,7 @@ def assembled(
     # A resumed run has the configuration of the run that was interrupted.
     plain["resume"] = None
     # The same run may print more or less.
-    del plain["verbosity"]
+    del plain["verbosity"], plain["report"]
     built = configs.build(config)
     check_settings(built)
     # The names in a checkpoint are more reliable than those derived from its configuration.

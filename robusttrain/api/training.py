@@ -2,14 +2,12 @@
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
-from hydra.conf import HydraConf
-from omegaconf import open_dict
 from torch import Tensor, nn
 
 from robusttrain import ranges, seeding
@@ -19,7 +17,7 @@ from robusttrain.api.given import GivenData, GivenModel, Images, classes_of, dev
 from robusttrain.api.isolation import isolated, program_terminal
 from robusttrain.attacks import Bounded, parts, states_threat, threats, with_threat
 from robusttrain.config import unread
-from robusttrain.config.run_config import Config, Stage
+from robusttrain.config.run_config import Config
 from robusttrain.defenses import Defense
 from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
@@ -39,6 +37,9 @@ SETTINGS = re.compile(
     r"[+~]*(attack|averaging|dataset\.(crop|flip)|defense|optimizer|schedule|training"
     r"|weight_perturbation)\b"
 )
+
+# Those of the defense.
+OF_DEFENSE = re.compile(r"[+~]*(attack|defense)\b")
 
 
 def train(
@@ -114,11 +115,8 @@ def train(
     """
     with isolated(), plain_errors():
         threat = _threat(defense, eps, norm)
-        words = [f"norm={threat.norm}", f"eps={threat.eps!r}", f"seed={seed}"]
-        words += [f"epochs={epochs}", f"batch_size={batch_size}"]
-        config, origin = _settings(words, defense, overrides)
-        if not isinstance(defense, str):
-            config = replace(config, defense=with_threat(defense, threat))
+        values = {"seed": seed, "epochs": epochs, "batch_size": batch_size}
+        config, origin = _settings(defense, overrides, threat, values)
         ranges.require(isinstance(model, nn.Module), "model", type(model).__name__, "a module")
         subject, samples = GivenModel(model), samples_of(x, y)
         samples = samples.to(device_of(subject, None, samples.images))
@@ -164,26 +162,25 @@ def _by_default(part: object) -> Threat | None:
 
 
 def _settings(
-    words: list[str], defense: Defense | str, overrides: Sequence[str]
+    defense: Defense | str, overrides: Sequence[str], threat: Threat, values: Mapping[str, int]
 ) -> tuple[Config, Origin]:
     """The configuration of a training; its model and data are to be replaced."""
+    by_name = isinstance(defense, str)
     for word in overrides:
         allowed = "a setting of training: the others have no effect here"
         ranges.require(SETTINGS.match(word) is not None, "overrides", word, allowed)
-        of_defense = not isinstance(defense, str) and re.match(r"[+~]*(attack|defense)\b", word)
         allowed = "left out: the defense is an object, which has its settings"
-        ranges.require(not of_defense, "overrides", word, allowed)
-    chosen_defense = [f"defense={defense}"] if isinstance(defense, str) else []
-    given = [*words, *chosen_defense, *overrides]
-    config = composed(given)
-    chosen = cast(HydraConf, config.hydra)
-    names = task.options(chosen, config)
-    with open_dict(config):
-        del config["hydra"]
-        config.stages = [Stage.train.value]
-    built, origin, ineffective = task.assembled(config, names, given)
+        ranges.require(by_name or not OF_DEFENSE.match(word), "overrides", word, allowed)
+    words = [f"defense={defense}", *overrides] if by_name else overrides
+    config, names = composed(
+        words, norm=threat.norm.value, eps=threat.eps, stages=["train"], **values
+    )
+    built, origin, ineffective = task.assembled(config, names, words)
     unread.refuse(ineffective)
-    return built, origin
+    if isinstance(defense, str):
+        return built, origin
+    names = {**origin.names, "defense": type(defense).__name__}
+    return replace(built, defense=with_threat(defense, threat)), origin._replace(names=names)
 
 
 def _epochs(trainer: Trainer, classes: int, seed: int, terminal: Terminal) -> Iterator[Epoch]:

@@ -48,9 +48,9 @@ def refuse_values(node: Any, where: str = "") -> None:
     """
     if not isinstance(node, dict):
         return
+    hints = _hints(node["_target_"]) if "_target_" in node else {}
     for key, value in node.items():
-        hint = _hints(node.get("_target_")).get(key, Any)
-        for misfit in _misfits(_join(where, key), value, hint):
+        for misfit in _misfits(_join(where, key), value, hints.get(key, Any)):
             shown = "null" if misfit.value is None else misfit.value
             raise InputError(misfit.key, shown, described(misfit.hint))
         refuse_values(value, _join(where, key))
@@ -73,14 +73,14 @@ def refuse_objects(node: Any, built: object, where: str = "") -> None:
     InputError
         With the `_target_` of the first object that does not fit.
     """
+    hints = {} if isinstance(built, Mapping) else _hints(type(built))
     for key, below in node.items():
         if not isinstance(below, dict):
             continue
         part = built.get(key) if isinstance(built, Mapping) else getattr(built, key, ...)
         if part is None and "_target_" in below:
             raise _nothing(_join(where, key), below["_target_"])
-        hint = Any if isinstance(built, Mapping) else _hints(type(built)).get(key, Any)
-        for misfit in _misfits(_join(where, key), part, hint):
+        for misfit in _misfits(_join(where, key), part, hints.get(key, Any)):
             target = _select(node, misfit.key.removeprefix(f"{where}.")).get("_target_")
             if target is not None:
                 raise _unfit(misfit, target)

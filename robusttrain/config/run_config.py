@@ -17,6 +17,7 @@ from robusttrain.optim.averaging import Averaging
 from robusttrain.optim.optimizers import Optimizer
 from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
+from robusttrain.report.page import Page
 from robusttrain.report.verbosity import Verbosity
 from robusttrain.threat import Norm, Threat, check_lengths
 from robusttrain.training.settings import Training
@@ -71,6 +72,10 @@ class Config:
         How much the run prints: `quiet` for warnings and the last line only, or `verbose` for
         details, such as the checks of the audit that pass. It is no part of what a run is: a run
         or a sweep may be resumed with another one.
+    report
+        Whether the run ends with a page for people: `html` writes `report.html`, and its figures to
+        `plots/`; `none` does not. The jobs of a sweep have no pages of their own. As `verbosity`,
+        it is no part of what a run is.
     trust
         Your own packages whose classes and functions the configuration in a checkpoint may call.
     """
@@ -101,6 +106,7 @@ class Config:
     data_dir: str = "data"
     download: bool = True
     verbosity: Verbosity = Verbosity.normal
+    report: Page = Page.html
     trust: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -120,6 +120,7 @@ def _component(config_path: str) -> type | None:
     return None
 
 
+@functools.cache
 def schema(component: type) -> type:
     """A structured config with the fields of a component, and its class as `_target_`."""
     hints = get_type_hints(component)

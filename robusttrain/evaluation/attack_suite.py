@@ -134,4 +134,5 @@ def _outcome(
         backward_passes=crafted.backward_passes,
         non_finite=crafted.non_finite,
         invalid=crafted.invalid,
+        prediction=seen.prediction,
     )

@@ -153,6 +153,7 @@ class Searches:
             backward_passes=self._cost.backward_passes,
             non_finite=self._cost.non_finite,
             invalid=self._cost.invalid,
+            prediction=among_all(points.prediction),
         )
 
 

@@ -25,6 +25,7 @@ from robusttrain.evaluation.verification import proven, verified
 from robusttrain.models.modes import modes_restored
 from robusttrain.noise.control import smoothed
 from robusttrain.report.ledger import Ledger, Row, joined
+from robusttrain.report.run import examples
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
 from robusttrain.threat import Threat
@@ -145,6 +146,7 @@ def _attacked(
         if len(mine):
             survivors_only = plan.settings.survivors_only
             ledger = attack_all(part, mine, suite, survivors_only, threat=plan.threat, progress=bar)
+            ledger.examples = examples.kept(ledger, part.x, plan.threat)
             if not plan.settings.save_adversarial:
                 ledger.adversarial = None
     ledgers = distributed.gather(ledger)

@@ -18,21 +18,29 @@ class WorstPoints:
     ----------
     label
         The classes of the images, (N,).
-    x_adv, margin, broken
-        The points (N, C, H, W), by how much the true class leads there, and whether it does not.
+    x_adv, margin, broken, prediction
+        The points (N, C, H, W), by how much the true class leads there, whether it does not, and
+        which class the model predicts.
     """
 
     label: NDArray[np.int64]
     x_adv: Tensor
     margin: NDArray[np.float32]
     broken: NDArray[np.bool_]
+    prediction: NDArray[np.int64]
 
     @classmethod
     def of(cls, subject: EvaluationSession, clean: Predictions) -> Self:
         """The images of `subject` themselves, of which the model says `clean`."""
         label = subject.y.cpu().numpy()
         wrong = np.not_equal(clean.prediction, label)
-        return cls(label, subject.x.clone(), clean.margin.copy(), np.asarray(wrong))
+        return cls(
+            label,
+            subject.x.clone(),
+            clean.margin.copy(),
+            np.asarray(wrong),
+            clean.prediction.copy(),
+        )
 
     def offer(self, x_adv: Tensor, seen: Predictions) -> None:
         """Take the points of one more search where they are worse; `seen` is the model there."""
@@ -40,4 +48,5 @@ class WorstPoints:
         worse = ~self.broken & (broken | (seen.margin < self.margin))
         self.x_adv[worse] = x_adv[worse]
         self.margin[worse] = seen.margin[worse]
+        self.prediction[worse] = seen.prediction[worse]
         self.broken |= broken

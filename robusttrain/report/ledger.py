@@ -142,6 +142,8 @@ class Outcome:
         How many of them met outputs or gradients that are not finite.
     invalid
         How many images it returned that are no points of its threat model: none of them is broken.
+    prediction
+        The class that the model predicts at the attacked image, or -1 for none.
     """
 
     threat: Threat
@@ -155,6 +157,7 @@ class Outcome:
     backward_passes: int = 0
     non_finite: int = 0
     invalid: int = 0
+    prediction: NDArray[np.int64] | None = None
 
     @property
     def broke(self) -> Flags:
@@ -171,6 +174,32 @@ class Outcome:
             "invalid": self.invalid,
         }
         return Row.counted(name, self.threat, counted, **cost)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images of a test set, before and after the attacks of one threat model.
+
+    Parameters
+    ----------
+    threat
+        The threat model.
+    index
+        Their positions in the test set, (M,).
+    clean, adversarial
+        The images, and what the attacks made of them: floats (M, C, H, W) in [0, 1].
+    """
+
+    threat: Threat
+    index: NDArray[np.int64]
+    clean: Floats
+    adversarial: Floats
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Examples]") -> "Examples":
+        """The examples of several processes, which have different images."""
+        arrays = [(part.index, part.clean, part.adversarial) for part in parts]
+        return cls(parts[0].threat, *map(np.concatenate, zip(*arrays, strict=True)))
 
 
 @dataclass
@@ -192,6 +221,8 @@ class Ledger:
         attacked one of smallest margin, or the clean one: floats (N, C, H, W).
     proven
         For which images bounds prove that no attack of the radius of the run breaks them.
+    examples
+        A few of the images, clean and attacked, for a person to look at.
     """
 
     index: NDArray[np.int64]
@@ -202,6 +233,7 @@ class Ledger:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     adversarial: dict[Threat, Floats] | None = None
     proven: Flags | None = None
+    examples: "Examples | None" = None
 
     @property
     def misclassified(self) -> Flags:
@@ -238,6 +270,19 @@ class Ledger:
             first[(first == "") & outcome.broken] = name
         return first.astype(np.str_)
 
+    def worst_prediction(self, threat: Threat | None = None) -> NDArray[np.int64]:
+        """The class predicted for what broke each image first; its label where nothing broke it.
+
+        Only attacks within `threat` count where it is given.
+        """
+        first = self.broken_by(threat)
+        predicted = np.where(first == CLEAN, self.prediction, self.label)
+        for name, outcome in self.outcomes.items():
+            assert outcome.prediction is not None, "whoever scores an attack knows it"
+            by_it = first == name
+            predicted[by_it] = outcome.prediction[by_it]
+        return predicted
+
     def samples(self) -> pd.DataFrame:
         """`samples.csv`: a row for each image.
 
@@ -258,6 +303,7 @@ class Ledger:
         if self.proven is not None:
             columns["proven"] = self.proven.astype(int)
         columns["broken_by"] = self.broken_by()
+        columns["worst_prediction"] = self.worst_prediction()
         return pd.DataFrame(columns)
 
     def arrays(self) -> dict[str, Any]:
@@ -332,6 +378,7 @@ def joined(ledgers: Sequence[Ledger]) -> Ledger:
     """
     if len(ledgers) == 1:
         return ledgers[0]
+    examples = [ledger.examples for ledger in ledgers if ledger.examples is not None]
     order = np.argsort(np.concatenate([ledger.index for ledger in ledgers]))
 
     def together(parts: Sequence[Any], name: str) -> Any:
@@ -351,4 +398,7 @@ def joined(ledgers: Sequence[Ledger]) -> Ledger:
         parts = [ledger.outcomes[attack] for ledger in ledgers]
         outcomes[attack] = Outcome(**{f.name: together(parts, f.name) for f in fields(Outcome)})
     of_images = ("index", "label", "prediction", "margin", "seconds", "adversarial")
-    return Ledger(outcomes=outcomes, **{name: together(ledgers, name) for name in of_images})
+    kept = Examples.joined(examples) if examples else None
+    return Ledger(
+        outcomes=outcomes, examples=kept, **{name: together(ledgers, name) for name in of_images}
+    )

@@ -18,6 +18,7 @@ from robusttrain.run_directory import (
     AUDIT,
     CERTIFIED,
     CURVE,
+    GALLERY,
     MANIFEST,
     REPORT,
     SAMPLES,
@@ -49,6 +50,8 @@ class Result:
     adversarial
         NumPy arrays of the adversarial images by name, as in `adversarial.npz`; None if they were
         not kept.
+    gallery
+        NumPy arrays of the examples that a page shows, by name, as in `gallery.npz`.
     provenance
         What `manifest.json` has of the evaluation: settings, seed, versions, device, data.
     paper
@@ -61,6 +64,7 @@ class Result:
     curve: pd.DataFrame
     certified: pd.DataFrame = field(default_factory=pd.DataFrame)
     adversarial: Mapping[str, Any] | None = None
+    gallery: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
 
@@ -79,7 +83,7 @@ class Result:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Without a manifest the folder counts as unfinished until all its files are written.
-        for name in (MANIFEST, ADVERSARIAL, CERTIFIED, CURVE, AUDIT):
+        for name in (MANIFEST, ADVERSARIAL, GALLERY, CERTIFIED, CURVE, AUDIT):
             (folder / name).unlink(missing_ok=True)
         self.write(folder)
         write_json(folder / MANIFEST, {**self.provenance, "files": digests(folder)})
@@ -92,6 +96,8 @@ class Result:
         write_csv(folder / SAMPLES, self.samples)
         if self.adversarial is not None:
             write_arrays(folder / ADVERSARIAL, self.adversarial)
+        if self.gallery is not None:
+            write_arrays(folder / GALLERY, self.gallery)
         if not self.curve.empty:
             write_csv(folder / CURVE, self.curve)
         if not self.audit.empty:

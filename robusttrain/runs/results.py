@@ -12,8 +12,9 @@ from robusttrain.config.schema import COMPANIONS, NOTHING
 from robusttrain.data import ImageIndex
 from robusttrain.evaluation.findings import Check
 from robusttrain.evaluation.pipeline import EvaluationResult
-from robusttrain.report.ledger import CURVE_COLUMNS, Ledger
+from robusttrain.report.ledger import CURVE_COLUMNS
 from robusttrain.report.result import Result
+from robusttrain.report.run import examples
 from robusttrain.runs.training_attack import TRAIN_ATTACK, UNKNOWN
 from robusttrain.threat import Threat
 
@@ -46,7 +47,8 @@ def result_of(
         audit=pd.DataFrame(found.audit.checks, columns=Check._fields),
         curve=pd.DataFrame([point.as_dict() for point in found.audit.curve], columns=CURVE_COLUMNS),
         certified=_as_published(certified, images) if certificates else certified,
-        adversarial=_arrays(found.ledger, images) if kept else None,
+        adversarial=_arrays(found.ledger.arrays(), images) if kept else None,
+        gallery=_arrays(examples.arrays(found.ledger), images) if found.ledger.examples else None,
         paper=certificates.theorem.paper if certificates else "",
     )
 
@@ -57,11 +59,10 @@ def _as_published(table: pd.DataFrame, images: ImageIndex) -> pd.DataFrame:
     return pd.concat([places, table.drop(columns="index")], axis=1)
 
 
-def _arrays(ledger: Ledger, images: ImageIndex) -> dict[str, Any]:
-    """`adversarial.npz`."""
-    arrays = ledger.arrays()
+def _arrays(arrays: Mapping[str, Any], images: ImageIndex) -> dict[str, Any]:
+    """`arrays`, whose `index` has rows of the test set, with their places instead."""
     places = _places(arrays["index"], images)
-    return arrays | {name: np.array(values) for name, values in places.items()}
+    return {**arrays} | {name: np.array(values) for name, values in places.items()}
 
 
 def _places(rows: NDArray[np.int64], images: ImageIndex) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from robusttrain.run_directory import (
     LOCK,
     MANIFEST,
     OF_SWEEP,
+    PAGE,
+    PLOTS,
     PREAMBLE,
     RECORDS,
     RESULT,
@@ -30,10 +32,10 @@ from robusttrain.runs.lock import refuse_in_use
 from robusttrain.runtime import distributed
 
 # What a run or a sweep writes into its directory, and the folders there.
-OURS = {*PREAMBLE, *RESULTS, LOCK, MANIFEST, TENSORBOARD, *OF_SWEEP}
-# What has no part in the results: Hydra's own keys, and how much is printed.
-OUTPUT = ("hydra", "verbosity")
-NESTED = (".hydra", TENSORBOARD, f"{EVALUATION_CACHE}*")
+OURS = {*PREAMBLE, *RESULTS, LOCK, MANIFEST, TENSORBOARD, PAGE, PLOTS, *OF_SWEEP}
+# What has no part in the results: Hydra's own keys, how much is printed, and whether in a page.
+OUTPUT = ("hydra", "verbosity", "report")
+NESTED = (".hydra", TENSORBOARD, PLOTS, f"{EVALUATION_CACHE}*")
 
 
 class RunDirectories(Callback):
@@ -119,8 +121,9 @@ def clear(run_dir: Path, *, resumed: bool) -> None:
     Finished pieces of its evaluation stay, since they are used only where they fit. So do the
     results of a training that is resumed. All others are written again.
     """
-    for name in (MANIFEST, *((*EVALUATED, RESULT) if resumed else RESULTS)):
+    for name in (PAGE, MANIFEST, *((*EVALUATED, RESULT) if resumed else RESULTS)):
         (run_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / PLOTS, ignore_errors=True)
     if not resumed:
         shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
 

@@ -12,7 +12,7 @@ from robusttrain.attacks.square import Square
 from robusttrain.data import as_input
 from robusttrain.data.digits import Digits
 from robusttrain.models import build_model
-from robusttrain.models.small_cnn import SmallCNN
+from robusttrain.models.mlp import MLP
 from robusttrain.threat import Norm
 from toys.attacks import generator
 
@@ -33,7 +33,7 @@ def network() -> nn.Module:
     x, y = as_input(train.images), train.labels
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_model(SmallCNN(), 10, (1, 8, 8))
+        model = build_model(MLP([64]), 10, (1, 8, 8))
         optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
         for _ in range(200):
             rows = torch.randint(len(x), (128,))

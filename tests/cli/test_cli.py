@@ -23,7 +23,9 @@ from toys.runs import Answers, assert_refused, listing
 
 pytestmark = pytest.mark.long
 
-QUICK = ["evaluation=quick", "evaluation.attacks.pgd.steps=3"]
+QUICK = [
+    "evaluation=quick", "evaluation.attacks.pgd.steps=3", "evaluation.attacks.apgd_ce.steps=5",
+]  # fmt: skip
 TINY = [
     "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "dataset.validation=16",
     "model=linear", "epochs=2", "batch_size=32", *QUICK,
@@ -82,8 +84,9 @@ def others(
     commands = {
         # The first command of the README with its own evaluation, both shortened.
         "first": [
-            "defense=madry", "eps=0.03", "epochs=2", "evaluation.attacks.square.queries=300",
-            "evaluation.attacks.apgd_t.steps=20",
+            "defense=madry", "eps=0.03", "epochs=1", "model=mlp", "model.widths=[32]",
+            "evaluation.attacks.square.queries=100", "evaluation.attacks.apgd_t.steps=20",
+            "evaluation.attacks.fab_t.steps=20",
         ],
         # Options may be anywhere.
         "sweep": [
@@ -146,7 +149,8 @@ def test_a_run_leaves_its_files_and_no_others(finished: Answer) -> None:
     assert finished.run_dir.is_absolute()
     assert listing(finished.run_dir) == [
         ".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
-        "audit.csv", "best.pt", "command.json", "curve.csv", "manifest.json", "report.csv",
+        "audit.csv", "best.pt", "command.json", "curve.csv", "gallery.npz", "manifest.json",
+        "report.csv",
         "result.json", "robusttrain.log", "samples.csv", "train.csv",
     ]  # fmt: skip
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 TINY = [
     "dataset=synthetic", "dataset.train_size=96", "dataset.test_size=40", "model=linear",
     "defense=standard", "epochs=1", "evaluation=quick", "evaluation.attacks.pgd.steps=2",
-    "evaluation.audit=false", "device=cpu",
+    "evaluation.audit=false", "device=cpu", "report=none",
 ]  # fmt: skip
 
 
@@ -56,27 +56,42 @@ def test_a_sweep_has_its_jobs_and_their_table(sweep: Path) -> None:
     assert [f"job {number} has already finished" in again for number in (0, 1)] == [True] * 2
 
 
-def test_a_reader_that_ends_does_not_end_the_run(tmp_path: Path) -> None:
-    """As with `robusttrain ... | head -1`."""
+@pytest.fixture(scope="module")
+def unread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose reader ends before its first line, as in `robusttrain ... | head -1`."""
+    folder = tmp_path_factory.mktemp("unread")
     running = subprocess.Popen(
         [sys.executable, "-m", "robusttrain", *TINY, "hydra.run.dir=run"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert running.stdout is not None
     running.stdout.close()
     _, complaints = running.communicate(timeout=PATIENCE)
     assert (running.returncode, complaints) == (0, "")
-    assert (tmp_path / "run" / "manifest.json").is_file()
+    return folder / "run"
 
 
-def test_a_run_and_its_repetition(tmp_path: Path) -> None:
-    words = [*TINY, "hydra.run.dir=run"]
-    said = robusttrain(*words, cwd=tmp_path)
-    assert said.splitlines()[-1] == str(tmp_path / "run")
-    assert command(tmp_path / "run") == words
-    assert "the same results as run" in robusttrain("rerun", "run", cwd=tmp_path)
-    place = f'hydra.run.dir="{tmp_path / "run-rerun"}"'
-    assert command(tmp_path / "run-rerun") == ["--config-name=config", *TINY, place]
+def test_a_reader_that_ends_does_not_end_the_run(unread: Path) -> None:
+    assert (unread / "manifest.json").is_file()
+    assert command(unread) == [*TINY, "hydra.run.dir=run"]
+
+
+def test_a_run_is_repeated(unread: Path) -> None:
+    said = robusttrain("rerun", "run", cwd=unread.parent)
+    assert "the same results as run" in said
+    again = unread.with_name("run-rerun")
+    assert str(again) in said.splitlines()
+    assert command(again) == ["--config-name=config", *TINY, f'hydra.run.dir="{again}"']
+
+
+def test_a_page_and_its_repetition(tmp_path: Path) -> None:
+    words = [word for word in TINY if not word.startswith("report=")]
+    page = tmp_path / "run" / "report.html"
+    assert f"report: {page}" in robusttrain(*words, "hydra.run.dir=run", cwd=tmp_path).splitlines()
+    before = page.read_bytes()
+    page.unlink()
+    assert robusttrain("report", "run", cwd=tmp_path).split() == ["run/report.html"]
+    assert page.read_bytes() == before
 
 
 def test_a_comparison(sweep: Path) -> None:

@@ -100,5 +100,6 @@ def test_every_group_of_a_run_names_the_component_that_it_takes() -> None:
 
 PLAIN = {
     "norm", "eps", "seed", "epochs", "batch_size", "device", "stages", "checkpoint", "resume",
-    "deterministic", "keep_memory", "data_dir", "download", "verbosity", "trust",
+    "deterministic", "keep_memory", "data_dir", "download", "verbosity", "report",
+    "trust",
 }  # fmt: skip

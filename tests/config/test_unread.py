@@ -222,7 +222,7 @@ CONSUMERS = {
 # Keys of the run that every run reads, at least in one of its stages.
 ALWAYS = {
     *GROUPS, "norm", "eps", "seed", "device", "stages", "checkpoint", "resume", "deterministic",
-    "keep_memory", "verbosity",
+    "keep_memory", "verbosity", "report",
 }  # fmt: skip
 
 

@@ -37,6 +37,10 @@ MORE = {
     "experiment=mnist_best": ["model.channels=[8,8,8]", SUITE],
     "dataset=folder": ["dataset.image_size=32", "model.name=shufflenet_v2_x0_5"],
     "evaluation=full": SHORT,
+    "evaluation=fast": [
+        "evaluation.attacks.apgd_ce.restarts=2",
+        "evaluation.attacks.apgd_margin.restarts=2",
+    ],
     "evaluation=certify": ["evaluation.certification.n=200", "evaluation.certification.n0=10"],
     "evaluation=eot": ["evaluation.eot=2", "evaluation.votes=3"],
     "noise=flicker": ["evaluation.eot=2", "evaluation.votes=3", "hydra.run.dir=MINE"],
@@ -90,24 +94,32 @@ def run(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture
-def place(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def assumed(run: Path) -> Path:
     """A directory with all files that pages assume."""
-    for name in ("RUN", "outputs/a", "outputs/b", "outputs/c", "outputs/interrupted"):
-        shutil.copytree(run, tmp_path / name)
-    (tmp_path / "outputs/interrupted/manifest.json").unlink()
+    folder = run.parent
+    for name in ("outputs/a", "outputs/b", "outputs/c", "outputs/interrupted"):
+        shutil.copytree(run, folder / name)
+    (folder / "outputs/interrupted/manifest.json").unlink()
     for number in range(24):
-        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        file = folder / "photos" / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), (10 * number, 0, 255 * (number % 2))).save(file)
     network = PreActResNet(blocks=[1, 1, 1, 1], width=4).build(10, (3, 32, 32))
-    torch.save({"state_dict": network.state_dict()}, tmp_path / "theirs.pt")
+    torch.save({"state_dict": network.state_dict()}, folder / "theirs.pt")
     # In a process of its own: once something was exported, autograd starts threads, after which
     # other tests of this process could not fork.
-    export = multiprocessing.get_context("fork").Process(target=_export, args=(tmp_path,))
+    export = multiprocessing.get_context("fork").Process(target=_export, args=(folder,))
     export.start()
     export.join()
     assert export.exitcode == 0
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, assumed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of that directory."""
+    shutil.copytree(assumed, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path

@@ -284,6 +284,20 @@ def test_arrays_are_those_that_the_manual_explains(left: Path) -> None:
     assert 0 <= arrays["images"].min() <= arrays["images"].max() <= 1
 
 
+def test_the_examples_are_those_that_the_manual_explains(left: Path) -> None:
+    arrays = np.load(left / "plain" / "gallery.npz")
+    # Runs on image folders have `file`, too.
+    columns = documented("gallery.npz")
+    del columns["file"]
+    assert set(arrays) == set(columns)
+    types = {name: row["type"].partition(" ")[0] for name, row in columns.items()}
+    assert {name: arrays[name].dtype.name.rstrip("0123456789") for name in ("group", "norm")} == {
+        "group": "str", "norm": "str",
+    }  # fmt: skip
+    numeric = {name: kind for name, kind in types.items() if kind != "text"}
+    assert {name: arrays[name].dtype.name for name in numeric} == numeric
+
+
 def test_every_file_of_a_run_is_in_the_table(left: Path) -> None:
     named = set(re.findall(r"`([\w.]+)/?`", FILES.read_text().partition("\n## ")[0]))
     for run in RUNS:

@@ -27,6 +27,7 @@ def ledger(label: list[int], prediction: list[int], broken: dict[str, list[int]]
             np.zeros(count),
             np.ones(count),
             2.0,
+            prediction=np.where(flags, np.array(label) + 1, label),
         )
     return made
 
@@ -96,8 +97,9 @@ def test_a_row_counts_the_images_that_its_attack_was_meant_for() -> None:
     sampled = np.array([False, True, True, False])
     broken = np.array([False, True, False, False])
     made.outcomes["probe"] = Outcome(
-        Threat(Norm.l2, 0.1), broken, np.zeros(4), np.ones(4), 9.0, sampled, sampled, 20, 10
-    )
+        Threat(Norm.l2, 0.1), broken, np.zeros(4), np.ones(4), 9.0, sampled, sampled, 20, 10,
+        prediction=np.ones(4, dtype=int),
+    )  # fmt: skip
     report = made.report(Threat(Norm.linf, 0)).set_index("attack")
     probe, worst = report.loc["probe"], report.loc["worst_case"]
     assert (probe["n"], probe["accuracy"], probe["forward"], probe["backward"]) == (2, 0.5, 10, 5)

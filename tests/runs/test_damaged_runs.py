@@ -19,10 +19,12 @@ from robusttrain.runs.resume import Command, resumed
 from robusttrain.runs.saved_model import load_model
 from toys.command_line import CommandLine
 from toys.runs import finished, listing, with_manifest
+from toys.tries import tries
 
 pytestmark = pytest.mark.filterwarnings("ignore::robusttrain.errors.IdentityWarning")
 
-CASES = 2000
+# Damaged files, half of them next to a manifest that identifies them.
+CASES = tries(500, 2000)
 FILES = (BEST, COMMAND, MANIFEST, REPORT, SAMPLES)
 # Readers of a file that the manifest identifies.
 READ_BY = {

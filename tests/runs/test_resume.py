@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -27,35 +27,56 @@ from robusttrain.training.checkpointing import newest_checkpoint
 from toys.command_line import CommandLine, Running
 from toys.kills import ROLLING_BACK, TROUBLE, until_done
 from toys.runs import RUN, finished, refused, same
+from toys.tries import tries
 
 pytestmark = pytest.mark.long
 
 
+class Uninterrupted(NamedTuple):
+    """A run that nothing disturbs, and how long it takes."""
+
+    run_dir: Path
+    seconds: float
+
+
 @pytest.fixture(scope="module")
-def whole(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
-    return finished(command_line.start(*RUN, cwd=tmp_path_factory.mktemp("whole"))).run_dir
+def uninterrupted(
+    command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory
+) -> Uninterrupted:
+    began = time.monotonic()
+    answer = finished(command_line.start(*RUN, cwd=tmp_path_factory.mktemp("whole")))
+    return Uninterrupted(answer.run_dir, time.monotonic() - began)
+
+
+@pytest.fixture
+def whole(uninterrupted: Uninterrupted) -> Path:
+    return uninterrupted.run_dir
+
+
+# How often a run is killed.
+KILLS = tries(5, 20)
 
 
 def test_a_killed_run_resumes_and_ends_the_same(
-    command_line: CommandLine, tmp_path: Path, whole: Path
+    command_line: CommandLine, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
-    begin, kills, said = partial(command_line.start, cwd=tmp_path), 20, ""
-    began = time.monotonic()
-    finished(begin(*RUN))
-    length = time.monotonic() - began
-    for number in range(kills):
+    """Once within its first epoch, and once in each of equal parts of the run."""
+    begin, said = partial(command_line.start, cwd=tmp_path), ""
+    whole, length = uninterrupted
+    for number in range(KILLS + 1):
         folder = tmp_path / f"killed_{number}"
         running = begin(*RUN, f"hydra.run.dir={folder}")
-        # Once in each twentieth of the run.
-        time.sleep(length * (number + (7 * number % 10) / 10) / kills)
+        if number == KILLS:
+            running.until(f"killed_{number}/checkpoint.pt")
+        else:
+            time.sleep(length * (number + (7 * number % 10) / 10) / KILLS)
         killed = running.signal(signal.SIGKILL).end().code == -signal.SIGKILL
         if killed and not (folder / "manifest.json").exists():
             begun = (folder / "command.json").is_file()
             again = [f"resume={folder}"] if begun else [*RUN, f"hydra.run.dir={folder}"]
             said += finished(begin(*again)).said
         same(folder, whole)
-    # At least one was killed within an epoch, or the test shows little.
+    # Or the test shows little.
     assert re.search(r"resuming after batch [1-9]", said)
 
 

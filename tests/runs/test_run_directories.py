@@ -182,7 +182,7 @@ def test_the_manifest_has_the_digests_of_all_results(place: Path) -> None:
     run = place / "run"
     results = {
         "train.csv", "best.pt", "checkpoint.pt", "checkpoint.previous.pt", "report.csv",
-        "samples.csv", "adversarial.npz", "result.json",
+        "samples.csv", "adversarial.npz", "gallery.npz", "result.json",
     }  # fmt: skip
     assert json.loads((run / "manifest.json").read_text())["files"] == {
         name: hashlib.sha256((run / name).read_bytes()).hexdigest()
@@ -238,7 +238,7 @@ def test_a_file_that_is_named_is_read_as_it_is(run: Path, other: Path) -> None:
 EARLIER: dict[str, dict[str, object]] = {
     "names without digests": {
         "files": ["train.csv", "best.pt", "checkpoint.pt", "checkpoint.previous.pt", "report.csv",
-                  "samples.csv", "adversarial.npz", "result.json"],
+                  "samples.csv", "adversarial.npz", "gallery.npz", "result.json"],
     },
     "stages": {"files": None},
     "neither": {"files": None, "configuration": None},

@@ -27,7 +27,8 @@ from toys.command_line import Answer, CommandLine, Running
 
 SMOKE = [
     "experiment=smoke", "epochs=1", "model=linear", "evaluation.audit=false",
-    "evaluation.attacks.pgd.steps=3", "hydra.sweep.dir=sweep", "-m", "seed=0,1",
+    "evaluation.attacks.pgd.steps=3", "evaluation.attacks.apgd_ce.steps=5",
+    "hydra.sweep.dir=sweep", "-m", "seed=0,1",
 ]  # fmt: skip
 BAD = [*SMOKE, "optimizer.lr=0.01,-1"]
 

@@ -158,7 +158,8 @@ def test_a_baseline_among_trained_models_is_not_known_before() -> None:
 # --- on the command line -------------------------------------------------------------------------
 
 TINY = ["dataset=synthetic", "dataset.train_size=80", "dataset.validation=16", "device=cpu",
-        "dataset.test_size=24", "evaluation=quick", "evaluation.audit=false", "-m"]  # fmt: skip
+        "dataset.test_size=24", "evaluation=quick", "evaluation.audit=false",
+        "evaluation.attacks.apgd_ce.steps=5", "-m"]  # fmt: skip
 TRAIN = ["model=linear", "epochs=1", "defense=standard,madry", "eps=0.1", "seed=0,1"]
 
 

@@ -6,7 +6,9 @@ then forks a process for each command line that it is asked for. Signals, exit c
 is printed are those of a real process. It differs from one that a user starts in this:
 
 - `Hydra.get_mode` finds no mode, for which Hydra would compose every configuration twice:
-  `hydra.mode=MULTIRUN` is not understood, `-m` is. This is the one use of `hydra._internal`;
+  `hydra.mode=MULTIRUN` is not understood, `-m` is;
+- each choice of options is composed once, see `composition.py`;
+- it writes a page (`report.html`, seconds of figures) only if `report=html` is among its words;
 - at its end it runs what was asked for by `atexit`, and then leaves by `os._exit`: to take down all
   that is imported costs Python more than most of these runs.
 
@@ -152,13 +154,15 @@ class CommandLine:
 
 # What a command line imports when it needs it.
 LATER = (
-    "robusttrain.cli.compare", "robusttrain.api.task", "robusttrain.sweeps.callback",
-    "robusttrain.runs.rerun", "torch._dynamo", "scipy.stats", "scipy.optimize",
+    "robusttrain.cli.compare", "robusttrain.cli.report", "robusttrain.report.run.page",
+    "robusttrain.api.task", "robusttrain.sweeps.callback", "robusttrain.runs.rerun",
+    "torch._dynamo", "scipy.stats", "scipy.optimize",
 )  # fmt: skip
 
 
 def warm_up() -> None:
     """Do what every command line would do anew, and what its first time makes slow."""
+    import composition
     import hydra
     from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
@@ -172,6 +176,7 @@ def warm_up() -> None:
     Plugins.instance()
     # For this Hydra composes every configuration once more, and finds none.
     Hydra.get_mode = lambda self, **names: None
+    composition.remember()
     # The parser of command lines learns.
     words = ["evaluation=quick", "eps=8/255", "seed=1", "dataset.flip=true", "stages=[train]"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -183,12 +188,16 @@ def warm_up() -> None:
 
 def serve() -> dict[str, Any] | None:
     """Fork and wait as asked for; in a forked process, return the command that it is to run."""
+    from composition import learn
+
     for line in sys.stdin:
         question = json.loads(line)
         if isinstance(question, int):
             ended, status = os.waitpid(question, os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if ended else None
         else:
+            learn(question["words"])
+            gc.freeze()
             answer = os.fork()
             if answer == 0:
                 return question
@@ -199,6 +208,7 @@ def serve() -> dict[str, Any] | None:
 def become(command: dict[str, Any]) -> None:
     """Be the process of this command, from its first line to the end of what it has started."""
     from robusttrain.__main__ import main
+    from robusttrain.api import task
 
     os.environ.clear()
     os.environ.update(command["environment"])
@@ -208,6 +218,8 @@ def become(command: dict[str, Any]) -> None:
     for number, path in enumerate(command["spoken"], 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = ["robusttrain", *command["words"]]
+    if "report=html" not in command["words"]:
+        task.page_of = lambda run_dir: run_dir
     exec(command["first"], {"__name__": "first"})
     main()
 

@@ -26,6 +26,7 @@ RUN = [
     "defense=alpha_mix", "attack=pgd", "attack.steps=2", "noise=gaussian", "noise.predict=true",
     "dataset=synthetic", "model=mlp", "dataset.crop=1", "dataset.flip=true", "epochs=3",
     "batch_size=64", "evaluation=quick", "evaluation.samples=40", "evaluation.audit=false",
+    "evaluation.attacks.pgd.steps=3", "evaluation.attacks.apgd_ce.steps=5",
     "evaluation.eot=2", "evaluation.votes=5", "training.checkpoint_minutes=0.0001",
     # The state after the last epoch has to be the same, too.
     "training.keep=last",
