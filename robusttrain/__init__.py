@@ -22,6 +22,7 @@ _DEFINED = {
     "defenses": "",
     "evaluate": "robusttrain.api.evaluation",
     "load_model": "robusttrain.runs.saved_model",
+    "load_pretrained": "robusttrain.runs.saved_model",
     "load_run": "robusttrain.api.running",
     "run": "robusttrain.api.running",
     "train": "robusttrain.api.training",
@@ -29,7 +30,7 @@ _DEFINED = {
 
 __all__ = [
     "InputError", "Result", "Run", "__version__", "attacks", "defenses", "evaluate", "load_model",
-    "load_run", "run", "train",
+    "load_pretrained", "load_run", "run", "train",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from robusttrain.api.training import train
     from robusttrain.errors import InputError
     from robusttrain.report.result import Result
-    from robusttrain.runs.saved_model import load_model
+    from robusttrain.runs.saved_model import load_model, load_pretrained
 else:
 
     def __getattr__(name: str) -> object:

@@ -16,12 +16,14 @@ import pytest
 import robusttrain
 import robusttrain.errors
 from robusttrain.attacks import apgd, square
+from robusttrain.checkpoints.pretrained import names
 from robusttrain.threat import Norm
 from toys.command_line import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "robusttrain").rglob("*.py"))
 OPTIONS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml"))
+MODEL_FILES = (".pt", ".json")
 TEMPLATES = sorted(
     str(file.relative_to(ROOT))
     for file in (ROOT / "robusttrain").rglob("*")
@@ -56,11 +58,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_and_its_configuration(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(file.relative_to(ROOT)) for file in SOURCES}
     expected |= {f"robusttrain/{option}" for option in OPTIONS}
     expected |= {"robusttrain/py.typed", *TEMPLATES}
-    assert {name for name in names if ".dist-info/" not in name} == expected
+    expected |= {f"robusttrain/pretrained/{name}{end}" for name in names() for end in MODEL_FILES}
+    assert {name for name in shipped if ".dist-info/" not in name} == expected
 
 
 def test_the_wheel_says_its_version_and_its_license(built: Path) -> None:
@@ -80,8 +83,9 @@ def test_the_wheel_says_its_version_and_its_license(built: Path) -> None:
 def test_the_sdist_holds_the_tests_too(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "tests/test_package.py", *DOCUMENTS, *OPTIONS, *TEMPLATES} <= names
+        shipped = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {"pyproject.toml", "tests/test_package.py", *DOCUMENTS, *OPTIONS, *TEMPLATES}
+    assert expected <= shipped
 
 
 def test_the_wheel_runs_from_another_directory(built: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from robusttrain.api.isolation import isolated, program_terminal
 from robusttrain.attacks import Attack
 from robusttrain.config import unread
 from robusttrain.config.run_config import Config, Stage
-from robusttrain.data import Split
+from robusttrain.data import Split, image_index
 from robusttrain.evaluation.settings import Evaluation
 from robusttrain.models.passes import Passes
 from robusttrain.report.result import Result
@@ -175,6 +175,7 @@ def _evaluated(context: RunContext, inputs: Inputs, samples: Split) -> Result:
         found = experiment.examined(context, inputs.model, samples, None, is_foreign=True).found
         done(Work(len(context.config.evaluation.choose(samples.size)), passes))
     assert found is not None, "there is one process"
-    content = Data(samples, samples, {"test": samples.digest()}, {})
+    images = image_index(context.config.dataset, samples.size)
+    content = Data(samples, samples, {"test": samples.digest()}, {}, images)
     provenance = manifest(context.origin, context.device, content, costs, None, flags())
-    return replace(experiment.reported(context, found), provenance=provenance)
+    return replace(experiment.reported(context, found, images), provenance=provenance)

@@ -247,7 +247,7 @@ def load_run(path: Path | str, *, trust: Sequence[str] = ()) -> Run:
     ... )
     >>> folder = result.save(getfixture("tmp_path"))
     >>> rt.load_run(folder).samples.columns[:3].tolist()
-    ['index', 'label', 'clean_prediction']
+    ['index', 'index_in', 'label']
     """
     folder = Path(path)
     if not any((folder / name).is_file() for name in (*TABLES, BEST, LATEST)):

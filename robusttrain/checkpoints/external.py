@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.checkpoints import checkpoint as checkpoints
+from robusttrain.checkpoints import pretrained
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.models.normalize import Normalize
@@ -160,12 +161,16 @@ def load(
 ) -> Checkpoint | ExternalModel:
     """Read the file that the user names as `key`; a program is recognised, but not loaded.
 
+    `pretrained:NAME` is a model that comes with the package.
+
     Raises
     ------
     InputError
         If the file is missing, damaged, or none of these kinds; or if it is a program, and `trust`
         does not contain `CODE`.
     """
+    if pretrained.is_named(path):
+        path = pretrained.located(path, key)
     in_run = Path(path).is_dir()
     path = checkpoints.located(path, key)
     kind = _kind(path)

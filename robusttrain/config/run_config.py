@@ -56,7 +56,7 @@ class Config:
         What the run does. `evaluate` alone needs a `checkpoint`.
     checkpoint
         A saved run, a checkpoint or a state dict to evaluate or to train further, or a TorchScript
-        file or exported program to evaluate.
+        file or exported program to evaluate; or `pretrained:NAME`, a reference model.
     resume
         The directory of an interrupted run, which is resumed with its own configuration; or `auto`
         for the newest unfinished run of the same command.

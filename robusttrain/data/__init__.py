@@ -1,17 +1,19 @@
 """Data sets: bytes in the memory of the training device, or streamed from files."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol
 
 from robusttrain.data.augment import augment
 from robusttrain.data.batching import batch_count, batches, bounds, portions
+from robusttrain.data.image_index import FromFiles, ImageIndex, Published, image_index
 from robusttrain.data.split import Info, Samples, Split, as_input, hold_out
 from robusttrain.data.streamed import Streamed
 
 __all__ = [
     "Dataset",
     "FromFiles",
+    "ImageIndex",
     "Info",
+    "Published",
     "Samples",
     "Split",
     "Streamed",
@@ -21,6 +23,7 @@ __all__ = [
     "batches",
     "bounds",
     "hold_out",
+    "image_index",
     "portions",
 ]
 
@@ -43,17 +46,3 @@ class Dataset(Protocol):
         InputError
             If the files are missing or cannot be read.
         """
-
-
-@runtime_checkable
-class FromFiles(Protocol):
-    """A data set with a file for each image, which reports what it has read."""
-
-    def test_files(self) -> Sequence[str]:
-        """The name of the file of each test image, in the order of the test set."""
-
-    def contents(self) -> Mapping[str, Any]:
-        """What the manifest of a run has about the files that were not read."""
-
-    def summary(self) -> str:
-        """What was read and what was not, in one line."""

@@ -3,12 +3,13 @@
 from dataclasses import KW_ONLY, dataclass
 
 import torch
+from torch import Tensor
 
 from robusttrain.data._base import _Base
 from robusttrain.data.split import Info, Split
 from robusttrain.seeding import generator_for
 
-TEST_SIZE = 360
+SIZE, TEST_SIZE = 1797, 360
 
 
 @dataclass
@@ -32,5 +33,14 @@ class Digits(_Base):
         # A pixel is the number of inked dots in a 4x4 block, from 0 to 16.
         images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)
         digits = Split(images.unsqueeze(1), torch.from_numpy(bunch.target).long())
-        order = torch.randperm(digits.size, generator=generator_for(0, "digits test split"))
+        order = _order()
         return digits.take(order[TEST_SIZE:]), digits.take(order[:TEST_SIZE])
+
+    def test_positions(self) -> Tensor:
+        """The position of each test image in `load_digits()`, int64 (360,)."""
+        return _order()[:TEST_SIZE]
+
+
+def _order() -> Tensor:
+    """The positions of all digits in `load_digits()`, those of the test set first."""
+    return torch.randperm(SIZE, generator=generator_for(0, "digits test split"))

@@ -107,21 +107,24 @@ class Baseline:
         difference = f"the threat model {' and '.join(found)}, and this run {' and '.join(own)}"
         self._require(set(found) == set(own), difference)
 
-    def refuse_other_images(self, digest: str, index: Sequence[int]) -> None:
+    def refuse_other_images(self, digest: str, index: Sequence[int], index_in: str) -> None:
         """Raise `InputError` if the baseline was evaluated on other images.
 
         Parameters
         ----------
         digest
             The digest of the test set.
-        index
-            The positions of the images there that are evaluated.
+        index, index_in
+            The positions of the images that are evaluated, and what they count, as in
+            `samples.csv`.
         """
         self._require(digest == self.digest, "another test set")
+        counts = f"positions in the {self.run.index_in}, and this run in the {index_in}"
+        self._require(self.run.index_in == index_in, f"{counts}; evaluate it again")
         before = sorted(self.run.label.index)
         counts = f"{len(before)} images, and this run {len(index)}"
         self._require(len(before) == len(index), counts)
-        self._require(before == list(index), "other images of the test set")
+        self._require(before == sorted(index), "other images of the test set")
 
     def _require(self, same: bool, difference: str) -> None:
         if not same:

@@ -1,14 +1,16 @@
 """What the user may set of an evaluation."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges, seeding
 from robusttrain.attacks import Attack, ProbeAttack, fitted, threat_of, traits_of
+from robusttrain.errors import InputError
 from robusttrain.report.ledger import CLEAN, PROBE, UNION, WORST_CASE
 
 # Row names that attacks may not use.
@@ -19,6 +21,10 @@ RESERVED = (
 
 
 RESERVED_START = "eot_"
+
+
+# Positions that a message names.
+MOST_SHOWN = 5
 
 
 # Small batches stay in a processor's cache; a GPU wants large ones.
@@ -76,7 +82,12 @@ class Evaluation:
         classified correctly, and its row stands for itself.
     samples
         How many test images; all of them where not given. The choice does not depend on the seed,
-        so that runs can be paired.
+        so that runs can be paired. It has no effect with `indices` or `first`.
+    indices
+        Exactly these test images, by their positions in the data set as published, which are the
+        column `index` of `samples.csv`. In Python they are positions in the given images.
+    first
+        That many test images, the first ones in the order of the data set as published.
     batch_size
         Most images in one pass, 1 or more; 128 on a CPU and 512 elsewhere where not given.
     eot, votes
@@ -115,6 +126,8 @@ class Evaluation:
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     survivors_only: bool = False
     samples: int | None = None
+    indices: list[int] | None = None
+    first: int | None = None
     batch_size: int | None = None
     eot: int = 20
     votes: int = 50
@@ -131,10 +144,12 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         ranges.at_least(1, eot=self.eot, votes=self.votes)
-        for key in ("samples", "batch_size", "probe_samples"):
+        for key in ("samples", "first", "batch_size", "probe_samples"):
             value = getattr(self, key)
             if value is not None:
                 ranges.count(**{key: value})
+        if self.indices is not None:
+            self._check_indices(self.indices)
         ranges.require(
             self.probe is not None or not self.audit,
             "probe",
@@ -170,16 +185,64 @@ class Evaluation:
         return (CLEAN, WORST_CASE, *union, *self.attacks)
 
     def unused(self) -> dict[str, str]:
-        """The probe without an audit, and the tolerance without a baseline."""
+        """The probe without an audit, the tolerance without a baseline, and `samples`."""
         probe = {} if self.audit else {"probe": "audit", "probe_samples": "audit"}
-        return probe | ({} if self.baseline else {"tolerance": "baseline"})
+        tolerance = {} if self.baseline else {"tolerance": "baseline"}
+        chosen = next((key for key in ("indices", "first") if getattr(self, key) is not None), None)
+        return probe | tolerance | ({"samples": chosen} if chosen else {})
+
+    def located(self, positions: Tensor) -> Self:
+        """The same settings, with `indices` and `first` as rows of a test set.
+
+        Parameters
+        ----------
+        positions
+            The position of each image of the test set in the data set as published, int64 (N,).
+
+        Raises
+        ------
+        InputError
+            If `indices` has other positions, or `first` is larger than N.
+        """
+        if self.indices is None and self.first is None:
+            return self
+        return replace(self, indices=self._rows(positions).tolist(), first=None)
 
     def choose(self, size: int) -> Tensor:
-        """Positions of the images to evaluate in a split of `size`, in increasing order."""
+        """Positions of the images to evaluate in a split of `size`, in increasing order.
+
+        Raises
+        ------
+        InputError
+            If `indices` or `first` has other images.
+        """
+        if self.indices is not None or self.first is not None:
+            return self._rows(torch.arange(size))
         if self.samples is None or self.samples >= size:
             return torch.arange(size)
         order = torch.randperm(size, generator=seeding.generator_for(0, "evaluated samples"))
         return order[: self.samples].sort().values
+
+    def _check_indices(self, indices: Sequence[int]) -> None:
+        ranges.require(self.first is None, "first", self.first, "left out where indices are given")
+        different = len(set(indices)) == len(indices)
+        fits = bool(indices) and different and min(indices) >= 0
+        allowed = "one or more different positions, each 0 or more"
+        ranges.require(fits, "indices", _shown(indices), allowed)
+
+    def _rows(self, positions: Tensor) -> Tensor:
+        """The rows of the images that `indices` or `first` choose, in increasing order."""
+        if self.indices is None:
+            count, allowed = self.first or 0, f"at most {len(positions)}, as there are test images"
+            ranges.require(count <= len(positions), "evaluation.first", count, allowed)
+            return positions.argsort()[:count].sort().values
+        rows = {position: row for row, position in enumerate(positions.tolist())}
+        others = [index for index in self.indices if index not in rows]
+        if others:
+            problem = f"has positions without a test image, {_shown(others)}"
+            key, given = "evaluation.indices", _shown(self.indices)
+            raise InputError(key, given, _range(positions), problem)
+        return torch.tensor(sorted(rows[index] for index in self.indices))
 
     def at_once(self, device: torch.device) -> int:
         """How many images go through a model on `device` together."""
@@ -204,6 +267,22 @@ class Evaluation:
             changes = differences(attack, changed).items()
             suite[" ".join([name, *(f"{key}={new}" for key, (_, new) in changes)])] = changed
         return suite
+
+
+def _shown(indices: Sequence[int]) -> str:
+    rest = ", ..." if len(indices) > MOST_SHOWN else ""
+    return f"[{', '.join(map(str, indices[:MOST_SHOWN]))}{rest}]"
+
+
+def _range(positions: Tensor) -> str:
+    """Which positions there are, in words."""
+    count, last = len(positions), int(positions.max())
+    if last == count - 1:
+        return f"the {count} test images are at 0 to {last}"
+    return (
+        f"the {count} test images are at some of 0 to {last}, "
+        f"which are the column index of a samples.csv of all of them"
+    )
 
 
 def differences(attack: Attack, fitted: Attack) -> dict[str, tuple[object, object]]:

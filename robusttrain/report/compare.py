@@ -27,8 +27,9 @@ WHOLE = ("index", "label", "clean_prediction")
 BROKEN = "_broken"
 # The row of what bounds prove.
 VERIFIED = "verified"
-# What reports of earlier versions do not have.
-NEW = ("audit",)
+# What files of earlier versions do not have. Positions in their test sets were all that they had.
+NEW = ("audit", "index_in")
+EARLIER_INDEX = "test set"
 
 
 class Measure(NamedTuple):
@@ -58,7 +59,9 @@ class Run:
         The attacks of its evaluation.
     label, right
         The class of each test image, and for each measure whether the model is right; indexed by
-        position in the test set.
+        the position of the image.
+    index_in
+        What the positions count, as in `samples.csv`: the `test set` or the `data set`.
     verified
         The rows of what bounds prove; most runs have none.
     """
@@ -68,6 +71,7 @@ class Run:
     attacks: tuple[str, ...]
     label: pd.Series
     right: Mapping[Measure, pd.Series]
+    index_in: str = EARLIER_INDEX
     verified: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -147,8 +151,9 @@ def _run_in(folder: Path) -> Run:
             problem = f"has another accuracy, {measure}, than {SAMPLES} beside it"
             allowed = "they are of different runs or versions: evaluate it again"
             raise InputError(str(folder / REPORT), allowed=allowed, problem=problem)
+    index_in = samples.get("index_in", pd.Series([EARLIER_INDEX])).iloc[0]
     verified = [row for row in rows if row["attack"] == VERIFIED]
-    return Run(folder, measured, attacks, samples["label"], right, verified)
+    return Run(folder, measured, attacks, samples["label"], right, str(index_in), verified)
 
 
 def _threat(row: Mapping[str, Any]) -> Threat:
@@ -216,7 +221,7 @@ def compare(runs: Sequence[Run], measures: Sequence[Measure]) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If two runs share no sample or give one different labels.
+        If two runs share no sample, give one different labels, or count positions differently.
     """
     pairs = [(a, b, _common(a, b)) for a, b in combinations(runs, 2)]
     table = pd.DataFrame([_row(*pair, measure) for measure in measures for pair in pairs])
@@ -229,7 +234,7 @@ def tested(a: Run, b: Run, measures: Sequence[Measure]) -> list[dict[str, Any]]:
     Raises
     ------
     InputError
-        If the runs share no sample or give one different labels.
+        If the runs share no sample, give one different labels, or count positions differently.
     """
     common = _common(a, b)
     return [_row(a, b, common, measure) for measure in measures]
@@ -308,6 +313,12 @@ def _flags(run: Run, common: "pd.Index[int]", measure: Measure) -> Flags:
 
 def _common(a: Run, b: Run) -> "pd.Index[int]":
     """The samples that both runs have, in one order."""
+    if a.index_in != b.index_in:
+        allowed = (
+            f"index in {SAMPLES} is a position in the {a.index_in} of one, and in the {b.index_in} "
+            f"of the other; evaluate the older one again"
+        )
+        raise InputError(f"{a.folder} and {b.folder}", allowed=allowed, problem="cannot be paired")
     if a.label.equals(b.label):
         return a.label.index
     common = a.label.index.intersection(b.label.index)

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from omegaconf import OmegaConf, resolvers
+from torch import Tensor
 
 from robusttrain.config.run_config import Config, Stage
 from robusttrain.config.schema import GROUPS
@@ -83,6 +84,19 @@ class RunContext:
     device: torch.device
     run_dir: Path
     terminal: Terminal
+
+    def located(self, positions: Tensor) -> "RunContext":
+        """The same run, with the images to evaluate as rows of its test set.
+
+        `positions` are those of its images in the data set as published, int64 (N,).
+
+        Raises
+        ------
+        InputError
+            If images are to be evaluated that are not in the test set.
+        """
+        evaluation = self.config.evaluation.located(positions)
+        return replace(self, config=replace(self.config, evaluation=evaluation))
 
     @property
     def trains(self) -> bool:

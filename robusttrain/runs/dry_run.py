@@ -179,7 +179,7 @@ def _work(context: RunContext, settings: Evaluation) -> _Work:
     subject = robust_network(threat, info)
     images = torch.full((IMAGES, *info.image_shape), 128, dtype=torch.uint8)
     samples = Split(images, torch.zeros(IMAGES, dtype=torch.long))
-    few = replace(settings, samples=IMAGES, probe_samples=IMAGES)
+    few = replace(settings, samples=IMAGES, indices=None, first=None, probe_samples=IMAGES)
     passes, started = Passes(), time.perf_counter()
     with TemporaryDirectory() as folder, passes.counting(subject):
         cache = EvaluationCache(Path(folder), None)

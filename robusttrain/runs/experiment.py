@@ -12,7 +12,7 @@ from robusttrain.checkpoints.checkpoint import differing
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
-from robusttrain.data import FromFiles, Info, Samples, hold_out
+from robusttrain.data import ImageIndex, Info, Samples, hold_out
 from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.pipeline import (
@@ -67,7 +67,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         If training diverges; the results of earlier epochs stay on disk.
     """
     context = _context(config, origin, run_dir, terminal)
-    inputs, data, baseline = _ready(context)
+    context, inputs, data, baseline = _ready(context)
     device = context.device
     if distributed.is_main():
         clear(run_dir, resumed=config.resume is not None)
@@ -86,8 +86,8 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         if context.evaluates:
             passes = Passes()
             with costs.measuring(Stage.evaluate) as done, passes.counting(inputs.model):
-                _evaluate(context, inputs, data.test, record, best.epoch if best else 0)
-                done(Work(len(config.evaluation.choose(data.test.size)), passes))
+                _evaluate(context, inputs, data, record, best.epoch if best else 0)
+                done(Work(len(context.config.evaluation.choose(data.test.size)), passes))
     if distributed.is_main():
         for stage, seconds in costs.seconds.items():
             terminal.detail(f"{stage}: {seconds:.1f} s")
@@ -146,7 +146,7 @@ def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
         As `run`.
     """
     context = _context(config, origin, Path(), terminal)
-    inputs, data, _ = _ready(context)
+    context, inputs, data, _ = _ready(context)
     trainer = trainer_of(context, inputs, data.train) if context.trains else None
     dry_run.show(context, inputs, data, trainer)
 
@@ -158,19 +158,25 @@ def _context(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) 
     return RunContext(config, origin, info, device, run_dir, terminal)
 
 
-def _ready(context: RunContext) -> tuple[Inputs, Data, Baseline | None]:
-    """The model on its device, tried on a few images; the data; and the run to compare with."""
+def _ready(context: RunContext) -> tuple[RunContext, Inputs, Data, Baseline | None]:
+    """The model on its device, tried on a few images; the data; and the run to compare with.
+
+    In the returned context, the images to evaluate are rows of the test set.
+    """
     baseline = _baseline(context)
     inputs = inputs_of(context)
     check_inputs(context, inputs)
     inputs.model.to(context.device)
     rehearse(context, inputs)
     data = data_of(context)
+    if context.evaluates:
+        context = context.located(data.images.positions)
     if baseline is not None:
-        chosen = context.config.evaluation.choose(data.test.size)
-        baseline.refuse_other_images(data.digests["test"], chosen.tolist())
+        chosen = data.images.positions[context.config.evaluation.choose(data.test.size)]
+        counted_in = data.images.counted_in
+        baseline.refuse_other_images(data.digests["test"], chosen.tolist(), counted_in)
     _describe(context, inputs.model, data)
-    return inputs, data, baseline
+    return context, inputs, data, baseline
 
 
 def _conclude(context: RunContext, content: Mapping[str, Any]) -> None:
@@ -262,17 +268,15 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     terminal.say(f"resuming after batch {position.batch} of epoch {position.epoch}")
 
 
-def _evaluate(
-    context: RunContext, inputs: Inputs, samples: Samples, record: Record, epoch: int
-) -> None:
-    """Evaluate the model on `samples` and report; its weights are those after `epoch`."""
+def _evaluate(context: RunContext, inputs: Inputs, data: Data, record: Record, epoch: int) -> None:
+    """Evaluate the model on the test set and report; its weights are those after `epoch`."""
     config = context.config
     folder = context.run_dir / f"{EVALUATION_CACHE}{distributed.suffix()}"
     cache = EvaluationCache(folder, (config.checkpoint, config.model, config.noise))
     is_foreign = isinstance(inputs.given, ExternalModel)
-    finished = examined(context, inputs.model, samples, cache, is_foreign=is_foreign)
+    finished = examined(context, inputs.model, data.test, cache, is_foreign=is_foreign)
     if finished.found is not None:
-        result = reported(context, finished.found)
+        result = reported(context, finished.found, data.images)
         result.write(context.run_dir)
         result.show(context.terminal)
         record(report_figures(rows_of(result.table)), epoch)
@@ -298,8 +302,7 @@ def examined(
         return run_evaluation(model, test, plan, cache, context.terminal)
 
 
-def reported(context: RunContext, found: EvaluationResult) -> Result:
-    """The tables of an evaluation."""
-    config, dataset = context.config, context.config.dataset
-    files = dataset.test_files() if isinstance(dataset, FromFiles) else None
-    return result_of(found, context.origin.names, config.threat, config.seed, files)
+def reported(context: RunContext, found: EvaluationResult, images: ImageIndex) -> Result:
+    """The tables of an evaluation; `images` says how test images are found again."""
+    config = context.config
+    return result_of(found, context.origin.names, config.threat, config.seed, images)

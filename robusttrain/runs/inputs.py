@@ -11,7 +11,15 @@ from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExportedProgram, ExternalModel, Weights
 from robusttrain.config.build import named_in
-from robusttrain.data import Dataset, FromFiles, Info, Samples, Streamed
+from robusttrain.data import (
+    Dataset,
+    FromFiles,
+    ImageIndex,
+    Info,
+    Samples,
+    Streamed,
+    image_index,
+)
 from robusttrain.defenses import Defense, WithModels
 from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
@@ -58,12 +66,15 @@ class Data(NamedTuple):
         The digest of each, by its name.
     contents
         The number of images of each class and split, for the manifest.
+    images
+        How the test images are found in the data set as published.
     """
 
     train: Samples
     test: Samples
     digests: dict[str, str]
     contents: dict[str, Any]
+    images: ImageIndex
 
 
 def inputs_of(context: RunContext) -> Inputs:
@@ -122,21 +133,23 @@ def data_of(context: RunContext) -> Data:
     Raises
     ------
     InputError
-        If images cannot be read, are not bytes, or do not fit in memory.
+        If images cannot be read, are not bytes, or do not fit in memory; or if images are to be
+        evaluated that are not in the test set.
     """
     config, terminal = context.config, context.terminal
     with named_in(context.origin.config, "dataset"):
         train, test = loaded(config.dataset, context.origin.names["dataset"])
+    images = image_index(config.dataset, test.size)
     if context.evaluates:
-        chosen = config.evaluation.choose(test.size)
+        chosen = config.evaluation.located(images.positions).choose(test.size)
         model_checks.refuse_too_many(test, chosen, context.device)
     digest = digests(train, test, terminal)
     counts = contents(config.dataset, context.info, train, test)
     if isinstance(config.dataset, FromFiles):
         terminal.say(config.dataset.summary())
-    if not context.evaluates:
-        return Data(train, test, digest, counts)
-    return Data(train, placed(test, "cpu", "test", terminal), digest, counts)
+    if context.evaluates:
+        test = placed(test, "cpu", "test", terminal)
+    return Data(train, test, digest, counts, images)
 
 
 def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:

@@ -22,6 +22,9 @@ from robusttrain.runs.trust import trust_in, trusted_words
 # Durations are no results.
 TIMES = ["seconds"]
 
+# Where an image is found.
+PLACE = ["index", "index_in"]
+
 # Entries of the manifest that may explain a difference.
 CIRCUMSTANCES = (
     "data", "device_name", "threads", "processes", "python", "platform", "versions", "git",
@@ -113,6 +116,9 @@ class Repetition:
         if not all(there):
             return f"{name} exists in only one of the two runs" if any(there) else None
         one, other = (_read(path) for path in paths)
+        if "index_in" not in one:
+            # Earlier versions counted positions otherwise.
+            one, other = (table.drop(columns=PLACE, errors="ignore") for table in (one, other))
         if one.equals(other):
             return None
         if one.shape != other.shape or list(one) != list(other):

@@ -1,11 +1,15 @@
 """The tables of an evaluation, with the names of what was evaluated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robusttrain.config.schema import COMPANIONS, NOTHING
+from robusttrain.data import ImageIndex
 from robusttrain.evaluation.findings import Check
 from robusttrain.evaluation.pipeline import EvaluationResult
 from robusttrain.report.ledger import CURVE_COLUMNS
@@ -20,7 +24,7 @@ def result_of(
     names: Mapping[str, str],
     threat: Threat,
     seed: int,
-    files: Sequence[str] | None = None,
+    images: ImageIndex,
 ) -> Result:
     """The tables of an evaluation.
 
@@ -32,23 +36,42 @@ def result_of(
         The chosen option of each group, and the training attack.
     threat, seed
         Threat model and seed of the run.
-    files
-        The names of all test images, if they are files.
+    images
+        How all test images are found again.
     """
-    samples = found.ledger.samples()
-    if files is not None:
-        samples.insert(1, "file", [files[index] for index in samples["index"]])
     certificates, kept = found.certificates, found.ledger.adversarial is not None
+    certified = pd.DataFrame(map(asdict, certificates.images if certificates else ()))
     return Result(
         table=_report_of(found, names, threat, seed),
-        samples=samples,
+        samples=_as_published(found.ledger.samples(), images),
         audit=pd.DataFrame(found.audit.checks, columns=Check._fields),
         curve=pd.DataFrame([point.as_dict() for point in found.audit.curve], columns=CURVE_COLUMNS),
-        certified=pd.DataFrame(map(asdict, certificates.images if certificates else ())),
-        adversarial=found.ledger.arrays() if kept else None,
-        gallery=examples.arrays(found.ledger) if found.ledger.examples else None,
+        certified=_as_published(certified, images) if certificates else certified,
+        adversarial=_arrays(found.ledger.arrays(), images) if kept else None,
+        gallery=_arrays(examples.arrays(found.ledger), images) if found.ledger.examples else None,
         paper=certificates.theorem.paper if certificates else "",
     )
+
+
+def _as_published(table: pd.DataFrame, images: ImageIndex) -> pd.DataFrame:
+    """`table`, whose `index` has rows of the test set, with their places instead."""
+    places = pd.DataFrame(_places(table["index"].to_numpy(), images))
+    return pd.concat([places, table.drop(columns="index")], axis=1)
+
+
+def _arrays(arrays: Mapping[str, Any], images: ImageIndex) -> dict[str, Any]:
+    """`arrays`, whose `index` has rows of the test set, with their places instead."""
+    places = _places(arrays["index"], images)
+    return {**arrays} | {name: np.array(values) for name, values in places.items()}
+
+
+def _places(rows: NDArray[np.int64], images: ImageIndex) -> dict[str, Any]:
+    """The columns that say where the images at `rows` of a test set are found."""
+    positions = images.positions.numpy()[rows]
+    places: dict[str, Any] = {"index": positions, "index_in": [images.counted_in] * len(rows)}
+    if images.files is not None:
+        places["file"] = [images.files[row] for row in rows]
+    return places
 
 
 def _report_of(

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint, refuse_incomplete
 from robusttrain.checkpoints.external import ExportedProgram, Weights
+from robusttrain.checkpoints.pretrained import PREFIX
 from robusttrain.config.build import build_component
 from robusttrain.data import Info
 from robusttrain.errors import InputError
@@ -27,8 +28,8 @@ def load_model(
     Parameters
     ----------
     run
-        A run directory, which stands for its `best.pt`, a checkpoint file, or a program
-        (TorchScript, torch.export), whose code is run.
+        A run directory, which stands for its `best.pt`, a checkpoint file, a program (TorchScript,
+        torch.export), whose code is run, or `pretrained:NAME`.
     trust
         Packages other than robusttrain whose classes and functions the saved configuration may
         call, and `code` if a program may run its own.
@@ -56,6 +57,32 @@ def load_model(
         # Keys in the other run mean nothing in this one.
         raise InputError("run", run, str(error), "cannot be loaded") from error
     return model.eval().to(device)
+
+
+def load_pretrained(name: str, *, device: torch.device | str = "cpu") -> torch.nn.Module:
+    """A reference model, in eval mode, taking images (N, C, H, W) in [0, 1] to logits.
+
+    These models come with the package, and nothing is downloaded.
+
+    Parameters
+    ----------
+    name
+        Its name, such as `digits-linf-0.1`.
+    device
+        The device of the returned model.
+
+    Raises
+    ------
+    InputError
+        If there is no such model; the message has all names.
+
+    Examples
+    --------
+    >>> model = load_pretrained("digits-linf-0.1")
+    >>> model(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    return load_model(f"{PREFIX}{name}", device=device)
 
 
 def _model_of(saved: Checkpoint, trust: Sequence[str]) -> torch.nn.Module:

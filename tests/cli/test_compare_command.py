@@ -60,13 +60,15 @@ def runs(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, run in (("a", sweep / "0"), ("b", sweep / "1")):
         shutil.copytree(run, folder / name)
     # No sample that b classifies correctly is left.
-    edited(sweep / "1", folder / "poor", "samples.csv", r"^(\d+),(\d),\d,", r"\1,\2,-1,")
+    edited(sweep / "1", folder / "poor", "samples.csv", r"^(\d+,test set,\d),\d,", r"\1,-1,")
     zero = pd.read_csv(folder / "poor" / "report.csv").assign(accuracy=0.0)
     zero.to_csv(folder / "poor" / "report.csv", index=False)
     edited(sweep / "1", folder / "unfinished", "samples.csv")
     edited(sweep / "1", folder / "half", "report.csv")
-    edited(sweep / "1", folder / "broken", "samples.csv", r"^(\d+),\d,", r"\1,x,")
-    edited(sweep / "1", folder / "other-labels", "samples.csv", r"^7,\d,", "7,77,")
+    edited(sweep / "1", folder / "broken", "samples.csv", r"^(\d+,test set),\d,", r"\1,x,")
+    edited(
+        sweep / "1", folder / "other-labels", "samples.csv", r"^7,test set,\d,", "7,test set,77,"
+    )
     edited(sweep / "1", folder / "other-samples", "samples.csv", r"^(\d+),", r"1000\1,")
     edited(sweep / "1", folder / "other-eps", "report.csv", r",linf,0.1,", ",linf,0.2,")
     edited(sweep / "1", folder / "fewer-attacks", "samples.csv", "^(.*)fgsm_broken", r"\1fgsm_idle")

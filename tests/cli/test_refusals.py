@@ -27,6 +27,7 @@ COMMANDS = ("compare", "rerun", "resume=")
 
 # Mistakes that are only found in the data.
 NEED_DATA = (
+    "evaluation.first=257", "evaluation.indices=[0,256]",
     "dataset.validation=600", "dataset.validation=1000", "dataset.train_size=1000000000000",
     "+optimizer.x=1 optimizer._target_=defects.optimizer", "logger._target_=defects.Logger",
 )  # fmt: skip

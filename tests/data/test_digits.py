@@ -57,3 +57,11 @@ def test_the_test_set_is_fixed_and_global_randomness_untouched() -> None:
 def test_impossible_fields_are_refused_by_name(values: dict[str, float], key: str) -> None:
     with pytest.raises(InputError, match=key):
         Digits(**values)  # type: ignore[arg-type]
+
+
+def test_positions_find_the_test_images_in_scikit_learns_digits() -> None:
+    positions, test = Digits().test_positions(), Digits().load()[1]
+    bunch = load_digits()
+    found = torch.from_numpy(bunch.images[positions] * (255 / 16)).round().to(torch.uint8)
+    assert torch.equal(found[:, None], test.images)
+    assert bunch.target[positions].tolist() == test.labels.tolist()

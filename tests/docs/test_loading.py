@@ -67,6 +67,10 @@ PROVEN: dict[str, tuple[str, ...]] = {
     ),
     "`trust` allows a package": (f"{CHECKPOINT}::test_a_function_of_a_trusted_package_may_build",),
     "Name only packages that do no harm": PROSE,
+    "`checkpoint=pretrained:NAME` reads a": (
+        "checkpoints/test_pretrained.py::test_another_file_under_the_name_is_refused",
+        "checkpoints/test_pretrained.py::test_a_name_stands_wherever_a_run_can_be_named",
+    ),
     "Checkpoints of earlier versions can be read": (f"{OLD}::test_its_model_is_loaded",),
     "`resume=RUN` takes its command from": (
         f"{RESUME}::test_the_command_of_a_run_is_restored",

@@ -1,9 +1,11 @@
 """The manual's tables of files, columns, checks and options, against real runs and the code."""
 
 import json
+import math
 import re
 import signal
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,8 @@ RUNS = {
     "plain": [
         *TINY, "defense=madry", "model=mlp", "evaluation=quick", "evaluation.verify=true",
         "evaluation.save_adversarial=true", "training.keep=last",
+        # Of another radius, so that there is a union.
+        "+attack@evaluation.attacks.near=fgsm", "evaluation.attacks.near.eps=0.05",
     ],
     "noisy": [
         *TINY, "defense=alpha_mix", "attack=fgsm", "model=mlp", "noise=gaussian",
@@ -73,13 +77,26 @@ def expanded(columns: dict[str, dict[str, str]], written: list[str]) -> dict[str
     return found
 
 
+# What numbers of a unit may be, unless the row says something else.
+UNITS = {
+    "share": (0, 1), "pixels, 0 to 1": (0, math.inf),
+    "pixels, in the norm of the noise": (0, math.inf),
+    "s": (0, math.inf), "images": (0, math.inf), "passes": (0, math.inf), "steps": (0, math.inf),
+    "draws": (1, math.inf), "MiB": (1, math.inf), "images/s": (0, math.inf),
+}  # fmt: skip
+
+# Differences and their intervals.
+SIGNED = ("first minus second", "end of its 95 % interval", "upper end")
+
+
 def kinds(row: dict[str, str], values: "pd.Series[str]") -> bool:
     """Whether values have the type and the range that a row states."""
-    if row["type"] == "integer":
-        return bool(values.str.fullmatch(r"-?\d+(\.0)?").all())
-    if row["type"] == "number":
-        numbers = values.astype(float)
-        return row["unit"] != "share" or bool(numbers.between(-1, 1).all())
+    if row["type"] == "integer" and not values.str.fullmatch(r"-?\d+(\.0)?").all():
+        return False
+    if row["type"] in ("integer", "number"):
+        low, high = UNITS.get(row["unit"], (-math.inf, math.inf))
+        low = -1 if any(words in row["meaning"] for words in SIGNED) else low
+        return bool(values.astype(float).between(low, high).all())
     if row["type"] == "0 or 1":
         return bool(values.isin(["0", "1"]).all())
     if row["type"] == "True or False":
@@ -118,6 +135,124 @@ def test_columns_are_those_that_the_manual_explains(left: Path, name: str, folde
         assert kinds(row, values[values != ""]), (column, row["type"], values.tolist())
 
 
+def is_of_the_attacks(row: Mapping[str, str], run: Path) -> bool:
+    """Whether a row of a report is `clean`, of an attack, or over several attacks."""
+    suite = {name.removesuffix("_broken") for name in pd.read_csv(run / "samples.csv")}
+    return row["attack"] in {"clean", "worst_case", "union", *suite}
+
+
+def is_broken(row: Mapping[str, str]) -> bool:
+    """Whether an image is misclassified, by itself or attacked, or by the draws of the audit."""
+    flags = (value == "1" for name, value in row.items() if name.endswith("_broken"))
+    wrong = row["label"] != row["clean_prediction"]
+    return wrong or any(flags) or (row["broken_by"] == "probe" and row["probe_broken"] == "")
+
+
+# When a cell is empty, in the words of the manual, as a condition on its row. Conditions on the
+# whole run are true of none of the runs here.
+EMPTY: dict[str, Callable[[Mapping[str, str], Path], bool]] = {
+    "": lambda row, run: False,
+    "there is no validation split": lambda row, run: False,
+    "the defense computes no clean logits": lambda row, run: run.name == "plain",
+    "the defense computes no adversarial logits": lambda row, run: False,
+    "the training has no attack": lambda row, run: False,
+    "the model is from elsewhere, or your own defense has no attack": lambda row, run: False,
+    "the row is `union`": lambda row, run: row["attack"] == "union",
+    "the row is no attack, and neither `clean`, `worst_case` nor `union`":
+        lambda row, run: not is_of_the_attacks(row, run),
+    "the row is neither `worst_case` nor `union`":
+        lambda row, run: row["attack"] not in ("worst_case", "union"),
+    "nothing broke it": lambda row, run: not is_broken(row),
+    "the curve is `certified`": lambda row, run: row["curve"] == "certified",
+    "the job has no figures": lambda row, run: row["status"] == "failed",
+    "the job has no figures, or the row is `union`": lambda row, run: row["status"] == "failed",
+    "the job has no figures, or the row is neither `worst_case` nor `union`":
+        lambda row, run: row["attack"] not in ("worst_case", "union"),
+    "nothing was trained or validated": lambda row, run: row["status"] == "failed",
+    "the job has not finished, or did not train": lambda row, run: row["status"] == "failed",
+    "the job has not finished, or did not evaluate": lambda row, run: row["status"] == "failed",
+    "as above": lambda row, run: row["status"] == "failed",
+    "the job has no such argument, or the training no such key": lambda row, run: False,
+    "the job has not ended": lambda row, run: False,
+    "the job did not fail": lambda row, run: row["status"] != "failed",
+    "the measure is not `worst_case`": lambda row, run: row["measure"] != "worst_case",
+    "`p_holm` is 0.05 or more": lambda row, run: float(row["p_holm"]) >= 0.05,
+}  # fmt: skip
+
+# The probe of an audit looks at some images only, which the table does not show.
+ATTACKED = "the attack was not run on it"
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [(name, folder) for name, folders in TABLES.items() for folder in folders]
+)
+def test_cells_are_empty_exactly_when_the_manual_says_so(
+    left: Path, name: str, folder: str
+) -> None:
+    table = pd.read_csv(left / folder / name, dtype=str, keep_default_na=False)
+    for column, row in expanded(documented(name), list(table)).items():
+        if row["empty when"] == ATTACKED or column not in table:
+            continue
+        is_empty = EMPTY[row["empty when"]]
+        expected = [is_empty(cells, left / folder) for cells in table.to_dict("records")]
+        assert (table[column] == "").tolist() == expected, column
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_cells_of_an_attack_are_empty_where_it_was_not_run(left: Path, run: str) -> None:
+    """No image is attacked that is misclassified; these suites attack all others."""
+    table = pd.read_csv(left / run / "samples.csv", dtype=str, keep_default_na=False)
+    wrong = table["label"] != table["clean_prediction"]
+    for name in (c.removesuffix("_broken") for c in table if c.endswith("_broken")):
+        empty = [table[f"{name}_{figure}"] == "" for figure in ("broken", "margin", "size")]
+        assert empty[0].equals(empty[1])
+        assert empty[0].equals(empty[2])
+        assert empty[0][wrong].all()
+        assert name == "probe" or empty[0].equals(wrong)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_figures_are_what_the_manual_says_that_they_mean(left: Path, run: str) -> None:
+    """Each figure of a report, and `broken_by`, counted again from the images."""
+    samples = pd.read_csv(left / run / "samples.csv", keep_default_na=False)
+    report = pd.read_csv(left / run / "report.csv").set_index("attack")
+    # Labels of the synthetic problem cycle through its classes, so that an index shows a label.
+    assert samples["label"].equals(samples["index"] % 10)
+    assert set(samples["index_in"]) == {"test set"}
+    broken = {"clean": samples["clean_prediction"] != samples["label"]}
+    for name in (c.removesuffix("_broken") for c in samples if c.endswith("_broken")):
+        hit = samples[f"{name}_broken"].astype(str) == "1"
+        # A tie counts as broken only if the other class comes first.
+        margins = pd.to_numeric(samples[f"{name}_margin"], errors="coerce")
+        assert (margins[hit] <= 0).all()
+        assert (pd.to_numeric(samples[f"{name}_size"])[hit] <= report["eps"][name] + 1e-5).all()
+        broken[name] = hit | broken["clean"]
+    # The draws of an audit may misclassify an image itself.
+    unattacked = (samples["broken_by"] == "probe") & (samples["probe_broken"] == "")
+    assert not unattacked.any() or run == "noisy"
+    broken["probe"] |= unattacked
+    first = pd.Series("", samples.index)
+    for name, flags in broken.items():
+        first[(first == "") & flags] = name
+    assert samples["broken_by"].tolist() == first.tolist()
+    for name, flags in broken.items():
+        if name != "probe":
+            assert report["accuracy"][name] == pytest.approx(1 - flags.mean(), abs=1e-6), name
+
+
+def test_the_index_of_certificates_and_arrays_is_that_of_the_samples(left: Path) -> None:
+    samples = pd.read_csv(left / "noisy" / "samples.csv")
+    certified = pd.read_csv(left / "noisy" / "certified.csv")
+    shared = ["index", "index_in", "label"]
+    assert certified[shared].equals(samples[shared])
+    arrays = np.load(left / "plain" / "adversarial.npz")
+    samples = pd.read_csv(left / "plain" / "samples.csv")
+    threats = len(set(zip(arrays["norm"], arrays["eps"], strict=True)))
+    assert threats == 2
+    for name in shared:
+        assert arrays[name].tolist() == samples[name].tolist() * threats
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [
@@ -143,15 +278,19 @@ def test_checkpoints_hold_what_the_manual_explains(left: Path, name: str) -> Non
 
 def test_arrays_are_those_that_the_manual_explains(left: Path) -> None:
     arrays = np.load(left / "plain" / "adversarial.npz")
-    assert set(arrays) == set(documented("adversarial.npz"))
+    # Runs on image folders have `file`, too.
+    assert {*arrays, "file"} == set(documented("adversarial.npz"))
     assert arrays["images"].dtype == np.float32
     assert 0 <= arrays["images"].min() <= arrays["images"].max() <= 1
 
 
 def test_the_examples_are_those_that_the_manual_explains(left: Path) -> None:
     arrays = np.load(left / "plain" / "gallery.npz")
-    assert set(arrays) == set(documented("gallery.npz"))
-    types = {name: row["type"].partition(" ")[0] for name, row in documented("gallery.npz").items()}
+    # Runs on image folders have `file`, too.
+    columns = documented("gallery.npz")
+    del columns["file"]
+    assert set(arrays) == set(columns)
+    types = {name: row["type"].partition(" ")[0] for name, row in columns.items()}
     assert {name: arrays[name].dtype.name.rstrip("0123456789") for name in ("group", "norm")} == {
         "group": "str", "norm": "str",
     }  # fmt: skip

@@ -20,7 +20,7 @@ from robusttrain.attacks.pgd import PGD
 from robusttrain.config import build as configs
 from robusttrain.config import schema
 from robusttrain.config.folders import CONF
-from robusttrain.data import Split
+from robusttrain.data import Split, image_index
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, cache, evaluate
 from robusttrain.evaluation.attack_suite import attack_all, open_session
@@ -300,7 +300,8 @@ def test_a_run_without_an_audit_warns() -> None:
     ledger = evaluated({"own": Own(lambda x: x + 7), "pgd": PGD(eps=EPS, steps=2)})
     found = EvaluationResult(ledger, NO_AUDIT, None, [])
     terminal = Terminal(Console(file=said, soft_wrap=True))
-    result_of(found, names, THREAT, 0).show(terminal)
+    images = image_index(None, len(found.ledger.index))
+    result_of(found, names, THREAT, 0, images).show(terminal)
     (warning,) = [line for line in said.getvalue().splitlines() if "warning" in line]
     assert warning.startswith("warning: own returned 86 invalid images")
     assert "linf, eps 0.105" in warning

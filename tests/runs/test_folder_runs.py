@@ -69,7 +69,7 @@ def test_the_manifest_has_counts_by_class_and_split(run: Path) -> None:
 def test_each_sample_has_its_file(run: Path) -> None:
     """The model classifies the file as the row says."""
     samples = pd.read_csv(run / "samples.csv")
-    assert list(samples)[:3] == ["index", "file", "label"]
+    assert list(samples)[:4] == ["index", "index_in", "file", "label"]
     model, names = load_model(run), list(CLASSES)
     for row in samples.to_dict("records"):
         assert names[row["label"]] == row["file"].partition("/")[0]

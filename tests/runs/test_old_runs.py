@@ -11,12 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from robusttrain import load_model
 from robusttrain.checkpoints import checkpoint
 from robusttrain.data import as_input
 from robusttrain.data.digits import Digits
-from robusttrain.errors import IdentityWarning
+from robusttrain.errors import IdentityWarning, InputError
+from robusttrain.evaluation.requirements import Baseline
+from robusttrain.report.compare import compare, read_run
 from robusttrain.runs.resume import Command
 from robusttrain.sweeps.records import Job, read_job
 from toys.command_line import CommandLine
@@ -75,6 +78,34 @@ def test_it_is_compared(command_line: CommandLine, tmp_path: Path) -> None:
     shutil.copytree(OLD, tmp_path / "other")
     answer = command_line.run("compare", OLD, tmp_path / "other", cwd=tmp_path)
     assert answer.code == 0, answer.said
+
+
+def test_its_positions_are_converted_as_the_manual_says() -> None:
+    """The position of an image in the test set leads to its position in scikit-learn's digits."""
+    samples = pd.read_csv(OLD / "samples.csv")
+    assert "index_in" not in samples
+    published = Digits().test_positions()[torch.tensor(samples["index"].to_numpy())]
+    assert load_digits().target[published].tolist() == samples["label"].tolist()
+
+
+def test_it_is_not_paired_with_a_run_that_counts_otherwise(tmp_path: Path) -> None:
+    """The same images under other positions, some of which the old run has for other images."""
+    new = shutil.copytree(OLD, tmp_path / "new")
+    samples = pd.read_csv(OLD / "samples.csv")
+    published = Digits().test_positions()[torch.tensor(samples["index"].to_numpy())]
+    samples["index"] = published.numpy()
+    samples.insert(1, "index_in", "data set")
+    samples.to_csv(new / "samples.csv", index=False)
+    runs = [read_run(folder) for folder in (OLD, new)]
+    with pytest.raises(InputError, match="test set of one, and in the data set of the other"):
+        compare(runs, runs[0].measures)
+    with pytest.raises(InputError, match="positions in the test set, and this run in the data set"):
+        Baseline(runs[0], (), "digest").refuse_other_images(
+            "digest", published.tolist(), "data set"
+        )
+    # Nothing is in the way of pairs that count alike.
+    assert (compare([runs[1], runs[1]], runs[0].measures)["difference"] == 0).all()
+    Baseline(runs[1], (), "digest").refuse_other_images("digest", published.tolist(), "data set")
 
 
 def test_a_job_of_its_sweep_has_current_names(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_baseline_is_of_the_same_data_and_threat(
     said = ""
     try:
         then.refuse_other_threats(dataset, [threat])
-        then.refuse_other_images(digest, index)
+        then.refuse_other_images(digest, index, "test set")
     except InputError as error:
         said = str(error)
     assert words in said
