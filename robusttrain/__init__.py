@@ -1,11 +1,7 @@
 """Train image classifiers against adversarial examples, and evaluate them honestly.
 
-import robusttrain as rt
-
-result = rt.evaluate(model, x, y, norm="linf", eps=8 / 255)
-for epoch in rt.train(model, images, labels, defense="trades", eps=8 / 255, epochs=10): ...
-run = rt.run("defense=trades", "dataset=digits", "eps=0.1")
-x_adv = rt.attacks.PGD(norm="l2", eps=0.5, steps=20)(model, x, y)
+For a program: `evaluate` and `train` a model, `run` an experiment, `load_run` its results. A name is
+imported when it is first used.
 """
 
 from importlib import import_module
