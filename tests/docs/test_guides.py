@@ -54,7 +54,7 @@ MORE = {
 OWN_DATA = ("dataset=folder", "dataset=stripes", "checkpoint=")
 
 # Commands that are run as printed.
-AS_PRINTED = ("compare", "rerun", "resume=outputs")
+AS_PRINTED = ("compare", "report", "rerun", "resume=outputs")
 
 # Commands that start other processes, which takes seconds. The tests named here run them; this file
 # only composes their configuration.
@@ -156,10 +156,13 @@ def write_files(page: list[Block], place: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages())
-def test_the_commands_of_a_page_run(page: str, place: Path, command_line: CommandLine) -> None:
+def test_the_commands_of_a_page_run(
+    page: str, place: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All commands of a page run one after another in one directory."""
     found = blocks(pages()[page])
     write_files(found, place)
+    monkeypatch.chdir(place)
     start = partial(command_line.run, cwd=place, PYTHONPATH=str(place))
     for block in found:
         _run(block, start)

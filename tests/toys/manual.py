@@ -39,8 +39,8 @@ def pages() -> dict[str, Path]:
 
 
 def words(command: str) -> list[str]:
-    """What stands behind `robusttrain`, however it is started."""
-    given = shlex.split(command)
+    """What stands behind `robusttrain`, however it is started, and before a redirection."""
+    given = shlex.split(command.partition(" > ")[0])
     return given[given.index("robusttrain") + 1 :]
 
 
