@@ -418,9 +418,9 @@ def test_the_report_is_counted_from_the_samples(
     run_dir = request.getfixturevalue(run).run_dir
     samples = rows(run_dir / "samples.csv")
     assert list(samples[0]) == [
-        "index", "label", "clean_prediction", "clean_margin",
+        "index", "index_in", "label", "clean_prediction", "clean_margin",
         *(f"{name}_{column}" for name in names for column in ("broken", "margin", "size")),
-        "broken_by",
+        "broken_by", "worst_prediction",
     ]  # fmt: skip
     wrong = np.array([row["clean_prediction"] != row["label"] for row in samples])
     first = np.where(wrong, "clean", "").astype(object)
@@ -470,8 +470,8 @@ def test_the_first_command_ends_with_its_suite_and_an_audit(first: Answer) -> No
         assert f"{len(checks) - len(doubts)} of {len(checks)} checks pass" in panel
     else:
         assert f"audit: pass, {len(checks)} checks\n" in verdict
-    # The figure to quote is the last one.
-    assert table.splitlines()[-3].split()[0] == "worst_case"
+    # The figure to quote is the last one; the paths of the page and of the run follow.
+    assert table.splitlines()[-4].split()[0] == "worst_case"
     assert table.splitlines()[-1] == str(first.run_dir)
 
 
