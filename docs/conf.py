@@ -41,7 +41,10 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(torch|nn|np|numpy|pd|pandas|matplotlib|omegaconf|collections|contextlib|pathlib|enum|typing|abc)(\..*)?",
     ),
-    (r"py:.*", r"(Tensor|Figure|Path|Any|Callable|Iterator|Iterable|Mapping|Sequence|Self|ABC|T|Enum)"),
+    (
+        r"py:.*",
+        r"(Tensor|Figure|Path|Any|Callable|Iterator|Iterable|Mapping|Sequence|Self|ABC|T|Enum)",
+    ),
     # A type variable.
     (r"py:.*", r"robusttrain\.errors\.T"),
     (r"py:.*", r"(AbstractContextManager|StrEnum|NamedTuple|Protocol|ValueError|optional)"),

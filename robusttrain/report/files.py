@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pandas as pd
@@ -64,9 +65,14 @@ def _is_number(text: str) -> bool:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write NumPy arrays by name, compressed."""
-    with whole(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    """Write NumPy arrays by name, compressed, as `numpy.savez_compressed` does.
+
+    That function takes no array of the name `file`.
+    """
+    with whole(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,10 +5,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from robusttrain.report.files import whole, write_csv, write_json
+from robusttrain.report.files import whole, write_arrays, write_csv, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -101,3 +102,12 @@ def test_no_cell_is_a_formula(tmp_path: Path, begin: str) -> None:
     assert cells == {
         "name": f"'{begin}cmd|x", "value": "-0.5", "text": "-0.5", "count": "3", "ok": "True",
     }  # fmt: skip
+
+
+def test_arrays_of_any_name_are_read_back(tmp_path: Path) -> None:
+    arrays = {"file": np.array(["a", "b"]), "images": np.arange(6.0).reshape(2, 3), "eps": 0.5}
+    write_arrays(tmp_path / "x.npz", arrays)
+    with np.load(tmp_path / "x.npz") as read:
+        assert {name: read[name].tolist() for name in read} == {
+            name: np.asarray(array).tolist() for name, array in arrays.items()
+        }
