@@ -1,7 +1,7 @@
 """Train image classifiers against adversarial examples, and evaluate them honestly.
 
-For a program: `evaluate` and `train` a model, `run` an experiment, `load_run` its results. Names are
-imported on first use.
+For a program: `evaluate` and `train` a model, `run` an experiment, `load_run` its results. A name
+is imported on first use.
 """
 
 from importlib import import_module
