@@ -31,12 +31,12 @@ class Seen(NamedTuple):
 
 def threat_shown(ledger: Ledger, threat: Threat) -> Threat:
     """The threat model whose examples are kept: that of the run, or the first of the attacks."""
-    kept = list(ledger.adversarial or ())
-    return threat if threat in kept or not kept else kept[0]
+    assert ledger.adversarial, "attacks return images"
+    return threat if threat in ledger.adversarial else next(iter(ledger.adversarial))
 
 
-def kept(ledger: Ledger, clean: Any, threat: Threat) -> Examples:
-    """Images that may become examples, while the images of all are still there.
+def kept(ledger: Ledger, clean: Any, threat: Threat) -> Examples | None:
+    """Images that may become examples, while the images of all are still there; None if no attack.
 
     Parameters
     ----------
@@ -47,8 +47,9 @@ def kept(ledger: Ledger, clean: Any, threat: Threat) -> Examples:
     threat
         The threat model of the run.
     """
+    if not ledger.adversarial:
+        return None
     shown = threat_shown(ledger, threat)
-    assert ledger.adversarial is not None, "attacks return images"
     # More than are needed: an audit may yet break some that have resisted.
     rows = np.unique(np.concatenate(list(_chosen(ledger, shown, 2 * EACH).values())))
     stride = math.ceil(max(clean.shape[2:]) / SIDE)
