@@ -1,5 +1,7 @@
 """`rt.evaluate`: the figures of the command line, for whatever has images and logits."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +267,29 @@ def test_the_model_stays_as_it_was() -> None:
         assert (before is None) == (weight.grad is None)
         assert before is None or torch.equal(before, weight.grad)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_result_has_a_page_and_figures(tmp_path: Path) -> None:
+    result = evaluated(*AUDITED)
+    page = result.html(tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert "Sequential on images" in page.read_text()
+    radii = sorted(result.curve.loc[result.curve["curve"] == "eps", "eps"])
+    lines = [list(line.get_xdata()) for line in result.figure("eps").axes[0].get_lines()]
+    assert pytest.approx(radii, rel=1e-5) in lines
+    with pytest.raises(rt.InputError, match="figure=losses is not allowed"):
+        result.figure("losses")
+
+
+def test_the_package_is_imported_without_what_takes_seconds() -> None:
+    slow = "{'torch', 'torchvision', 'pandas', 'hydra', 'omegaconf', 'scipy', 'matplotlib'}"
+    code = f"import sys, robusttrain; assert not {slow} & {{*sys.modules}}; dir(robusttrain)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(rt, name) is not None for name in rt.__all__)
+    for package in (rt.attacks, rt.defenses):
+        assert all(getattr(package, name) is not None for name in package.__all__)
+        with pytest.raises(AttributeError, match="nothing"):
+            package.nothing  # noqa: B018
