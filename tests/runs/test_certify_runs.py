@@ -95,7 +95,7 @@ def certified(finished: tuple[Path, str]) -> pd.DataFrame:
 
 
 def test_the_certificates_are_a_table(certified: pd.DataFrame, finished: tuple[Path, str]) -> None:
-    columns = ["index", "label", "predicted", "radius", "abstained", "seconds"]
+    columns = ["index", "index_in", "label", "predicted", "radius", "abstained", "seconds"]
     assert list(certified.columns) == columns
     samples = pd.read_csv(finished[0] / "samples.csv")
     assert certified[["index", "label"]].equals(samples[["index", "label"]])

@@ -206,13 +206,14 @@ def test_unmet_requirements_end_with_their_code_after_all_is_written(
     }  # fmt: skip
     assert given["clean"]["value"] == figures.loc["clean", "accuracy"]
     assert given["clean"]["required"] == 0.999
-    lines = failed.out.splitlines()
-    assert lines[-1] == str(run)
+    *lines, page, last = failed.out.splitlines()
+    assert last == str(run)
+    assert page.startswith(f"report: {run}")
     count = sum(not one["met"] for one in result["requirements"])
-    assert all(" requires " in line for line in lines[-1 - count : -1])
-    assert not any(" requires " in line for line in lines[: -1 - count])
+    assert all(" requires " in line for line in lines[-count:])
+    assert not any(" requires " in line for line in lines[:-count])
     log = (run / "robusttrain.log").read_text()
-    assert all(line in log for line in lines[-1 - count :])
+    assert all(line in log for line in [*lines[-count:], page, last])
     # The result table, without what depends on the width of the terminal.
     assert [line.split("INFO")[1].split()[0] for line in log.splitlines() if "linf" in line][
         : len(figures)
