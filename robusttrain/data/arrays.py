@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from robusttrain import ranges
 from robusttrain.data import array_files
 from robusttrain.data._base import _Base
 from robusttrain.data.array_files import ALONE, LAYOUTS, TEST, TRAIN, Pair, Source
+from robusttrain.data.mapped import Mapped
 from robusttrain.data.split import Info, Split
 from robusttrain.errors import InputError
 from robusttrain.seeding import generator_for
@@ -49,6 +50,9 @@ class Arrays(_Base):
         Seed of the draw of the test set.
     test_share
         Share of each class in that test set, between 0 and 1, at least one image.
+    stream
+        Whether the images of a `.npy` file stay there, and are read batch by batch; the results are
+        the same. `auto` does so if they would take more than half of the free memory.
     """
 
     train: str
@@ -60,11 +64,15 @@ class Arrays(_Base):
     class_names: list[str] | None = None
     seed: int = 0
     test_share: float = 0.2
+    stream: bool | str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ranges.one_of(("auto", *LAYOUTS), layout=self.layout)
         ranges.inside(0, 1, test_share=self.test_share)
+        ranges.require(
+            self.stream in (True, False, "auto"), "stream", self.stream, "true, false or auto"
+        )
         if self.num_classes is not None:
             ranges.at_least(2, num_classes=self.num_classes)
         names = self.class_names
@@ -83,19 +91,22 @@ class Arrays(_Base):
             found["test_labels"] = "test"
         if self.class_names is not None:
             found["num_classes"] = "class_names"
+        if ".npy" not in (self.train[-4:], (self.test or "")[-4:]):
+            found["stream"] = "train"
         return found
 
     def info(self) -> Info:
         found = self._found
-        channels, height, width = found.train.images.shape[1:]
+        channels, height, width = found.train.image_shape
         return Info((channels, height, width), len(found.names), found.names)
 
-    def load(self) -> tuple[Split, Split]:
-        return _split(self._found.train), _split(self._found.test)
+    def load(self) -> tuple[Split | Mapped, Split | Mapped]:
+        """The training and the test set; those in a `.npy` file are read when they are needed."""
+        return self._samples(self._found.train), self._samples(self._found.test)
 
     def test_positions(self) -> Tensor:
         """The row of each test image in the file that it comes from, int64 (N,)."""
-        return torch.from_numpy(self._found.rows)
+        return torch.from_numpy(self._found.test.rows)
 
     @cached_property
     def _found(self) -> "_Found":
@@ -107,14 +118,20 @@ class Arrays(_Base):
             _refuse_gaps(train, sources[0])
         if not others:
             is_test = self._draw_test(train, names)
-            train, test = (_taken(train, rows) for rows in (~is_test, is_test))
-            return _Found(train, test, names, np.flatnonzero(is_test))
+            rows = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+            return _Found(_part(train, rows[0]), _part(train, rows[1]), names)
         test = _numbered(others[0], names, sources[1])
         if test.images.shape[1:] != train.images.shape[1:]:
             ours, theirs = ("x".join(map(str, p.images.shape[1:])) for p in (test, train))
             problem = f"has images of {ours} (channels, height, width)"
             raise InputError(sources[1].key, sources[1].path, f"{theirs}, as in training", problem)
-        return _Found(train, test, names, np.arange(len(test.labels)))
+        return _Found(_whole(train), _whole(test), names)
+
+    def _samples(self, part: Mapped) -> Split | Mapped:
+        """The part, loaded if its file is an archive, which was read as a whole."""
+        if not isinstance(part.images, np.memmap):
+            return part.loaded()
+        return part._replace(stream=self.stream if isinstance(self.stream, bool) else None)
 
     def _sources(self) -> list[Source]:
         """The file of the training images and, unless they are to be drawn, of the test images."""
@@ -159,15 +176,11 @@ class Arrays(_Base):
 
 
 class _Found(NamedTuple):
-    """The images of each split with labels from 0, and the names of the classes.
+    """The images of each split, and the names of the classes."""
 
-    `rows` are those of the test images in their file.
-    """
-
-    train: Pair
-    test: Pair
+    train: Mapped
+    test: Mapped
     names: tuple[str, ...]
-    rows: NDArray[np.int64]
 
 
 def _numbered(pair: Pair, names: tuple[str, ...], source: Source) -> Pair:
@@ -198,13 +211,9 @@ def _refuse_gaps(train: Pair, source: Source) -> None:
         raise InputError(source.key, source.path, allowed, problem)
 
 
-def _taken(pair: Pair, rows: NDArray[np.bool_]) -> Pair:
-    return Pair(pair.images[rows], pair.labels[rows])
+def _whole(pair: Pair) -> Mapped:
+    return _part(pair, np.arange(len(pair.labels)))
 
 
-def _split(pair: Pair) -> Split:
-    images: NDArray[Any] = pair.images
-    if images.dtype != np.uint8:
-        images = images.astype(np.float32)
-    # A copy: what is mapped or read from an archive may be read-only, and of any order of axes.
-    return Split(torch.from_numpy(np.array(images, order="C")), torch.from_numpy(pair.labels))
+def _part(pair: Pair, rows: NDArray[np.int64]) -> Mapped:
+    return Mapped(pair.images, rows, torch.from_numpy(pair.labels[rows]))

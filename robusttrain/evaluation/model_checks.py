@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robusttrain import seeding
 from robusttrain.attacks.model_view import frozen, predictions
-from robusttrain.data import Samples, Split, Streamed, as_input
+from robusttrain.data import Mapped, Samples, Split, Streamed, as_input
 from robusttrain.errors import InputError
 from robusttrain.evaluation.randomness import apart, repeated
 from robusttrain.models.modes import modes_restored
@@ -75,7 +75,7 @@ def refuse_outside_box(samples: Samples, dataset: str) -> None:
     Those are bytes from 0 to 255, also in another type of integers, or floats in [0, 1]. Integers
     that never exceed 1 are refused, as they would become 255 times darker.
     """
-    # What files are decoded to are bytes.
+    # What files are decoded to are bytes, and arrays in files are checked when they are opened.
     if not isinstance(samples, Split) or samples.images.dtype == torch.uint8:
         return
     images = samples.images
@@ -92,7 +92,7 @@ def refuse_too_many(samples: Samples, rows: Tensor, device: torch.device) -> Non
 
     The chosen ones are there as floats, with what attacks make of them.
     """
-    if not isinstance(samples, Streamed):
+    if not isinstance(samples, Streamed | Mapped):
         return
     size = samples.take(rows).decoded_bytes * EVALUATED
     if not free_memory.fits(size, device, share=1):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from robusttrain.data import Split
+from robusttrain.data import Mapped, Split, batches
 from robusttrain.data.arrays import Arrays
 from robusttrain.errors import InputError
+from robusttrain.runtime import free_memory
+from robusttrain.seeding import generator_for
 
 Array = NDArray[Any]
 
@@ -72,6 +74,46 @@ def test_each_split_may_have_its_file(names: tuple[str, str], tmp_path: Path) ->
         files[part] = saved(tmp_path / part, **arrays)
     train, test = Arrays(**files).load()
     assert (train.size, test.size) == (12, 6)
+
+
+def npy(place: Path, x: Array, y: Array, **settings: Any) -> Arrays:
+    for name, array in {"x": x, "y": y}.items():
+        np.save(place / f"{name}.npy", array)
+    files = [str(place / f"{name}.npy") for name in "xy"]
+    return Arrays(files[0], train_labels=files[1], **settings)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float64])
+def test_images_that_stay_in_their_file_are_those_of_memory(dtype: type, tmp_path: Path) -> None:
+    x = pixels(60) if dtype is np.uint8 else (pixels(60) / 255).astype(dtype)
+    inside = Arrays(saved(tmp_path, x=x, y=labels(60))).load()
+    outside = npy(tmp_path, x, labels(60), stream=True).load()
+    for split, mapped in zip(inside, outside, strict=True):
+        assert isinstance(split, Split)
+        assert isinstance(mapped.to("cpu"), Mapped)
+        assert mapped.digest() == split.digest()
+        assert mapped.image_shape == split.image_shape
+        assert mapped.decoded_bytes == split.images.nbytes
+        ours, theirs = (
+            list(batches(part, 7, generator_for(0, "order"))) for part in (mapped, split)
+        )
+        for some, others in zip(ours, theirs, strict=True):
+            assert all(map(torch.equal, some, others))
+        rows = torch.tensor([5, 2, 2])
+        assert mapped.take(rows).digest() == split.take(rows).digest()
+
+
+@pytest.mark.parametrize(
+    ("setting", "free", "stays"),
+    # The training part has 48 images of 60 bytes.
+    [("auto", 5760, False), ("auto", 5759, True), (True, 1e9, True), (False, 1, False)],
+)
+def test_images_stay_in_their_file_if_they_take_more_than_half_of_the_memory(
+    setting: bool | str, free: float, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(free_memory, "available", lambda: free)
+    train, _ = npy(tmp_path, pixels(60), labels(60), stream=setting).load()
+    assert isinstance(train.to("cpu"), Mapped) is stays
 
 
 def test_npy_files_hold_the_same_as_npz(tmp_path: Path) -> None:
@@ -163,6 +205,7 @@ def test_settings_without_effect_are_known(tmp_path: Path) -> None:
     whole = str(tmp_path / "data.npz")
     assert Arrays(whole).unused() == {
         "seed": "train", "test_share": "train", "train_labels": "train", "test_labels": "test",
+        "stream": "train",
     }  # fmt: skip
     alone = Arrays("x.npy", "y.npy", class_names=["a", "b"])
     assert alone.unused() == {"seed": "test", "test_share": "test", "num_classes": "class_names"}
