@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.data import array_files
+from robusttrain.data import array_files, labels
 from robusttrain.data._base import _Base
 from robusttrain.data.array_files import ALONE, LAYOUTS, TEST, TRAIN, Pair, Source
+from robusttrain.data.labels import Origin
 from robusttrain.data.mapped import Mapped
 from robusttrain.data.split import Info, Split
 from robusttrain.errors import InputError
-from robusttrain.seeding import generator_for
 
 
 @dataclass
@@ -112,19 +112,20 @@ class Arrays(_Base):
     def _found(self) -> "_Found":
         sources = self._sources()
         train, *others = (array_files.read(source, self.layout) for source in sources)
-        names = self._class_names(train, sources[0])
-        train = _numbered(train, names, sources[0])
+        first, *second = (Origin(source.key, source.path) for source in sources)
+        names = labels.class_names(train.labels, self.class_names, self.num_classes)
+        train = train._replace(labels=labels.numbered(train.labels, names, first))
         if self.class_names is None and self.num_classes is None:
-            _refuse_gaps(train, sources[0])
+            labels.refuse_gaps(train.labels, first, ", or give dataset.num_classes")
         if not others:
-            is_test = self._draw_test(train, names)
+            is_test = labels.drawn_test(train.labels, names, self.test_share, self.seed, first)
             rows = np.flatnonzero(~is_test), np.flatnonzero(is_test)
             return _Found(_part(train, rows[0]), _part(train, rows[1]), names)
-        test = _numbered(others[0], names, sources[1])
+        test = others[0]._replace(labels=labels.numbered(others[0].labels, names, second[0]))
         if test.images.shape[1:] != train.images.shape[1:]:
             ours, theirs = ("x".join(map(str, p.images.shape[1:])) for p in (test, train))
             problem = f"has images of {ours} (channels, height, width)"
-            raise InputError(sources[1].key, sources[1].path, f"{theirs}, as in training", problem)
+            raise second[0].error(problem, f"{theirs}, as in training")
         return _Found(_whole(train), _whole(test), names)
 
     def _samples(self, part: Mapped) -> Split | Mapped:
@@ -150,30 +151,6 @@ class Arrays(_Base):
             return False
         return any(names >= set(pair) for pair in TEST)
 
-    def _class_names(self, train: Pair, source: Source) -> tuple[str, ...]:
-        if self.class_names is not None:
-            return tuple(self.class_names)
-        if train.labels.dtype.kind == "U":
-            return tuple(np.unique(train.labels).tolist())
-        if self.num_classes is not None:
-            return tuple(map(str, range(self.num_classes)))
-        return tuple(map(str, range(max(2, int(train.labels.max()) + 1))))
-
-    def _draw_test(self, train: Pair, names: tuple[str, ...]) -> NDArray[np.bool_]:
-        """Which of the training images become the test set, (N,)."""
-        is_test = np.zeros(len(train.labels), bool)
-        for label in np.unique(train.labels):
-            rows = np.flatnonzero(train.labels == label)
-            if len(rows) == 1:
-                problem = f"has one image of class {names[label]}"
-                allowed = "two are needed to train on one and test on the other"
-                raise InputError("dataset.train", self.train, allowed, problem)
-            count = min(max(1, round(self.test_share * len(rows))), len(rows) - 1)
-            # A stream per class, so that a new class does not change the test images of the others.
-            generator = generator_for(self.seed, f"arrays test split {names[label]}")
-            is_test[rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]] = True
-        return is_test
-
 
 class _Found(NamedTuple):
     """The images of each split, and the names of the classes."""
@@ -181,34 +158,6 @@ class _Found(NamedTuple):
     train: Mapped
     test: Mapped
     names: tuple[str, ...]
-
-
-def _numbered(pair: Pair, names: tuple[str, ...], source: Source) -> Pair:
-    """The pair with labels as int64, which lie within the classes."""
-    if pair.labels.dtype.kind == "U":
-        unknown = sorted({*pair.labels.tolist()} - {*names})
-        if unknown:
-            problem = f"has labels that are no class: {', '.join(unknown[:5])}"
-            raise InputError(source.key, source.path, f"one of {', '.join(names)}", problem)
-        places = {name: place for place, name in enumerate(names)}
-        labels = np.array([places[name] for name in pair.labels.tolist()], np.int64)
-        return Pair(pair.images, labels)
-    low, high = int(pair.labels.min()), int(pair.labels.max())
-    if low < 0 or high >= len(names):
-        problem = f"has labels from {low} to {high}"
-        raise InputError(source.key, source.path, f"from 0 to {len(names) - 1}", problem)
-    return Pair(pair.images, pair.labels.astype(np.int64))
-
-
-def _refuse_gaps(train: Pair, source: Source) -> None:
-    """Refuse labels that skip a class, such as those that count from 1."""
-    counts = np.bincount(train.labels)
-    absent = np.flatnonzero(counts == 0).tolist()
-    if absent or len(counts) < 2:
-        classes = ", ".join(map(str, absent[:5])) or "1"
-        problem = f"has labels up to {len(counts) - 1}, but no image of class {classes}"
-        allowed = "count classes from 0 without gaps, or give dataset.num_classes"
-        raise InputError(source.key, source.path, allowed, problem)
 
 
 def _whole(pair: Pair) -> Mapped:

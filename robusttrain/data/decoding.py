@@ -51,16 +51,26 @@ class Decoder(NamedTuple):
         InputError
             If the file cannot be decoded to such an image; the message names it.
         """
+        with open_image(path) as image:
+            return self.converted(image, path)
+
+    def converted(self, image: "Image", name: str) -> NDArray[np.uint8]:
+        """An open image as pixels (C, H, W), upright and on the background.
+
+        Raises
+        ------
+        InputError
+            If it cannot be converted to the shape; the message has its `name`.
+        """
         from PIL import Image, ImageOps
 
         channels, height, width = self.shape
-        with open_image(path) as image:
-            image = _upright(image)
-            self._refuse(image, path)
-            image = _opaque(image, self.background).convert("L" if channels == 1 else "RGB")
-            if self.fit:
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+        image = _upright(image)
+        self._refuse(image, name)
+        image = _opaque(image, self.background).convert("L" if channels == 1 else "RGB")
+        if self.fit:
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
     def head(self, path: str) -> bytes:
         """The length of the file `path`, in eight bytes, and its first `HEAD` bytes.

@@ -166,6 +166,7 @@ def test_names_are_labels_in_the_order_of_the_alphabet_or_as_given(tmp_path: Pat
     dataset = both(tmp_path, pixels(), names)
     assert dataset.info().class_names == ("ant", "cat", "dog")
     assert dataset.load()[0].labels.tolist() == [2, 0, 1] * 4
+    assert "left out, as the labels are names" in refusal(Arrays(dataset.train, num_classes=3))
     given = Arrays(dataset.train, class_names=["dog", "bee", "cat", "ant"])
     assert given.info()[1:] == (4, ("dog", "bee", "cat", "ant"))
     assert given.load()[0].labels.tolist() == [0, 3, 2] * 4

@@ -63,6 +63,7 @@ ELSEWHERE = {
     "hydra/launcher=joblib": "tests/sweeps/test_launchers.py",
     "hydra/launcher=ray": "tests/sweeps/test_launchers.py",
     "hydra/launcher=submitit_local": "tests/sweeps/test_launchers.py",
+    "dataset=huggingface": "tests/data/test_huggingface.py",
     "torchrun": "tests/runs/test_distributed_runs.py",
 }
 
