@@ -79,7 +79,17 @@ def _has_radius(config: Config) -> bool:
     return bool(threats(config.defense)) or not states_threat(config.defense)
 
 
+def _extra(config: Config) -> str:
+    """The file of extra images; empty without."""
+    return str(getattr(config.dataset, "extra", None) or "")
+
+
 RULES = (
+    Rule(("dataset.extra_share",), "dataset.extra", lambda config: bool(_extra(config))),
+    Rule(
+        ("dataset.extra_labels",), "dataset.extra",
+        lambda config: _extra(config).endswith(".npy"),
+    ),
     Rule(
         ("training.validation_attack",), "dataset.validation",
         lambda config: config.dataset.validation > 0,

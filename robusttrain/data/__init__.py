@@ -4,13 +4,17 @@ from typing import Protocol
 
 from robusttrain.data.augment import augment
 from robusttrain.data.batching import batch_count, batches, bounds, portions
+from robusttrain.data.extra import Batches, Extended, Extra, extra_samples, own_images
 from robusttrain.data.image_index import FromFiles, ImageIndex, Published, image_index
 from robusttrain.data.mapped import Mapped
 from robusttrain.data.split import Info, Samples, Split, as_input, hold_out
 from robusttrain.data.streamed import Streamed
 
 __all__ = [
+    "Batches",
     "Dataset",
+    "Extended",
+    "Extra",
     "FromFiles",
     "ImageIndex",
     "Info",
@@ -24,8 +28,10 @@ __all__ = [
     "batch_count",
     "batches",
     "bounds",
+    "extra_samples",
     "hold_out",
     "image_index",
+    "own_images",
     "portions",
 ]
 

@@ -1,6 +1,6 @@
 """Images and labels in the array files of NumPy, `.npz` and `.npy`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,9 @@ LAYOUTS = ("NHWC", "NCHW", "NHW")
 
 # Names of images and labels in a `.npz` file: those that a file of one split has, and those with
 # which a file may hold both. The first pair that a file has is read.
-ALONE = (("x", "y"), ("X", "y"), ("images", "labels"), ("data", "labels"))
+ALONE = (
+    ("x", "y"), ("X", "y"), ("images", "labels"), ("image", "label"), ("data", "labels"),
+)  # fmt: skip
 TRAIN = (("x_train", "y_train"), ("X_train", "y_train"), ("train_images", "train_labels"))
 TEST = (("x_test", "y_test"), ("X_test", "y_test"), ("test_images", "test_labels"))
 
@@ -49,8 +51,11 @@ class Pair(NamedTuple):
     labels: NDArray[Any]
 
 
-def read(source: Source, layout: str) -> Pair:
+def read(source: Source, layout: str | Mapping[tuple[int, ...], str]) -> Pair:
     """The images of a split as (N, C, H, W), and its labels; images of a `.npy` file are mapped.
+
+    `layout` is one of `LAYOUTS`, or `auto` (see `channels_first`), or that of each shape that an
+    image may have.
 
     Raises
     ------
@@ -64,6 +69,8 @@ def read(source: Source, layout: str) -> Pair:
     else:
         images, labels = _found(source, arrays)
     _refuse_type(source, images)
+    if not isinstance(layout, str):
+        layout = _layout_among(source, images.shape, layout)
     pair = Pair(channels_first(source, images, layout), _flat(source, labels))
     if len(pair.images) != len(pair.labels) or not len(pair.labels):
         problem = f"has {len(pair.images)} images and {len(pair.labels)} labels"
@@ -129,6 +136,16 @@ def channels_first(source: Source, images: NDArray[Any], layout: str) -> NDArray
     if chosen == "NHW":
         return images[:, None]
     return images.transpose(0, 3, 1, 2) if chosen == "NHWC" else images
+
+
+def _layout_among(
+    source: Source, shape: tuple[int, ...], layouts: Mapping[tuple[int, ...], str]
+) -> str:
+    if shape[1:] in layouts:
+        return layouts[shape[1:]]
+    expected = " or ".join("x".join(map(str, each)) for each in layouts)
+    problem = f"has images of {'x'.join(map(str, shape[1:])) or 'no axes'}"
+    raise InputError(source.key, source.path, f"{expected}, as the data set", problem)
 
 
 def _layout(shape: tuple[int, ...]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain import seeding
-from robusttrain.data import Info, Split, batches
+from robusttrain.data import Info, Split
 from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.pipeline import EvaluationCache, Plan, run_evaluation
 from robusttrain.models.passes import Passes
@@ -114,7 +114,7 @@ def _training(context: RunContext, trainer: Trainer) -> Estimate:
     # As in the last epoch, when every schedule has ended.
     last = max(1, epochs)
     defense = settings.curriculum.at(trainer.defense, last, last, 1.0)
-    order = batches(trainer.train, settings.batch_size, engine.streams["batches"])
+    order = trainer.order.epoch(engine.streams["batches"])
     first, *others = [Batch(x, y, last) for x, y in islice(order, 1 + BATCHES)]
     measured, images = others or [first], sum(len(batch.y) for batch in others or [first])
 
@@ -129,8 +129,8 @@ def _training(context: RunContext, trainer: Trainer) -> Estimate:
     engine.passes, started = Passes(), time.perf_counter()
     train(measured)
     seconds, memory = (time.perf_counter() - started) / images, peak()
-    minutes = epochs * (seconds * trainer.train.size / 60 + _validation(context, trainer))
-    size = f"{epochs} x {trainer.train.size:,}"
+    minutes = epochs * (seconds * engine.images / 60 + _validation(context, trainer))
+    size = f"{epochs} x {engine.images:,}"
     return Estimate("training", size, engine.passes.total / images, minutes, memory)
 
 

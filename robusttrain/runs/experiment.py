@@ -12,7 +12,7 @@ from robusttrain.checkpoints.checkpoint import differing
 from robusttrain.checkpoints.external import ExternalModel
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
-from robusttrain.data import ImageIndex, Info, Samples, hold_out
+from robusttrain.data import Extended, Extra, ImageIndex, Info, Samples, hold_out
 from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
 from robusttrain.evaluation.pipeline import (
@@ -80,7 +80,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         switches = flags()
         if context.trains:
             with costs.measuring(Stage.train) as done:
-                training = _train(context, inputs, data.train, record)
+                training = _train(context, inputs, data, record)
                 done(_training_work(training))
             best = training.best
         if context.evaluates:
@@ -135,6 +135,8 @@ def _describe(context: RunContext, model: nn.Module, data: Data) -> None:
     for name, samples in (("training", data.train), ("test", data.test)):
         digest = data.digests[name.removesuffix("ing")]
         say(f"{name} set: {samples.size} images of {shape}, digest {digest[:12]}")
+    if data.extra is not None:
+        say(f"extra images: {data.extra.size}, digest {data.digests['extra'][:12]}")
 
 
 def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
@@ -147,7 +149,7 @@ def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
     """
     context = _context(config, origin, Path(), terminal)
     context, inputs, data, _ = _ready(context)
-    trainer = trainer_of(context, inputs, data.train) if context.trains else None
+    trainer = trainer_of(context, inputs, data.train, data.extra) if context.trains else None
     dry_run.show(context, inputs, data, trainer)
 
 
@@ -202,10 +204,10 @@ def _recording(logger: Logger, run_dir: Path, origin: Origin) -> AbstractContext
     return returned("logger.record", opened, AbstractContextManager)  # type: ignore[type-abstract]
 
 
-def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record) -> TrainingRun:
+def _train(context: RunContext, inputs: Inputs, data: Data, record: Record) -> TrainingRun:
     """Train the model, or resume its training; it ends with the weights of `best.pt`."""
     config, terminal = context.config, context.terminal
-    trainer = trainer_of(context, inputs, samples)
+    trainer = trainer_of(context, inputs, data.train, data.extra)
     metadata = {
         "num_classes": context.info.num_classes,
         "image_shape": list(context.info.image_shape),
@@ -223,8 +225,10 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     return training
 
 
-def trainer_of(context: RunContext, inputs: Inputs, samples: Samples) -> Trainer:
-    """The trainer of a run, which has not started yet."""
+def trainer_of(
+    context: RunContext, inputs: Inputs, samples: Samples, others: Samples | None = None
+) -> Trainer:
+    """The trainer of a run, which has not started yet; `others` are extra images."""
     config, terminal = context.config, context.terminal
     with named_in(context.origin.config, "dataset"):
         parts = hold_out(samples, config.dataset.validation, config.seed)
@@ -236,13 +240,17 @@ def trainer_of(context: RunContext, inputs: Inputs, samples: Samples) -> Trainer
         inputs.defense, config.optimizer, config.schedule, config.training,
         config.weight_perturbation, config.averaging,
     )  # fmt: skip
-    data = TrainingData(train, validation, config.dataset)
+    extra = None
+    if isinstance(config.dataset, Extended) and others is not None:
+        ready = placed(others, context.device, "extra", terminal)
+        extra = Extra(ready, config.dataset.extra_share, config.seed)
+    data = TrainingData(train, validation, config.dataset, extra)
     return Trainer(inputs.model, recipe, data, config.threat, seed=config.seed, terminal=terminal)
 
 
 def _training_work(training: TrainingRun) -> Work:
     """The work in all epochs, those before an interruption included."""
-    images = len(training.epochs) * training.trainer.train.size
+    images = len(training.epochs) * training.trainer.engine.images
     seconds = sum(epoch.seconds for epoch in training.epochs)
     return Work(images, training.trainer.engine.passes, seconds)
 

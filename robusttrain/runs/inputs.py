@@ -19,6 +19,7 @@ from robusttrain.data import (
     Mapped,
     Samples,
     Streamed,
+    extra_samples,
     image_index,
 )
 from robusttrain.defenses import Defense, WithModels
@@ -63,6 +64,8 @@ class Data(NamedTuple):
     ----------
     train, test
         The training and the test set.
+    extra
+        Extra images for training; None without.
     digests
         The digest of each, by its name.
     contents
@@ -76,6 +79,7 @@ class Data(NamedTuple):
     digests: dict[str, str]
     contents: dict[str, Any]
     images: ImageIndex
+    extra: Samples | None = None
 
 
 def inputs_of(context: RunContext) -> Inputs:
@@ -138,19 +142,21 @@ def data_of(context: RunContext) -> Data:
         evaluated that are not in the test set.
     """
     config, terminal = context.config, context.terminal
+    extra = extra_samples(config.dataset, context.info) if context.trains else None
     with named_in(context.origin.config, "dataset"):
         train, test = loaded(config.dataset, context.origin.names["dataset"])
     images = image_index(config.dataset, test.size)
     if context.evaluates:
         chosen = config.evaluation.located(images.positions).choose(test.size)
         model_checks.refuse_too_many(test, chosen, context.device)
-    digest = digests(train, test, terminal)
+    parts = {"train": train, "test": test} | ({} if extra is None else {"extra": extra})
+    digest = digests(parts, terminal)
     counts = contents(config.dataset, context.info, train, test)
     if isinstance(config.dataset, FromFiles):
         terminal.say(config.dataset.summary())
     if context.evaluates:
         test = placed(test, "cpu", "test", terminal)
-    return Data(train, test, digest, counts, images)
+    return Data(train, test, digest, counts, images, extra)
 
 
 def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
@@ -166,10 +172,10 @@ def loaded(dataset: Dataset, name: str) -> tuple[Samples, Samples]:
     return train, test
 
 
-def digests(train: Samples, test: Samples, terminal: Terminal) -> dict[str, str]:
-    """A digest of each split, for `manifest.json`."""
-    with terminal.progress("reading the data", train.size + test.size) as bar:
-        parts = {"train": train, "test": test}
+def digests(parts: Mapping[str, Samples], terminal: Terminal) -> dict[str, str]:
+    """A digest of each part of the data, for `manifest.json`."""
+    size = sum(part.size for part in parts.values())
+    with terminal.progress("reading the data", size) as bar:
         return of_each(parts, lambda name, part: part.digest(bar.advance))
 
 

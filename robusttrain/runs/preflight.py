@@ -10,7 +10,7 @@ from robusttrain.attacks import Attack, Attacking, Demanding, fitted, parts
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
-from robusttrain.data import Dataset
+from robusttrain.data import Dataset, Extended, own_images
 from robusttrain.defenses import Selective
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, model_checks
@@ -71,6 +71,8 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
     warn_of_places_without_noise(inputs.model, shape, context.terminal)
     if context.trains:
         _refuse_empty_crops(config.dataset, shape)
+        if isinstance(config.dataset, Extended) and config.dataset.extra is not None:
+            own_images(config.dataset.extra_share, config.training.batch_size)
     if context.trains and isinstance(inputs.defense, Selective):
         inputs.defense.refuse_unfit(inputs.model, shape)
     if not context.evaluates:

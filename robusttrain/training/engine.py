@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from robusttrain.attacks.images import images_are_valid
-from robusttrain.data import augment, batch_count
+from robusttrain.data import augment
 from robusttrain.defenses import Defense, Objective, Replayed, reusable
 from robusttrain.errors import returned
 from robusttrain.models.passes import Passes
@@ -18,7 +18,6 @@ from robusttrain.noise.layer import Progress, penalty
 from robusttrain.optim.averaging import Average
 from robusttrain.optim.schedules import Stepping
 from robusttrain.optim.weight_perturbation import perturbed
-from robusttrain.runtime import distributed
 from robusttrain.runtime.out_of_memory import is_out_of_memory
 from robusttrain.training import ddp
 from robusttrain.training.microbatches import (
@@ -90,12 +89,13 @@ class Engine:
     ) -> None:
         settings = recipe.settings
         self.ready, self.model, self.forward = ready, ready.module, ready.forward
-        self.dataset, self.images, self.say = data.dataset, data.train.size, say
+        batches = data.batches(settings.batch_size)
+        self.dataset, self.images, self.say = data.dataset, batches.images_per_epoch, say
         self.draws = wanted_draws(self.model)
         self.cross_entropy = partial(
             F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing
         )
-        self.per_epoch = batch_count(self.images, settings.batch_size, distributed.size())
+        self.per_epoch = batches.count
         self.total = max(1, settings.epochs * self.per_epoch)
         optimizer = recipe.optimizer.build(parameter_groups(self.model))
         self.optimizer = returned("optimizer.build", optimizer, torch.optim.Optimizer)

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 
 from robusttrain import ranges
-from robusttrain.data import Dataset, Samples
+from robusttrain.data import Batches, Dataset, Extra, Samples
 from robusttrain.defenses import Defense
 from robusttrain.optim.averaging import Averaging, NoAveraging
 from robusttrain.optim.optimizers import Optimizer
 from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import NoPerturbation, WeightPerturbation
+from robusttrain.runtime import distributed
 from robusttrain.training.settings import Training
 
 
@@ -45,8 +46,16 @@ class TrainingData:
         The splits, for use on the device of the model. The validation split may be empty.
     dataset
         The data set, which sets the augmentation.
+    extra
+        Images that each batch has a share of, for use on the same device.
     """
 
     train: Samples
     validation: Samples
     dataset: Dataset
+    extra: Extra | None = None
+
+    def batches(self, batch_size: int) -> Batches:
+        """The batches of this process, with `batch_size` images each."""
+        part, parts = distributed.rank(), distributed.size()
+        return Batches(self.train, self.extra, batch_size, part, parts)

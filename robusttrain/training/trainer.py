@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robusttrain import renames
-from robusttrain.data import Samples, batches, bounds
+from robusttrain.data import Samples, batches
 from robusttrain.defenses import Defense, Stateful
 from robusttrain.errors import InputError, NonFiniteLossError
 from robusttrain.models.passes import Passes
@@ -104,6 +104,7 @@ class Trainer:
         _refuse_too_few(data.train)
         ready = prepare(model, recipe.settings, data.train, seed)
         self.engine = Engine(ready, recipe, data, seed, terminal.say)
+        self.order = data.batches(recipe.settings.batch_size)
         self.batches_per_epoch = self.engine.per_epoch
         # Of the last validation; shown if a defense computes no clean or no adversarial logits.
         self.accuracies: dict[str, float | None] = {}
@@ -235,10 +236,7 @@ class Trainer:
         defense = self._defense_for(number)
         self._set_order()
         started = time.perf_counter() - position.seconds
-        order = batches(
-            self.train, settings.batch_size, self.engine.streams["batches"],
-            first=position.batch, part=distributed.rank(), parts=distributed.size(),
-        )  # fmt: skip
+        order = self.order.epoch(self.engine.streams["batches"], number, position.batch)
         self.model.train()
         for x, y in order:
             if settings.curriculum.per_batch:
@@ -308,9 +306,7 @@ class Trainer:
 
     def _loss_weight(self, images: int) -> float:
         """Weight of the mean loss over this process's `images` in the mean over processes."""
-        processes, settings = distributed.size(), self.settings
-        start, stop = bounds(self.train.size, settings.batch_size, self.position.batch, processes)
-        return processes * images / (stop - start)
+        return distributed.size() * images / self.order.images(self.position.batch)
 
     def _roll_back(self, reason: Exception, bar: Bar) -> None:
         """Return to the start of the epoch, and halve the learning rate from there on."""

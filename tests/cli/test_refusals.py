@@ -180,6 +180,7 @@ def _data_sets(folder: Path) -> None:
     grey[0] = 255
     labels = np.arange(6) % 2
     np.savez(folder / "grey.npz", x=grey, y=labels)
+    np.savez(folder / "three.npz", x=grey, y=np.arange(6) % 3)
     np.savez(folder / "nan.npz", x=np.full((6, 8, 8), np.nan), y=labels)
     np.savez(folder / "axes.npz", x=np.ones((6, 3, 8, 3)), y=labels)
     np.savez(folder / "test.npz", x_test=grey[:, :7], y_test=labels)

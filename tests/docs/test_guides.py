@@ -108,7 +108,8 @@ def assumed(run: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), (10 * number, 0, 255 * (number % 2))).save(file)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
-    np.savez(folder / "scans.npz", x=pixels, y=np.arange(40) % 4)
+    for name in ("scans.npz", "generated.npz"):
+        np.savez(folder / name, x=pixels, y=np.arange(40) % 4)
     network = PreActResNet(blocks=[1, 1, 1, 1], width=4).build(10, (3, 32, 32))
     torch.save({"state_dict": network.state_dict()}, folder / "theirs.pt")
     # In a process of its own: once something was exported, autograd starts threads, after which

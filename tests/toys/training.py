@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from robusttrain.attacks import Loss
-from robusttrain.data import Split, hold_out
+from robusttrain.data import Extra, Split, hold_out
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.standard import Standard
@@ -53,6 +53,7 @@ def trainer(
     seed: int = 0,
     weight_perturbation: WeightPerturbation | None = None,
     averaging: Averaging | None = None,
+    extra: Extra | None = None,
     **settings: Any,
 ) -> Trainer:
     split, validation = hold_out(data.load()[0], data.validation, seed)
@@ -61,7 +62,7 @@ def trainer(
         Training(**{"epochs": 2, "batch_size": 32, "precision": Precision.fp32, **settings}),
         weight_perturbation or NoPerturbation(), averaging or NoAveraging(),
     )  # fmt: skip
-    seen = TrainingData(train or split, validation, data)
+    seen = TrainingData(train or split, validation, data, extra)
     threat = Threat(Norm.linf, eps)
     return Trainer(model or network(), recipe, seen, threat, seed=seed, terminal=quiet())
 
