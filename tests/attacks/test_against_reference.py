@@ -1,9 +1,14 @@
 """Strength of APGD, FAB and Square next to the code of their authors, in all three norms."""
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from robusttrain import load_model
 from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.fab import FAB
@@ -15,6 +20,8 @@ from robusttrain.models import build_model
 from robusttrain.models.mlp import MLP
 from robusttrain.threat import Norm
 from toys.attacks import generator
+from toys.command_line import CommandLine
+from toys.runs import finished
 
 pyautoattack = pytest.importorskip("pyautoattack")
 
@@ -109,3 +116,31 @@ def test_a_short_square_leaves_no_more_standing_than_a_short_one_of_the_referenc
         theirs = reference.perturb(x, y)
     ours = Square(norm=norm, eps=EPS[norm], queries=queries)(network, x, y, generator=generator())
     assert standing(network, ours, y) <= standing(network, theirs, y) + 5
+
+
+def test_a_trained_run_has_the_accuracy_that_the_reference_finds(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    """Within a point, on the images of its report."""
+    words = [
+        "dataset=digits", "model=mlp", "model.widths=[32]", "epochs=4", "eps=0.05", "device=cpu",
+        "evaluation=autoattack", "evaluation.samples=100", "evaluation.audit=false",
+        "~evaluation.attacks.apgd_t", "~evaluation.attacks.fab_t", "~evaluation.attacks.square",
+        "~evaluation.attacks.apgd_margin", "hydra.run.dir=run",
+    ]  # fmt: skip
+    finished(command_line.start(*words, cwd=tmp_path))
+    report = pd.read_csv(tmp_path / "run" / "report.csv").set_index("attack")
+    rows = pd.read_csv(tmp_path / "run" / "samples.csv")["index"].to_numpy()
+    bunch = load_digits()
+    x = torch.from_numpy((bunch.images[rows] * (255 / 16)).round() / 255).float().unsqueeze(1)
+    y = torch.from_numpy(bunch.target[rows]).long()
+    model = load_model(tmp_path / "run")
+    reference = pyautoattack.AutoAttack(
+        model, norm="Linf", eps=0.05, version="standard", device="cpu", seed=0
+    )
+    reference.attacks_to_run = ["apgd-ce"]
+    with torch.random.fork_rng():
+        x_adv, _ = reference.run_standard_evaluation(x, y, batch_size=100)
+    theirs = standing(model, x_adv, y) / len(y)
+    assert 0.1 < theirs < float(report["accuracy"]["clean"])
+    assert float(report["accuracy"]["worst_case"]) == pytest.approx(theirs, abs=0.0101)
