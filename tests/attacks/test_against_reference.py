@@ -121,10 +121,10 @@ def test_a_short_square_leaves_no_more_standing_than_a_short_one_of_the_referenc
 def test_a_trained_run_has_the_accuracy_that_the_reference_finds(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
-    """Within a point, on the images of its report."""
+    """Within a point: on the same images, which are fewer than a hundred."""
     words = [
-        "dataset=digits", "model=mlp", "model.widths=[32]", "epochs=4", "eps=0.05", "device=cpu",
-        "evaluation=autoattack", "evaluation.samples=100", "evaluation.audit=false",
+        "dataset=digits", "model=mlp", "model.widths=[16]", "epochs=2", "eps=0.05", "device=cpu",
+        "evaluation=autoattack", "evaluation.samples=60", "evaluation.audit=false",
         "~evaluation.attacks.apgd_t", "~evaluation.attacks.fab_t", "~evaluation.attacks.square",
         "~evaluation.attacks.apgd_margin", "hydra.run.dir=run",
     ]  # fmt: skip
@@ -143,4 +143,4 @@ def test_a_trained_run_has_the_accuracy_that_the_reference_finds(
         x_adv, _ = reference.run_standard_evaluation(x, y, batch_size=100)
     theirs = standing(model, x_adv, y) / len(y)
     assert 0.1 < theirs < float(report["accuracy"]["clean"])
-    assert float(report["accuracy"]["worst_case"]) == pytest.approx(theirs, abs=0.0101)
+    assert float(report["accuracy"]["worst_case"]) == pytest.approx(theirs, abs=0.01)
