@@ -16,7 +16,6 @@ SAFETENSORS = (
     "torch.save(safetensors.torch.load_file('FILE'), 'weights.pt')"
 )
 ARRAYS = "an archive of NumPy arrays: save a state dict of tensors"
-ONNX = "a program of ONNX: export the model with torch.export"
 OTHER = (
     "damaged, or neither a checkpoint of robusttrain nor tensors only (of another model, save only "
     "the state dict)"
@@ -38,8 +37,6 @@ def named(path: Path, error: Exception) -> str:
     known = next((kind for start, kind in SIGNATURES.items() if first.startswith(start)), "")
     if known:
         return known
-    if path.suffix == ".onnx":
-        return ONNX
     if _holds_arrays(path):
         return ARRAYS
     found = _CLASS.search(str(error))
