@@ -48,6 +48,12 @@ NO_EFFECT = {
     "training.batch_size=2 batch_size=3": "training.batch_size=2",
     "dataset=digits data_dir=elsewhere": "dataset=digits",
     "dataset=digits download=false": "dataset=digits",
+    "dataset.extra_share=0.3": "dataset.extra=null",
+    "dataset.extra_labels=y.npy": "dataset.extra=null",
+    "dataset=arrays dataset.train=x.npz dataset.train_labels=y.npy": "dataset.train=x.npz",
+    "dataset=huggingface dataset.path=zoo/animals dataset.test_split=test dataset.seed=3": (
+        "dataset.test_split=test"
+    ),
     "trust=[mine]": "checkpoint=null",
     "training.curriculum.per_batch=true": "training.curriculum.eps_warmup=0.0",
     "training.curriculum={per_batch:true}": "training.curriculum.eps_warmup=0.0",
@@ -212,7 +218,7 @@ COMPONENTS = [component for group in GROUPS for component in schemas.components(
 
 # Packages that read the settings of components which do not read them themselves.
 CONSUMERS = {
-    "dataset": ["robusttrain.training", "robusttrain.runs"],
+    "dataset": ["robusttrain.training", "robusttrain.runs", "robusttrain.data"],
     "defense": ["robusttrain.training"],
     "evaluation": ["robusttrain.evaluation", "robusttrain.runs"],
     "noise": ["robusttrain.noise"],
