@@ -134,7 +134,7 @@ class QueryCounter(nn.Module):
 
     def _counted(self, x: Tensor) -> Tensor:
         self.forward_passes += self.draws * len(x)
-        if x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
             # The hook belongs to this pass alone, whatever else the caller does with its tensor.
             x = x.view_as(x)
             x.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
