@@ -240,6 +240,12 @@ def test_a_key_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) ->
         filled(tmp_path / "w.pt", weights_key="model_em")
 
 
+def test_a_program_is_refused(tmp_path: Path) -> None:
+    torch.jit.trace(net(7), images()).save(tmp_path / "w.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(InputError, match="is a program of TorchScript: .*checkpoint=FILE"):
+        filled(tmp_path / "w.pt", trust=(CODE,))
+
+
 def test_a_file_without_weights_names_what_is_in_it(tmp_path: Path) -> None:
     torch.save({"mine": {"deep": net(7).state_dict()}}, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"name one by model\.weights_key: mine\.deep"):

@@ -38,7 +38,12 @@ class Run:
         self.file, self.folder = folder / "theirs.pt", folder / "run"
         torch.save(theirs().state_dict(), self.file)
         self.digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        self.words = [*SHORT, f"model.weights={self.file}", "training.keep=last", "optimizer.lr=1e-30"]
+        self.words = [
+            *SHORT,
+            f"model.weights={self.file}",
+            "training.keep=last",
+            "optimizer.lr=1e-30",
+        ]
         self.answer = Answer(self.folder, *self.words)
         self.file.rename(folder / "moved.pt")
 
@@ -66,10 +71,9 @@ def test_the_checkpoint_of_the_run_needs_no_file(run: Run, tmp_path: Path) -> No
     evaluated = Answer(tmp_path / "a", *SHORT, f"checkpoint={run.folder}", "stages=[evaluate]")
     assert evaluated.accuracy("clean") == run.answer.accuracy("clean")
     assert manifest(tmp_path / "a")["weights"] is None
-    trained = Answer(tmp_path / "b", *SHORT, f"checkpoint={run.folder}")
-    assert trained.labels == ("mlp", "standard")
-    teacher = ["defense=distill", f"defense.teacher={run.folder}", "defense.temperature=1"]
-    Answer(tmp_path / "c", *[word for word in SHORT if word != "defense=standard"], *teacher)
+    words = [word for word in SHORT if word != "defense=standard"]
+    teacher = ["defense=distill", f"defense.teacher={run.folder}", f"checkpoint={run.folder}"]
+    Answer(tmp_path / "b", *words, *teacher, "stages=[train]")
 
 
 def test_a_resumed_run_needs_no_file_and_keeps_its_digest(run: Run) -> None:
@@ -94,31 +98,34 @@ def test_a_repetition_needs_the_file_as_it_was(run: Run, tmp_path: Path) -> None
 
 
 def test_an_evaluation_alone_is_that_of_the_checkpoint(run: Run, tmp_path: Path) -> None:
-    file = run.file.with_name("moved.pt")
-    for weights in (run.folder, file):
-        words = [*SHORT, "stages=[evaluate]", f"model.weights={weights}"]
-        given = Answer(tmp_path / weights.name, *words)
-        assert given.accuracy("clean") == run.answer.accuracy("clean")
-        assert given.labels == ("mlp", "standard")
+    words = [*SHORT, "stages=[evaluate]", f"model.weights={run.file.with_name('moved.pt')}"]
+    given = Answer(tmp_path / "run", *words)
+    assert given.accuracy("clean") == run.answer.accuracy("clean")
+    assert given.labels == ("mlp", "standard")
+
+
+def test_an_evaluation_of_a_run_describes_its_training(run: Run) -> None:
+    words = [word for word in SHORT if word != "defense=standard"]
+    origin = looked_at(*words, "stages=[evaluate]", f"model.weights={run.folder}").origin
+    assert origin.names["defense"] == "standard"
+    assert origin.trained is not None
+    assert origin.trained["epochs"] == 1
 
 
 def test_the_path_may_be_relative(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.file.parent)
-    built, origin = prepared(*SHORT, "model.weights=moved.pt")
-    experiment.estimate(built, origin, Terminal(Console(file=io.StringIO())))
+    built, _ = prepared(*SHORT, "model.weights=moved.pt")
+    assert built.initial_weights.read([]) is not None
     provenance = built.initial_weights.provenance()
     assert provenance == {"path": str(run.file.with_name("moved.pt")), "sha256": run.digest}
 
 
-def test_a_run_with_noise_and_one_without_both_start_a_noisy_one(
-    run: Run, tmp_path: Path
-) -> None:
-    noisy = [*SHORT, "noise=pni_w", "optimizer.lr=1e-30"]
-    first = Answer(tmp_path / "a", *noisy, f"model.weights={run.folder}")
-    second = Answer(tmp_path / "b", *noisy, f"model.weights={tmp_path / 'a'}", "seed=1")
+def test_a_run_with_noise_and_one_without_both_start_a_noisy_one(run: Run, tmp_path: Path) -> None:
+    noisy = [*SHORT, "stages=[train]", "noise=pni_w", "optimizer.lr=1e-30"]
+    Answer(tmp_path / "a", *noisy, f"model.weights={run.folder}")
+    Answer(tmp_path / "b", *noisy, f"model.weights={tmp_path / 'a'}", "seed=1")
     one, other = (load(tmp_path / name).model for name in "ab")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert first.labels == second.labels
 
 
 def test_weights_and_a_checkpoint_are_refused_together(run: Run) -> None:
@@ -126,7 +133,7 @@ def test_weights_and_a_checkpoint_are_refused_together(run: Run) -> None:
         looked_at(*SHORT, f"checkpoint={run.folder}", f"model.weights={run.folder}")
 
 
-# --- a user's own network --------------------------------------------------------------------------
+# --- a user's own network ------------------------------------------------------------------------
 
 
 class Theirs(nn.Module):
@@ -149,7 +156,8 @@ def test_the_keys_are_those_of_a_users_own_network_too(tmp_path: Path) -> None:
     (tmp_path / "model" / "own.yaml").write_text(f"_target_: {__name__}.Theirs\n")
     words = [
         *(word for word in SHORT if not word.startswith("model")), "optimizer.lr=1e-30",
-        f"hydra.searchpath=[file://{tmp_path}]", "model=own", "model.mean=[0.4]", "model.std=[0.2]", f"model.weights={tmp_path / 'own.pt'}",
+        f"hydra.searchpath=[file://{tmp_path}]", "model=own", "model.mean=[0.4]",
+        "model.std=[0.2]", f"model.weights={tmp_path / 'own.pt'}",
     ]  # fmt: skip
     Answer(tmp_path / "run", *words)
     model = load_model(tmp_path / "run", trust=[__name__.partition(".")[0]])
