@@ -242,7 +242,7 @@ def test_a_key_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) ->
 
 def test_a_program_is_refused(tmp_path: Path) -> None:
     torch.jit.trace(net(7), images()).save(tmp_path / "w.pt")  # type: ignore[no-untyped-call]
-    with pytest.raises(InputError, match="is a program of TorchScript: .*checkpoint=FILE"):
+    with pytest.raises(InputError, match=r"is a program of TorchScript: .*checkpoint=FILE"):
         filled(tmp_path / "w.pt", trust=(CODE,))
 
 

@@ -22,6 +22,7 @@ from robusttrain.evaluation.attack_suite import evaluate
 from robusttrain.models import Architecture, build_model
 from robusttrain.models.timm import TimmModel
 from robusttrain.models.torchvision import TorchvisionModel
+from robusttrain.optim.optimizers import SGD
 from robusttrain.runs.saved_model import load_model
 from robusttrain.threat import Norm, Threat
 from toys.training import state_of, trainer
@@ -45,7 +46,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "swin_tiny_patch4_window7_224", embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
     ),
     "convnext": small("convnext_atto", depths=[1, 1, 1, 1], dims=[8, 8, 8, 8]),
-    "mixer": small("mixer_s32_224"),
+    "mixer": small("mixer_s32_224", mlp_ratio=[1, 1]),
     "efficientnet": small("test_efficientnet"),
     "mobilenet": small("mobilenetv3_small_050"),
     "resnet": small("test_resnet"),
@@ -88,7 +89,10 @@ def test_a_network_is_trained_attacked_saved_loaded_and_evaluated(
     for defense in defenses():
         before = state_of(model)
         # One batch of two, after which no epoch has ended.
-        next(trainer(defense, model=model, data=DATA, eps=EPS, epochs=1, batch_size=4).batches())
+        started = trainer(
+            defense, model=model, data=DATA, eps=EPS, epochs=1, batch_size=4, optimizer=SGD(0.001)
+        )
+        next(started.batches())
         assert not torch.equal(before, state_of(model))
         assert state_of(model).isfinite().all()
 
