@@ -24,7 +24,7 @@ def _formatted(
 
 
 def main() -> None:
-    """Run `compare`, `report` or `rerun`, or print the help; hand any other words to Hydra."""
+    """Run a command of its own, or print the help; hand any other words to Hydra."""
     # Only this function reads the command line; all others take its words as arguments.
     program, *given = sys.argv
     warnings.formatwarning = _formatted
@@ -39,6 +39,10 @@ def main() -> None:
             from robusttrain.cli import report
 
             report.report(given[1:])
+        elif command == "export":
+            from robusttrain.cli import export
+
+            export.export(given[1:])
         elif command == "rerun":
             from robusttrain.cli import main as cli
 

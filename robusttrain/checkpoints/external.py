@@ -5,6 +5,7 @@ torch.export are code, so loading one runs its author's code. A program is loade
 names its file, and consents with `trust=[code]`. In a run directory only checkpoints are read.
 """
 
+import json
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.checkpoints import checkpoint as checkpoints
-from robusttrain.checkpoints import pretrained
+from robusttrain.checkpoints import onnx_programs, pretrained
+from robusttrain.checkpoints.about import ABOUT, BYTES, INPUT
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.errors import InputError
 from robusttrain.models.normalize import Normalize
@@ -53,6 +55,7 @@ class Kind(StrEnum):
 
     torchscript = "TorchScript"
     exported = "torch.export"
+    onnx = "ONNX"
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,6 @@ class ExportedProgram:
             If it cannot be loaded, or was exported for certain batch sizes only.
         """
         try:
-            checkpoints.check_sums(self.path)
             # Hide deprecation warnings about the file's format.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -182,7 +184,8 @@ def load(
         allowed = f"to trust its author, name the file itself, with trust=[{CODE}]"
         raise InputError(key, path, allowed, f"is a program of {kind}, and no checkpoint")
     if kind is not None:
-        if CODE not in trust:
+        # A graph of ONNX names operations, and has no code.
+        if kind is not Kind.onnx and CODE not in trust:
             allowed = f"if you trust its author, add trust=[{CODE}]"
             raise InputError(key, path, allowed, f"is a program of {kind}, which runs its own code")
         return ExportedProgram(path, kind, key)
@@ -238,16 +241,25 @@ class _Exported(_Loaded):
 
 
 def _load_torchscript(path: Path) -> nn.Module:
-    return _Loaded(torch.jit.load(path, map_location="cpu"))  # type: ignore[no-untyped-call]
+    checkpoints.check_sums(path)
+    about = {ABOUT: b"{}"}
+    program = torch.jit.load(path, map_location="cpu", _extra_files=about)  # type: ignore[no-untyped-call]
+    # A program of another tool has no such text, which torch leaves empty.
+    if BYTES in json.loads(about[ABOUT] or "{}").get(INPUT, ""):
+        raise _takes_bytes(path)
+    return _Loaded(program)
 
 
 def _load_exported(path: Path) -> nn.Module:
+    checkpoints.check_sums(path)
     # A file object, since torch expects a path to end in .pt2.
     with path.open("rb") as file:
         program = torch.export.load(file)
     inputs = len(program.graph_signature.user_inputs)
     if inputs != 1:
         raise InputError("checkpoint", path, "it must take images alone", f"takes {inputs} inputs")
+    if not _images_of(program).dtype.is_floating_point:
+        raise _takes_bytes(path)
     limits = _batch_limits(program)
     if limits is not None:
         allowed = f"export it with a dynamic batch dimension, {DYNAMIC}"
@@ -255,14 +267,20 @@ def _load_exported(path: Path) -> nn.Module:
     return _Exported(program).to("cpu")
 
 
-_LOADERS = {Kind.torchscript: _load_torchscript, Kind.exported: _load_exported}
+def _load_onnx(path: Path) -> nn.Module:
+    return _Loaded(onnx_programs.load(path))
+
+
+_LOADERS = {
+    Kind.torchscript: _load_torchscript,
+    Kind.exported: _load_exported,
+    Kind.onnx: _load_onnx,
+}
 
 
 def _batch_limits(program: torch.export.ExportedProgram) -> str | None:
     """The batch sizes that an exported program accepts, as text; None if it accepts all."""
-    first = program.graph_signature.user_inputs[0]
-    node = next(node for node in program.graph.nodes if node.name == first)
-    size = str(node.meta["val"].shape[0])
+    size = str(_images_of(program).shape[0])
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
     # A symbol allows all sizes in its range. A number, or an expression such as 2*s0, does not.
     if not size.isidentifier():
@@ -272,8 +290,22 @@ def _batch_limits(program: torch.export.ExportedProgram) -> str | None:
     return None if low <= 2 and high >= UNLIMITED else f"only {low} to {high}"
 
 
+def _images_of(program: torch.export.ExportedProgram) -> Tensor:
+    """The images that an exported program takes, without values."""
+    first = program.graph_signature.user_inputs[0]
+    images: Tensor = next(n for n in program.graph.nodes if n.name == first).meta["val"]
+    return images
+
+
+def _takes_bytes(path: Path) -> InputError:
+    allowed = "it must take floats in [0, 1], which have gradients: export it without --uint8"
+    return InputError("checkpoint", path, allowed, "takes images as bytes")
+
+
 def program_kind(path: Path) -> Kind | None:
     """The tool that wrote the program in a file; None if it is no program."""
+    if path.suffix == ".onnx":
+        return Kind.onnx
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}

@@ -12,7 +12,6 @@ SIGNATURES = {
     b"\x89HDF": "a file of HDF5, as Keras writes it: save a state dict of torch",
 }
 ARRAYS = "an archive of NumPy arrays: save a state dict of tensors"
-ONNX = "a program of ONNX: export the model with torch.export"
 OTHER = (
     "damaged, or neither a checkpoint of robusttrain nor tensors only (of another model, save only "
     "the state dict)"
@@ -31,8 +30,6 @@ def named(path: Path, error: Exception) -> str:
     known = next((kind for start, kind in SIGNATURES.items() if first.startswith(start)), "")
     if known:
         return known
-    if path.suffix == ".onnx":
-        return ONNX
     if _holds_arrays(path):
         return ARRAYS
     found = _CLASS.search(str(error))

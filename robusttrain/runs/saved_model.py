@@ -49,6 +49,11 @@ def load_model(
         raise InputError("run", run, allowed, "is a state dict, without a network")
     if isinstance(saved, ExportedProgram):
         return saved.loaded().to(device)
+    return restored(saved, run, trust).to(device)
+
+
+def restored(saved: Checkpoint, run: Path | str, trust: Sequence[str]) -> torch.nn.Module:
+    """The model of a checkpoint, in eval mode, on the CPU; see `load_model`."""
     refuse_incomplete(saved, INHERITED_BY_MODEL, run, key="run")
     try:
         model = _model_of(saved, trust)
@@ -56,7 +61,7 @@ def load_model(
     except InputError as error:
         # Keys in the other run mean nothing in this one.
         raise InputError("run", run, str(error), "cannot be loaded") from error
-    return model.eval().to(device)
+    return model.eval()
 
 
 def load_pretrained(name: str, *, device: torch.device | str = "cpu") -> torch.nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint
-from robusttrain.checkpoints.external import Weights
+from robusttrain.checkpoints.external import ExportedProgram, Weights
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
 from robusttrain.models.preact_resnet import PreActResNet
@@ -336,11 +336,13 @@ def test_common_files_are_named(tmp_path: Path, write: Callable[[Path], object],
     assert "\n" not in str(caught.value)
 
 
-def test_a_program_of_onnx_is_named(tmp_path: Path) -> None:
+def test_a_damaged_program_of_onnx_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "theirs.onnx"
-    path.write_bytes(b"\x08\x08\x12\x07pytorch")
-    with pytest.raises(InputError, match=r"it is a program of ONNX: export .* torch\.export"):
-        external.load(path)
+    path.write_bytes(b"not a graph")
+    program = external.load(path)
+    assert isinstance(program, ExportedProgram)
+    with pytest.raises(InputError, match=r"theirs.onnx cannot be loaded as a program of ONNX"):
+        program.loaded()
 
 
 def ours() -> Checkpoint:

@@ -56,7 +56,7 @@ MORE = {
 OWN_DATA = ("dataset=folder", "dataset=stripes", "checkpoint=")
 
 # Commands that are run as printed.
-AS_PRINTED = ("compare", "report", "rerun", "resume=outputs")
+AS_PRINTED = ("compare", "report", "export", "rerun", "resume=outputs")
 
 # Commands that start other processes, which takes seconds. The tests named here run them; this file
 # only composes their configuration.

@@ -22,7 +22,7 @@ PROGRAMS, DIRECTORIES = "checkpoints/test_external_programs.py", "runs/test_run_
 RESUME, RERUN, SWEEP = "runs/test_resume.py", "runs/test_rerun.py", "sweeps/test_sweep.py"
 FILES, FUZZ = "report/test_files.py", "runs/test_damaged_runs.py"
 TRANSFER, OWN = "attacks/test_transfer.py", "config/test_own_components.py"
-COMPARE = "cli/test_compare_command.py"
+COMPARE, EXPORT = "cli/test_compare_command.py", "export/test_formats.py"
 DOWNLOADS, OLD = "data/test_torchvision.py", "runs/test_old_runs.py"
 
 # The beginning of each sentence of the page, and the tests that prove it.
@@ -162,6 +162,10 @@ PROVEN: dict[str, tuple[str, ...]] = {
     ),
     "| TorchScript": (f"{PROGRAMS}::test_a_program_computes_what_its_author_wrote",),
     "| a program of": (f"{PROGRAMS}::test_a_program_computes_what_its_author_wrote",),
+    "| a graph of ONNX": (
+        f"{EXPORT}::test_a_program_is_read_back_with_the_gradients_of_the_network",
+        f"{EXPORT}::test_onnx_needs_no_trust_since_it_has_no_code",
+    ),
     "A TorchScript file or an exported program": (
         f"{PROGRAMS}::test_a_program_needs_consent",
         f"{TRANSFER}::test_a_program_is_a_source",
