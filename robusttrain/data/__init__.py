@@ -5,6 +5,7 @@ from typing import Protocol
 from robusttrain.data.augment import augment
 from robusttrain.data.batching import batch_count, batches, bounds, portions
 from robusttrain.data.image_index import FromFiles, ImageIndex, Published, image_index
+from robusttrain.data.mapped import Mapped
 from robusttrain.data.split import Info, Samples, Split, as_input, hold_out
 from robusttrain.data.streamed import Streamed
 
@@ -13,6 +14,7 @@ __all__ = [
     "FromFiles",
     "ImageIndex",
     "Info",
+    "Mapped",
     "Published",
     "Samples",
     "Split",
@@ -39,7 +41,7 @@ class Dataset(Protocol):
         """Image shape and classes, without reading the images."""
 
     def load(self) -> tuple[Samples, Samples]:
-        """The training and the test set, each a `Split` on the CPU or `Streamed`.
+        """The training and the test set, each a `Split` on the CPU, `Streamed` or `Mapped`.
 
         Raises
         ------

@@ -31,7 +31,7 @@ class Info(NamedTuple):
 
 
 class Samples(Protocol):
-    """Images with labels: a `Split` in memory, or `Streamed` from files."""
+    """Images with labels: a `Split` in memory, `Streamed` from files, or `Mapped`."""
 
     @property
     def labels(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robusttrain import seeding
 from robusttrain.attacks.model_view import frozen, predictions
-from robusttrain.data import Samples, Split, Streamed, as_input
+from robusttrain.data import Mapped, Samples, Split, Streamed, as_input
 from robusttrain.errors import InputError
 from robusttrain.evaluation.randomness import apart, repeated
 from robusttrain.models.modes import modes_restored
@@ -70,18 +70,19 @@ class Finding:
 
 
 def refuse_outside_box(samples: Samples, dataset: str) -> None:
-    """Raise `InputError`, naming `dataset`, unless the images are bytes from 0 to 255.
+    """Raise `InputError`, naming `dataset`, unless the images are pixels.
 
-    Those are pixels in [0, 1]. Bytes in another type are as good; values that never exceed 1 are
-    refused, as they would become 255 times darker.
+    Those are bytes from 0 to 255, also in another type of integers, or floats in [0, 1]. Integers
+    that never exceed 1 are refused, as they would become 255 times darker.
     """
-    # What files are decoded to are bytes.
+    # What files are decoded to are bytes, and arrays in files are checked when they are opened.
     if not isinstance(samples, Split) or samples.images.dtype == torch.uint8:
         return
     images = samples.images
     low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and 1 < high <= 255):
-        allowed = "they must be bytes from 0 to 255, which stand for pixels in [0, 1]"
+    is_float = images.is_floating_point()
+    if not (low >= 0 and (high <= 1 if is_float else 1 < high <= 255)):
+        allowed = "they must be bytes from 0 to 255, or floats in [0, 1]"
         problem = f"has images with values from {low:.4g} to {high:.4g}"
         raise InputError("dataset", dataset, allowed, problem)
 
@@ -91,7 +92,7 @@ def refuse_too_many(samples: Samples, rows: Tensor, device: torch.device) -> Non
 
     The chosen ones are there as floats, with what attacks make of them.
     """
-    if not isinstance(samples, Streamed):
+    if not isinstance(samples, Streamed | Mapped):
         return
     size = samples.take(rows).decoded_bytes * EVALUATED
     if not free_memory.fits(size, device, share=1):

@@ -16,6 +16,7 @@ from robusttrain.data import (
     FromFiles,
     ImageIndex,
     Info,
+    Mapped,
     Samples,
     Streamed,
     image_index,
@@ -210,7 +211,7 @@ def placed(samples: Samples, device: torch.device | str, name: str, terminal: Te
     """Prepare the samples for `device`; report if they are streamed instead of held in memory."""
     with terminal.progress(f"{name} images", samples.size) as bar:
         placed = samples.to(device, bar.advance)
-    if isinstance(placed, Streamed) and placed.size:
+    if isinstance(placed, Streamed | Mapped) and placed.size:
         size = f"{placed.decoded_bytes / 1e9:.3g} GB decoded"
         terminal.say(f"{placed.size} {name} images are streamed from their files ({size})")
     return placed

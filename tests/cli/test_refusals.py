@@ -176,6 +176,14 @@ def _data_sets(folder: Path) -> None:
         for number in range(3):
             pixels = np.full((8, 8, 3), 40 * number, np.uint8)
             Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
+    grey = np.zeros((6, 8, 8), np.uint8)
+    grey[0] = 255
+    labels = np.arange(6) % 2
+    np.savez(folder / "grey.npz", x=grey, y=labels)
+    np.savez(folder / "nan.npz", x=np.full((6, 8, 8), np.nan), y=labels)
+    np.savez(folder / "axes.npz", x=np.ones((6, 3, 8, 3)), y=labels)
+    np.savez(folder / "test.npz", x_test=grey[:, :7], y_test=labels)
+    (folder / "cut.npz").write_bytes((folder / "grey.npz").read_bytes()[:300])
     (folder / "images" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
 
 

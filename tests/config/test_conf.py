@@ -48,6 +48,7 @@ EVALUATIONS = [option for group, option in OPTIONS if group == "evaluation"]
 # Values that an option cannot do without.
 NEEDED = {
     ("dataset", "folder"): ["dataset.path=/nowhere"],
+    ("dataset", "arrays"): ["dataset.train=/nowhere.npz"],
     ("attack", "carlini_wagner"): ["norm=l2"],
     ("attack", "none"): ["defense=ibp"],
     ("attack", "transfer"): ["attack.source.run=/nowhere"],

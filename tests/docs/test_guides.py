@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -51,7 +52,7 @@ MORE = {
 }
 
 # Commands that choose their data themselves, instead of by `DATA`.
-OWN_DATA = ("dataset=folder", "dataset=stripes", "checkpoint=")
+OWN_DATA = ("dataset=folder", "dataset=arrays", "dataset=stripes", "checkpoint=")
 
 # Commands that are run as printed.
 AS_PRINTED = ("compare", "report", "rerun", "resume=outputs")
@@ -105,6 +106,8 @@ def assumed(run: Path) -> Path:
         file = folder / "photos" / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), (10 * number, 0, 255 * (number % 2))).save(file)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(folder / "scans.npz", x=pixels, y=np.arange(40) % 4)
     network = PreActResNet(blocks=[1, 1, 1, 1], width=4).build(10, (3, 32, 32))
     torch.save({"state_dict": network.state_dict()}, folder / "theirs.pt")
     # In a process of its own: once something was exported, autograd starts threads, after which

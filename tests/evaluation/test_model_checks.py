@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusttrain.data import Split
+from robusttrain.data import Split, as_input
 from robusttrain.errors import InputError
 from robusttrain.evaluation import model_checks
 from robusttrain.models.linear import Linear
@@ -57,12 +57,25 @@ def split_of(pixels: Tensor) -> Split:
     return Split(pixels.expand(2, 3, 4, 4), torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 @pytest.mark.parametrize("high", [255, 2])
 def test_bytes_of_any_type_are_pixels(dtype: torch.dtype, high: int) -> None:
     pixels = torch.zeros(2, 3, 4, 4).to(dtype)
     pixels[0, 0, 0, 0] = high
     model_checks.refuse_outside_box(split_of(pixels), "mine")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize("high", [1, 2])
+def test_pixels_that_pass_are_in_the_box_for_the_model(dtype: torch.dtype, high: int) -> None:
+    samples = split_of(torch.full((2, 3, 4, 4), high).to(dtype))
+    seen = as_input(samples.images)
+    if dtype.is_floating_point == (high == 1):
+        model_checks.refuse_outside_box(samples, "mine")
+        assert 0 <= float(seen.min()) <= float(seen.max()) <= 1
+    else:
+        with pytest.raises(InputError):
+            model_checks.refuse_outside_box(samples, "mine")
 
 
 def test_black_bytes_are_pixels() -> None:
@@ -73,7 +86,7 @@ def test_black_bytes_are_pixels() -> None:
     ("low", "high", "named"),
     [
         (-2.1179, 2.64, "from -2.118 to 2.64"),
-        (0.0, 1.0, "from 0 to 1"),
+        (0.0, 255.0, "from 0 to 255"),
         (0.0, 256.0, "from 0 to 256"),
         (-1.0, 255.0, "from -1 to 255"),
         (0.0, math.nan, "from nan to nan"),
