@@ -4,9 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from robusttrain.models.head import head_of
 from robusttrain.noise.layer import noise_layers
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -21,7 +24,8 @@ def blocks_of(model: nn.Module, num_classes: int) -> list[list[str]]:
     children are blocks, except those that are opened, whose children take their place. Opened are
 
     - containers (`nn.Sequential`, `nn.ModuleList`, `nn.ModuleDict`) with two or more weights, that
-      is, parameters of two or more axes: a convolution with its normalisation is one block;
+      is, parameters of two or more axes outside of normalisation layers: a convolution with its
+      normalisation is one block;
     - modules with a container, at any depth, that lists two or more modules of two or more weights
       each, as an encoder lists its transformer layers;
     - at the top, a module that has all parameters except those of the head, such as a wrapper.
@@ -35,13 +39,12 @@ def blocks_of(model: nn.Module, num_classes: int) -> list[list[str]]:
     >>> blocks_of(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)), num_classes=3)
     [['0.weight', '0.bias', '1.weight', '1.bias'], ['2.weight', '2.bias']]
     """
-    head = head_of(model, num_classes)
     of_noise = noise_parameters(model)
-    parameters = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name not in head and id(parameter) not in of_noise
-    }
+    parameters = {n: p for n, p in model.named_parameters() if id(p) not in of_noise}
+    weights = set(map(id, _weights(model)))
+    head = [name for name in head_of(model, num_classes) if name in parameters]
+    for name in head:
+        del parameters[name]
     places = list(_below(*innermost(model, list(parameters))))
     members: dict[str, list[str]] = {place: [] for place in places}
     leading: list[str] = []
@@ -50,7 +53,7 @@ def blocks_of(model: nn.Module, num_classes: int) -> list[list[str]]:
         (leading if place is None else members[place]).append(name)
     blocks: list[list[str]] = []
     for names in filter(None, members.values()):
-        if any(parameters[name].dim() > 1 for name in names):
+        if any(id(parameters[name]) in weights for name in names):
             blocks.append(leading + names)
             leading = []
         elif blocks:
@@ -65,6 +68,12 @@ def blocks_of(model: nn.Module, num_classes: int) -> list[list[str]]:
 def noise_parameters(model: nn.Module) -> set[int]:
     """The identities of the parameters of noise."""
     return {id(p) for layer in noise_layers(model) for p in layer.parameters()}
+
+
+def norm_parameters(model: nn.Module) -> set[int]:
+    """The identities of the parameters of normalisation layers."""
+    norms = (module for module in model.modules() if isinstance(module, _NORMS))
+    return {id(parameter) for norm in norms for parameter in norm.parameters()}
 
 
 def plain_name(name: str) -> str:
@@ -100,14 +109,16 @@ def _below(module: nn.Module, path: str) -> Iterator[str]:
 
 def _is_opened(module: nn.Module) -> bool:
     if isinstance(module, _CONTAINERS):
-        return _weights(module) > 1
+        return len(_weights(module)) > 1
     lists = (part for part in module.modules() if isinstance(part, _CONTAINERS))
     return any(sum(map(_is_compound, part.children())) > 1 for part in lists)
 
 
 def _is_compound(module: nn.Module) -> bool:
-    return not isinstance(module, _CONTAINERS) and _weights(module) > 1
+    return not isinstance(module, _CONTAINERS) and len(_weights(module)) > 1
 
 
-def _weights(module: nn.Module) -> int:
-    return sum(parameter.dim() > 1 for parameter in module.parameters())
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    # The scale of layer norm has the axes of the activations, which may be several.
+    of_norms = norm_parameters(module)
+    return [p for p in module.parameters() if p.dim() > 1 and id(p) not in of_norms]

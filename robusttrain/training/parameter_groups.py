@@ -3,12 +3,9 @@
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from robusttrain.models.blocks import blocks_of, noise_parameters
+from robusttrain.models.blocks import blocks_of, noise_parameters, norm_parameters
 from robusttrain.optim.optimizers import Grouped, Optimizer
-
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def parameter_groups(
@@ -48,11 +45,5 @@ def _factors(model: nn.Module, decay: float, num_classes: int) -> dict[str, floa
 
 
 def _norms_and_biases(model: nn.Module) -> set[int]:
-    """The identities of the parameters of normalisation layers, and of tensors of up to one axis.
-
-    The axes of layer norm are those of the activations, so that its scale may have several.
-    """
-    norms = (module for module in model.modules() if isinstance(module, _NORMS))
-    return {id(p) for norm in norms for p in norm.parameters()} | {
-        id(p) for p in model.parameters() if p.dim() <= 1
-    }
+    """The identities of parameters of normalisation layers, and of tensors of up to one axis."""
+    return norm_parameters(model) | {id(p) for p in model.parameters() if p.dim() <= 1}
