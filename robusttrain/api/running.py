@@ -1,15 +1,12 @@
 """Run an experiment in a Python program, and read finished runs."""
 
-import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +19,7 @@ from robusttrain.api.arguments import arguments
 from robusttrain.api.composition import hydra_started, plain_errors
 from robusttrain.api.isolation import isolated, program_terminal
 from robusttrain.errors import InputError
-from robusttrain.report.files import intact
+from robusttrain.report.files import read_arrays, read_csv, read_json
 from robusttrain.report.identity import refuse_mixed, warn_if_unfinished
 from robusttrain.report.ledger import CURVE_COLUMNS
 from robusttrain.report.result import Result
@@ -47,12 +44,6 @@ from robusttrain.runs.saved_model import load_model
 from robusttrain.runtime import signals
 from robusttrain.runtime.log_file import LogFile
 from robusttrain.sweeps import session
-
-# Columns of text; an empty cell there is an empty text.
-TEXT = (
-    "dataset", "model", "defense", "train_attack", "noise", "attack", "norm", "audit", "file",
-    "broken_by", "curve", "check", "threshold", "verdict",
-)  # fmt: skip
 
 # Unless the caller says otherwise: it would apply to the whole process.
 OF_A_LIBRARY = "keep_memory=false"
@@ -256,47 +247,15 @@ def load_run(path: Path | str, *, trust: Sequence[str] = ()) -> Run:
     warn_if_unfinished(folder)
     refuse_mixed(folder, TABLES)
     return Run(
-        table=_read(folder / REPORT),
-        samples=_read(folder / SAMPLES),
-        audit=_read(folder / AUDIT, ("check", "figure", "threshold", "verdict")),
-        curve=_read(folder / CURVE, CURVE_COLUMNS),
-        certified=_read(folder / CERTIFIED),
-        adversarial=_arrays(folder / ADVERSARIAL),
-        gallery=_arrays(folder / GALLERY),
-        provenance=_manifest(folder),
+        table=read_csv(folder / REPORT),
+        samples=read_csv(folder / SAMPLES),
+        audit=read_csv(folder / AUDIT, ("check", "figure", "threshold", "verdict")),
+        curve=read_csv(folder / CURVE, CURVE_COLUMNS),
+        certified=read_csv(folder / CERTIFIED),
+        adversarial=read_arrays(folder / ADVERSARIAL),
+        gallery=read_arrays(folder / GALLERY),
+        provenance=read_json(folder / MANIFEST),
         path=folder,
-        training=_read(folder / TRAIN),
+        training=read_csv(folder / TRAIN),
         trust=trust,
     )
-
-
-def _read(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
-    """A table with its types; an empty one with these columns if there is no file."""
-    if not path.is_file():
-        return pd.DataFrame(columns=[*columns])
-    with intact(path):
-        names = [str(name) for name in pd.read_csv(path, nrows=0).columns]
-        table: pd.DataFrame = pd.read_csv(
-            path,
-            dtype={name: "str" for name in names if name in TEXT},
-            keep_default_na=False,
-            na_values={name: [""] for name in names if name not in TEXT},
-        )
-        flags = [name for name in names if name.endswith("_broken")]
-        return table.astype(dict.fromkeys(flags, "Int64"))
-
-
-def _arrays(path: Path) -> Any:
-    """The arrays of a file, each of which is read when it is used; None if there is no file."""
-    if not path.is_file():
-        return None
-    with intact(path):
-        return np.load(path)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    with intact(path):
-        return dict(json.loads(path.read_text()))

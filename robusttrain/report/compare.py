@@ -1,6 +1,7 @@
 """Runs side by side: their ledgers paired sample by sample, and McNemar's test for each pair."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from robusttrain.errors import InputError
-from robusttrain.report.files import intact
+from robusttrain.errors import IdentityWarning, InputError
+from robusttrain.report.files import intact, read_json
 from robusttrain.report.identity import refuse_mixed, warn_if_unfinished
 from robusttrain.report.ledger import CLEAN, CONFIDENCE, UNION, WORST_CASE, Flags
-from robusttrain.run_directory import REPORT, SAMPLES
+from robusttrain.run_directory import MANIFEST, REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
 
 SIGNIFICANT = 0.05
@@ -64,6 +65,8 @@ class Run:
         What the positions count, as in `samples.csv`: the `test set` or the `data set`.
     verified
         The rows of what bounds prove; most runs have none.
+    digest
+        What identifies the test set; empty if the manifest does not say it.
     """
 
     folder: Path
@@ -73,6 +76,7 @@ class Run:
     right: Mapping[Measure, pd.Series]
     index_in: str = EARLIER_INDEX
     verified: Sequence[Mapping[str, Any]] = ()
+    digest: str = ""
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -153,7 +157,9 @@ def _run_in(folder: Path) -> Run:
             raise InputError(str(folder / REPORT), allowed=allowed, problem=problem)
     index_in = samples.get("index_in", pd.Series([EARLIER_INDEX])).iloc[0]
     verified = [row for row in rows if row["attack"] == VERIFIED]
-    return Run(folder, measured, attacks, samples["label"], right, str(index_in), verified)
+    digest = str(read_json(folder / MANIFEST).get("data", {}).get("test", ""))
+    label = samples["label"]
+    return Run(folder, measured, attacks, label, right, str(index_in), verified, digest)
 
 
 def _threat(row: Mapping[str, Any]) -> Threat:
@@ -319,6 +325,7 @@ def _common(a: Run, b: Run) -> "pd.Index[int]":
             f"of the other; evaluate the older one again"
         )
         raise InputError(f"{a.folder} and {b.folder}", allowed=allowed, problem="cannot be paired")
+    _warn_of_other_images(a, b)
     if a.label.equals(b.label):
         return a.label.index
     common = a.label.index.intersection(b.label.index)
@@ -334,6 +341,16 @@ def _common(a: Run, b: Run) -> "pd.Index[int]":
             problem="were not evaluated on the same data",
         )
     return common
+
+
+def _warn_of_other_images(a: Run, b: Run) -> None:
+    """Warn of test sets with different digests: one may be a part of the other, or not."""
+    if a.digest and b.digest and a.digest != b.digest:
+        line = (
+            f"{a.folder} and {b.folder} have different test sets (data.test in {MANIFEST}): their "
+            f"images are paired by position, which is right only if one set begins with the other"
+        )
+        warnings.warn(line, IdentityWarning, stacklevel=2)
 
 
 def _faced(run: Run) -> str:

@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files of a run, which are written whole or not at all."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,18 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 import pandas as pd
 
+from robusttrain import renames
 from robusttrain.errors import InputError, printable
-from robusttrain.run_directory import TEMPORARY
+from robusttrain.run_directory import AUDIT, TEMPORARY
 
 # How a cell begins that spreadsheets compute.
 FORMULA = ("=", "+", "-", "@", "\t")
+
+# Columns of text; an empty cell there is an empty text.
+TEXT = (
+    "dataset", "model", "defense", "train_attack", "noise", "attack", "norm", "audit", "file",
+    "broken_by", "curve", "check", "threshold", "verdict",
+)  # fmt: skip
 
 
 @contextmanager
@@ -91,3 +98,45 @@ def intact(path: Path) -> Iterator[None]:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(str(path), allowed=reason, problem="is damaged") from error
+
+
+def read_csv(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
+    """A table that `write_csv` wrote; an empty one with `columns` if there is no file.
+
+    Checks of the audit have the names of today.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    if not path.is_file():
+        return pd.DataFrame(columns=[*columns])
+    with intact(path):
+        names = [str(name) for name in pd.read_csv(path, nrows=0).columns]
+        table: pd.DataFrame = pd.read_csv(
+            path,
+            dtype={name: "str" for name in names if name in TEXT},
+            keep_default_na=False,
+            na_values={name: [""] for name in names if name not in TEXT},
+        )
+        flags = [name for name in names if name.endswith("_broken")]
+        table = table.astype(dict.fromkeys(flags, "Int64"))
+        return table.replace({"check": renames.CHECKS}) if path.name == AUDIT else table
+
+
+def read_arrays(path: Path) -> Mapping[str, Any] | None:
+    """The arrays of a file, each of which is read when it is used; None if there is no file."""
+    if not path.is_file():
+        return None
+    with intact(path):
+        arrays: Mapping[str, Any] = np.load(path)
+        return arrays
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file; empty if there is no file."""
+    if not path.is_file():
+        return {}
+    with intact(path):
+        return dict(json.loads(path.read_text()))

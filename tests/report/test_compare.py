@@ -1,6 +1,9 @@
 """Comparing runs: p values, corrections and intervals against other ways to get them."""
 
 import gc
+import json
+import warnings
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -12,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from robusttrain.errors import InputError
+from robusttrain.errors import IdentityWarning, InputError
 from robusttrain.report.compare import (
     Measure,
     Run,
@@ -24,6 +27,7 @@ from robusttrain.report.compare import (
     suites,
     titles,
 )
+from robusttrain.report.identity import digests
 from robusttrain.threat import Norm, Threat
 
 CLEAN = (Measure("clean"),)
@@ -234,6 +238,21 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(
         compare(runs, shared_measures(runs))
 
 
+@pytest.mark.parametrize(("first", "second"), [("x", "x"), ("x", ""), ("", "")])
+def test_equal_or_unknown_test_sets_are_paired_silently(first: str, second: str) -> None:
+    digests = {"a": first, "b": second}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare([replace(run(name, [1, 0]), digest=d) for name, d in digests.items()], CLEAN)
+
+
+def test_different_test_sets_are_paired_with_a_warning() -> None:
+    """Labels and positions may agree, and the images not."""
+    runs = [replace(run(name, [1, 0]), digest=name) for name in "ab"]
+    with pytest.warns(IdentityWarning, match="a and b have different test sets"):
+        compare(runs, CLEAN)
+
+
 def test_clean_accuracies_can_be_compared_across_threat_models() -> None:
     compare([run("a", [1, 0]), run("b", [1, 0], threat=Threat(Norm.l2, 1.0))], CLEAN)
 
@@ -261,6 +280,13 @@ digits,mlp,madry,None,0,fgsm,linf,0.1,5,0.4,0.12,0.77,0.1
 digits,mlp,madry,None,0,pgd,linf,0.1,5,0.2,0.03,0.62,0.1
 digits,mlp,madry,None,0,worst_case,linf,0.1,5,0.2,0.03,0.62,0.2
 """
+
+
+def test_the_test_set_is_that_of_the_manifest(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "first"), write(tmp_path / "second")
+    content = {"data": {"test": "0a1b"}, "files": digests(first)}
+    (first / "manifest.json").write_text(json.dumps(content))
+    assert [read.digest for read in read_runs([first, second])] == ["0a1b", ""]
 
 
 def write(folder: Path, samples: str = SAMPLES, report: str = REPORT) -> Path:

@@ -1,23 +1,19 @@
 """The files of a run as its page needs them; files that are missing give no part of the page."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robusttrain import renames
 from robusttrain.errors import InputError, printable
-from robusttrain.report.files import intact
+from robusttrain.report.files import read_arrays, read_csv, read_json
 from robusttrain.report.identity import refuse_mixed, warn_if_unfinished
 from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
 from robusttrain.run_directory import (
-    AUDIT,
     CERTIFIED,
     CURVE,
     GALLERY,
@@ -28,9 +24,6 @@ from robusttrain.run_directory import (
     TABLES,
     TRAIN,
 )
-
-# Columns of text, in which an empty cell is an empty text.
-TEXT = ("attack", "norm", "audit", "broken_by", "check", "threshold", "verdict", "curve", "noise")
 
 
 class Missing(Exception):  # noqa: N818 - a reason, not a failure
@@ -74,9 +67,9 @@ class Tables:
             raise InputError(str(folder), allowed=reason, problem=problem)
         warn_if_unfinished(folder)
         refuse_mixed(folder, [*TABLES, GALLERY])
-        found = {name: _table(folder / name) for name in TABLES if (folder / name).is_file()}
-        manifest, result = _content(folder / MANIFEST), _content(folder / RESULT)
-        return cls(folder, found, manifest, result, _arrays(folder / GALLERY))
+        found = {name: read_csv(folder / name) for name in TABLES if (folder / name).is_file()}
+        manifest, result = read_json(folder / MANIFEST), read_json(folder / RESULT)
+        return cls(folder, found, manifest, result, read_arrays(folder / GALLERY) or {})
 
     def table(self, name: str, why: str) -> pd.DataFrame:
         """The table of a file, or raise `Missing`: `why` says when there is none."""
@@ -142,29 +135,6 @@ class Tables:
         shown = ("dataset", "model", "defense", "train_attack", "noise")
         of_report = {key: known[key] for key in shown if known.get(key)}
         return {**self.result.get("names", {}), **of_report}
-
-
-def _table(path: Path) -> pd.DataFrame:
-    with intact(path):
-        read = pd.read_csv(path, keep_default_na=True)
-        for name in TEXT:
-            if name in read:
-                read[name] = read[name].astype(object).where(read[name].notna(), "").astype(str)
-        return read.replace({"check": renames.CHECKS}) if path.name == AUDIT else read
-
-
-def _content(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    with intact(path):
-        return dict(json.loads(path.read_text()))
-
-
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        return {}
-    with intact(path), np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored}
 
 
 def certified_norm(curve: pd.DataFrame) -> str:
