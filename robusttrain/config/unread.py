@@ -173,6 +173,7 @@ class _Run:
         self.causes: dict[str, str] = {}
         for where, built in self.components:
             self.causes |= _unused(where, built)
+        self.causes |= _unused("model.", config.initial_weights)
         self.causes |= {key: rule.cause for rule in broken for key in rule.keys}
         self.read = self._all_read()
 
@@ -212,7 +213,7 @@ class _Run:
 
     def _is_root(self, key: str) -> bool:
         if key == "trust":
-            return self.config.checkpoint is not None or isinstance(self.config.defense, WithModels)
+            return self.config.is_given or isinstance(self.config.defense, WithModels)
         return key.partition(".")[0] not in READERS
 
     def _has_effect(self, key: str) -> bool:

@@ -35,7 +35,15 @@ from robusttrain.runs import dry_run
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.cost import Costs, Work
 from robusttrain.runs.device import device_of
-from robusttrain.runs.inputs import Data, Inputs, data_of, inputs_of, of_each, placed
+from robusttrain.runs.inputs import (
+    Data,
+    Inputs,
+    data_of,
+    has_own_weights,
+    inputs_of,
+    of_each,
+    placed,
+)
 from robusttrain.runs.manifest import manifest
 from robusttrain.runs.outcome import Outcome, strictly
 from robusttrain.runs.preflight import check_inputs, inspect_model
@@ -100,6 +108,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         _judge(context, training, baseline)
         course = summary(training.epochs) if training else None
         content = manifest(origin, device, data, costs, course, switches)
+        content["weights"] = training.weights if training else inputs.weights
         _conclude(context, content)
     return best.val_robust_accuracy if best else None
 
@@ -224,10 +233,10 @@ def _train(context: RunContext, inputs: Inputs, samples: Samples, record: Record
     }
     training = TrainingRun(
         trainer, context.run_dir, metadata, terminal,
-        lambda epoch: record(epoch_figures(epoch.row()), epoch.epoch),
+        lambda epoch: record(epoch_figures(epoch.row()), epoch.epoch), inputs.weights,
     )  # fmt: skip
     if config.resume is not None:
-        _resume(training, terminal)
+        _resume(training, context)
     training.finish()
     return training
 
@@ -258,7 +267,7 @@ def _training_work(training: TrainingRun) -> Work:
     return Work(images, training.trainer.engine.passes, seconds)
 
 
-def _resume(training: TrainingRun, terminal: Terminal) -> None:
+def _resume(training: TrainingRun, context: RunContext) -> None:
     """Restore `training` from the newest checkpoint in its directory.
 
     Raises
@@ -266,8 +275,13 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     InputError
         If the checkpoint has another configuration.
     """
+    terminal = context.terminal
     saved = distributed.broadcast(lambda: newest_checkpoint(training.folder, terminal))
     if saved is None:
+        if has_own_weights(context) and context.config.initial_weights.weights is not None:
+            allowed = "start the run again"
+            problem = "has no checkpoint that can be read, and its model is not new"
+            raise InputError("resume", training.folder, allowed, problem)
         terminal.say("no checkpoint was written yet: starting from scratch")
         return
     other = differing(training.metadata["config"], saved.config)
