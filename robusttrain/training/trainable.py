@@ -122,7 +122,7 @@ def _nearest(word: str, names: list[str]) -> str:
     """Some patterns that resemble `word` and match a parameter."""
     modules = dict.fromkeys(f"{place}.*" for place in map(module_of, names) if place)
     known = [*names, *modules]
-    near = difflib.get_close_matches(word, known, 3, 0.6) or known[:3]
+    near = difflib.get_close_matches(word, ["all", "head", *known], 3, 0.6) or known[:3]
     return f"nearest are {', '.join(near)}"
 
 
