@@ -149,7 +149,7 @@ class TimmModel(Front):
             if f"'{argument}'" in str(error):
                 key = RESERVED.get(argument, f"options.{argument}")
                 value = getattr(self, key, self.options.get(argument))
-                return InputError(key, value, problem=f"is no argument of {self.name}")
+                return InputError(key, value, str(error), f"cannot be given to {self.name}")
         return InputError("name", self.name, str(error), "cannot be built")
 
 
@@ -164,7 +164,7 @@ def _check_name(name: str) -> None:
         raise InputError("name", name, allowed, "needs the extra")
     import timm
 
-    known = [*timm.list_models(), *timm.list_pretrained()]
+    known = timm.list_pretrained() if "." in name else timm.list_models()
     if name not in known:
         close = difflib.get_close_matches(name, known, 3, cutoff=0)
         problem = f"is not a classifier of timm; near it: {', '.join(close)}"
