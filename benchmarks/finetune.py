@@ -125,16 +125,17 @@ def page(seeds: Sequence[int], runs: Path) -> str:
     header = ["weights at the start", "changes to the recipe", "clean, %", "worst case, %"]
     rows = [header, ["---"] * len(header), *(cells(line, seeds, runs) for line in LINES)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    recipe = [*command(Line("standard", []), runs), f"seed={seeds[0]}"]
     commands = [
-        *(
-            ["robusttrain", *words, f"hydra.run.dir={runs / name}"]
-            for name, words in STARTS.items()
-        ),
-        ["robusttrain", *command(Line("standard", []), runs), f"seed={seeds[0]}"],
+        ("before, `standard`", [*STARTS["standard"], f"hydra.run.dir={runs / 'standard'}"]),
+        ("before, `robust`", [*STARTS["robust"], f"hydra.run.dir={runs / 'robust'}"]),
+        ("the recipe, from `standard`", recipe),
     ]
-    text = "\n".join(map(shlex.join, commands))
+    text = "\n".join(
+        f"| {what} | `{shlex.join(['robusttrain', *words])}` |" for what, words in commands
+    )
     number = "one seed" if len(seeds) == 1 else f"means over {len(seeds)} seeds (range)"
-    return f"{table}\n\nFigures are of {number}. Commands:\n\n```sh\n{text}\n```"
+    return f"{table}\n\nFigures: {number}.\n\n| training | command |\n| --- | --- |\n{text}"
 
 
 def main() -> None:
