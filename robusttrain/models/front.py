@@ -17,14 +17,15 @@ class GreyToColour(nn.Module):
     """Repeat the single channel of images (N, 1, H, W) to (N, 3, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.expand(-1, COLOURS, -1, -1)
+        # No constant of this module, which TorchScript cannot see.
+        return x.expand(-1, 3, -1, -1)
 
 
 def check_both(mean: list[float] | None, std: list[float] | None) -> None:
     """Raise `InputError` unless both statistics are given or neither, or if they are wrong."""
+    check_statistics(mean or [], std or [])
     ranges.require(std is None or mean is not None, "std", std, "given together with mean")
     ranges.require(mean is None or std is not None, "mean", mean, "given together with std")
-    check_statistics([*(mean or ())], [*(std or ())])
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Front:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_both(self.mean, self.std)
+        check_statistics(self.mean or [], self.std or [])
         if self.image_size is not None:
             ranges.count(image_size=self.image_size)
 
@@ -80,9 +81,14 @@ class Front:
         """
         grey = [GreyToColour()] if image_shape[0] != channels else []
         resize = [Resize(self.image_size)] if self.image_size and self._resizes(image_shape) else []
-        if self.mean is not None and self.std is not None:
-            own = Normalize(self.mean, self.std, image_shape[0])
-            return nn.Sequential(own, *grey, *resize, network)
+        if self.mean is not None or self.std is not None:
+            given = (self.mean, self.std)
+            mean, std = (
+                _for_channels(values, image_shape[0]) if own is None else own
+                for own, values in zip(given, usual, strict=True)
+            )
+            first = Normalize(mean, std, image_shape[0])
+            return nn.Sequential(first, *grey, *resize, network)
         mean, std = (_for_channels(values, channels) for values in usual)
         return nn.Sequential(*grey, *resize, Normalize(mean, std, channels), network)
 

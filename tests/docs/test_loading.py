@@ -155,6 +155,7 @@ PROVEN: dict[str, tuple[str, ...]] = {
         f"{EXTERNAL}::test_a_checkpoint_of_robusttrain_is_recognised",
     ),
     "| file |": PROSE,
+    "| a file of safetensors": (f"{INITIAL}::test_safetensors_are_read_by_content_and_by_name",),
     "| a state dict": (f"{EXTERNAL}::test_a_state_dict_is_found_wherever_scripts_put_it",),
     "| a pickle with any other object": (
         f"{EXTERNAL}::test_files_without_a_model_are_refused_in_a_line",
