@@ -5,7 +5,8 @@
 The images are those of MNIST. Two networks are trained on the digits 0 to 4, one of them against
 PGD; each is then fine-tuned on a few images of 5 to 9, as is a network without any training. The
 table goes to `docs/guides/finetune.md`, with the commands. Trainings that `--runs` has already are
-not repeated. The table takes some minutes of CPU time for each seed.
+not repeated, and the page is written after each line, with the lines that are done. The table takes
+some minutes of CPU time for each seed.
 """
 
 import argparse
@@ -47,7 +48,7 @@ SECOND = [
     "evaluation.first=500", "evaluation.audit=false", "report=none",
 ]  # fmt: skip
 
-AT_ONCE = ["training.curriculum.eps_warmup=0", "training.curriculum.per_batch=false"]
+AT_ONCE = ["training.curriculum.eps_warmup=0"]
 
 
 class Line(NamedTuple):
@@ -116,13 +117,18 @@ def cells(line: Line, seeds: Sequence[int], runs: Path) -> list[str]:
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(seeds) > 1 else ""
         found.append(f"{np.mean(values):.1f}{spread}")
     changes = " ".join(f"`{word}`" for word in line.words)
-    return [line.start, changes or "the recipe as it is", *found]
+    return [line.start, changes or "none", *found]
 
 
 def page(seeds: Sequence[int], runs: Path) -> str:
     """The table and the commands, as Markdown."""
     header = ["weights at the start", "changes to the recipe", "clean, %", "worst case, %"]
-    rows = [header, ["---"] * len(header), *(cells(line, seeds, runs) for line in LINES)]
+    done = [
+        line
+        for line in LINES
+        if all((directory(line, seed, runs) / MANIFEST).is_file() for seed in seeds)
+    ]
+    rows = [header, ["---"] * len(header), *(cells(line, seeds, runs) for line in done)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     recipe = [*command(Line("standard", []), runs), f"seed={seeds[0]}"]
     commands = [
@@ -147,13 +153,18 @@ def main() -> None:
     write_halves(given.data_dir)
     for name, words in STARTS.items():
         robusttrain(words, given.runs / name)
-    for seed in given.seeds:
-        for line in LINES:
+    for line in LINES:
+        for seed in given.seeds:
             words = [*command(line, given.runs), f"seed={seed}"]
             robusttrain(words, directory(line, seed, given.runs))
+        write_page(given.seeds, given.runs)
+
+
+def write_page(seeds: Sequence[int], runs: Path) -> None:
+    """Replace what is between the markers of the page."""
     before, _, rest = PAGE.read_text().partition(START)
     after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{START}\n\n{page(given.seeds, given.runs)}\n\n{END}{after}")
+    PAGE.write_text(f"{before}{START}\n\n{page(seeds, runs)}\n\n{END}{after}")
 
 
 if __name__ == "__main__":
