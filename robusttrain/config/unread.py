@@ -107,6 +107,14 @@ RULES = (
         ("training.on_overfit",), "defense", lambda config: searches(config.defense),
         "it trains on clean images",
     ),
+    Rule(
+        ("training.trainable", "training.batch_norm"), "epochs",
+        lambda config: config.epochs > 0, "nothing is trained",
+    ),
+    Rule(
+        ("optimizer.layer_decay",), "training.trainable",
+        lambda config: config.training.trainable != "head", "the head has the rate optimizer.lr",
+    ),
 )  # fmt: skip
 
 

@@ -53,9 +53,11 @@ from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
+from robusttrain.training import trainable
 from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint, surplus
 from robusttrain.training.diagnostics import findings, summary
 from robusttrain.training.recipe import Recipe, TrainingData
+from robusttrain.training.trainable import partly_frozen
 from robusttrain.training.trainer import Trainer
 
 
@@ -87,7 +89,11 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     ):
         switches = flags()
         if context.trains:
-            with costs.measuring(Stage.train) as done:
+            settings, classes = config.training, context.info.num_classes
+            with (
+                costs.measuring(Stage.train) as done,
+                partly_frozen(inputs.model, settings, classes),
+            ):
                 training = _train(context, inputs, data, record)
                 done(_training_work(training))
             best = training.best
@@ -158,8 +164,11 @@ def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
     """
     context = _context(config, origin, Path(), terminal)
     context, inputs, data, _ = _ready(context)
-    trainer = trainer_of(context, inputs, data.train, data.extra) if context.trains else None
-    dry_run.show(context, inputs, data, trainer)
+    if not context.trains:
+        dry_run.show(context, inputs, data, None)
+        return
+    with partly_frozen(inputs.model, config.training, context.info.num_classes):
+        dry_run.show(context, inputs, data, trainer_of(context, inputs, data.train, data.extra))
 
 
 def _context(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> RunContext:
@@ -237,8 +246,13 @@ def _train(context: RunContext, inputs: Inputs, data: Data, record: Record) -> T
 def trainer_of(
     context: RunContext, inputs: Inputs, samples: Samples, others: Samples | None = None
 ) -> Trainer:
-    """The trainer of a run, which has not started yet; `others` are extra images."""
+    """The trainer of a run, which has not started yet; its model is `partly_frozen`.
+
+    `others` are extra images.
+    """
     config, terminal = context.config, context.terminal
+    if config.training.trainable != "all":
+        terminal.say(trainable.summary(inputs.model, config.training.trainable))
     with named_in(context.origin.config, "dataset"):
         parts = hold_out(samples, config.dataset.validation, config.seed)
     train, validation = of_each(
