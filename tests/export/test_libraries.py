@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 CLASSES, SHAPE = 4, (3, 32, 32)
 
 # ONNX takes seconds for each.
-IN_ONNX = tries(["vit", "convnext", "mobilenet"], [*ARCHITECTURES])
+IN_ONNX = tries(["beit", "resnet"], [*ARCHITECTURES])
 EACH = [
     (kind, name) for kind in ARCHITECTURES for name in FORMATS if name != "onnx" or kind in IN_ONNX
 ]
