@@ -122,7 +122,7 @@ def cells(line: Line, seeds: Sequence[int], runs: Path) -> list[str]:
 
 def page(seeds: Sequence[int], runs: Path) -> str:
     """The table and the commands, as Markdown."""
-    header = ["weights at the start", "changes to the recipe", "clean, %", "worst case, %"]
+    header = ["weights at the start", "changes to the command below", "clean, %", "worst case, %"]
     done = [
         line
         for line in LINES
@@ -134,7 +134,7 @@ def page(seeds: Sequence[int], runs: Path) -> str:
     commands = [
         ("before, `standard`", [*STARTS["standard"], f"hydra.run.dir={runs / 'standard'}"]),
         ("before, `robust`", [*STARTS["robust"], f"hydra.run.dir={runs / 'robust'}"]),
-        ("the recipe, from `standard`", recipe),
+        ("the command, from `standard`", recipe),
     ]
     text = "\n".join(
         f"| {what} | `{shlex.join(['robusttrain', *words])}` |" for what, words in commands
