@@ -23,8 +23,10 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from robusttrain.checkpoints.initial_weights import InitialWeights
 from robusttrain.config import schema
 from robusttrain.config.folders import CONF
+from robusttrain.config.model_section import Normalised
 from robusttrain.config.run_config import Config
 from robusttrain.training.settings import Training
 
@@ -93,7 +95,11 @@ def keys(component: type, prefix: str) -> Iterator[Key]:
         # A run passes `epochs` and `batch_size` on to its training, which checks them.
         allowed = allowed_values(Training) | allowed
     for member in dataclasses.fields(component):
-        if not member.init or (component is Config and member.name in schema.GROUPS):
+        if (
+            not member.init
+            or member.metadata
+            or (component is Config and member.name in schema.GROUPS)
+        ):
             continue
         hint, key = hints[member.name], f"{prefix}{member.name}"
         if member.name not in texts:
@@ -276,6 +282,9 @@ class ConfigGroup(SphinxDirective):
             lines += [*title(f"Keys of {name}"), f":py:class:`~{path(component)}`: "]
             lines[-1] += as_rst(paragraphs(inspect.cleandoc(component.__doc__ or ""))[0])
             lines += ["", *(key_list(component, f"{group}.") or ["It has no keys.", ""])]
+        if group == "model":
+            lines += [*title("Keys of every model"), "They belong to no single architecture.", ""]
+            lines += [*key_list(InitialWeights, "model."), *key_list(Normalised, "model.")]
         return parsed(self, lines)
 
 

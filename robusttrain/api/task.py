@@ -19,7 +19,7 @@ from robusttrain import seeding
 from robusttrain.config import build as configs
 from robusttrain.config import unread
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
-from robusttrain.config.run_config import Config
+from robusttrain.config.run_config import Config, Stage
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.report.page import Page
 from robusttrain.report.terminal import Terminal
@@ -28,7 +28,7 @@ from robusttrain.run_directory import PREAMBLE
 from robusttrain.runs import experiment, outcome
 from robusttrain.runs.context import Origin
 from robusttrain.runs.hidden import refuse_hidden
-from robusttrain.runs.inherit import inherit_config, refuse_unknown_keys
+from robusttrain.runs.inherit import describe_weights, inherit_config, refuse_unknown_keys
 from robusttrain.runs.lock import alone_in
 from robusttrain.runs.preflight import check_settings
 from robusttrain.runs.resume import Command, as_given
@@ -221,6 +221,9 @@ def prepared(config: DictConfig, names: Mapping[str, str], overrides: Sequence[s
     trained = None
     if config.checkpoint is not None:
         config, others, trained = inherit_config(config, overrides)
+        names = {**names, **others}
+    elif config.model.get("weights") is not None and Stage.train not in config.stages:
+        config, others, trained = describe_weights(config, overrides)
         names = {**names, **others}
     return assembled(config, names, overrides, trained)
 

@@ -30,6 +30,7 @@ from robusttrain.runs.rehearsal import rehearse
 from robusttrain.threat import Norm, Threat
 from robusttrain.training.diagnostics import findings_in_last
 from robusttrain.training.metrics import Epoch
+from robusttrain.training.trainable import partly_frozen
 from robusttrain.training.trainer import Trainer
 
 # The settings that a training of given images and a given model reads.
@@ -128,7 +129,7 @@ def train(
         inputs = Inputs(None, config.defense, subject)
         check_inputs(context, inputs)
         rehearse(context, inputs)
-        with modes_restored(subject):
+        with modes_restored(subject), partly_frozen(subject, config.training, classes):
             trainer = experiment.trainer_of(context, inputs, samples)
         return _epochs(trainer, classes, seed, terminal)
 
@@ -190,7 +191,7 @@ def _epochs(trainer: Trainer, classes: int, seed: int, terminal: Terminal) -> It
     running, stream = trainer.epochs(), seeding.derived_seed(seed, "initialisation")
     global_stream = torch.Generator().manual_seed(stream).get_state()
     while True:
-        with isolated(), modes_restored(model):
+        with isolated(), modes_restored(model), partly_frozen(model, trainer.settings, classes):
             torch.set_rng_state(global_stream)
             epoch = next(running, None)
             global_stream = torch.get_rng_state()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robusttrain import renames
-from robusttrain.checkpoints import tensor_files
+from robusttrain.checkpoints import safetensors_files, tensor_files
 from robusttrain.checkpoints.kinds import named
 from robusttrain.errors import InputError
 from robusttrain.report.identity import refuse_mixed
@@ -132,11 +132,16 @@ def _refuse_mixed(run_dir: Path, key: str) -> None:
 def read(path: Path, key: str = "checkpoint") -> Any:
     """Read tensors, plain values and containers of them from a file of `torch.save`, to the CPU.
 
+    A file of safetensors has tensors alone.
+
     Raises
     ------
     InputError
-        If the file is damaged, or contains anything else, which might run code.
+        If the file is damaged, or contains anything else, which might run code; or if a package
+        that reads it is not installed.
     """
+    if safetensors_files.is_one(path):
+        return safetensors_files.read(path, key)
     try:
         if _is_archive(path):
             check_sums(path)

@@ -27,10 +27,19 @@ from robusttrain.models.normalize import Normalize
 # Keys under which training scripts save the state dict.
 USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
 
+# Keys of weights that were averaged in training, which are taken if there are no others.
+AVERAGED_KEYS = ("model_ema", "state_dict_ema", "ema", "ema_state_dict")
+
+# What wrappers put before the names of the network in them.
+WRAPPERS = ("module", "_orig_mod", "model", "backbone")
+
 # A key that Lightning adds.
 LIGHTNING = "pytorch-lightning_version"
 
 StateDict = Mapping[str, Tensor]
+
+# The names of tensors, by what is left of them without wrappers.
+Names = dict[str, str]
 
 # No batch in memory has this many images, so a limit of at least this size counts as none.
 UNLIMITED = 2**31
@@ -76,33 +85,28 @@ class Weights:
         InputError
             If names or shapes differ from those of the model; `path` is only for the message.
         """
-        fits = {key: _best_fit(model, tensors) for key, tensors in self.states.items()}
+        fits = {key: best_fit(model, tensors) for key, tensors in self.states.items()}
         fitting = [key for key, fit in fits.items() if not fit.misfits()]
         if not fitting:
             problem, first = "does not fit the model", next(iter(fits))
             reason = self._excess(model, self.states[first]) or fits[first].explain()
             raise InputError("checkpoint", path, reason, problem)
         taken, *others = fitting
-        fit, statistics = fits[taken], _statistics(model)
+        fit, statistics = fits[taken], statistics_in(model)
         model.load_state_dict(fit.matched, strict=False)
         line = f"checkpoint={path} is a state dict of {len(self.states[taken])} tensors"
         if others:
             line += f", which are under {taken}; {' and '.join(others)} would fit, too"
         elif taken != next(iter(fits)):
             line += f", which are under {taken}; {next(iter(fits))} does not fit"
-        if not statistics:
-            return line
-        source = "the file" if statistics[0] in fit.matched else "the configuration"
-        used = model.state_dict()
-        values = (f"{name.rpartition('.')[2]} {_rounded(used[name])}" for name in statistics)
-        return f"{line}; the model normalises with the values of {source}: {', '.join(values)}"
+        return line + normalisation_of(model, statistics, fit)
 
     def _excess(self, model: nn.Module, tensors: StateDict) -> str:
         """Which tensors are too many, if those under one prefix fit `model` without the others."""
         for prefix in dict.fromkeys(name.partition(".")[0] for name in tensors):
             part = {n: t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
             beside = [name for name in tensors if name not in part]
-            if part and beside and not _best_fit(model, part).misfits():
+            if part and beside and not best_fit(model, part).misfits():
                 averaged = "n_averaged" in beside
                 tool = "AveragedModel of torch.optim.swa_utils" if averaged else self.tool
                 wrote = f"it is of {tool}: " if tool else ""
@@ -175,7 +179,7 @@ def load(
         path = pretrained.located(path, key)
     in_run = Path(path).is_dir()
     path = checkpoints.located(path, key)
-    kind = _kind(path)
+    kind = program_kind(path)
     if in_run and kind is not None:
         allowed = f"to trust its author, name the file itself, with trust=[{CODE}]"
         raise InputError(key, path, allowed, f"is a program of {kind}, and no checkpoint")
@@ -188,7 +192,7 @@ def load(
     content = checkpoints.read(path, key)
     if checkpoints.is_ours(content):
         return checkpoints.parse(content, path, key)
-    states = _states(content)
+    states = state_dicts(content)
     if not states:
         places = ", ".join(USUAL_KEYS)
         problem = (
@@ -298,7 +302,8 @@ def _takes_bytes(path: Path) -> InputError:
     return InputError("checkpoint", path, allowed, "takes images as bytes")
 
 
-def _kind(path: Path) -> Kind | None:
+def program_kind(path: Path) -> Kind | None:
+    """The tool that wrote the program in a file; None if it is no program."""
     if path.suffix == ".onnx":
         return Kind.onnx
     try:
@@ -314,30 +319,40 @@ def _kind(path: Path) -> Kind | None:
     return None
 
 
-def _states(content: object) -> dict[str, StateDict]:
+def state_dicts(content: object) -> dict[str, StateDict]:
     """The state dicts in the content of a file; none if there is none at a usual place."""
-    found = dict(_nested_states(content))
-    usual = [key for key in ("", *USUAL_KEYS) if key in found]
+    found = dict(nested_states(content))
+    usual = [key for key in ("", *USUAL_KEYS, *AVERAGED_KEYS) if key in found]
     return {key: found[key] for key in dict.fromkeys([*usual, *found])} if usual else {}
 
 
-def _nested_states(content: object, key: str = "") -> Iterator[tuple[str, StateDict]]:
+def nested_states(content: object, key: str = "") -> Iterator[tuple[str, StateDict]]:
     """(key, state dict) of all state dicts in nested dicts; a key has a dot between levels."""
     if not isinstance(content, Mapping):
         return
     if content and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in content.items()):
         yield key, content
     for name, value in content.items():
-        yield from _nested_states(value, f"{key}.{name}".lstrip("."))
+        yield from nested_states(value, f"{key}.{name}".lstrip("."))
 
 
-def _statistics(model: nn.Module) -> list[str]:
+def statistics_in(model: nn.Module) -> list[str]:
     """The keys of the buffers of `Normalize` layers in the state dict of `model`."""
     layers = (name for name, module in model.named_modules() if isinstance(module, Normalize))
     return [f"{layer}.{key}".lstrip(".") for layer in layers for key in ("mean", "std")]
 
 
-class _Fit(NamedTuple):
+def normalisation_of(model: nn.Module, statistics: Sequence[str], fit: "Fit") -> str:
+    """The end of a line that says what `model` normalises with, and where that is from."""
+    if not statistics:
+        return ""
+    source = "the file" if statistics[0] in fit.matched else "the configuration"
+    used = model.state_dict()
+    values = (f"{name.rpartition('.')[2]} {_rounded(used[name])}" for name in statistics)
+    return f"; the model normalises with the values of {source}: {', '.join(values)}"
+
+
+class Fit(NamedTuple):
     """How a state dict fits a model: tensors by the model's names, and names that do not fit."""
 
     matched: dict[str, Tensor]
@@ -360,20 +375,26 @@ class _Fit(NamedTuple):
         return "keys: " + ", ".join(phrases)
 
 
-def _best_fit(model: nn.Module, given: StateDict) -> _Fit:
-    own, statistics = model.state_dict(), _statistics(model)
+def best_fit(model: nn.Module, given: StateDict) -> Fit:
+    """How a state dict fits `model` best, whatever wraps either of them."""
+    own, statistics = model.state_dict(), statistics_in(model)
     network = {name: tensor for name, tensor in own.items() if name not in statistics}
-    # The whole model comes first, and is chosen if both fit equally well.
-    return min((_fit(target, given) for target in (own, network)), key=_Fit.misfits)
+    # The whole model and plain names come first, and are chosen if others fit no better.
+    fits = (
+        _fit(target, given, ours(target), theirs(given))
+        for theirs in (_by_inner_name, _by_unwrapped_name)
+        for ours in (_by_inner_name, _by_unwrapped_name)
+        for target in (own, network)
+    )
+    return min(fits, key=Fit.misfits)
 
 
-def _fit(own: StateDict, given: StateDict) -> _Fit:
-    ours, theirs = _by_inner_name(own), _by_inner_name(given)
+def _fit(own: StateDict, given: StateDict, ours: Names, theirs: Names) -> Fit:
     both = [name for name in ours if name in theirs]
     shapes = {
         name: (tuple(given[theirs[name]].shape), tuple(own[ours[name]].shape)) for name in both
     }
-    return _Fit(
+    return Fit(
         matched={ours[name]: given[theirs[name]] for name in both},
         # Old files have no counters of BatchNorm, which it does not need.
         missing=[
@@ -388,13 +409,25 @@ def _fit(own: StateDict, given: StateDict) -> _Fit:
     )
 
 
-def _by_inner_name(tensors: StateDict) -> dict[str, str]:
+def _by_inner_name(tensors: StateDict) -> Names:
     """The names, by their rest without the prefix that all of them share."""
     paths = [name.split(".") for name in tensors]
     shared = 0
     while all(len(path) > shared + 1 for path in paths) and len({p[shared] for p in paths}) == 1:
         shared += 1
     return {".".join(path[shared:]): name for path, name in zip(paths, tensors, strict=True)}
+
+
+def _by_unwrapped_name(tensors: StateDict) -> Names:
+    """The same, with no wrapper before any of the names; a head may be beside what is wrapped."""
+    names = _by_inner_name(tensors)
+    unwrapped = {_unwrapped(inner): name for inner, name in names.items()}
+    return unwrapped if len(unwrapped) == len(names) else names
+
+
+def _unwrapped(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return _unwrapped(rest) if first in WRAPPERS and rest else name
 
 
 def _rounded(statistic: Tensor) -> list[float]:

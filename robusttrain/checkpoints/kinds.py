@@ -11,10 +11,6 @@ SIGNATURES = {
     b"\x93NUMPY": "an array of NumPy: save a state dict of tensors",
     b"\x89HDF": "a file of HDF5, as Keras writes it: save a state dict of torch",
 }
-SAFETENSORS = (
-    "a file of safetensors: convert it with "
-    "torch.save(safetensors.torch.load_file('FILE'), 'weights.pt')"
-)
 ARRAYS = "an archive of NumPy arrays: save a state dict of tensors"
 OTHER = (
     "damaged, or neither a checkpoint of robusttrain nor tensors only (of another model, save only "
@@ -31,9 +27,6 @@ def named(path: Path, error: Exception) -> str:
         first = file.read(32)
     if not first:
         return "empty"
-    # Eight bytes with the length of a header in JSON.
-    if first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= path.stat().st_size:
-        return SAFETENSORS
     known = next((kind for start, kind in SIGNATURES.items() if first.startswith(start)), "")
     if known:
         return known

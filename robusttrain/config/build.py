@@ -1,5 +1,7 @@
 """Build the objects of a composed configuration; errors name the full key."""
 
+import copy
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from robusttrain.config.declarations import original
 from robusttrain.config.misfits import refuse_objects, refuse_values
+from robusttrain.config.model_section import divided
 from robusttrain.config.run_config import Config
 from robusttrain.config.schema import GROUPS, PIXEL_KEYS
 from robusttrain.errors import InputError
+
+# Where the keys of a model for its weights are built, and by which class.
+INITIAL_WEIGHTS = "initial_weights"
+WEIGHTS = "robusttrain.checkpoints.initial_weights.InitialWeights"
 
 
 def with_numbers(config: DictConfig) -> DictConfig:
@@ -42,7 +49,32 @@ def build(config: DictConfig) -> Config:
     for group in GROUPS:
         if "_target_" not in config[group]:
             raise InputError(group, allowed="its YAML has no _target_", problem="names no class")
-    return cast(Config, build_component(config))
+    section = divided(config.model)
+    apart = copy.deepcopy(config)
+    apart.model = section.own
+    apart[INITIAL_WEIGHTS] = {"_target_": WEIGHTS, **section.weights}
+    try:
+        built = cast(Config, build_component(apart))
+    except InputError as error:
+        # The user knows these keys in the section of the model only.
+        raise error.of(error.key.replace(f"{INITIAL_WEIGHTS}.", "model.")) from error
+    return dataclasses.replace(built, model=section.around(built.model))
+
+
+def build_model_section(config: DictConfig) -> dict[str, Any]:
+    """Build the components of a part of a configuration that has a section `model`.
+
+    The keys that belong to no architecture have no effect, apart from a normalisation.
+
+    Raises
+    ------
+    InputError
+        As `build_component`.
+    """
+    section, apart = divided(config.model), copy.deepcopy(config)
+    apart.model = section.own
+    parts: dict[str, Any] = build_component(apart)
+    return {**parts, "model": section.around(parts["model"])}
 
 
 def build_component(config: DictConfig) -> Any:

@@ -7,6 +7,7 @@ from torch import nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack
+from robusttrain.checkpoints.initial_weights import InitialWeights
 from robusttrain.data import Dataset
 from robusttrain.defenses import Defense
 from robusttrain.evaluation import Evaluation
@@ -53,7 +54,7 @@ class Config:
     device
         `auto` (CUDA if available), or a device of torch: cpu, cuda, cuda:1, mps.
     stages
-        What the run does. `evaluate` alone needs a `checkpoint`.
+        What the run does. `evaluate` alone needs a `checkpoint` or `model.weights`.
     checkpoint
         A saved run, a checkpoint or a state dict to evaluate or to train further, or a TorchScript
         file or exported program to evaluate; or `pretrained:NAME`, a reference model.
@@ -78,6 +79,8 @@ class Config:
         it is no part of what a run is.
     trust
         Your own packages whose classes and functions the configuration in a checkpoint may call.
+    initial_weights
+        The keys of the section `model` for the weights that the model starts with.
     """
 
     dataset: Dataset
@@ -108,17 +111,25 @@ class Config:
     verbosity: Verbosity = Verbosity.normal
     report: Page = Page.html
     trust: list[str] = dataclasses.field(default_factory=list)
+    initial_weights: InitialWeights = dataclasses.field(
+        default_factory=InitialWeights, metadata={"section": "model"}
+    )
 
     def __post_init__(self) -> None:
         check_lengths(self.norm, eps=self.eps)
         ranges.within(0, LARGEST_SEED, seed=self.seed)
         ranges.require(bool(self.stages), "stages", [], "at least one of train, evaluate")
         ranges.require(
-            Stage.train in self.stages or self.checkpoint is not None,
+            Stage.train in self.stages or self.is_given,
             "stages",
             "[evaluate]",
-            "combined with checkpoint=..., or contain train",
+            "combined with checkpoint=... or model.weights=..., or contain train",
         )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the weights of the model come from elsewhere than a random stream."""
+        return self.checkpoint is not None or self.initial_weights.weights is not None
 
     @property
     def threat(self) -> Threat:

@@ -128,7 +128,8 @@ def schema(component: type) -> type:
     members = [
         (member.name, *_schema_field(member, hints[member.name]))
         for member in dataclasses.fields(component)
-        if member.init
+        # Fields with metadata have their keys elsewhere.
+        if member.init and not member.metadata
     ]
     return dataclasses.make_dataclass(component.__name__, [target, *members])
 

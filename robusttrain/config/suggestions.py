@@ -36,7 +36,8 @@ def groups() -> list[str]:
 def keys() -> list[str]:
     """The groups, and the keys of a run that belong to no group."""
     config = declared("robusttrain.config.run_config", "Config")
-    return sorted({*groups(), *(field.name for field in dataclasses.fields(config))})
+    own = (field.name for field in dataclasses.fields(config) if not field.metadata)
+    return sorted({*groups(), *own})
 
 
 def for_bare(word: str) -> list[str]:

@@ -107,6 +107,14 @@ RULES = (
         ("training.on_overfit",), "defense", lambda config: searches(config.defense),
         "it trains on clean images",
     ),
+    Rule(
+        ("training.trainable", "training.batch_norm"), "epochs",
+        lambda config: config.epochs > 0, "nothing is trained",
+    ),
+    Rule(
+        ("optimizer.layer_decay",), "training.trainable",
+        lambda config: config.training.trainable != "head", "the head has the rate optimizer.lr",
+    ),
 )  # fmt: skip
 
 
@@ -175,6 +183,7 @@ class _Run:
         self.causes: dict[str, str] = {}
         for where, built in self.components:
             self.causes |= _unused(where, built)
+        self.causes |= _unused("model.", config.initial_weights)
         self.causes |= {key: rule.cause for rule in broken for key in rule.keys}
         self.read = self._all_read()
 
@@ -214,7 +223,7 @@ class _Run:
 
     def _is_root(self, key: str) -> bool:
         if key == "trust":
-            return self.config.checkpoint is not None or isinstance(self.config.defense, WithModels)
+            return self.config.is_given or isinstance(self.config.defense, WithModels)
         return key.partition(".")[0] not in READERS
 
     def _has_effect(self, key: str) -> bool:

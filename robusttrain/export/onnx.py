@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robusttrain.export import Runner
 from robusttrain.export.programs import graph, quiet
@@ -28,7 +29,8 @@ class ONNX:
         """Write the graph for batches of any size."""
         import onnx
 
-        with quiet():
+        # The fast kernels of attention on a CPU have a memory layout that torch.onnx cannot view.
+        with quiet(), sdpa_kernel(SDPBackend.MATH):
             program = torch.onnx.export(
                 graph(network, example),
                 input_names=[IMAGES],

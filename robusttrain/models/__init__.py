@@ -6,16 +6,26 @@ units. Forward passes are deterministic, except for dropout in train mode, which
 global stream.
 """
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
 from robusttrain.models.modes import modes_restored
+from robusttrain.models.outputs import take_logits
 from robusttrain.models.protected_input import protect_input
 
-__all__ = ["Architecture", "build_model", "described", "dry_run", "reason_of"]
+__all__ = [
+    "Architecture",
+    "Pretrained",
+    "Resizing",
+    "build_model",
+    "described",
+    "dry_run",
+    "reason_of",
+]
 
 
 class Architecture(Protocol):
@@ -28,6 +38,30 @@ class Architecture(Protocol):
         """
 
 
+@runtime_checkable
+class Pretrained(Protocol):
+    """An architecture whose library offers weights for it, as `model.weights=default`."""
+
+    def pretrained(self, image_shape: tuple[int, int, int]) -> Mapping[str, Tensor]:
+        """These weights, by the names of the network that `build` returns, with its normalisation.
+
+        Their head has the classes that they were trained on. The library downloads them.
+
+        Raises
+        ------
+        InputError
+            If there are none, or they cannot be downloaded.
+        """
+
+
+@runtime_checkable
+class Resizing(Protocol):
+    """An architecture that resizes images inside, by its key `image_size`."""
+
+    def usual_size(self) -> int:
+        """The side, in pixels, of the images that it is mostly trained with."""
+
+
 def build_model(
     architecture: Architecture | nn.Module, num_classes: int, image_shape: tuple[int, int, int]
 ) -> nn.Module:
@@ -36,7 +70,8 @@ def build_model(
     A network that is built already is checked and returned.
 
     The dry run does not change BatchNorm statistics, modes or torch's global random stream. A
-    network that writes to its input works on a copy of it from now on.
+    network that writes to its input works on a copy of it from now on, and one that returns more
+    than its logits returns them alone (`outputs.logits_in`).
 
     Parameters
     ----------
@@ -50,8 +85,8 @@ def build_model(
     Raises
     ------
     InputError
-        If the network cannot be built for such images, fails on them, or returns anything but a
-        tensor (N, num_classes).
+        If the network cannot be built for such images, fails on them, or returns no logits
+        (N, num_classes).
 
     Examples
     --------
@@ -61,7 +96,8 @@ def build_model(
     torch.Size([5, 10])
     """
     try:
-        model = _network(architecture, num_classes, image_shape)
+        model = network_of(architecture, num_classes, image_shape)
+        take_logits(model, image_shape)
         output = dry_run(model, image_shape)
     except InputError:
         raise
@@ -78,9 +114,10 @@ def build_model(
     return model
 
 
-def _network(
+def network_of(
     architecture: Architecture | nn.Module, num_classes: int, image_shape: tuple[int, int, int]
 ) -> nn.Module:
+    """The network that `architecture` builds, or is; raises `InputError` if it is neither."""
     if isinstance(architecture, nn.Module):
         return architecture
     if not hasattr(architecture, "build"):
@@ -108,6 +145,8 @@ def _misfit(
     name = type(architecture).__name__ if is_module else str(architecture)
     shape = tuple(image_shape)
     problem = f"cannot take images of shape {shape}"
+    if isinstance(architecture, Resizing):
+        reason += f" (model.image_size={architecture.usual_size()} resizes them inside the network)"
     return InputError(f"model {name}", allowed=reason, problem=problem)
 
 

@@ -1,4 +1,4 @@
-"""Restore the train and eval modes of a model's modules."""
+"""The train and eval modes of a model's modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,3 +18,13 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class AlwaysInEval:
+    """A base that comes before `nn.Module`: the module stays in eval mode, whatever sets its mode.
+
+    Attacks and trainings set the mode of each module, so that an eval mode alone would not last.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, False if name == "training" else value)

@@ -1,5 +1,7 @@
 """Build a network with its noise for a data set."""
 
+from collections.abc import Callable
+
 import torch
 
 from robusttrain import seeding
@@ -13,9 +15,16 @@ from robusttrain.noise.layer import noise_layers
 
 
 def network(
-    architecture: Architecture | torch.nn.Module, noise: Noise, info: Info, seed: int
+    architecture: Architecture | torch.nn.Module,
+    noise: Noise,
+    info: Info,
+    seed: int,
+    initialise: Callable[[torch.nn.Module], None] | None = None,
 ) -> torch.nn.Module:
-    """A newly initialised model for the images of `info`, with its noise, on the CPU.
+    """A model for the images of `info`, with its noise, on the CPU.
+
+    It is newly initialised. `initialise` may then load other weights, before noise is added, which
+    may take its scale from them.
 
     Raises
     ------
@@ -26,6 +35,8 @@ def network(
     # Initialisation is the only consumer of torch's global stream.
     torch.manual_seed(seeding.derived_seed(seed, "initialisation"))
     model = build_model(architecture, info.num_classes, info.image_shape)
+    if initialise is not None:
+        initialise(model)
     noise.install(model, seeding.derived_seed(seed, "noise"))
     # Noise with a parameter per activation takes its shape from the first forward pass.
     places = places_without_noise(model, info.image_shape)

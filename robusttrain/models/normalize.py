@@ -10,9 +10,16 @@ from robusttrain import ranges
 
 def check_statistics(mean: list[float], std: list[float]) -> None:
     """Raise `InputError` unless all means are finite and all standard deviations are above 0."""
-    ranges.require(all(map(math.isfinite, mean)), "mean", mean, "a list of finite numbers")
-    ok = all(math.isfinite(value) and value > 0 for value in std)
+    ranges.require(_are_numbers(mean), "mean", mean, "a list of finite numbers")
+    ok = _are_numbers(std) and all(value > 0 for value in std)
     ranges.require(ok, "std", std, "a list of finite numbers above 0")
+
+
+def _are_numbers(values: object) -> bool:
+    # The section of a network of the user's own has no types.
+    return isinstance(values, list | tuple) and all(
+        isinstance(value, int | float) and math.isfinite(value) for value in values
+    )
 
 
 class Normalize(nn.Module):

@@ -43,7 +43,7 @@ def _writes_to_input(model: nn.Module, image_shape: tuple[int, int, int]) -> boo
     images = torch.linspace(0, 1, 2 * prod(image_shape)).reshape(2, *image_shape)
     with (
         modes_restored(model),
-        _buffers_restored(model),
+        buffers_restored(model),
         torch.random.fork_rng(devices=[]),
         # With all noise switched on.
         drawing_from(model, 0),
@@ -65,7 +65,8 @@ def _changes(model: nn.Module, images: Tensor) -> bool:
 
 
 @contextmanager
-def _buffers_restored(model: nn.Module) -> Iterator[None]:
+def buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Write the values of all buffers of `model` back at the end of the block."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield

@@ -118,13 +118,15 @@ class Average:
     Parameters
     ----------
     model
-        The model, on its device. The average has the dtypes of its parameters.
+        The model, on its device. The average has the dtypes of its parameters. Those that need no
+        gradient now are not averaged, and keep their values.
     settings
         When to average, and with which weights.
     """
 
     def __init__(self, model: nn.Module, settings: Averaging) -> None:
         self.model, self.settings = model, settings
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.updates = 0
         self.weights: list[Tensor] = []
 
@@ -177,7 +179,7 @@ class Average:
         ]
 
     def _current(self) -> list[Tensor]:
-        return [parameter.detach() for parameter in self.model.parameters()]
+        return [parameter.detach() for parameter in self.trained]
 
 
 @torch.no_grad()

@@ -13,7 +13,10 @@ Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
 class Optimizer(Protocol):
-    """Settings of an optimiser; `lr` is its peak learning rate."""
+    """Settings of an optimiser; `lr` is its peak learning rate.
+
+    An optimiser of the user's own may derive from `Grouped`.
+    """
 
     lr: float
 
@@ -21,8 +24,38 @@ class Optimizer(Protocol):
         """The optimiser of `parameters`, which may be groups with their own settings."""
 
 
+@dataclass(kw_only=True)
+class Grouped:
+    """Base of the optimisers here: settings that differ between the parameters of a network.
+
+    Parameters
+    ----------
+    layer_decay
+        Factor of the learning rate from each block of the network to the block before it, above 0
+        and up to 1 (Clark et al. 2020, ELECTRA; BEiT). The head has the rate `lr`, and the block
+        that is followed by k blocks and the head has `lr` times `layer_decay` to the power of
+        k + 1. Blocks are those of `training.trainable`; blocks that are frozen count. A schedule
+        multiplies all rates alike. Parameters of noise have the rate `lr`.
+    decay_norms_and_biases
+        Whether weight decay acts on biases and on the parameters of normalisation layers, too,
+        that is, also on tensors of one axis or none. It never acts on parameters of noise.
+    """
+
+    layer_decay: float = 1.0
+    decay_norms_and_biases: bool = True
+
+    def __post_init__(self) -> None:
+        allowed = "above 0 and up to 1"
+        ranges.require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, allowed)
+
+    def unused(self) -> dict[str, str]:
+        """`decay_norms_and_biases` without weight decay."""
+        decays = getattr(self, "weight_decay", 1) > 0
+        return {} if decays else {"decay_norms_and_biases": "weight_decay"}
+
+
 @dataclass
-class SGD:
+class SGD(Grouped):
     """Stochastic gradient descent with momentum.
 
     Parameters
@@ -43,6 +76,7 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         ranges.above(0, lr=self.lr)
         allowed = "from 0 to below 1"
         ranges.require(0 <= self.momentum < 1, "momentum", self.momentum, allowed)
@@ -64,7 +98,7 @@ class SGD:
 
 
 @dataclass
-class Adam:
+class Adam(Grouped):
     """Adam (Kingma and Ba 2015).
 
     Parameters
@@ -79,6 +113,7 @@ class Adam:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         ranges.above(0, lr=self.lr)
         ranges.at_least(0, weight_decay=self.weight_decay)
 

@@ -35,7 +35,15 @@ from robusttrain.runs import dry_run
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.cost import Costs, Work
 from robusttrain.runs.device import device_of
-from robusttrain.runs.inputs import Data, Inputs, data_of, inputs_of, of_each, placed
+from robusttrain.runs.inputs import (
+    Data,
+    Inputs,
+    data_of,
+    has_own_weights,
+    inputs_of,
+    of_each,
+    placed,
+)
 from robusttrain.runs.manifest import manifest
 from robusttrain.runs.outcome import Outcome, strictly
 from robusttrain.runs.preflight import check_inputs, inspect_model
@@ -45,9 +53,11 @@ from robusttrain.runs.run_directories import clear
 from robusttrain.runtime import distributed
 from robusttrain.runtime.determinism import deterministic, flags
 from robusttrain.runtime.out_of_memory import refused_where_too_large
+from robusttrain.training import trainable
 from robusttrain.training.checkpointing import TrainingRun, newest_checkpoint, surplus
 from robusttrain.training.diagnostics import findings, summary
 from robusttrain.training.recipe import Recipe, TrainingData
+from robusttrain.training.trainable import partly_frozen
 from robusttrain.training.trainer import Trainer
 
 
@@ -79,7 +89,11 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
     ):
         switches = flags()
         if context.trains:
-            with costs.measuring(Stage.train) as done:
+            settings, classes = config.training, context.info.num_classes
+            with (
+                costs.measuring(Stage.train) as done,
+                partly_frozen(inputs.model, settings, classes),
+            ):
                 training = _train(context, inputs, data, record)
                 done(_training_work(training))
             best = training.best
@@ -94,6 +108,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
         _judge(context, training, baseline)
         course = summary(training.epochs) if training else None
         content = manifest(origin, device, data, costs, course, switches)
+        content["weights"] = training.weights if training else inputs.weights
         _conclude(context, content)
     return best.val_robust_accuracy if best else None
 
@@ -149,8 +164,11 @@ def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
     """
     context = _context(config, origin, Path(), terminal)
     context, inputs, data, _ = _ready(context)
-    trainer = trainer_of(context, inputs, data.train, data.extra) if context.trains else None
-    dry_run.show(context, inputs, data, trainer)
+    if not context.trains:
+        dry_run.show(context, inputs, data, None)
+        return
+    with partly_frozen(inputs.model, config.training, context.info.num_classes):
+        dry_run.show(context, inputs, data, trainer_of(context, inputs, data.train, data.extra))
 
 
 def _context(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> RunContext:
@@ -217,10 +235,10 @@ def _train(context: RunContext, inputs: Inputs, data: Data, record: Record) -> T
     }
     training = TrainingRun(
         trainer, context.run_dir, metadata, terminal,
-        lambda epoch: record(epoch_figures(epoch.row()), epoch.epoch),
+        lambda epoch: record(epoch_figures(epoch.row()), epoch.epoch), inputs.weights,
     )  # fmt: skip
     if config.resume is not None:
-        _resume(training, terminal)
+        _resume(training, context)
     training.finish()
     return training
 
@@ -228,8 +246,13 @@ def _train(context: RunContext, inputs: Inputs, data: Data, record: Record) -> T
 def trainer_of(
     context: RunContext, inputs: Inputs, samples: Samples, others: Samples | None = None
 ) -> Trainer:
-    """The trainer of a run, which has not started yet; `others` are extra images."""
+    """The trainer of a run, which has not started yet; its model is `partly_frozen`.
+
+    `others` are extra images.
+    """
     config, terminal = context.config, context.terminal
+    if config.training.trainable != "all":
+        terminal.say(trainable.summary(inputs.model, config.training.trainable))
     with named_in(context.origin.config, "dataset"):
         parts = hold_out(samples, config.dataset.validation, config.seed)
     train, validation = of_each(
@@ -255,7 +278,7 @@ def _training_work(training: TrainingRun) -> Work:
     return Work(images, training.trainer.engine.passes, seconds)
 
 
-def _resume(training: TrainingRun, terminal: Terminal) -> None:
+def _resume(training: TrainingRun, context: RunContext) -> None:
     """Restore `training` from the newest checkpoint in its directory.
 
     Raises
@@ -263,8 +286,13 @@ def _resume(training: TrainingRun, terminal: Terminal) -> None:
     InputError
         If the checkpoint has another configuration.
     """
+    terminal = context.terminal
     saved = distributed.broadcast(lambda: newest_checkpoint(training.folder, terminal))
     if saved is None:
+        if has_own_weights(context) and context.config.initial_weights.weights is not None:
+            allowed = "start the run again"
+            problem = "has no checkpoint that can be read, and its model is not new"
+            raise InputError("resume", training.folder, allowed, problem)
         terminal.say("no checkpoint was written yet: starting from scratch")
         return
     other = differing(training.metadata["config"], saved.config)

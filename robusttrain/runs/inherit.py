@@ -10,8 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.checkpoints import external
+from robusttrain.checkpoints.initial_weights import KEY, InitialWeights
 from robusttrain.config.build import with_numbers
 from robusttrain.config.error_messages import no_such_key, wrong_type
+from robusttrain.config.model_section import OF_EVERY_MODEL, OF_WEIGHTS
 from robusttrain.config.run_config import Stage
 from robusttrain.config.schema import COMPANIONS, schema_of
 from robusttrain.config.unread import destination
@@ -69,21 +71,42 @@ def inherit_config(config: DictConfig, overrides: Sequence[str]) -> Inherited:
         If the checkpoint cannot be read, its configuration names an untrusted class or function, or
         it is only evaluated and the command line describes another training than it had.
     """
+    if config.model.get("weights") is not None:
+        problem = f"cannot be given with checkpoint={config.checkpoint}"
+        allowed = "leave one out: a checkpoint brings its model and its weights"
+        raise InputError(KEY, config.model.weights, allowed, problem)
     given = external.load(config.checkpoint, config.trust)
     trains = Stage.train in config.stages
     if isinstance(given, checkpoints.Checkpoint):
         checkpoints.refuse_incomplete(given, (*INHERITED, "training"), config.checkpoint)
         inherit = _to_train_on if trains else _to_evaluate
         return inherit(config, given, overrides)
-    chosen = {destination(override) for override in overrides}
-    names, trained = {}, {}
-    if not trains:
-        names[TRAIN_ATTACK] = UNKNOWN
-    if not trains and "defense" not in chosen:
-        trained = {"defense": "foreign"}
+    found = Inherited(config, {}) if trains else _foreign(config, overrides)
     if isinstance(given, external.ExportedProgram):
-        names["model"] = given.name
-    return Inherited(config, names | trained, trained or None)
+        found.names["model"] = given.name
+    return found
+
+
+def describe_weights(config: DictConfig, overrides: Sequence[str]) -> Inherited:
+    """A run that evaluates the model of `config` with `model.weights`, as reports describe it.
+
+    Raises
+    ------
+    InputError
+        If the weights cannot be read.
+    """
+    given = InitialWeights(**{key: config.model[key] for key in OF_WEIGHTS}).read(config.trust)
+    if isinstance(given, checkpoints.Checkpoint):
+        names = _named(given, ["defense", *COMPANIONS, OWN_ATTACK, TRAIN_ATTACK])
+        return Inherited(config, names, described(given))
+    return _foreign(config, overrides)
+
+
+def _foreign(config: DictConfig, overrides: Sequence[str]) -> Inherited:
+    """A run that evaluates a model of which nothing is known but its weights."""
+    chosen = {destination(override) for override in overrides}
+    trained = {} if "defense" in chosen else {"defense": "foreign"}
+    return Inherited(config, {TRAIN_ATTACK: UNKNOWN, **trained}, trained or None)
 
 
 def _to_train_on(
@@ -193,6 +216,9 @@ def _take(composed: DictConfig, saved: checkpoints.Checkpoint, key: str) -> None
     for name in key.split("."):
         value = value[name]
     refuse_untrusted(value, composed.trust)
+    if key == "model":
+        # The checkpoint has the weights.
+        value = {name: below for name, below in value.items() if name not in OF_WEIGHTS}
     OmegaConf.update(composed, key, value, merge=False, force_add=True)
 
 
@@ -221,8 +247,11 @@ def _check_key(config: DictConfig, word: str, key: str) -> None:
         known = schema_of(node.get("_target_"))
         if known is not None:
             fields = [field.name for field in dataclasses.fields(known) if field.name != TARGET]
+            shared = OF_EVERY_MODEL if section == "model" else ()
+            if name not in (*fields, *shared):
+                raise no_such_key(word, f"{section}.{name}", [*fields, *shared])
             if name not in fields:
-                raise no_such_key(word, f"{section}.{name}", fields)
+                return
             _convert(node, name, known, word)
         section, node = f"{section}.{name}", node.get(name)
 

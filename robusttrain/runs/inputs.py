@@ -10,7 +10,9 @@ from torch import nn
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.checkpoints.external import ExportedProgram, ExternalModel, Weights
+from robusttrain.checkpoints.initial_weights import DEFAULT
 from robusttrain.config.build import named_in
+from robusttrain.config.schema import NOTHING
 from robusttrain.data import (
     Dataset,
     FromFiles,
@@ -28,6 +30,7 @@ from robusttrain.evaluation import model_checks
 from robusttrain.models import build_model
 from robusttrain.models.network import network
 from robusttrain.report.terminal import Terminal
+from robusttrain.run_directory import LATEST, PREVIOUS
 from robusttrain.runs.context import RunContext
 from robusttrain.runs.saved_model import load_model
 from robusttrain.runtime import distributed
@@ -36,7 +39,7 @@ from robusttrain.runtime.out_of_memory import is_out_of_memory
 T = TypeVar("T")
 
 Given = Checkpoint | ExternalModel | None
-"""The content of `checkpoint`, or None if it is not set."""
+"""The content of `checkpoint` or of `model.weights`, or None if neither is set."""
 
 
 class Inputs(NamedTuple):
@@ -45,16 +48,19 @@ class Inputs(NamedTuple):
     Parameters
     ----------
     given
-        The content of `checkpoint`.
+        The content of `checkpoint` or of `model.weights`.
     defense
         The defense, with the models of other runs that it needs for training.
     model
         The model on the CPU, with its noise and with the weights of `given`.
+    weights
+        Where `model.weights` are from, for the manifest; None without, or if they were not read.
     """
 
     given: Given
     defense: Defense
     model: nn.Module
+    weights: Mapping[str, str | None] | None = None
 
 
 class Data(NamedTuple):
@@ -91,16 +97,39 @@ def inputs_of(context: RunContext) -> Inputs:
         If the checkpoint, or a run that the defense names, cannot be used here.
     """
     config = context.config
-    given = None if config.checkpoint is None else external.load(config.checkpoint, config.trust)
+    given = given_to(context)
     distributed.set_device(context.device)
     defense = config.defense
     if context.trains and isinstance(defense, WithModels):
         defense = defense.with_models(partial(other_model, config.trust, context.info))
-    return Inputs(given, defense, model_of(context, given))
+    weights = None if has_own_weights(context) else config.initial_weights.provenance()
+    return Inputs(given, defense, model_of(context, given), weights)
+
+
+def given_to(context: RunContext) -> Given:
+    """The content of `checkpoint` or of `model.weights`; None if the model starts without them."""
+    config, initial = context.config, context.config.initial_weights
+    if config.checkpoint is not None:
+        return external.load(config.checkpoint, config.trust)
+    if initial.weights is None or has_own_weights(context):
+        return None
+    if initial.weights == DEFAULT:
+        with named_in(context.origin.config, "model"):
+            # Processes of one machine share the file that is downloaded.
+            return distributed.in_turns(
+                lambda: initial.default(config.model, context.info.image_shape)
+            )
+    return initial.read(config.trust)
+
+
+def has_own_weights(context: RunContext) -> bool:
+    """Whether a run is resumed from a checkpoint of its own, so that it needs no other weights."""
+    own = (context.run_dir / name for name in (LATEST, PREVIOUS))
+    return context.config.resume is not None and any(path.is_file() for path in own)
 
 
 def model_of(context: RunContext, given: Given) -> nn.Module:
-    """The model on the CPU, with its noise and with the weights of the checkpoint."""
+    """The model on the CPU, with its noise and with the weights that it is given."""
     config, terminal = context.config, context.terminal
     if isinstance(given, ExportedProgram):
         if context.trains:
@@ -110,13 +139,31 @@ def model_of(context: RunContext, given: Given) -> nn.Module:
             model = network(given, config.noise, context.info, config.seed)
         terminal.say(f"{given} is a program of {given.kind}, which replaces model=")
         return model
+    starts = given is not None and config.checkpoint is None
+    initialise = partial(initialised, context, given) if starts and not _is_noisy(given) else None
     with named_in(context.origin.config, "model", "noise"):
-        model = network(config.model, config.noise, context.info, config.seed)
-    if isinstance(given, Weights):
+        model = network(config.model, config.noise, context.info, config.seed, initialise)
+    if starts:
+        if initialise is None:
+            initialised(context, given, model)
+    elif isinstance(given, Weights):
         terminal.say(given.load_into(model, str(config.checkpoint)))
     elif given is not None:
         given.load_into(model, str(config.checkpoint))
     return model
+
+
+def initialised(context: RunContext, given: Given, model: nn.Module) -> None:
+    """Load the content of `model.weights` into `model`, and print how it fits."""
+    assert isinstance(given, Checkpoint | Weights), "programs were refused"
+    initial, classes = context.config.initial_weights, context.info.num_classes
+    for line in initial.load_into(model, given, classes, trains=context.trains):
+        context.terminal.say(line)
+
+
+def _is_noisy(given: Given) -> bool:
+    """Whether weights are those of a model with noise, whose names they have."""
+    return isinstance(given, Checkpoint) and given.names.get("noise", NOTHING) != NOTHING
 
 
 def other_model(trust: Sequence[str], info: Info, key: str, run: str) -> nn.Module:

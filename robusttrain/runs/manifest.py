@@ -26,7 +26,7 @@ def manifest(
     training: Mapping[str, Any] | None,
     determinism: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of `manifest.json`.
+    """The content of `manifest.json`, but for `weights` and `files`.
 
     Parameters
     ----------

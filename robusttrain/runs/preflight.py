@@ -31,18 +31,20 @@ from robusttrain.threat import Norm
 
 
 def check_settings(config: Config) -> None:
-    """Refuse a missing device, and what does not fit the training: a curriculum, an average.
+    """Refuse a missing device or file, and what does not fit a training: a curriculum, an average.
 
     It runs before anything is loaded or written.
 
     Raises
     ------
     InputError
-        If `device`, `training.curriculum` or `averaging` is not allowed.
+        If `device`, `model.weights`, `training.curriculum` or `averaging` is not allowed.
     """
     training = config.training
     training.curriculum.at(config.defense, 1, max(1, training.epochs))
     device_of(config.device)
+    if config.resume is None:
+        config.initial_weights.file()
     if Stage.train in config.stages and config.resume is None:
         _refuse_average_at_the_end(config)
 

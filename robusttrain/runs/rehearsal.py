@@ -32,6 +32,7 @@ from robusttrain.runs.inputs import Inputs
 from robusttrain.runs.training_attack import OWN_ATTACK
 from robusttrain.training.precision import Precision
 from robusttrain.training.settings import Training
+from robusttrain.training.trainable import partly_frozen
 
 T = TypeVar("T")
 
@@ -48,14 +49,17 @@ def rehearse(context: RunContext, inputs: Inputs) -> None:
     Raises
     ------
     InputError
-        If a pass fails or returns anything but logits, if an attack fails, or if training has to
-        differentiate a gradient, which compiled models cannot do. The message names the key.
+        If `training.trainable` does not fit the model, if a pass fails or returns anything but
+        logits, if an attack fails, or if training has to differentiate a gradient, which compiled
+        models cannot do. The message names the key.
     """
     names, device = context.origin.names, context.device
     subject = _Subject(inputs.model, names, context.info, device)
     with _restored(inputs.model, device):
         if context.trains:
-            subject.train(inputs.defense, context.config.training)
+            settings = context.config.training
+            with partly_frozen(inputs.model, settings, context.info.num_classes):
+                subject.train(inputs.defense, settings)
         subject.differentiate()
         for place, attack in _searches(context).items():
             subject.meet(attack, place)

@@ -1,7 +1,7 @@
 """`robusttrain rerun`: repeat a run from its manifest alone, and compare the results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from robusttrain import renames
 from robusttrain.checkpoints import checkpoint as checkpoints
+from robusttrain.checkpoints.initial_weights import digest_of
 from robusttrain.errors import InputError
 from robusttrain.report.files import intact
 from robusttrain.report.identity import refuse_mixed
@@ -27,7 +28,8 @@ PLACE = ["index", "index_in"]
 
 # Entries of the manifest that may explain a difference.
 CIRCUMSTANCES = (
-    "data", "device_name", "threads", "processes", "python", "platform", "versions", "git",
+    "data", "weights", "device_name", "threads", "processes", "python", "platform", "versions",
+    "git",
 )  # fmt: skip
 
 
@@ -78,6 +80,7 @@ class Repetition:
         refuse_mixed(run, [*TABLES, BEST])
         with intact(run / MANIFEST):
             words = trusted_words(list(map(str, manifest["overrides"])), trust, f"{run / MANIFEST}")
+        _refuse_other_weights(run, manifest.get("weights"))
         repetition = cls(run, manifest, tuple(words))
         if repetition.folder.exists():
             reason, problem = f"{repetition.folder} exists", "has already been repeated"
@@ -138,6 +141,19 @@ class Repetition:
         one, other = (checkpoints.load(run / BEST).model for run in (self.run, self.folder))
         unequal = [key for key in one if not torch.equal(one[key], other[key])]
         return [f"{BEST} differs in {', '.join(unequal)}"] if unequal else []
+
+
+def _refuse_other_weights(run: Path, weights: Mapping[str, str | None] | None) -> None:
+    """Refuse to repeat a run if the file that its model started with is another one now."""
+    if weights is None or weights["sha256"] is None:
+        return
+    file = Path(str(weights["path"]))
+    if not file.is_file():
+        problem = "cannot be repeated without the weights that it started with"
+        raise InputError(f"rerun {run}", allowed=f"{file} is not there", problem=problem)
+    if digest_of(file) != weights["sha256"]:
+        problem = "started with other weights"
+        raise InputError(f"rerun {run}", allowed=f"{file} has changed since", problem=problem)
 
 
 def _read(path: Path) -> pd.DataFrame:

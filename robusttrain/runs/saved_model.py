@@ -10,7 +10,7 @@ from robusttrain.checkpoints import external
 from robusttrain.checkpoints.checkpoint import Checkpoint, refuse_incomplete
 from robusttrain.checkpoints.external import ExportedProgram, Weights
 from robusttrain.checkpoints.pretrained import PREFIX
-from robusttrain.config.build import build_component
+from robusttrain.config.build import build_model_section
 from robusttrain.data import Info
 from robusttrain.errors import InputError
 from robusttrain.models.network import network
@@ -97,5 +97,5 @@ def _model_of(saved: Checkpoint, trust: Sequence[str]) -> torch.nn.Module:
     info = Info((channels, height, width), saved.num_classes, ())
     # A model that is already an `nn.Module` is initialised when it is built.
     with torch.random.fork_rng(devices=[]):
-        parts = build_component(OmegaConf.create({**plain, "trust": list(trust)}))
+        parts = build_model_section(OmegaConf.create({**plain, "trust": list(trust)}))
         return network(parts["model"], parts["noise"], info, plain["seed"])

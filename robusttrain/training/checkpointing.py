@@ -34,6 +34,9 @@ class TrainingRun:
         Where the figures of each epoch are printed.
     record
         Called with each finished epoch, after its files are written.
+    weights
+        Where the weights at the start are from, for the manifest. A run that is resumed knows it
+        from its checkpoint, and does not need them any more.
     """
 
     def __init__(
@@ -43,9 +46,10 @@ class TrainingRun:
         metadata: Mapping[str, Any],
         terminal: Terminal,
         record: Callable[[Epoch], None],
+        weights: Mapping[str, str | None] | None = None,
     ) -> None:
         self.trainer, self.folder, self.metadata = trainer, folder, metadata
-        self.terminal, self.record = terminal, record
+        self.terminal, self.record, self.weights = terminal, record, weights
         self.epochs: list[Epoch] = []
         self._saved = time.monotonic()
 
@@ -66,6 +70,8 @@ class TrainingRun:
         own = states[distributed.rank()]
         self.trainer.load_state_dict({**saved.training, **own})
         self.epochs = [Epoch(**row) for row in saved.training["epochs"]]
+        # Those of earlier versions do not have it.
+        self.weights = saved.training.get("weights")
         self._write_table()
 
     def finish(self) -> Epoch | None:
@@ -168,7 +174,7 @@ class TrainingRun:
         if processes is not None:
             others = {"others": processes[1:]} if len(processes) > 1 else {}
             epochs = [epoch.row() for epoch in self.epochs]
-            self._write(latest, {**state, **others, "epochs": epochs})
+            self._write(latest, {**state, **others, "epochs": epochs, "weights": self.weights})
         self._saved = time.monotonic()
 
     def _save_weights(self, path: Path) -> None:

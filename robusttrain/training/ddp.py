@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from robusttrain.errors import InputError
+from robusttrain.models.modes import AlwaysInEval
 from robusttrain.noise.layer import noise_layers, untraced
 from robusttrain.runtime import distributed
 
@@ -83,11 +84,14 @@ def decorrelate_noise(model: nn.Module, seed: int) -> None:
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of the normalisation layers, by their keys in the state dict."""
+    """The running statistics of the normalisation layers, by their keys in the state dict.
+
+    Layers that keep their statistics in training are left out.
+    """
     return {
         f"{place}.{name}": value
         for place, module in model.named_modules()
-        if isinstance(module, _NormBase)
+        if isinstance(module, _NormBase) and not isinstance(module, AlwaysInEval)
         for name, value in module.named_buffers(recurse=False)
     }
 
@@ -140,8 +144,7 @@ class _SynchronisedBatchNorm(_BatchNorm):
 
     @untraced
     def forward(self, x: Tensor) -> Tensor:
-        frozen = not (self.weight.requires_grad if self.affine else self.track_running_stats)
-        if frozen or not self.training or not torch.is_grad_enabled():
+        if not self._in_step or not self.training or not torch.is_grad_enabled():
             return super().forward(x)
         mean, variance, count = _moments(x)
         self._update_running_statistics(mean, variance, count)
@@ -151,6 +154,13 @@ class _SynchronisedBatchNorm(_BatchNorm):
         shift = shift + self.bias if self.affine else shift
         shape = [1, -1, *[1] * (x.dim() - 2)]
         return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether this is a pass of the training step, not of an attack (`frozen`)."""
+        if self.running_mean is not None:
+            return self.track_running_stats
+        return self.affine and self.weight.requires_grad
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

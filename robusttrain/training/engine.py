@@ -33,10 +33,10 @@ from robusttrain.training.model_setup import ReadyModel
 from robusttrain.training.optimizer_step import (
     SkippingStep,
     clip_gradient,
-    parameter_groups,
     scaled_lr,
 )
 from robusttrain.training.overfitting import TrainingHistory
+from robusttrain.training.parameter_groups import parameter_groups
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.rng_state import RngState
 from robusttrain.training.settings import OnNonFinite
@@ -97,7 +97,8 @@ class Engine:
         )
         self.per_epoch = batches.count
         self.total = max(1, settings.epochs * self.per_epoch)
-        optimizer = recipe.optimizer.build(parameter_groups(self.model))
+        groups = parameter_groups(self.model, recipe.optimizer, data.dataset.info().num_classes)
+        optimizer = recipe.optimizer.build(groups)
         self.optimizer = returned("optimizer.build", optimizer, torch.optim.Optimizer)
         self.max_gradient_norm = settings.clip_gradient
         skips = settings.on_nonfinite is OnNonFinite.skip

@@ -125,4 +125,5 @@ def _smallest(model: nn.Module) -> int:
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
+    """Whether some BatchNorm uses statistics of the batch; frozen layers are in eval mode."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())

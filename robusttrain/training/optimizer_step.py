@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from robusttrain.noise.layer import noise_layers
 from robusttrain.runtime import distributed
 
 
@@ -79,15 +78,6 @@ def is_finite(model: nn.Module) -> bool:
     """Whether every parameter of `model` is finite. Waits for the device."""
     finite = [parameter.isfinite().all() for parameter in model.parameters()]
     return not finite or bool(torch.stack(finite).all())
-
-
-def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
-    """Parameter groups of `model`. Those of noise have no weight decay, which would silence it."""
-    of_noise = {id(p) for layer in noise_layers(model) for p in layer.parameters()}
-    weights = [p for p in model.parameters() if id(p) not in of_noise]
-    noise = [p for p in model.parameters() if id(p) in of_noise]
-    groups: list[dict[str, object]] = [{"params": weights}]
-    return [*groups, {"params": noise, "weight_decay": 0.0}] if noise else groups
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:

@@ -1,7 +1,10 @@
 """The settings of a training that belong neither to its defense nor to its optimiser."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import cast
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack
@@ -47,6 +50,23 @@ class Keep(StrEnum):
     last = "last"
 
 
+class BatchNorm(StrEnum):
+    """The statistics that BatchNorm layers use while a model is trained.
+
+    `train` normalises with the statistics of the batch, and updates the running ones. `frozen`
+    normalises with the running statistics, and keeps them, in training and in its attack, whatever
+    the attack's mode. The scales and shifts of the layers are parameters, which are trained or not
+    as `training.trainable` says.
+    """
+
+    train = "train"
+    frozen = "frozen"
+
+
+# The last blocks of a model, as `training.trainable` names them.
+LAST = re.compile(r"last:([1-9]\d*)")
+
+
 @dataclass
 class Training:
     """Length, batches, precision and safeguards of a training.
@@ -57,6 +77,15 @@ class Training:
         Passes over the training split, 0 or more.
     batch_size
         Images per step and process, 1 or more.
+    trainable
+        The parameters that are trained; the others keep their values bit for bit. `all` of them,
+        the `head` (the last layer), `last:N` for the head and the N blocks before it, or a pattern
+        such as `layer4.*` with the wildcards `*`, `?` and `[...]` that whole names of parameters
+        match; or a list of these. Parameters of noise are always trained. BatchNorm in frozen
+        blocks still updates its statistics unless `batch_norm` is `frozen`.
+    batch_norm
+        The statistics that BatchNorm layers use in training and in its attack: those of the batch
+        (`train`), or their running ones, which then stay as they are (`frozen`).
     label_smoothing
         Share of the target that is spread over all classes, from 0 to below 1; in the outer loss
         only.
@@ -91,6 +120,8 @@ class Training:
 
     epochs: int = 20
     batch_size: int = 128
+    trainable: str | Sequence[str] = "all"
+    batch_norm: BatchNorm = BatchNorm.train
     label_smoothing: float = 0.0
     clip_gradient: float | None = None
     precision: Precision = Precision.auto
@@ -107,6 +138,8 @@ class Training:
     def __post_init__(self) -> None:
         ranges.at_least(0, epochs=self.epochs)
         ranges.count(batch_size=self.batch_size)
+        _check_words(self.trainable)
+        ranges.one_of(list(BatchNorm), batch_norm=self.batch_norm)
         ranges.above(0, checkpoint_minutes=self.checkpoint_minutes)
         ranges.require(
             0 <= self.label_smoothing < 1,
@@ -120,11 +153,27 @@ class Training:
         ranges.one_of(list(OnNonFinite), on_nonfinite=self.on_nonfinite)
         ranges.one_of(list(OnOverfit), on_overfit=self.on_overfit)
         # Strings are accepted as well; the code compares members by `is`.
+        self.batch_norm = BatchNorm(self.batch_norm)
         self.keep = Keep(self.keep)
         self.on_nonfinite = OnNonFinite(self.on_nonfinite)
         self.on_overfit = OnOverfit(self.on_overfit)
+
+    def unused(self) -> dict[str, str]:
+        """`sync_batchnorm`, if there are no statistics of batches."""
+        return {"sync_batchnorm": "batch_norm"} if self.batch_norm is BatchNorm.frozen else {}
 
     @property
     def rolls_back(self) -> bool:
         """Whether an epoch may have to be restarted."""
         return self.on_nonfinite is OnNonFinite.rollback or self.on_overfit is OnOverfit.rollback
+
+
+def _check_words(trainable: object) -> None:
+    """Refuse what names no parameters in any model."""
+    words = [trainable] if isinstance(trainable, str) else trainable
+    named = isinstance(words, Sequence) and all(isinstance(word, str) for word in words)
+    allowed = "all, head, last:N with N from 1 on, a pattern of names, or a list of these"
+    ranges.require(named and bool(words), "trainable", trainable, allowed)
+    for word in cast("Sequence[str]", words):
+        fits = bool(word) and (not word.startswith("last:") or LAST.fullmatch(word) is not None)
+        ranges.require(fits, "trainable", word, allowed)

@@ -1,6 +1,5 @@
 """State dicts of other tools: how they are loaded; and files without a model."""
 
-import json
 import re
 import zipfile
 from argparse import Namespace
@@ -297,13 +296,6 @@ def test_files_without_a_model_are_refused_in_a_line(tmp_path: Path) -> None:
         refused("neither a checkpoint of robusttrain, nor a state dict .*, nor a program")
 
 
-def safetensors(path: Path) -> None:
-    """By its specification: the length of the header, the header, and the bytes."""
-    about = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    header = json.dumps({"0.weight": about}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-
-
 def arrays(path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, weight=np.zeros(3))
@@ -315,7 +307,6 @@ def array(path: Path) -> None:
 
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "safetensors": (safetensors, r"of safetensors: convert it with .*load_file"),
     "npz": (arrays, "an archive of NumPy arrays"),
     "npy": (array, "an array of NumPy"),
     "empty": (lambda path: path.write_bytes(b""), "empty"),

@@ -37,6 +37,8 @@ MORE = {
     "experiment=cifar10": RESNET,
     "experiment=mnist_best": ["model.channels=[8,8,8]", SUITE],
     "dataset=folder": ["dataset.image_size=32", "model.name=shufflenet_v2_x0_5"],
+    "model=timm": ["model.name=test_resnet"],
+    "model=theirs dataset=cifar10": RESNET[:1],
     "evaluation=full": SHORT,
     "evaluation=fast": [
         "evaluation.attacks.apgd_ce.restarts=2",

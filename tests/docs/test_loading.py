@@ -17,6 +17,7 @@ TESTS = ROOT / "tests"
 PROSE = ()
 
 CHECKPOINT, EXTERNAL = "checkpoints/test_checkpoint.py", "checkpoints/test_external_weights.py"
+INITIAL = "checkpoints/test_initial_weights.py"
 PROGRAMS, DIRECTORIES = "checkpoints/test_external_programs.py", "runs/test_run_directories.py"
 RESUME, RERUN, SWEEP = "runs/test_resume.py", "runs/test_rerun.py", "sweeps/test_sweep.py"
 FILES, FUZZ = "report/test_files.py", "runs/test_damaged_runs.py"
@@ -154,6 +155,7 @@ PROVEN: dict[str, tuple[str, ...]] = {
         f"{EXTERNAL}::test_a_checkpoint_of_robusttrain_is_recognised",
     ),
     "| file |": PROSE,
+    "| a file of safetensors": (f"{INITIAL}::test_safetensors_are_read_by_content_and_by_name",),
     "| a state dict": (f"{EXTERNAL}::test_a_state_dict_is_found_wherever_scripts_put_it",),
     "| a pickle with any other object": (
         f"{EXTERNAL}::test_files_without_a_model_are_refused_in_a_line",
@@ -176,6 +178,15 @@ PROVEN: dict[str, tuple[str, ...]] = {
         f"{EXTERNAL}::test_files_without_a_model_are_refused_in_a_line",
     ),
     "Save the state dict": PROSE,
+    "`model.weights=FILE` reads the same": (
+        f"{INITIAL}::test_prefixes_of_wrappers_are_removed",
+        f"{INITIAL}::test_a_program_is_refused",
+    ),
+    "It reads a pickle with a whole module": (f"{INITIAL}::test_a_pickled_module_needs_consent",),
+    "With `model.weights=default`, torchvision": (
+        f"{INITIAL}::test_default_weights_come_with_their_normalisation",
+        f"{INITIAL}::test_a_download_that_fails_is_one_message",
+    ),
     "Files are written under a temporary name": (
         f"{FILES}::test_a_reader_sees_the_old_content_until_the_new_one_is_whole",
         f"{FILES}::test_writers_are_all_or_nothing",

@@ -438,8 +438,8 @@ class TestBuildModel:
         with pytest.raises(InputError, match="indivisible by patch size"):
             built(TorchvisionModel("vit_b_16"), (1, 28, 28))
 
-    def test_a_second_output_is_refused(self) -> None:
-        with pytest.raises(InputError, match=r"returns a tuple, not logits of shape \(2, 10\)"):
+    def test_the_first_of_two_outputs_has_to_be_the_logits(self) -> None:
+        with pytest.raises(InputError, match=r"returns a tensor of shape \(2, 1, 8, 8\), not"):
             built(_Given(_TwoHeads()), (1, 8, 8))
 
     def test_a_wrong_number_of_logits_is_refused(self) -> None:

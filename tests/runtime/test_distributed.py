@@ -45,6 +45,7 @@ from robusttrain.training.metrics import Epoch
 from robusttrain.training.precision import Precision
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.settings import Training
+from robusttrain.training.trainable import partly_frozen
 from robusttrain.training.trainer import Trainer
 
 pytestmark = pytest.mark.long
@@ -155,6 +156,11 @@ def trained(batch_size: int, norm: bool) -> dict[str, tuple[list[Epoch], dict[st
     for name, defense, perturbation in [*combined, ("awp", DEFENSES["madry"], AWP(0.1))]:
         made = trainer(defense, batch_size, network(norm), perturbation, sync_batchnorm=norm)
         results[name] = list(made.epochs()), made.model.state_dict()
+    # The scale of BatchNorm is frozen: its statistics are nevertheless those of all images.
+    model, settings = network(norm), Training(trainable="1.*")
+    with partly_frozen(model, settings, 3):
+        made = trainer(DEFENSES["madry"], batch_size, model, AWP(0.1), sync_batchnorm=norm)
+        results["partly frozen"] = list(made.epochs()), made.model.state_dict()
     return results
 
 
