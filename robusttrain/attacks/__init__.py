@@ -284,34 +284,42 @@ class NoThreat:
 # The modules of the attacks, which import this one, and are imported on first use.
 _METHODS = {
     "APGD": "apgd",
+    "ART": "art",
+    "AdvLib": "advlib",
     "CarliniWagner": "carlini_wagner",
     "DecisionBased": "decision_based",
     "DeepFool": "deepfool",
     "FAB": "fab",
     "FGSM": "fgsm",
+    "Foolbox": "foolbox",
     "FriendlyPGD": "friendly",
     "LBFGS": "lbfgs",
     "MIM": "mim",
     "PGD": "pgd",
     "SoftmaxLinearisation": "softmax_linearisation",
     "Square": "square",
+    "Torchattacks": "torchattacks",
     "Transfer": "transfer",
     "Uniform": "uniform",
 }
 
 if TYPE_CHECKING:
+    from robusttrain.attacks.advlib import AdvLib
     from robusttrain.attacks.apgd import APGD
+    from robusttrain.attacks.art import ART
     from robusttrain.attacks.carlini_wagner import CarliniWagner
     from robusttrain.attacks.decision_based import DecisionBased
     from robusttrain.attacks.deepfool import DeepFool
     from robusttrain.attacks.fab import FAB
     from robusttrain.attacks.fgsm import FGSM
+    from robusttrain.attacks.foolbox import Foolbox
     from robusttrain.attacks.friendly import FriendlyPGD
     from robusttrain.attacks.lbfgs import LBFGS
     from robusttrain.attacks.mim import MIM
     from robusttrain.attacks.pgd import PGD
     from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
     from robusttrain.attacks.square import Square
+    from robusttrain.attacks.torchattacks import Torchattacks
     from robusttrain.attacks.transfer import Transfer
     from robusttrain.attacks.uniform import Uniform
 else:
@@ -325,11 +333,13 @@ else:
 
 __all__ = [
     "APGD",
+    "ART",
     "FAB",
     "FGSM",
     "LBFGS",
     "MIM",
     "PGD",
+    "AdvLib",
     "Attack",
     "Attacking",
     "Bounded",
@@ -338,6 +348,7 @@ __all__ = [
     "DeepFool",
     "Described",
     "Fitted",
+    "Foolbox",
     "FriendlyPGD",
     "Frugal",
     "Iterated",
@@ -349,6 +360,7 @@ __all__ = [
     "Square",
     "StepsField",
     "ThreatFields",
+    "Torchattacks",
     "Traits",
     "Transfer",
     "Uniform",

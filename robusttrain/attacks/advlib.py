@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.external import ExternalAttack, Search, classes_of
+from robusttrain.attacks.external import ORDERS, ExternalAttack, Search, classes_of
 from robusttrain.threat import Norm
-
-NORMS = {Norm.linf: torch.inf, Norm.l2: 2, Norm.l1: 1}
 
 # Attacks that keep to a radius; to others, arguments of the same names are something else.
 BOUNDED = ("apgd", "apgd_targeted", "pgd_linf")
@@ -42,7 +39,7 @@ class AdvLib(ExternalAttack):
 
     def prepared(self, model: nn.Module, x: Tensor, seed: int) -> Search:
         """The search; one image more tells how many classes there are, where it is asked."""
-        taken, order = self.arguments, NORMS[self.norm]
+        taken, order = self.arguments, ORDERS[self.norm]
         bounded = self.name in BOUNDED
         radius = {"eps": self.eps, "ε": self.eps} if bounded else {}
         known = {"num_classes": classes_of(model, x)} if "num_classes" in taken else {}

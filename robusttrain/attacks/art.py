@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks.external import ExternalAttack, Search, classes_of
-from robusttrain.threat import Norm
+from robusttrain.attacks.external import ORDERS, ExternalAttack, Search, classes_of
 
-NORMS = {Norm.linf: torch.inf, Norm.l2: 2, Norm.l1: 1}
+# Names that do not say it.
+NORMS = {"BasicIterativeMethod": "linf", "DeepFool": "l2", "NewtonFool": "l2", "ElasticNet": "l1"}
 
 
 @dataclass
@@ -41,7 +41,7 @@ class ART(ExternalAttack):
 
     def norms(self) -> Collection[str]:
         """The norm in the name of the attack."""
-        stated = re.search(r"L(Inf|\d)", self.name)
+        stated = re.search(r"L(Inf|\d)", NORMS.get(self.name, self.name), re.IGNORECASE)
         return [stated[0].lower()] if stated else []
 
     def prepared(self, model: nn.Module, x: Tensor, seed: int) -> Search:
@@ -51,7 +51,7 @@ class ART(ExternalAttack):
         taken = self.arguments
         longest = min(self.eps, taken["eps_step"].default) if "eps_step" in taken else None
         settings = self.settings(
-            eps=self.eps, norm=NORMS[self.norm], eps_step=longest, batch_size=len(x),
+            eps=self.eps, norm=ORDERS[self.norm], eps_step=longest, batch_size=len(x),
             targeted=False, verbose=False,
         )  # fmt: skip
         classifier = PyTorchClassifier(

@@ -34,6 +34,9 @@ RESERVED = {
     "num_classes": "the model sets it",
 }  # fmt: skip
 
+# The norms as most libraries write them.
+ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
+
 # Arguments that bound the work of a search.
 BUDGETS = (
     "steps", "max_iter", "max_iterations", "n_iter", "nb_iter", "num_iter_set", "num_steps", "iter",
@@ -57,13 +60,14 @@ class Shown(nn.Module):
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
         # A closure: torch would register the module itself.
-        self.ask = lambda images: model(images)
+        self.ask: Callable[[Tensor], Tensor] = lambda images: model(images)
         self.place = nn.Parameter(x.new_empty(0), requires_grad=False)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits (N, K) of the model."""
-        logits: Tensor = self.ask(x)
+        # Some compute their points in float64.
+        logits: Tensor = self.ask(x.to(self.place.dtype))
         return logits
 
 

@@ -9,9 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from robusttrain.attacks.external import ExternalAttack, Search, classes_of
-from robusttrain.threat import Norm
-
-SPELLING = {Norm.linf: "Linf", Norm.l2: "L2", Norm.l1: "L1"}
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Torchattacks(ExternalAttack):
         taken = self.arguments
         known = {"n_classes": classes_of(model, x)} if "n_classes" in taken else {}
         settings = self.settings(
-            eps=self.eps, max_epsilon=self.eps, norm=SPELLING[self.norm], seed=seed, **known
+            eps=self.eps, max_epsilon=self.eps, norm=self.norm.capitalize(), seed=seed, **known
         )
         attack = self.known()[self.name](model, **settings)
         if {"eps", "max_epsilon"} & taken.keys():

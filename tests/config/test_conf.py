@@ -35,6 +35,7 @@ from robusttrain.models import build_model
 from robusttrain.runs.inherit import INHERITED, inherit_config, with_saved_config
 from robusttrain.runs.results import combined
 from robusttrain.threat import Norm
+from toys.attacks import EXTERNAL, is_missing
 
 pytestmark = pytest.mark.long
 
@@ -51,6 +52,10 @@ NEEDED = {
     ("dataset", "huggingface"): ["dataset.path=/nowhere"],
     ("dataset", "arrays"): ["dataset.train=/nowhere.npz"],
     ("attack", "carlini_wagner"): ["norm=l2"],
+    **{
+        ("attack", option): ["norm=l2", f"attack.name={name}"]
+        for option, (_, name) in EXTERNAL.items()
+    },
     ("attack", "none"): ["defense=ibp"],
     ("attack", "transfer"): ["attack.source.run=/nowhere"],
     ("defense", "distill"): ["defense.teacher=/nowhere"],
@@ -60,7 +65,7 @@ NEEDED = {
 # Attacks that do not climb the loss that a defense gives them.
 OWN_OBJECTIVES = {
     "apgd_dlr", "apgd_margin", "apgd_t", "carlini_wagner", "deepfool", "fab", "fab_t",
-    "multi_targeted", "softmax_linearisation", "square",
+    "multi_targeted", "softmax_linearisation", "square", *EXTERNAL,
 }  # fmt: skip
 
 # Attacks that defenses refuse: those that start where a divergence has gradient 0, those that do
@@ -114,6 +119,8 @@ def chosen(group: str, option: str) -> DictConfig:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_builds(group: str, option: str) -> None:
+    if group == "attack" and is_missing(option):
+        pytest.skip(f"the library {EXTERNAL[option][0]} is not installed")
     config = configs.build(chosen(group, option))
     if group != "experiment":
         component = getattr(config, group)
@@ -133,7 +140,7 @@ def test_a_defense_takes_every_attack(defense: str) -> None:
     # The one norm that every attack knows.
     needed = NEEDED.get(("defense", defense), [])
     node = composed(f"defense={defense}", "norm=l2", "evaluation=quick", *needed)
-    for attack in ATTACKS:
+    for attack in (option for option in ATTACKS if not is_missing(option)):
         node.attack = attack_node(attack)
         if (defense, attack) in REFUSED:
             with pytest.raises(

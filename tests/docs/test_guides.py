@@ -66,6 +66,7 @@ ELSEWHERE = {
     "hydra/launcher=ray": "tests/sweeps/test_launchers.py",
     "hydra/launcher=submitit_local": "tests/sweeps/test_launchers.py",
     "dataset=huggingface": "tests/data/test_huggingface.py",
+    "attacks.fb=foolbox": "tests/attacks/test_external.py",
     "torchrun": "tests/runs/test_distributed_runs.py",
 }
 

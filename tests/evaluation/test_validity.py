@@ -34,7 +34,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.runs.results import result_of
 from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import TOLERANCE
-from toys.attacks import seeded
+from toys.attacks import EXTERNAL, is_missing, seeded
 
 # No pixel of the toy gets exactly to the threshold, where the first class would win.
 EPS = 0.105
@@ -318,7 +318,10 @@ def test_pieces_that_were_never_checked_are_made_again(monkeypatch: pytest.Monke
 # --- our own attacks ----------------------------------------------------------------------------
 
 SHAPE, CLASSES = (1, 6, 6), 4
-OPTIONS = sorted(file.stem for file in (CONF / "attack").glob("*.yaml"))
+OPTIONS = sorted(
+    file.stem for file in (CONF / "attack").glob("*.yaml") if not is_missing(file.stem)
+)
+ONE_NORM = ("carlini_wagner", "foolbox", "torchattacks")
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -336,6 +339,11 @@ def attacks() -> dict[str, Attack]:
     """Every option of `attack=`, as the configuration has it."""
     schema.register()
     words = [f"+attack@evaluation.attacks.own_{option}={option}" for option in OPTIONS]
+    names = [
+        f"evaluation.attacks.own_{option}.name={EXTERNAL[option][1]}"
+        for option in OPTIONS
+        if option in EXTERNAL
+    ]
     run = "evaluation.attacks.own_transfer.source.run=/nowhere"
     with (
         hydra.initialize_config_dir(str(CONF), version_base="1.3"),
@@ -343,7 +351,7 @@ def attacks() -> dict[str, Attack]:
     ):
         patch.setattr(robusttrain, "load_model", lambda run, trust: network(1))
         # The one norm that all of them know.
-        config = hydra.compose("config", [*words, run, "norm=l2", "evaluation=quick"])
+        config = hydra.compose("config", [*words, *names, run, "norm=l2", "evaluation=quick"])
         built = configs.build(configs.with_numbers(config))
     return {option: built.evaluation.attacks[f"own_{option}"] for option in OPTIONS}
 
@@ -355,7 +363,7 @@ def test_every_attack_of_ours_is_valid_at_every_radius(
 ) -> None:
     attack = attacks[option]
     assert states_threat(attack)
-    if option == "carlini_wagner" and norm is not Norm.l2:
+    if option in ONE_NORM and norm is not Norm.l2:
         with pytest.raises(InputError, match="l2"):
             under(attack, Threat(norm, EPS))
         return

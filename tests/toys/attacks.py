@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,19 @@ from robusttrain.attacks.uniform import Uniform
 from robusttrain.threat import Norm
 
 Array = NDArray[np.float64]
+
+# Options that are attacks of other libraries: the module, and an attack in l2.
+EXTERNAL = {
+    "advlib": ("adv_lib", "ddn"),
+    "art": ("art", "FastGradientMethod"),
+    "foolbox": ("foolbox", "L2PGD"),
+    "torchattacks": ("torchattacks", "PGDL2"),
+}
+
+
+def is_missing(option: str) -> bool:
+    """Whether an option of `attack` needs a library that is not installed."""
+    return option in EXTERNAL and find_spec(EXTERNAL[option][0]) is None
 
 
 Make = Callable[..., BallAttack]
