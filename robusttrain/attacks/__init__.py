@@ -285,10 +285,12 @@ class NoThreat:
 _METHODS = {
     "APGD": "apgd",
     "CarliniWagner": "carlini_wagner",
+    "DDN": "ddn",
     "DecisionBased": "decision_based",
     "DeepFool": "deepfool",
     "FAB": "fab",
     "FGSM": "fgsm",
+    "FMN": "fmn",
     "FriendlyPGD": "friendly",
     "LBFGS": "lbfgs",
     "MIM": "mim",
@@ -302,10 +304,12 @@ _METHODS = {
 if TYPE_CHECKING:
     from robusttrain.attacks.apgd import APGD
     from robusttrain.attacks.carlini_wagner import CarliniWagner
+    from robusttrain.attacks.ddn import DDN
     from robusttrain.attacks.decision_based import DecisionBased
     from robusttrain.attacks.deepfool import DeepFool
     from robusttrain.attacks.fab import FAB
     from robusttrain.attacks.fgsm import FGSM
+    from robusttrain.attacks.fmn import FMN
     from robusttrain.attacks.friendly import FriendlyPGD
     from robusttrain.attacks.lbfgs import LBFGS
     from robusttrain.attacks.mim import MIM
@@ -325,8 +329,10 @@ else:
 
 __all__ = [
     "APGD",
+    "DDN",
     "FAB",
     "FGSM",
+    "FMN",
     "LBFGS",
     "MIM",
     "PGD",
