@@ -287,10 +287,12 @@ _METHODS = {
     "ART": "art",
     "AdvLib": "advlib",
     "CarliniWagner": "carlini_wagner",
+    "DDN": "ddn",
     "DecisionBased": "decision_based",
     "DeepFool": "deepfool",
     "FAB": "fab",
     "FGSM": "fgsm",
+    "FMN": "fmn",
     "Foolbox": "foolbox",
     "FriendlyPGD": "friendly",
     "LBFGS": "lbfgs",
@@ -308,10 +310,12 @@ if TYPE_CHECKING:
     from robusttrain.attacks.apgd import APGD
     from robusttrain.attacks.art import ART
     from robusttrain.attacks.carlini_wagner import CarliniWagner
+    from robusttrain.attacks.ddn import DDN
     from robusttrain.attacks.decision_based import DecisionBased
     from robusttrain.attacks.deepfool import DeepFool
     from robusttrain.attacks.fab import FAB
     from robusttrain.attacks.fgsm import FGSM
+    from robusttrain.attacks.fmn import FMN
     from robusttrain.attacks.foolbox import Foolbox
     from robusttrain.attacks.friendly import FriendlyPGD
     from robusttrain.attacks.lbfgs import LBFGS
@@ -334,8 +338,10 @@ else:
 __all__ = [
     "APGD",
     "ART",
+    "DDN",
     "FAB",
     "FGSM",
+    "FMN",
     "LBFGS",
     "MIM",
     "PGD",

@@ -123,7 +123,8 @@ def named_in(config: Mapping[str, Any], *sections: str) -> Iterator[None]:
     except InputError as error:
         composed = OmegaConf.create(dict(config))
         for section in sections:
-            if error.key in (OmegaConf.select(composed, section) or {}):
+            first = error.key.partition(".")[0]
+            if first in (OmegaConf.select(composed, section) or {}):
                 raise _at_its_source(composed, section, error) from error
         raise
 

@@ -41,6 +41,9 @@ class Ball(Protocol):
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Project `x_adv` on S(x)."""
 
+    def project_each(self, x_adv: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+        """As `project`, on a ball of its own `radius` (N,) for each image, up to rounding."""
+
     def random_offset(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A perturbation that is uniform in the ball, for each image; it may leave the box."""
 
@@ -152,6 +155,10 @@ class LinfBall(_Radius):
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         return self._rounded(torch.clamp(x_adv, x - self.eps, x + self.eps).clamp_(0, 1), x)
 
+    def project_each(self, x_adv: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+        most = per_image(radius, x)
+        return torch.clamp(x_adv, x - most, x + most).clamp_(0, 1)
+
     def _norm_of_ones(self, pixels: int) -> float:
         return 1
 
@@ -182,10 +189,16 @@ class L2Ball(_Radius):
         return length
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        return self._rounded(self._shortened(x_adv, x, self.eps), x)
+
+    def project_each(self, x_adv: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+        return self._shortened(x_adv, x, radius)
+
+    def _shortened(self, x_adv: Tensor, x: Tensor, radius: Tensor | float) -> Tensor:
         # Ball first, box second: clipping moves each pixel towards x, so it never leaves the ball.
         delta = x_adv - x
-        shrink = (self.eps / self.norm(delta).clamp_min(TINY)).clamp_max(1)
-        return self._rounded((x + delta * per_image(shrink, x)).clamp_(0, 1), x)
+        shrink = (radius / self.norm(delta).clamp_min(TINY)).clamp_max(1)
+        return (x + delta * per_image(shrink, x)).clamp_(0, 1)
 
     def _norm_of_ones(self, pixels: int) -> float:
         return math.sqrt(pixels)
@@ -249,6 +262,13 @@ class L1Ball(_Radius):
         # If all pixels that move are at faces of the box, these have to give up the excess.
         kept = self._less(kept, kept)
         return self._rounded((x + (delta.sign() * kept).view_as(x)).clamp_(0, 1), x)
+
+    def project_each(self, x_adv: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+        delta = (x_adv - x).flatten(1)
+        room, moved = _room(delta, x.flatten(1)), delta.abs()
+        threshold = _l1_threshold(moved, room, radius.unsqueeze(1))
+        kept = torch.minimum((moved - threshold).clamp_min(0), room)
+        return (x + (delta.sign() * kept).view_as(x)).clamp_(0, 1)
 
     def _norm_of_ones(self, pixels: int) -> float:
         return pixels
@@ -400,7 +420,7 @@ def _filled(slopes: Tensor, speeds: Tensor, room: Tensor, gain: Tensor) -> Tenso
     return torch.minimum(t * speeds, room)
 
 
-def _l1_threshold(moved: Tensor, room: Tensor, eps: float) -> Tensor:
+def _l1_threshold(moved: Tensor, room: Tensor, eps: Tensor | float) -> Tensor:
     """The smallest t >= 0 of each row with sum clip(moved - t, 0, room) <= eps, shape (N, 1).
 
     The sum falls piecewise linearly in t, with kinks where a pixel leaves its bound (at

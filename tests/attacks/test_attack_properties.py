@@ -145,7 +145,7 @@ def test_the_model_is_never_asked_about_a_point_that_is_not_allowed(name: str, n
     Attacks for minimal perturbations look for the nearest point that fools the model wherever it
     is, and APGD comes from the ball of 3 eps in l1; none of them leaves the box.
     """
-    minimal = name.startswith(("fab", "carlini_wagner", "deepfool", "decision_based"))
+    minimal = name.startswith(("fab", "carlini_wagner", "ddn", "deepfool", "decision_based", "fmn"))
     larger = torch.inf if minimal else 3 if name.startswith("apgd") else 1
     radius = 0.3 * (larger if norm is Norm.l1 or larger > 3 else 1)
     network, x = batchnorm_network(1), everywhere(1, 1, 4, 4, dtype=torch.float32)

@@ -17,10 +17,12 @@ from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.attack_loss import Label
 from robusttrain.attacks.ball_attack import BallAttack
 from robusttrain.attacks.carlini_wagner import CarliniWagner
+from robusttrain.attacks.ddn import DDN
 from robusttrain.attacks.decision_based import DecisionBased
 from robusttrain.attacks.deepfool import DeepFool
 from robusttrain.attacks.fab import FAB
 from robusttrain.attacks.fgsm import FGSM
+from robusttrain.attacks.fmn import FMN
 from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.lbfgs import LBFGS
 from robusttrain.attacks.mim import MIM
@@ -83,6 +85,8 @@ ATTACKS: dict[str, Make] = {
     "mim_best": partial(MIM, steps=3, stop_early=True),
     "carlini_wagner": partial(in_l2, partial(CarliniWagner, steps=5, binary_steps=3)),
     "deepfool": partial(DeepFool, steps=3),
+    "ddn": partial(in_l2, partial(DDN, steps=5)),
+    "fmn": partial(FMN, steps=5),
 }
 RANDOM = [
     "fgsm_rs", "pgd", "pgd_best", "pgd_gaussian", "pgd_mixed", "friendly", "uniform", "apgd",
