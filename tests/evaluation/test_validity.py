@@ -321,7 +321,7 @@ SHAPE, CLASSES = (1, 6, 6), 4
 OPTIONS = sorted(
     file.stem for file in (CONF / "attack").glob("*.yaml") if not is_missing(file.stem)
 )
-ONE_NORM = ("carlini_wagner", "foolbox", "torchattacks")
+ONE_NORM = ("carlini_wagner", "ddn", "foolbox", "torchattacks")
 
 
 def network(seed: int = 0) -> nn.Module:
