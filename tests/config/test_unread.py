@@ -229,6 +229,7 @@ CONSUMERS = {
     "defense": ["robusttrain.training"],
     "evaluation": ["robusttrain.evaluation", "robusttrain.runs"],
     "noise": ["robusttrain.noise"],
+    "optimizer": ["robusttrain.training"],
     "training": ["robusttrain.training", "robusttrain.runs"],
 }
 

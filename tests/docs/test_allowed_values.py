@@ -93,6 +93,6 @@ def test_most_numbers_have_a_range(extension: ModuleType) -> None:
         if field.name not in extension.allowed_values(component)
     }
     assert free == {
-        "Folder.seed", "Synthetic.seed", "PreActResNet.mean", "TorchvisionModel.mean",
+        "Arrays.seed", "Folder.seed", "HuggingFace.seed", "Synthetic.seed", "PreActResNet.mean",
         "WideResNet.mean",
     }  # fmt: skip
