@@ -141,7 +141,15 @@ def test_networks_never_call_view() -> None:
 
 # Attacks whose papers have a different search for each norm, or a search for one norm only; and
 # FAB, which stops early only in the norms in which that was measured to cost nothing.
-DIFFER_BY_NORM = {"apgd.py", "carlini_wagner.py", "decision_based.py", "fab.py", "square.py"}
+DIFFER_BY_NORM = {
+    "apgd.py",
+    "carlini_wagner.py",
+    "ddn.py",
+    "decision_based.py",
+    "fab.py",
+    "minimum_norm.py",
+    "square.py",
+}
 
 
 def test_only_the_threat_model_knows_norms() -> None:

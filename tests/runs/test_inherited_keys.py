@@ -69,8 +69,8 @@ def read_config(run: Path) -> dict[str, object]:
 REFUSED = {
     "dataset.pth=moved": (
         "dataset.pth=moved is not allowed: no such key, did you mean dataset.path?\n"
-        "Keys of dataset: validation, crop, flip, path, image_size, channels, background, "
-        "skip_unreadable, seed, test_share, "
+        "Keys of dataset: validation, crop, flip, extra, extra_labels, extra_share, path, "
+        "image_size, channels, background, skip_unreadable, seed, test_share, "
         "stream, workers\n"
     ),
     "dataset.path.deeper=moved": "dataset.path.deeper=moved is not allowed: ",

@@ -15,13 +15,11 @@ from toys.external import SHAPE, TINY, Answer, prepared
 from toys.training import quiet
 
 MINE = """
-from collections import namedtuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-Outputs = namedtuple("Outputs", "logits aux")
 
 
 class Net(nn.Module):
@@ -33,12 +31,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.norm(self.body(x)))
-
-
-class Auxiliary(Net):
-    def forward(self, x):
-        logits = super().forward(x)
-        return Outputs(logits, logits) if self.training else logits
 
 
 class Squeezed(Net):
@@ -98,7 +90,6 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "conf" / "model").mkdir(parents=True)
     for name in (
         "Net",
-        "Auxiliary",
         "Squeezed",
         "Checkpointed",
         "InTraining",
@@ -110,15 +101,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         file.write_text(f"_target_: rehearsed.{name}\n")
     (tmp_path / "conf" / "attack").mkdir()
     (tmp_path / "conf" / "attack" / "raising.yaml").write_text("_target_: rehearsed.Raising\n")
-    google = tmp_path / "conf" / "model" / "google.yaml"
-    google.write_text("_target_: torchvision.models.googlenet\nnum_classes: 5\n")
     return [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", *TINY]
 
 
 REFUSED = {
-    "model=auxiliary": r"^model=auxiliary returns a Outputs for 2 images in train mode: it must "
-    r"return logits of shape \(2, 5\), in train and in eval mode$",
-    "model=google dataset.image_shape=[3,32,32]": r"^model=google returns a GoogLeNetOutputs for 2",
     "model=squeezed": r"^model=squeezed returns a tensor of shape \(5,\) for 1 image in eval mode: "
     r"it must return logits of shape \(1, 5\)",
     "model=checkpointed": r"^model=checkpointed cannot be trained with defense=.*: .*use_reen",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -397,4 +398,4 @@ def test_a_run_of_a_version_without_a_key_is_not_resumed(tmp_path: Path) -> None
     about: dict[str, Any] = {"config": {"eps": 0.1, "averaging": {"decay": 0.9}}}
     run = TrainingRun(trainer(), tmp_path, about, quiet(), lambda epoch: None)
     with pytest.raises(InputError, match="another configuration: averaging differ"):
-        experiment._resume(run, quiet())
+        experiment._resume(run, SimpleNamespace(terminal=quiet()))
