@@ -115,6 +115,9 @@ def located(path: Path | str, key: str = "checkpoint") -> Path:
     path = Path(path)
     if path.is_dir():
         _refuse_mixed(path, key)
+        if not (path / BEST).is_file():
+            problem = f"has no {BEST}: nothing was trained there"
+            raise InputError(key, path, "name a run that trained", problem)
         path = path / BEST
     if not path.is_file():
         raise InputError(key, path, "name a file or a run directory", "is not there")

@@ -145,11 +145,12 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    for place in (tmp_path / "no.pt", tmp_path, tmp_path / "no" / "run"):
-        with pytest.raises(InputError, match=r"^checkpoint=.* is not there"):
+    places = {tmp_path / "no.pt": "is not there", tmp_path / "no" / "run": "is not there"}
+    for place, problem in (places | {tmp_path: "has no best.pt: nothing was trained"}).items():
+        with pytest.raises(InputError, match=f"^checkpoint=.* {problem}"):
             checkpoint.load(place)
         # The caller's key is in the message.
-        with pytest.raises(InputError, match=r"^run=.* is not there"):
+        with pytest.raises(InputError, match=f"^run=.* {problem}"):
             load_model(place)
 
 
