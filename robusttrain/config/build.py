@@ -95,18 +95,6 @@ def build_component(config: DictConfig) -> Any:
     return built
 
 
-def _refuse_nothing(node: Any, built: object, where: str) -> None:
-    """Raise `InputError` if a `_target_` below `node` has returned None for a component."""
-    for key, below in node.items():
-        if not isinstance(below, dict):
-            continue
-        part = built.get(key) if isinstance(built, dict) else getattr(built, key, ...)
-        if part is None and "_target_" in below:
-            allowed = f"{below['_target_']} returned None"
-            raise InputError(f"{where}{key}", problem="builds no component", allowed=allowed)
-        _refuse_nothing(below, part, f"{where}{key}.")
-
-
 @contextmanager
 def named_in(config: Mapping[str, Any], *sections: str) -> Iterator[None]:
     """Give an `InputError` of the block its full key, if that is a key of one of the sections.
