@@ -10,7 +10,7 @@ from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, ThreatFields
 from robusttrain.attacks.none import is_none, refuse_none
 from robusttrain.defenses import Objective, each_row
-from robusttrain.intervals import Interval, refuse_unbounded
+from robusttrain.bounds.intervals import Interval, refuse_unbounded
 from robusttrain.models.modes import modes_restored
 from robusttrain.threat import Norm, check_lengths
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain.evaluation.findings import Audit, graded
 from robusttrain.evaluation.session import EvaluationSession
-from robusttrain.intervals import Interval
+from robusttrain.bounds.intervals import Interval
 from robusttrain.report.ledger import Ledger, Row
 from robusttrain.threat import Threat
 

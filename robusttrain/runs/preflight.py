@@ -17,7 +17,7 @@ from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.settings import differences
 from robusttrain.evaluation.voting import least_votes
-from robusttrain.intervals import refuse_unbounded
+from robusttrain.bounds.intervals import refuse_unbounded
 from robusttrain.models.network import listed, places_without_noise
 from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT

@@ -15,7 +15,7 @@ from robusttrain.defenses.ibp import IBP, MTLIBP
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval
+from robusttrain.bounds.intervals import Interval
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 from toys.defenses import (

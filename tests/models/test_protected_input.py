@@ -19,7 +19,7 @@ from robusttrain.data.synthetic import Synthetic
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.attack_suite import evaluate
-from robusttrain.intervals import Interval
+from robusttrain.bounds.intervals import Interval
 from robusttrain.models import build_model
 from robusttrain.models.mlp import MLP
 from robusttrain.models.network import network

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from robusttrain.defenses.standard import Standard
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval
+from robusttrain.bounds.intervals import Interval
 from robusttrain.noise import Noise
 from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.control import drawing_from, noise_held, noise_off

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval, refuse_unbounded
+from robusttrain.bounds.intervals import Interval, refuse_unbounded
 from robusttrain.models import Architecture
 from robusttrain.models.conv_net import ConvNet
 from robusttrain.models.linear import Linear
