@@ -261,14 +261,15 @@ class Ascent:
             with torch.set_grad_enabled(step < steps and optimiser is not None):
                 last = self.backward()
                 bound = last(node, coefficients)
-            best = bound if best is None else _better(best, bound)
+            found = Bound(*(part.detach() for part in bound))
+            best = found if best is None else _better(best, found)
             if optimiser is None or step == steps or bool((best.value > best.rounding).all()):
                 break
             self._step(optimiser, free, bound.value)
         assert best is not None and last is not None
         for each in free:
             each.requires_grad_(False)
-        return Bound(*(part.detach() for part in (*best[:2], *bound[2:]))), last
+        return best, last
 
     def backward(self) -> Backward:
         """The pass with the current slopes and multipliers."""
@@ -285,7 +286,8 @@ class Ascent:
                 self.betas[node] = lower.new_zeros(functions, *lower.shape)
 
     def _step(self, optimiser: torch.optim.Adam, free: list[Tensor], value: Tensor) -> None:
-        gradients = torch.autograd.grad(-value.sum(), free, allow_unused=True)
+        down = -torch.ones_like(value)
+        gradients = torch.autograd.grad(value, free, down, allow_unused=True)
         for each, gradient in zip(free, gradients, strict=True):
             each.grad = gradient
         optimiser.step()
