@@ -18,6 +18,9 @@ from robusttrain.bounds.pooling import adaptive_windows, windows
 from robusttrain.bounds.relaxations import Curvature, Shape
 from robusttrain.models.modes import modes_restored
 
+# Bounds contradict each other if they are so many units in the last place apart.
+SLACK = 1024
+
 Rule = Callable[[], Interval]
 Operation = Callable[..., Tensor]
 
@@ -38,10 +41,6 @@ class Node:
     def __init__(self, parents: Sequence["Node"], rule: Rule) -> None:
         self.parents, self.rule = tuple(parents), rule
         self.bounds = rule()
-
-    def reset(self) -> None:
-        """Forget all bounds but those by interval arithmetic."""
-        self.bounds = self.rule()
 
     @property
     def size(self) -> int:
@@ -178,6 +177,33 @@ class Graph:
         return [node for node in self.activations if node.is_relu]
 
     @property
+    def smooth(self) -> bool:
+        """Whether there are activations besides ReLU."""
+        return len(self.relus) < len(self.activations)
+
+    def restrict(self, bounds: Mapping[Node, Sequence[Interval]]) -> Tensor:
+        """Forget all bounds but these, and those that follow from them.
+
+        Returns
+        -------
+        Tensor
+            For which images (N,) they contradict each other: no input has such results.
+        """
+        empty = torch.zeros(
+            len(self.input.bounds), dtype=torch.bool, device=self.input.bounds.device
+        )
+        for node in self.nodes[1:]:
+            node.bounds = node.rule()
+            for given in bounds.get(node, ()):
+                gap = torch.maximum(
+                    given.lower - node.bounds.upper, node.bounds.lower - given.upper
+                )
+                slack = SLACK * torch.finfo(gap.dtype).eps * (1 + node.bounds.centre.abs())
+                empty |= (gap > slack).flatten(1).any(1)
+                node.tighten(given)
+        return empty
+
+    @property
     def sizes(self) -> list[int]:
         """The number of elements of each result, for one image."""
         return [node.size for node in self.nodes]
@@ -310,8 +336,10 @@ def _adaptive_max_pool2d(x: Any, output_size: Any) -> Any:
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    return (value, value) if value is None or isinstance(value, int) else tuple(value) * (
-        2 // len(value)
+    return (
+        (value, value)
+        if value is None or isinstance(value, int)
+        else tuple(value) * (2 // len(value))
     )
 
 

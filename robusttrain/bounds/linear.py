@@ -1,5 +1,7 @@
 """Linear lower bounds, propagated backward (CROWN), with optimised slopes (alpha-CROWN)."""
 
+import math
+import time
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -193,21 +195,26 @@ def budget(device: torch.device) -> float:
     return min(MOST_BYTES, SHARE * free)
 
 
-def refined(graph: Graph, inputs: InputSet, functions: int) -> None:
+def refined(graph: Graph, inputs: InputSet, functions: int, until: float = math.inf) -> None:
     """Improve the bounds in `graph` by linear bounds of all arguments of activations, in order.
 
-    `functions` is the number of functions of all images that fit into one pass.
+    Parameters
+    ----------
+    functions
+        The number of functions of each image that fit into one pass.
+    until
+        The time, by `time.perf_counter`, from which on intervals have to do.
     """
     done: set[Node] = set()
     for node in graph.nodes[1:]:
         node.tighten(node.rule())
         if isinstance(node, Activation) and node.parents[0] not in done:
             done.add(node.parents[0])
-            _refine(graph, inputs, node, functions)
+            _refine(graph, inputs, node, functions, until)
             node.tighten(node.rule())
 
 
-def _refine(graph: Graph, inputs: InputSet, node: Activation, functions: int) -> None:
+def _refine(graph: Graph, inputs: InputSet, node: Activation, functions: int, until: float) -> None:
     """Improve the bounds of the argument of `node` where they matter."""
     before, unstable = node.parents[0], node.unstable.flatten(1)
     most = int(unstable.sum(1).max())
@@ -216,6 +223,8 @@ def _refine(graph: Graph, inputs: InputSet, node: Activation, functions: int) ->
     low, high = before.bounds.lower.flatten(1), before.bounds.upper.flatten(1)
     bounding = Backward(graph, inputs)
     for part in chosen.split(functions, dim=1):
+        if time.perf_counter() > until:
+            break
         rows = torch.zeros(*part.T.shape, before.size, dtype=low.dtype, device=low.device)
         rows.scatter_(2, part.T[:, :, None], 1.0)
         rows = rows.view(*part.T.shape, *before.bounds.shape[1:])
@@ -363,7 +372,9 @@ def _of_batch(
         refined(graph, inputs, functions)
     others = other_classes(y, graph.output.size)
     rows = differences(y, others, graph.output.size).to(x)
-    found = [Ascent(graph, inputs)(graph.output, part, optimise)[0] for part in rows.split(functions)]
+    found = [
+        Ascent(graph, inputs)(graph.output, part, optimise)[0] for part in rows.split(functions)
+    ]
     values, rounding = (
         torch.cat([getattr(part, name) for part in found]).T for name in ("value", "rounding")
     )
