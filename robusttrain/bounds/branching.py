@@ -92,9 +92,9 @@ class Decision(NamedTuple):
 class _Region:
     """A part of S(x) for one margin: the signs of some arguments of ReLUs are given.
 
-    `bounds` has the bounds of the argument of each ReLU, `signs` (1, ...) the given signs, and
-    `alphas` and `betas` are where the search for slopes and multipliers starts; all (1, ...), in the
-    order of the ReLUs. `split` is the ReLU and the element to split next, None if there is none.
+    `bounds` has the bounds of the argument of each ReLU, and `signs` the given signs. The search
+    for slopes and multipliers starts at `alphas` and `betas`. All are (1, ...), in the order of the
+    ReLUs. `split` is the ReLU and the element to split next, None if there is none.
     """
 
     other: int
@@ -150,13 +150,12 @@ def decide(
     sign is decided by a linear program, in float64.
 
     With ReLUs, LeakyReLUs, clamps and max pooling as the only activations, and without a limit of
-    time, all images are decided in linf and l1 unless a margin is 0 up to rounding; in l2, the
-    program is solved by L-BFGS-B, which may miss the last digits. Other activations are bounded, and
-    never split.
+    time, all images are decided in linf and l1 unless a margin is 0 up to rounding. In l2 the
+    program is solved by L-BFGS-B, which may miss the last digits. Other activations are bounded,
+    and never split.
 
-    What is claimed of a proof is what `linear.margins` claims. A counterexample has a margin of 0 or
-    less in the dtype of the model, at a point of S(x) as `threat.balls` projects it; a NaN counts as
-    one.
+    What is claimed of a proof is what `linear.margins` claims. A counterexample is a point of S(x),
+    as `threat.balls` projects it, at which the model computes a margin below 0, or NaN.
 
     Parameters
     ----------
@@ -178,9 +177,9 @@ def decide(
     MemoryError
         If the bounds of a single region do not fit into the memory.
     """
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        with modes_restored(model):
-            return _Search(model.eval(), x, y, threat, seconds, generator).run()
+    precise = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.no_grad(), precise, modes_restored(model):
+        return _Search(model.eval(), x, y, threat, seconds, generator).run()
 
 
 class _Search:
@@ -340,7 +339,7 @@ class _Search:
         """Whether a short attack from these points finds a counterexample, which is kept."""
         area = ball(self.threat)
         x = self.x.expand(len(points), *self.x.shape[1:])
-        z = area.project(points, x)
+        z = area.project(torch.where(points.isfinite(), points, x), x)
         for step in range(ATTACK_STEPS + 1):
             with torch.enable_grad():
                 leaf = z.clone().requires_grad_()
@@ -353,7 +352,8 @@ class _Search:
                 return True
             if step < ATTACK_STEPS:
                 (gradient,) = torch.autograd.grad(worst, leaf, torch.ones_like(worst))
-                z = area.project(z + STEP * area.eps * area.ascent(gradient, z), x)
+                finite = torch.where(gradient.isfinite(), gradient, 0)
+                z = area.project(z + STEP * area.eps * area.ascent(finite, z), x)
         return False
 
 
@@ -409,8 +409,8 @@ def _renewed(
 def _scores(last: Backward) -> list[Tensor]:
     """How much the relaxation of each ReLU may cost the bound, (N, D); -inf where it is exact.
 
-    That is the coefficient of the ReLU times the largest distance of ReLU and the line that replaces
-    it: the chord if the coefficient is negative, and else the line through 0 below it.
+    That is the coefficient of the ReLU times the largest distance of ReLU and the line in its
+    place: the chord if the coefficient is negative, and else the line through 0 below it.
     """
     found = []
     for node in last.graph.relus:

@@ -1,7 +1,7 @@
 """A network as a graph of affine operations and activations, recorded while it runs.
 
-A `Traced` object takes the place of the images, as an `Interval` does, and knows the operations that
-intervals know. Each operation becomes a node with bounds on its result by interval arithmetic.
+A `Traced` object takes the place of the images, as an `Interval` does, and knows the operations
+that intervals know. Each operation becomes a node with bounds on its result by interval arithmetic.
 Piecewise linear operations (LeakyReLU, clamps, max pooling, ...) are recorded as sums of ReLUs, so
 that ReLU is the only activation with a kink.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain.bounds.intervals import METHODS, RULES, Interval, NoRuleError, resolved
+from robusttrain.bounds.intervals import METHODS, Interval, NoRuleError, resolved
 from robusttrain.bounds.pooling import adaptive_windows, windows
 from robusttrain.bounds.relaxations import Curvature, Shape
 from robusttrain.models.modes import modes_restored
@@ -84,14 +84,17 @@ class Affine(Node):
 
     def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
         """Coefficients (S, N, ...) of the result as coefficients of each operand."""
-        return torch.autograd.grad(
+        # A single function needs no vmap, which takes longer than small operations.
+        single = len(coefficients) == 1
+        parts = torch.autograd.grad(
             self._output,
             self._zeros,
-            coefficients,
+            coefficients[0] if single else coefficients,
             retain_graph=True,
             create_graph=torch.is_grad_enabled(),
-            is_grads_batched=True,
+            is_grads_batched=not single,
         )
+        return tuple(part[None] for part in parts) if single else parts
 
     def _check(self) -> None:
         """Refuse an operation by which the result of an image depends on another image."""
@@ -215,9 +218,9 @@ class Traced(Interval):
     def __init__(self, graph: Graph, node: Node) -> None:
         self.graph, self.node = graph, node
 
-    centre = property(lambda self: self.node.bounds.centre)  # type: ignore[assignment]
-    radius = property(lambda self: self.node.bounds.radius)  # type: ignore[assignment]
-    affine = property(lambda self: self.node.bounds.affine)  # type: ignore[assignment]
+    centre = property(lambda self: self.node.bounds.centre)
+    radius = property(lambda self: self.node.bounds.radius)
+    affine = property(lambda self: self.node.bounds.affine)
 
     def clone(self) -> "Traced":
         """The same result, which operations in place can change."""

@@ -24,7 +24,7 @@ class InputSet:
 
     @property
     def box(self) -> Interval:
-        """The smallest box that contains S(x): in l2 and l1, too, `eps` is a pixel's largest change."""
+        """The smallest box around S(x); in all norms `eps` is the largest change of a pixel."""
         return Interval.around(self.x, self.threat.eps)
 
     def minimum(self, coefficients: Tensor) -> Tensor:
@@ -84,7 +84,9 @@ class InputSet:
         """
         t = self._multiplier(a.detach())
         d = self._moved(a.detach(), t)
-        return (a * d + t * d.square()).sum(2) - t.squeeze(2) * self.threat.eps**2
+        penalty = t.squeeze(2) * self.threat.eps**2
+        least: Tensor = (a * d + t * d.square()).sum(2) - penalty
+        return least
 
     def _moved(self, a: Tensor, t: Tensor) -> Tensor:
         return torch.clamp(-a / (2 * t), *self._ends)
@@ -94,7 +96,7 @@ class InputSet:
         kind = torch.finfo(a.dtype)
         most = torch.linalg.vector_norm(a, dim=2, keepdim=True) / (2 * self.threat.eps + kind.tiny)
         # Clamped, so that neither eps = 0 nor a function without slope gives NaN.
-        high = most.clamp(kind.tiny**0.5, kind.max**0.25)
+        high = most.clamp(kind.tiny**0.25, kind.max**0.25)
         low = high * kind.eps
         for _ in range(BISECTIONS):
             middle = (low * high).sqrt()

@@ -1,11 +1,11 @@
 """The exact margin in a branch in which the network is affine."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linprog, minimize
+from scipy.optimize import Bounds, linprog, minimize
 from torch import Tensor
 
 from robusttrain.bounds.inputs import InputSet
@@ -65,12 +65,16 @@ class Leaf(NamedTuple):
             return -bound, conditions
 
         start = np.zeros(len(self.rows))
-        bounds = [(0, None)] * len(self.rows)
-        options = {"maxiter": ITERATIONS}
-        found = minimize(
-            descent, start, jac=True, bounds=bounds, method="L-BFGS-B", options=options
+        found: Any = minimize(
+            descent,
+            start,
+            jac=True,
+            bounds=Bounds(lb=0),
+            method="L-BFGS-B",
+            options={"maxiter": ITERATIONS},
         )
-        return np.maximum(found.x, 0)
+        multipliers: Array = np.maximum(found.x, 0)
+        return multipliers
 
     def _program(self) -> tuple[Array, Tensor] | None:
         """The multipliers and the point of the linear program; None if no point is feasible."""
@@ -84,7 +88,7 @@ class Leaf(NamedTuple):
         ends = np.stack([low, high], 1)
         if self.inputs.threat.norm == Norm.l1:
             slope, sides, cap, ends = self._with_lengths(slope, sides, cap, ends)
-        found = linprog(slope, sides, cap, bounds=ends, method="highs")
+        found: Any = linprog(slope, sides, cap, bounds=ends.tolist(), method="highs")
         if found.status == INFEASIBLE:
             return None
         if found.x is None:

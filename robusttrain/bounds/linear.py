@@ -88,11 +88,10 @@ class Backward:
                 terms = terms + part.detach().flatten(2).abs().sum(2)
             for parent, part in zip(current.parents, parts, strict=True):
                 waiting[parent] = waiting[parent] + part if parent in waiting else part
-        a = waiting.get(self.graph.input)
-        if a is None:
-            a = coefficients.new_zeros(len(coefficients), *self.inputs.x.shape)
-        terms = terms + a.detach().flatten(2).abs().sum(2)
-        return Bound(constant + self.inputs.minimum(a), terms, a, constant)
+        none = coefficients.new_zeros(len(coefficients), *self.inputs.x.shape)
+        slope = waiting.get(self.graph.input, none)
+        terms = terms + slope.detach().flatten(2).abs().sum(2)
+        return Bound(constant + self.inputs.minimum(slope), terms, slope, constant)
 
     def _through(self, node: Node, a: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Coefficients of the operands, and terms that do not depend on them."""
@@ -218,11 +217,13 @@ def _refine(graph: Graph, inputs: InputSet, node: Activation, functions: int, un
     """Improve the bounds of the argument of `node` where they matter."""
     before, unstable = node.parents[0], node.unstable.flatten(1)
     most = int(unstable.sum(1).max())
+    if most == 0:
+        return
     # Unstable elements first; images with fewer of them than others get some that do not matter.
     chosen = unstable.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     low, high = before.bounds.lower.flatten(1), before.bounds.upper.flatten(1)
     bounding = Backward(graph, inputs)
-    for part in chosen.split(functions, dim=1):
+    for part in torch.split(chosen, functions, dim=1):
         if time.perf_counter() > until:
             break
         rows = torch.zeros(*part.T.shape, before.size, dtype=low.dtype, device=low.device)
@@ -254,7 +255,7 @@ class Ascent:
 
     graph: Graph
     inputs: InputSet
-    signs: Slopes = field(default_factory=dict)
+    signs: dict[Activation, Tensor] = field(default_factory=dict)
     alphas: dict[Activation, Tensor] = field(default_factory=dict)
     betas: dict[Activation, Tensor] = field(default_factory=dict)
 
@@ -265,7 +266,8 @@ class Ascent:
         for each in free:
             each.requires_grad_(steps > 0)
         optimiser = torch.optim.Adam(free, lr=RATE) if free and steps else None
-        best, last = None, None
+        last = self.backward()
+        best = None
         for step in range(steps + 1):
             with torch.set_grad_enabled(step < steps and optimiser is not None):
                 last = self.backward()
@@ -275,7 +277,7 @@ class Ascent:
             if optimiser is None or step == steps or bool((best.value > best.rounding).all()):
                 break
             self._step(optimiser, free, bound.value)
-        assert best is not None and last is not None
+        assert best is not None
         for each in free:
             each.requires_grad_(False)
         return best, last
@@ -354,7 +356,7 @@ def _margins(
 
 
 def _batches(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(x.split(size), y.split(size), strict=True)
+    return zip(torch.split(x, size), torch.split(y, size), strict=True)
 
 
 def _of_batch(
@@ -373,7 +375,8 @@ def _of_batch(
     others = other_classes(y, graph.output.size)
     rows = differences(y, others, graph.output.size).to(x)
     found = [
-        Ascent(graph, inputs)(graph.output, part, optimise)[0] for part in rows.split(functions)
+        Ascent(graph, inputs)(graph.output, part, optimise)[0]
+        for part in torch.split(rows, functions)
     ]
     values, rounding = (
         torch.cat([getattr(part, name) for part in found]).T for name in ("value", "rounding")
