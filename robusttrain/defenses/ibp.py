@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, ThreatFields
 from robusttrain.attacks.none import is_none, refuse_none
-from robusttrain.defenses import Objective, each_row
 from robusttrain.bounds.intervals import Interval, refuse_unbounded
+from robusttrain.defenses import Objective, each_row
 from robusttrain.models.modes import modes_restored
 from robusttrain.threat import Norm, check_lengths
 
