@@ -158,8 +158,10 @@ def each_row(values: Tensor, logits: Tensor) -> Tensor:
 # The modules of the defenses, which import this one, and are imported on first use.
 _METHODS = {
     "ALP": "alp",
+    "AVG": "avg",
     "AlphaMix": "alpha_mix",
     "Distill": "distill",
+    "EAT": "eat",
     "Free": "free",
     "GradAlign": "grad_align",
     "IBP": "ibp",
@@ -176,7 +178,9 @@ _METHODS = {
 if TYPE_CHECKING:
     from robusttrain.defenses.alp import ALP
     from robusttrain.defenses.alpha_mix import AlphaMix
+    from robusttrain.defenses.avg import AVG
     from robusttrain.defenses.distill import Distill
+    from robusttrain.defenses.eat import EAT
     from robusttrain.defenses.free import Free
     from robusttrain.defenses.grad_align import GradAlign
     from robusttrain.defenses.ibp import IBP, MTLIBP
@@ -198,6 +202,8 @@ else:
 
 __all__ = [
     "ALP",
+    "AVG",
+    "EAT",
     "IBP",
     "LSA",
     "MART",
