@@ -51,9 +51,10 @@ SEVERAL = "threats={linf:0.1,l2:1}"
 
 # Values that an option cannot do without.
 NEEDED = {
-    **dict.fromkeys(
-        (("attack", "max"), ("attack", "msd"), ("defense", "avg"), ("defense", "eat")), [SEVERAL]
-    ),
+    ("attack", "max"): [SEVERAL],
+    ("attack", "msd"): [SEVERAL],
+    ("defense", "avg"): [SEVERAL],
+    ("defense", "eat"): [SEVERAL],
     ("dataset", "folder"): ["dataset.path=/nowhere"],
     ("dataset", "huggingface"): ["dataset.path=/nowhere"],
     ("dataset", "arrays"): ["dataset.train=/nowhere.npz"],
