@@ -180,8 +180,10 @@ def each_row(values: Tensor, logits: Tensor) -> Tensor:
 # The modules of the defenses, which import this one, and are imported on first use.
 _METHODS = {
     "ALP": "alp",
+    "AVG": "avg",
     "AlphaMix": "alpha_mix",
     "Distill": "distill",
+    "EAT": "eat",
     "FARE": "fare",
     "Free": "free",
     "GradAlign": "grad_align",
@@ -199,7 +201,9 @@ _METHODS = {
 if TYPE_CHECKING:
     from robusttrain.defenses.alp import ALP
     from robusttrain.defenses.alpha_mix import AlphaMix
+    from robusttrain.defenses.avg import AVG
     from robusttrain.defenses.distill import Distill
+    from robusttrain.defenses.eat import EAT
     from robusttrain.defenses.fare import FARE
     from robusttrain.defenses.free import Free
     from robusttrain.defenses.grad_align import GradAlign
@@ -222,6 +226,8 @@ else:
 
 __all__ = [
     "ALP",
+    "AVG",
+    "EAT",
     "FARE",
     "IBP",
     "LSA",
