@@ -14,6 +14,8 @@ from robusttrain.attacks import Attack, cross_entropy
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.lbfgs import LBFGS
+from robusttrain.attacks.max_of_norms import MaxOfNorms
+from robusttrain.attacks.msd import MSD
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD, Start
 from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
@@ -22,7 +24,9 @@ from robusttrain.config.schema import components
 from robusttrain.defenses import Defense, Objective, each_row
 from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
+from robusttrain.defenses.avg import AVG
 from robusttrain.defenses.distill import Distill
+from robusttrain.defenses.eat import EAT
 from robusttrain.defenses.fare import FARE
 from robusttrain.defenses.grad_align import GradAlign
 from robusttrain.defenses.ibp import IBP, MTLIBP
@@ -86,6 +90,8 @@ class _Counted(nn.Module):
 
 
 # Defense, then forward passes, input-only backward passes and backward passes to the parameters.
+SEVERAL = {"linf": 0.03, "l2": 0.2, "l1": 1.0}
+
 COSTS: list[tuple[Defense, int, int, int]] = [
     (Standard(), 1, 0, 1),
     (AlphaMix(FGSM()), 3, 1, 2),
@@ -106,6 +112,11 @@ COSTS: list[tuple[Defense, int, int, int]] = [
     (ALP(PGD(steps=7)), 9, 7, 2),
     (ALP(PGD(steps=7), pairing=Pairing.clean), 1, 0, 1),
     (Distill(PGD(steps=7), network()), 9, 7, 2),
+    (AVG(PGD(steps=7), SEVERAL), 24, 21, 3),
+    (EAT(PGD(steps=7), SEVERAL), 8, 7, 1),
+    # Each of the three searches is scored, and so is each step in three norms.
+    (WorstCase(MaxOfNorms(PGD(steps=7), SEVERAL)), 25, 21, 1),
+    (WorstCase(MSD(SEVERAL, steps=7)), 29, 7, 1),
     (FARE(PGD(steps=7)), 8, 7, 1),
 ]
 
