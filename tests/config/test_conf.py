@@ -87,7 +87,8 @@ REFUSED = {
     *((defense, attack) for defense in OF_SEVERAL for attack in UNFIT_FOR_SEVERAL),
     *((defense, "none") for defense in DEFENSES if defense not in ATTACKLESS),
     *(("ibp", attack) for attack in ATTACKS if attack != "none"),
-    *((defense, attack) for defense in ("distill", "trades") for attack in OWN_OBJECTIVES),
+    *((defense, attack) for defense in ("distill", "fare", "trades") for attack in OWN_OBJECTIVES),
+    *(("fare", attack) for attack in ("fgsm", "mim", "ddn", "friendly", "transfer")),
 }  # fmt: skip
 
 # The model of the run that a transfer attack loads here.

@@ -81,6 +81,7 @@ BY_DEFAULT = {
     "alp": "pgd-10",
     "alpha_mix": "pgd-10",
     "distill": "pgd_gaussian-10",
+    "fare": "pgd-10",
     "fgsm": "fgsm",
     "fgsm_rs": "fgsm_rs",
     "free": "built-in",
