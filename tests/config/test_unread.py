@@ -177,13 +177,15 @@ def test_a_setting_that_is_read_is_accepted(words: str) -> None:
 
 
 DEFENSES = sorted(file.stem for file in (CONF / "defense").glob("*.yaml"))
+SEVERAL = "threats={linf:0.1,l2:1}"
+NEEDED = {"avg": [SEVERAL], "distill": ["defense.teacher=/nowhere"], "eat": [SEVERAL]}
 # What the run uses of these keys is in these components.
 USERS = ("defense", "training", "dataset")
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_what_is_unread_changes_no_component(defense: str) -> None:
-    needed = ["defense.teacher=/nowhere"] if defense == "distill" else []
+    needed = NEEDED.get(defense, [])
     run = looked_at("evaluation=quick", f"defense={defense}", *needed)
     plain = OmegaConf.create(run.origin.config)
     before = _users(plain)
@@ -238,7 +240,7 @@ CONSUMERS = {
 # Keys of the run that every run reads, at least in one of its stages.
 ALWAYS = {
     *GROUPS, "norm", "eps", "seed", "device", "stages", "checkpoint", "resume", "deterministic",
-    "keep_memory", "verbosity", "report",
+    "keep_memory", "verbosity", "report", "threats",
 }  # fmt: skip
 
 

@@ -245,7 +245,8 @@ def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense
 
 NEED_AN_ATTACK: list[Callable[[Any], Defense]] = [
     WorstCase, AlphaMix, MART, TRADES, ALP, MTLIBP, FARE,
-    lambda attack: Distill(attack, network()),
+    lambda attack: Distill(attack, network()), lambda attack: AVG(attack, SEVERAL),
+    lambda attack: EAT(attack, SEVERAL),
 ]  # fmt: skip
 
 
