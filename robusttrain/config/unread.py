@@ -20,6 +20,7 @@ from robusttrain.attacks.none import is_none
 from robusttrain.config.run_config import Config
 from robusttrain.defenses import WithModels
 from robusttrain.defenses.distill import Distill
+from robusttrain.defenses.sabr import SABR
 from robusttrain.errors import InputError
 from robusttrain.training.overfitting import searches
 
@@ -100,16 +101,26 @@ RULES = (
         "its targets are outputs of the teacher",
     ),
     Rule(
-        ("training.curriculum.eps_warmup", "training.curriculum.per_batch"), "defense",
-        _has_radius, "it has no radius",
+        (
+            "training.curriculum.eps_warmup", "training.curriculum.eps_delay",
+            "training.curriculum.smooth", "training.curriculum.per_batch",
+        ),
+        "defense", _has_radius, "it has no radius",
     ),
     Rule(
         ("training.on_overfit",), "defense", lambda config: searches(config.defense),
         "it trains on clean images",
     ),
     Rule(
-        ("training.trainable", "training.batch_norm"), "epochs",
+        ("training.trainable", "training.batch_norm", "training.l1"), "epochs",
         lambda config: config.epochs > 0, "nothing is trained",
+    ),
+    Rule(
+        ("attack.eps",), "defense", lambda config: not isinstance(config.defense, SABR),
+        "it attacks within its own radius",
+    ),
+    Rule(
+        ("model.initialisation",), "checkpoint", lambda config: config.checkpoint is None,
     ),
     Rule(
         ("optimizer.layer_decay",), "training.trainable",

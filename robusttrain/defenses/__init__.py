@@ -159,7 +159,9 @@ def each_row(values: Tensor, logits: Tensor) -> Tensor:
 _METHODS = {
     "ALP": "alp",
     "AlphaMix": "alpha_mix",
+    "CCIBP": "cc_ibp",
     "Distill": "distill",
+    "ExpIBP": "exp_ibp",
     "Free": "free",
     "GradAlign": "grad_align",
     "IBP": "ibp",
@@ -168,6 +170,7 @@ _METHODS = {
     "MTLIBP": "ibp",
     "NFGSM": "n_fgsm",
     "RT": "rt",
+    "SABR": "sabr",
     "Standard": "standard",
     "TRADES": "trades",
     "WorstCase": "worst_case",
@@ -176,7 +179,9 @@ _METHODS = {
 if TYPE_CHECKING:
     from robusttrain.defenses.alp import ALP
     from robusttrain.defenses.alpha_mix import AlphaMix
+    from robusttrain.defenses.cc_ibp import CCIBP
     from robusttrain.defenses.distill import Distill
+    from robusttrain.defenses.exp_ibp import ExpIBP
     from robusttrain.defenses.free import Free
     from robusttrain.defenses.grad_align import GradAlign
     from robusttrain.defenses.ibp import IBP, MTLIBP
@@ -184,6 +189,7 @@ if TYPE_CHECKING:
     from robusttrain.defenses.mart import MART
     from robusttrain.defenses.n_fgsm import NFGSM
     from robusttrain.defenses.rt import RT
+    from robusttrain.defenses.sabr import SABR
     from robusttrain.defenses.standard import Standard
     from robusttrain.defenses.trades import TRADES
     from robusttrain.defenses.worst_case import WorstCase
@@ -198,16 +204,19 @@ else:
 
 __all__ = [
     "ALP",
+    "CCIBP",
     "IBP",
     "LSA",
     "MART",
     "MTLIBP",
     "NFGSM",
     "RT",
+    "SABR",
     "TRADES",
     "AlphaMix",
     "Defense",
     "Distill",
+    "ExpIBP",
     "Free",
     "GradAlign",
     "Objective",
