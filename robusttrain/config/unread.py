@@ -103,7 +103,7 @@ RULES = (
     Rule(
         (
             "training.curriculum.eps_warmup", "training.curriculum.eps_delay",
-            "training.curriculum.smooth", "training.curriculum.per_batch",
+            "training.curriculum.smoothed", "training.curriculum.per_batch",
         ),
         "defense", _has_radius, "it has no radius",
     ),
@@ -212,7 +212,7 @@ class _Run:
         covering = next((covered for covered in self.causes if _covers(covered, key)), None)
         cause = self._cause_of_no_reference(key) if covering is None else self.causes[covering]
         reason = self.reasons.get(covering or "", "")
-        if cause == "defense" and READERS.get(key.partition(".")[0]) == "defense":
+        if not reason and cause == "defense" and READERS.get(key.partition(".")[0]) == "defense":
             clean = is_none(self.config.defense) or not searches(self.config.defense)
             reason = "it trains on clean images" if clean else "it has an attack of its own"
         word, equals, value = override.lstrip("+").partition("=")

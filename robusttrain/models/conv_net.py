@@ -55,7 +55,7 @@ class ConvNet:
         allowed = f"a list of {len(self.channels)} numbers, as long as channels, each 1 or 2"
         ranges.require(fits, "strides", self.strides, allowed)
         sized = len(self.kernels) in (0, len(self.channels)) and all(k >= 1 for k in self.kernels)
-        allowed = f"empty, or a list of {len(self.channels)} numbers, each 1 or more"
+        allowed = f"empty, or as long as channels: {len(self.channels)} numbers, each 1 or more"
         ranges.require(sized, "kernels", self.kernels, allowed)
         wide = all(width >= 1 for width in self.hidden)
         ranges.require(wide, "hidden", self.hidden, "a list of whole numbers, each 1 or more")

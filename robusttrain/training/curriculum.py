@@ -30,7 +30,7 @@ class Curriculum:
     eps_delay
         Share of the epochs, from 0 to 1 - `eps_warmup`, before the radii start to grow. Until then
         they are 0.
-    smooth
+    smoothed
         Whether the radii grow with the fourth power of time over the first quarter of the warm-up,
         and linearly with the same slope from there on, as in the code of CROWN-IBP (Zhang et al.
         2020) and Shi et al. 2021. Otherwise they grow linearly throughout.
@@ -44,7 +44,7 @@ class Curriculum:
 
     eps_warmup: float = 0.0
     eps_delay: float = 0.0
-    smooth: bool = False
+    smoothed: bool = False
     per_batch: bool = False
     steps: list[int] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class Curriculum:
 
     def unused(self) -> dict[str, str]:
         """How the radii grow, without a warm-up."""
-        keys = ("eps_delay", "smooth", "per_batch")
+        keys = ("eps_delay", "smoothed", "per_batch")
         return {} if self.eps_warmup > 0 else dict.fromkeys(keys, "eps_warmup")
 
     def at(self, defense: T, epoch: int, epochs: int, passed: float = 0.0) -> T:
@@ -72,17 +72,17 @@ class Curriculum:
             growing = max(1.0, self.eps_warmup * epochs)
             grown = (epoch - 1 + passed if self.per_batch else epoch) - self.eps_delay * epochs
             share = min(1.0, max(0.0, grown / growing))
-            defense = _scaled(defense, smoothed(share) if self.smooth else share)
+            defense = _scaled(defense, smooth(share) if self.smoothed else share)
         if self.steps:
             number = self.steps[(epoch - 1) * len(self.steps) // epochs]
             defense = _with_steps(defense, number)
         return defense
 
 
-def smoothed(share: float) -> float:
+def smooth(share: float) -> float:
     """A curve from 0 to 1: the fourth power, scaled, up to 1/4, then a line with its slope.
 
-    >>> [round(smoothed(share), 3) for share in (0, 0.125, 0.25, 0.625, 1)]
+    >>> [round(smooth(share), 3) for share in (0, 0.125, 0.25, 0.625, 1)]
     [0.0, 0.005, 0.077, 0.538, 1.0]
     """
     # Of the value 1 at share = 1: factor * (BEND^4 + 4 BEND^3 (1 - BEND)) = 1.
