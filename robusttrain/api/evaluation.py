@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from robusttrain.api.given import (
     samples_of,
 )
 from robusttrain.api.isolation import isolated, program_terminal
+from robusttrain.api.threats import own_threat
 from robusttrain.attacks import Attack
 from robusttrain.config import unread
 from robusttrain.config.run_config import Config, Stage
@@ -45,7 +45,7 @@ from robusttrain.threat import Norm, Threat
 OF_EXIT_CODE = ("strict", "require", "baseline")
 
 # The part of a configuration that an evaluation depends on.
-KEPT = ("evaluation", "norm", "eps", "seed")
+KEPT = ("evaluation", "norm", "eps", "threats", "seed")
 
 
 def evaluate(
@@ -53,8 +53,9 @@ def evaluate(
     x: Images,
     y: Tensor | None = None,
     *,
-    eps: float,
+    eps: float | None = None,
     norm: Norm | str = Norm.linf,
+    threats: Mapping[str, float] | None = None,
     evaluation: str = "standard",
     attacks: Mapping[str, Attack] | None = None,
     overrides: Sequence[str] = (),
@@ -82,6 +83,9 @@ def evaluate(
         The radius of the threat model, in pixel units of [0, 1], 0 or more; in linf at most 1.
     norm
         Its norm: linf, l2 or l1.
+    threats
+        Several threat models in place of one: the radius of each norm, such as
+        `{"linf": 0.3, "l2": 2}`. `eps` is then left out.
     evaluation
         The suite of attacks, an option of `conf/evaluation/`: autoattack (AutoAttack on all
         images), standard (the same on 100 images), full (more), fast and quick (less), eot for
@@ -124,7 +128,8 @@ def evaluate(
     with isolated(), plain_errors():
         subject, samples = GivenModel(model), samples_of(x, y)
         words = [f"evaluation={evaluation}", *overrides]
-        config, origin = _settings(words, Threat(cast(Norm, norm), eps), seed, attacks or {})
+        threat = own_threat(eps, norm, threats, "a radius, or threats with several")
+        config, origin = _settings(words, threat, threats or {}, seed, attacks or {})
         place = device_of(subject, device, samples.images)
         samples = samples.to(place)
         data = GivenData(samples, samples, classes_of(subject, samples))
@@ -137,7 +142,11 @@ def evaluate(
 
 
 def _settings(
-    words: Sequence[str], threat: Threat, seed: int, attacks: Mapping[str, Attack]
+    words: Sequence[str],
+    threat: Threat,
+    threats: Mapping[str, float],
+    seed: int,
+    attacks: Mapping[str, Attack],
 ) -> tuple[Config, Origin]:
     """The configuration of an evaluation; its model and data are to be replaced."""
     for word in words:
@@ -146,7 +155,7 @@ def _settings(
         ranges.require(of_evaluation is not None, "overrides", word, allowed)
     # A run that trains nothing names the model that it evaluates.
     config, names = composed(
-        words, norm=threat.norm.value, eps=threat.eps, seed=seed,
+        words, norm=threat.norm.value, eps=threat.eps, threats=dict(threats), seed=seed,
         stages=["evaluate"], checkpoint="given",
     )  # fmt: skip
     names |= {TRAIN_ATTACK: UNKNOWN, "defense": UNKNOWN, "noise": UNKNOWN}

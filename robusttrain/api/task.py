@@ -20,6 +20,7 @@ from robusttrain.config import build as configs
 from robusttrain.config import unread
 from robusttrain.config.error_messages import EXPECTED_ERRORS, explain
 from robusttrain.config.run_config import Config, Stage
+from robusttrain.config.several_threats import with_own_threat
 from robusttrain.errors import InputError, ProcessLostError
 from robusttrain.report.page import Page
 from robusttrain.report.terminal import Terminal
@@ -239,7 +240,7 @@ def assembled(
     `trained` describes the training of a model that is only evaluated.
     """
     refuse_unknown_keys(config, overrides)
-    config = configs.with_numbers(config)
+    config = with_own_threat(configs.with_numbers(config), overrides)
     # A model that is already an `nn.Module` is initialised when it is built.
     torch.manual_seed(seeding.derived_seed(config.seed, "initialisation"))
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False, enum_to_str=True))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from robusttrain.api import task
 from robusttrain.api.composition import composed, plain_errors
 from robusttrain.api.given import GivenData, GivenModel, Images, classes_of, device_of, samples_of
 from robusttrain.api.isolation import isolated, program_terminal
+from robusttrain.api.threats import own_threat
 from robusttrain.attacks import Bounded, parts, states_threat, threats, with_threat
 from robusttrain.config import unread
 from robusttrain.config.run_config import Config
@@ -51,6 +52,7 @@ def train(
     defense: Defense | str = "madry",
     eps: float | None = None,
     norm: Norm | str = Norm.linf,
+    threats: Mapping[str, float] | None = None,
     epochs: int = 10,
     batch_size: int = 128,
     validation: float = 0.1,
@@ -79,6 +81,10 @@ def train(
     eps, norm
         The threat model, which the defense and its attack get; `eps` is in pixel units of [0, 1].
         An object that states its own needs no `eps`, and refuses another one.
+    threats
+        Several threat models in place of one, for the name of a defense: the radius of each norm,
+        as in `defense="avg", threats={"linf": 0.3, "l2": 2}`. `norm` chooses the one that attacks
+        for a single threat model search.
     epochs, batch_size
         Passes over the images, and images in a step; 1 or more.
     validation
@@ -115,8 +121,9 @@ def train(
     2
     """
     with isolated(), plain_errors():
-        threat = _threat(defense, eps, norm)
-        values = {"seed": seed, "epochs": epochs, "batch_size": batch_size}
+        threat = _threat(defense, eps, norm, threats)
+        values: dict[str, Any] = {"seed": seed, "epochs": epochs, "batch_size": batch_size}
+        values |= {"threats": dict(threats)} if threats else {}
         config, origin = _settings(defense, overrides, threat, values)
         ranges.require(isinstance(model, nn.Module), "model", type(model).__name__, "a module")
         subject, samples = GivenModel(model), samples_of(x, y)
@@ -134,11 +141,17 @@ def train(
         return _epochs(trainer, classes, seed, terminal)
 
 
-def _threat(defense: Defense | str, eps: float | None, norm: Norm | str) -> Threat:
+def _threat(
+    defense: Defense | str,
+    eps: float | None,
+    norm: Norm | str,
+    several: Mapping[str, float] | None,
+) -> Threat:
     """The threat model of a training; an object refuses another one than it states."""
     if isinstance(defense, str):
-        ranges.require(eps is not None, "eps", None, "a radius, with the name of a defense")
-        return Threat(Norm(norm), cast(float, eps))
+        return own_threat(eps, norm, several, "a radius, with the name of a defense")
+    allowed = "left out with an object, which states its own"
+    ranges.require(not several, "threats", several, allowed)
     stated = threats(defense)
     if eps is None:
         known = states_threat(defense) and bool(stated)
@@ -163,7 +176,7 @@ def _by_default(part: object) -> Threat | None:
 
 
 def _settings(
-    defense: Defense | str, overrides: Sequence[str], threat: Threat, values: Mapping[str, int]
+    defense: Defense | str, overrides: Sequence[str], threat: Threat, values: Mapping[str, Any]
 ) -> tuple[Config, Origin]:
     """The configuration of a training; its model and data are to be replaced."""
     by_name = isinstance(defense, str)

@@ -12,6 +12,7 @@ the audit and some defenses ask for more, by the protocols below. Each has a def
 that do not have it:
 
 * `Bounded`: its threat model. Its row states that of the run; a warm-up and the probe refuse it.
+* `MultiBounded`: the same for several balls at once. It is for training only.
 * `Iterated`: its steps. `training.curriculum.steps` and `evaluation.probe` refuse it.
 * `Restarted`: several searches in one. The audit calls the probe several times.
 * `Frugal`: a cheap form. The audit takes few steps of an `Iterated` attack, or all of it.
@@ -23,6 +24,7 @@ A dataclass gets `Bounded` from its fields by the base `ThreatFields`, and `Iter
 `StepsField`. `NoThreat` says that it has no radius. Defenses say theirs in the same way.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast, runtime_checkable
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.attack_loss import Label, Loss, cross_entropy
 from robusttrain.attacks.model_view import Mode
-from robusttrain.threat import Norm, Threat
+from robusttrain.threat import Norm, Threat, of_radii
 
 T = TypeVar("T")
 
@@ -65,6 +67,18 @@ class Bounded(Protocol):
 
     def under(self, threat: Threat) -> Self:
         """A copy for another threat model."""
+
+
+@runtime_checkable
+class MultiBounded(Protocol):
+    """An attack or a defense that searches the balls of several threat models."""
+
+    @property
+    def threats(self) -> Mapping[str, float]:
+        """The radii by their norms, in pixel units of [0, 1]."""
+
+    def under_all(self, threats: Mapping[str, float]) -> Self:
+        """A copy for other radii."""
 
 
 @runtime_checkable
@@ -200,14 +214,24 @@ def parts(component: object) -> list[object]:
 
 
 def states_threat(component: object) -> bool:
-    """Whether it is known what radius the innermost attack has, or that it has none."""
-    return isinstance(parts(component)[-1], Bounded)
+    """Whether it is known what radii the innermost attack has, or that it has none."""
+    return isinstance(parts(component)[-1], Bounded | MultiBounded)
 
 
 def threats(component: object) -> list[Threat]:
-    """The threat models of an attack or a defense and of what is in it, from outside inwards."""
+    """The threat models of an attack or a defense and of what is in it, from outside inwards.
+
+    A part that searches several balls decides those of the parts inside of it.
+    """
     stated = [part.threat for part in parts(component) if isinstance(part, Bounded)]
-    return [threat for threat in stated if threat is not None]
+    several = several_threats(component)
+    return [*several] or [threat for threat in stated if threat is not None]
+
+
+def several_threats(component: object) -> tuple[Threat, ...]:
+    """The threat models of the part that searches several balls; none if no part does."""
+    found = (of_radii(part.threats) for part in parts(component) if isinstance(part, MultiBounded))
+    return next(found, ())
 
 
 def threat_of(attack: Attack) -> Threat | None:
@@ -297,6 +321,8 @@ _METHODS = {
     "FriendlyPGD": "friendly",
     "LBFGS": "lbfgs",
     "MIM": "mim",
+    "MSD": "msd",
+    "MaxOfNorms": "max_of_norms",
     "PGD": "pgd",
     "SoftmaxLinearisation": "softmax_linearisation",
     "Square": "square",
@@ -319,7 +345,9 @@ if TYPE_CHECKING:
     from robusttrain.attacks.foolbox import Foolbox
     from robusttrain.attacks.friendly import FriendlyPGD
     from robusttrain.attacks.lbfgs import LBFGS
+    from robusttrain.attacks.max_of_norms import MaxOfNorms
     from robusttrain.attacks.mim import MIM
+    from robusttrain.attacks.msd import MSD
     from robusttrain.attacks.pgd import PGD
     from robusttrain.attacks.softmax_linearisation import SoftmaxLinearisation
     from robusttrain.attacks.square import Square
@@ -344,6 +372,7 @@ __all__ = [
     "FMN",
     "LBFGS",
     "MIM",
+    "MSD",
     "PGD",
     "AdvLib",
     "Attack",
@@ -359,6 +388,8 @@ __all__ = [
     "Frugal",
     "Iterated",
     "Loss",
+    "MaxOfNorms",
+    "MultiBounded",
     "NoThreat",
     "ProbeAttack",
     "Restarted",

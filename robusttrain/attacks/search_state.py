@@ -1,5 +1,6 @@
 """What searches keep for each image: whether it is fooled, its best point, its best weight."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -52,6 +53,20 @@ class BestPoints:
         self.x_adv[chosen] = x_adv[better]
         self.value[chosen] = value[better].to(self.value.dtype)
         self.fooled[chosen] = fooled[better]
+
+
+def highest(points: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Of several points for each image, the one of the highest value, (N, ...).
+
+    Parameters
+    ----------
+    points
+        Tensors (N, ...).
+    values
+        The value (N,) of each. One that is not a number counts as the highest.
+    """
+    best = torch.stack([*values]).argmax(0)
+    return torch.stack([*points])[best, torch.arange(len(best), device=best.device)]
 
 
 # What a weight is multiplied or divided by until its threshold is known from both sides.

@@ -180,9 +180,10 @@ def parse(content: Any, path: Path, key: str = "checkpoint") -> Checkpoint:
 def differing(config: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     """The keys of `config` whose values are others in `saved`, the configuration of a checkpoint.
 
-    Keys that are missing below the first level came with a later version.
+    Keys that are missing below the first level, or are empty, came with a later version.
     """
-    return [key for key, value in config.items() if not _agrees(value, saved.get(key))]
+    known = {key: value for key, value in config.items() if value or key in saved}
+    return [key for key, value in known.items() if not _agrees(value, saved.get(key))]
 
 
 def _agrees(value: Any, saved: Any) -> bool:

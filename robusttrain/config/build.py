@@ -16,7 +16,7 @@ from robusttrain.config.declarations import original
 from robusttrain.config.misfits import refuse_objects, refuse_values
 from robusttrain.config.model_section import divided
 from robusttrain.config.run_config import Config
-from robusttrain.config.schema import GROUPS, PIXEL_KEYS
+from robusttrain.config.schema import GROUPS, PIXEL_KEYS, RADII
 from robusttrain.errors import InputError
 
 # Where the keys of a model for its weights are built, and by which class.
@@ -58,7 +58,8 @@ def build(config: DictConfig) -> Config:
     except InputError as error:
         # The user knows these keys in the section of the model only.
         raise error.of(error.key.replace(f"{INITIAL_WEIGHTS}.", "model.")) from error
-    return dataclasses.replace(built, model=section.around(built.model))
+    evaluation = built.evaluation.under_each(built.threat, built.evaluated)
+    return dataclasses.replace(built, model=section.around(built.model), evaluation=evaluation)
 
 
 def build_model_section(config: DictConfig) -> dict[str, Any]:
@@ -122,12 +123,19 @@ def _with_numbers(node: Any, where: str) -> Any:
         return {
             key: _pixels(f"{where}{key}", value)
             if key in PIXEL_KEYS
+            else _radii(f"{where}{key}", value)
+            if key == RADII and isinstance(value, dict)
             else _with_numbers(value, f"{where}{key}.")
             for key, value in node.items()
         }
     if isinstance(node, list):
         return [_with_numbers(value, where) for value in node]
     return original(type(node))[node.name] if isinstance(node, Enum) else node
+
+
+def _radii(where: str, radii: dict[str, Any]) -> dict[str, Any]:
+    """The radii of several threat models, by their norms."""
+    return {norm: _pixels(f"{where}.{norm}", eps) for norm, eps in radii.items()}
 
 
 def _pixels(key: str, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The configuration of a run, with every component built."""
 
 import dataclasses
+from collections.abc import Mapping
 from enum import StrEnum
 
 from torch import nn
@@ -20,7 +21,7 @@ from robusttrain.optim.schedules import Schedule
 from robusttrain.optim.weight_perturbation import WeightPerturbation
 from robusttrain.report.page import Page
 from robusttrain.report.verbosity import Verbosity
-from robusttrain.threat import Norm, Threat, check_lengths
+from robusttrain.threat import Norm, Threat, check_lengths, of_radii
 from robusttrain.training.settings import Training
 
 # torch's generators take no larger one.
@@ -45,6 +46,11 @@ class Config:
     eps
         Radius of the threat model, in pixel units of [0, 1]. Attacks, defenses and evaluation use
         it unless they set their own.
+    threats
+        Several threat models: the radius of each norm, such as {linf: 0.3, l2: 2, l1: 10}. The
+        suite and the audit search each of them. `norm` chooses the one that attacks and defenses
+        for a single threat model train with: linf if not given, or the first. Its radius is `eps`,
+        which is then left out.
     seed
         Seed that every random stream is derived from, below 2^64.
     epochs
@@ -97,6 +103,7 @@ class Config:
     logger: Logger
     norm: Norm = Norm.linf
     eps: float = 0.1
+    threats: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
     epochs: int = 20
     batch_size: int = 128
@@ -117,6 +124,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_lengths(self.norm, eps=self.eps)
+        of_radii(self.threats)
         ranges.within(0, LARGEST_SEED, seed=self.seed)
         ranges.require(bool(self.stages), "stages", [], "at least one of train, evaluate")
         ranges.require(
@@ -135,3 +143,8 @@ class Config:
     def threat(self) -> Threat:
         """`norm` and `eps` as one value."""
         return Threat(self.norm, self.eps)
+
+    @property
+    def evaluated(self) -> tuple[Threat, ...]:
+        """The threat models of the evaluation: those of `threats`, or that of `norm` and `eps`."""
+        return of_radii(self.threats) or (self.threat,)

@@ -60,6 +60,9 @@ COMPANIONS, NOTHING = ("weight_perturbation", "averaging"), "none"
 # Keys in pixel units, which may be given as a fraction.
 PIXEL_KEYS = ("eps", "eps_margin", "step_size", "sigma")
 
+# The key of radii by their norms.
+RADII = "threats"
+
 
 class Schemas(ConfigSource):
     """Hydra's source of the schemas."""

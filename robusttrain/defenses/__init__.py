@@ -158,9 +158,11 @@ def each_row(values: Tensor, logits: Tensor) -> Tensor:
 # The modules of the defenses, which import this one, and are imported on first use.
 _METHODS = {
     "ALP": "alp",
+    "AVG": "avg",
     "AlphaMix": "alpha_mix",
     "CCIBP": "cc_ibp",
     "Distill": "distill",
+    "EAT": "eat",
     "ExpIBP": "exp_ibp",
     "Free": "free",
     "GradAlign": "grad_align",
@@ -179,8 +181,10 @@ _METHODS = {
 if TYPE_CHECKING:
     from robusttrain.defenses.alp import ALP
     from robusttrain.defenses.alpha_mix import AlphaMix
+    from robusttrain.defenses.avg import AVG
     from robusttrain.defenses.cc_ibp import CCIBP
     from robusttrain.defenses.distill import Distill
+    from robusttrain.defenses.eat import EAT
     from robusttrain.defenses.exp_ibp import ExpIBP
     from robusttrain.defenses.free import Free
     from robusttrain.defenses.grad_align import GradAlign
@@ -204,7 +208,9 @@ else:
 
 __all__ = [
     "ALP",
+    "AVG",
     "CCIBP",
+    "EAT",
     "IBP",
     "LSA",
     "MART",

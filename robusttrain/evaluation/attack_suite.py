@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from robusttrain.attacks import Attack, threat_of
 from robusttrain.data import Samples, as_input
 from robusttrain.evaluation.session import AttackResult, EvaluationSession, Predictions
-from robusttrain.evaluation.settings import Evaluation
+from robusttrain.evaluation.settings import Evaluation, PassingOver
 from robusttrain.evaluation.worst_points import WorstPoints
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, Row
@@ -48,7 +49,7 @@ def evaluate(
         index, subject = open_session(model, samples, settings, seed)
         suite = settings.suite(subject.num_classes, subject.random)
         return attack_all(
-            subject, index, suite, settings.survivors_only, threat=threat, progress=progress
+            subject, index, suite, settings.passing_over, threat=threat, progress=progress
         )
 
 
@@ -56,15 +57,15 @@ def attack_all(
     subject: EvaluationSession,
     index: NDArray[np.int64],
     suite: Mapping[str, Attack],
-    survivors_only: bool,
+    passing_over: PassingOver,
     *,
     threat: Threat,
     progress: Progress = SILENT,
 ) -> Ledger:
     """Run the attacks of `suite` on the images of `subject` and score them on fresh passes.
 
-    `index` says where in the test set the images are; for `survivors_only` see `Evaluation`.
-    An image that is misclassified by itself counts as broken by every attack and costs no attack.
+    `index` says where in the test set the images are. An image that an attack passes over counts as
+    broken by it and costs nothing: one that is misclassified by itself always is.
     A model that predicts at random is scored, clean or attacked, on the same draws for the same
     image; attacks see other draws. An attack that changes nothing therefore breaks nothing, and
     several attacks have no more luck than one. `threat` is stated for attacks that do not state
@@ -78,25 +79,35 @@ def attack_all(
         prediction=clean.prediction,
         margin=clean.margin,
         seconds=time.perf_counter() - started,
+        union_only=passing_over is PassingOver.broken,
     )
     stated = {name: threat_of(attack) or threat for name, attack in suite.items()}
     worst = {each: WorstPoints.of(subject, clean) for each in dict.fromkeys(stated.values())}
     for name, attack in suite.items():
         progress.show(name)
         own = stated[name]
-        fallen = ledger.worst_case(own) if survivors_only else ledger.misclassified
-        progress.advance(int(fallen.sum()))
+        passed_over = _passed_over(ledger, passing_over, own)
+        progress.advance(int(passed_over.sum()))
         started = time.perf_counter()
-        rows, advance = np.flatnonzero(~fallen), progress.advance
+        rows, advance = np.flatnonzero(~passed_over), progress.advance
         crafted = subject.attack(attack, rows, name, threat=own, advance=advance)
         seen = subject.predict(crafted.x_adv)
         seconds = time.perf_counter() - started
-        ledger.outcomes[name] = _outcome(subject, crafted, seen, fallen, own, seconds)
+        outcome = _outcome(subject, crafted, seen, ~passed_over, own, seconds)
+        # What fell within another threat model has not fallen within this one.
+        fallen = passed_over & ledger.worst_case(own)
+        ledger.outcomes[name] = replace(outcome, broken=outcome.broken | fallen)
         for each, points in worst.items():
             if each.covers(own):
                 points.offer(crafted.x_adv, seen)
     ledger.adversarial = {each: points.x_adv.cpu().numpy() for each, points in worst.items()}
     return ledger
+
+
+def _passed_over(ledger: Ledger, which: PassingOver, threat: Threat) -> NDArray[np.bool_]:
+    if which is PassingOver.broken:
+        return ledger.union
+    return ledger.worst_case(threat) if which is PassingOver.broken_within else ledger.misclassified
 
 
 def rounded(subject: EvaluationSession, ledger: Ledger) -> list[Row]:
@@ -119,17 +130,17 @@ def _outcome(
     subject: EvaluationSession,
     crafted: AttackResult,
     seen: Predictions,
-    fallen: NDArray[np.bool_],
+    attacked: NDArray[np.bool_],
     threat: Threat,
     seconds: float,
 ) -> Outcome:
     return Outcome(
         threat=threat,
-        broken=np.not_equal(seen.prediction, subject.y.cpu().numpy()) | fallen,
+        broken=np.not_equal(seen.prediction, subject.y.cpu().numpy()),
         margin=seen.margin,
         size=ball(Threat(threat.norm, 0)).norm(crafted.x_adv - subject.x).cpu().numpy(),
         seconds=seconds,
-        attacked=~fallen,
+        attacked=attacked,
         forward_passes=crafted.forward_passes,
         backward_passes=crafted.backward_passes,
         non_finite=crafted.non_finite,

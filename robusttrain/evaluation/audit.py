@@ -143,7 +143,9 @@ def audit(
             controls += without
         controls += [replace(p.row, attack=f"eot_{p.eot}") for p in draws]
     # The last one: by now all attacks have run.
-    return Audit(controls, curve, [*checks, _invalid(probe, ledger)], probe.attack.threat)
+    checks.append(_invalid(probe, ledger))
+    threat = probe.attack.threat
+    return Audit(controls, curve, [check._replace(threat=threat) for check in checks], (threat,))
 
 
 @dataclass(frozen=True)
@@ -361,7 +363,8 @@ class _Measured:
         """Which images the attacks of the suite broke that use no gradients, or use them."""
         broken = self.ledger.misclassified
         for name, outcome in self._within.items():
-            if traits_of(self.suite[name]).black_box is black_box:
+            # Besides the suite there are the probes of other threat models.
+            if name in self.suite and traits_of(self.suite[name]).black_box is black_box:
                 broken = broken | outcome.broke
         return broken[self.probe.rows]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from robusttrain.attacks import Attack, ProbeAttack, threat_of
 from robusttrain.evaluation.session import VOTES, AttackResult, EvaluationSession, Predictions
 from robusttrain.evaluation.worst_points import WorstPoints
-from robusttrain.report.ledger import PROBE, Ledger, Outcome, Point, Row
+from robusttrain.report.ledger import Ledger, Outcome, Point, Row
 from robusttrain.runtime.progress import Advance
 from robusttrain.threat import BOX_SIDE, Norm, Threat
 from robusttrain.threat.balls import ball
@@ -36,6 +36,9 @@ class Probe:
         The attack at the radius and with the steps of the evaluation.
     rows
         Where its images stand among the evaluated ones; all of them, in order, where not given.
+    work
+        How its searches are named, from which their random numbers follow: those of two probes on
+        the same images have to differ.
     searches
         What all searches have found that look no further than `attack`.
     """
@@ -43,6 +46,7 @@ class Probe:
     subject: EvaluationSession
     attack: ProbeAttack
     rows: NDArray[np.int64] | EllipsisType = ...
+    work: str = "audit"
     searches: "Searches" = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +68,7 @@ class Probe:
         started = time.perf_counter()
         clean = self.wrong(draw=draw)
         threat, rows = self.attack.threat, np.flatnonzero(~clean if among is None else among)
-        found = self.subject.attack(attack, rows, f"audit {name}", threat=threat, eot=eot)
+        found = self.subject.attack(attack, rows, f"{self.work} {name}", threat=threat, eot=eot)
         self.searches.invalid += found.invalid
         seen = self.subject.predict(found.x_adv, draw=draw)
         own = threat_of(attack)
@@ -116,13 +120,16 @@ class Searches:
             self._clean[draw] = self._subject.predict(self._subject.x, draw=draw)
         return self._clean[draw]
 
-    def enter(self, ledger: Ledger, threat: Threat, rows: NDArray[np.int64]) -> None:
-        """Let what was found within `threat` count; the images stand at `rows` of the ledger."""
+    def enter(self, ledger: Ledger, name: str, threat: Threat, rows: NDArray[np.int64]) -> None:
+        """Let what was found within `threat` count, as the row `name`.
+
+        The images stand at `rows` of the ledger.
+        """
         for each, images in (ledger.adversarial or {}).items():
             if each.covers(threat):
                 new = self.points.broken & ~ledger.worst_case(each)[rows]
                 images[rows[new]] = self.points.x_adv[torch.from_numpy(new)].cpu().numpy()
-        ledger.outcomes[PROBE] = self._outcome(threat, rows, len(ledger.index))
+        ledger.outcomes[name] = self._outcome(threat, rows, len(ledger.index))
 
     def add(self, found: AttackResult, seen: Predictions, seconds: float) -> None:
         """Take the points of one more search, where the model says what was `seen`."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from robusttrain.report.ledger import Point, Row
 from robusttrain.threat import Threat
@@ -18,25 +18,35 @@ class Verdict(StrEnum):
 
 
 class Check(NamedTuple):
-    """A row of `audit.csv`: the check, its figure, its thresholds, and the verdict."""
+    """A row of `audit.csv`: the check, its figure, its thresholds, and the verdict.
+
+    `threat` is the threat model that an audit has searched; None for a single check.
+    """
 
     check: str
     figure: float
     threshold: str
     verdict: Verdict
+    threat: Threat | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The columns of `audit.csv`, with the threat as `norm` and `eps`."""
+        own = self._asdict()
+        threat = own.pop("threat")
+        return own | {"norm": str(threat.norm) if threat else "", "eps": threat and threat.eps}
 
 
 class Audit(NamedTuple):
     """What an audit adds to an evaluation: rows for three files.
 
-    `threat` is the threat model that an audit has searched; None where only single checks were
+    `threats` are the threat models that an audit has searched; none where only single checks were
     made.
     """
 
     controls: list[Row]
     curve: list[Point]
     checks: list[Check]
-    threat: Threat | None = None
+    threats: tuple[Threat, ...] = ()
 
     def joined(self, other: "Audit") -> "Audit":
         """The rows of both."""
@@ -44,21 +54,25 @@ class Audit(NamedTuple):
             [*self.controls, *other.controls],
             [*self.curve, *other.curve],
             [*self.checks, *other.checks],
-            self.threat or other.threat,
+            (*self.threats, *other.threats),
         )
 
     def verdict(self, threats: Sequence[Threat]) -> str:
         """The verdict on a worst case of these threat models: pass, warn, fail or none.
 
-        A failed check casts doubt on all of them. Otherwise only what was audited has a verdict.
+        A failed check casts doubt on all of them. Otherwise only what was audited has a verdict,
+        by the checks of its own audit and those of none.
         """
-        verdicts = [check.verdict for check in self.checks]
-        if Verdict.failed in verdicts:
+        if Verdict.failed in [check.verdict for check in self.checks]:
             return Verdict.failed
-        if any(threat != self.threat for threat in threats):
+        if not set(threats) <= set(self.threats):
             return "none"
+        verdicts = [c.verdict for c in self.checks if c.threat is None or c.threat in threats]
         return Verdict.warned if Verdict.warned in verdicts else Verdict.passed
 
+
+# The columns of `audit.csv`.
+CHECK_COLUMNS = ("check", "figure", "threshold", "verdict", "norm", "eps")
 
 NO_AUDIT = Audit([], [], [])
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from robusttrain import ranges
-from robusttrain.attacks import Attack
+from robusttrain.attacks import Attack, ProbeAttack
 from robusttrain.data import Samples
 from robusttrain.evaluation.attack_suite import attack_all, open_session, rounded
 from robusttrain.evaluation.audit import audit, pieces_of
@@ -24,19 +24,33 @@ from robusttrain.evaluation.settings import Evaluation
 from robusttrain.evaluation.verification import proven, verified
 from robusttrain.models.modes import modes_restored
 from robusttrain.noise.control import smoothed
-from robusttrain.report.ledger import Ledger, Row, joined
+from robusttrain.report.ledger import PROBE, Ledger, Row, joined
 from robusttrain.report.run import examples
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
-from robusttrain.threat import Threat
+from robusttrain.threat import Norm, Threat, named
 
 
 class Plan(NamedTuple):
-    """How a model is evaluated: the settings, the threat model, and the seed of all draws."""
+    """How a model is evaluated: the settings, the threat model, and the seed of all draws.
+
+    `threats` are all threat models, if there are several; `threat` is one of them.
+    """
 
     settings: Evaluation
     threat: Threat
     seed: int
+    threats: tuple[Threat, ...] = ()
+
+    @property
+    def probes(self) -> list[ProbeAttack]:
+        """The probe of the audit, once for each threat model."""
+        return self.settings.probes(self.threat, self.threats or (self.threat,))
+
+    @property
+    def box(self) -> Threat:
+        """The threat model that interval bounds are for, as there is one in linf."""
+        return next(each for each in self.threats or (self.threat,) if each.norm is Norm.linf)
 
 
 class EvaluationCache(NamedTuple):
@@ -87,10 +101,10 @@ def run_evaluation(
     images, weights, plan and origin, unless there is no `workplace` for pieces. Several processes
     divide attacks and certificates by images.
     """
-    settings, threat, seed = plan
+    settings = plan.settings
     with modes_restored(model), _predicting(model, settings):
         model.eval()
-        index, subject = open_session(model, samples, settings, seed)
+        index, subject = open_session(model, samples, settings, plan.seed)
         subject.saved = pieces = _pieces(model, subject, plan, workplace)
         suite = settings.suite(subject.num_classes, subject.random)
         ranges.require(
@@ -101,10 +115,10 @@ def run_evaluation(
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:
             return FinishedEvaluation(None, pieces)
-        closer = _audited(subject, settings, suite, ledger, terminal)
+        closer = _audited(subject, plan, suite, ledger, terminal)
         if settings.verify:
-            ledger.proven = proven(subject, threat.eps)
-            closer = closer.joined(verified(ledger.proven, ledger, threat))
+            ledger.proven = proven(subject, plan.box.eps)
+            closer = closer.joined(verified(ledger.proven, ledger, plan.box))
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger) if settings.save_adversarial else []
@@ -144,8 +158,9 @@ def _attacked(
     ledger = None
     with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
         if len(mine):
-            survivors_only = plan.settings.survivors_only
-            ledger = attack_all(part, mine, suite, survivors_only, threat=plan.threat, progress=bar)
+            ledger = attack_all(
+                part, mine, suite, plan.settings.passing_over, threat=plan.threat, progress=bar
+            )
             ledger.examples = examples.kept(ledger, part.x, plan.threat)
             if not plan.settings.save_adversarial:
                 ledger.adversarial = None
@@ -166,7 +181,7 @@ def _certified(
 
 def _audited(
     subject: EvaluationSession,
-    settings: Evaluation,
+    plan: Plan,
     suite: Mapping[str, Attack],
     ledger: Ledger,
     terminal: Terminal,
@@ -175,11 +190,13 @@ def _audited(
         tried = len(ledger.index) if outcome.attacked is None else int(outcome.attacked.sum())
         broke = int(outcome.broke.sum())
         terminal.detail(f"{name}: {broke} of {tried} images broken in {outcome.seconds:.1f} s")
-    if not settings.audit or settings.probe is None:
-        return NO_AUDIT
-    rows = settings.probed(len(ledger.index))
-    probe = Probe(subject.take(rows), settings.probe, rows.numpy())
-    with terminal.progress("audit", pieces_of(subject)) as bar:
-        found = audit(probe, suite, ledger, bar.advance)
-    probe.searches.enter(ledger, probe.attack.threat, rows.numpy())
+    rows = plan.settings.probed(len(ledger.index))
+    found, probes = NO_AUDIT, plan.probes
+    with terminal.progress("audit", len(probes) * pieces_of(subject)) as bar:
+        for attack in probes:
+            work = named("audit", attack.threat, len(probes))
+            probe = Probe(subject.take(rows), attack, rows.numpy(), work)
+            found = found.joined(audit(probe, suite, ledger, bar.advance))
+            name = named(PROBE, attack.threat, len(probes))
+            probe.searches.enter(ledger, name, attack.threat, rows.numpy())
     return found

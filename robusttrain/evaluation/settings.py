@@ -3,24 +3,35 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from robusttrain import ranges, seeding
-from robusttrain.attacks import Attack, ProbeAttack, fitted, threat_of, traits_of
+from robusttrain.attacks import (
+    Attack,
+    ProbeAttack,
+    fitted,
+    several_threats,
+    states_threat,
+    threat_of,
+    traits_of,
+    under,
+)
 from robusttrain.errors import InputError
-from robusttrain.report.ledger import CLEAN, PROBE, UNION, WORST_CASE
+from robusttrain.report.ledger import CLEAN, OVER_SEVERAL, PROBE, UNION, WORST_CASE
+from robusttrain.threat import Threat, named
 
 # Row names that attacks may not use.
 RESERVED = (
-    CLEAN, WORST_CASE, UNION, PROBE, "uint8", "control", "noise_off", "noise_off_attacked",
+    CLEAN, WORST_CASE, *OVER_SEVERAL, PROBE, "uint8", "control", "noise_off", "noise_off_attacked",
     "noise_fixed", "in_certificate", "verified",
 )  # fmt: skip
 
 
-RESERVED_START = "eot_"
+RESERVED_START = "eot_", f"{PROBE}_"
 
 
 # Positions that a message names.
@@ -29,6 +40,14 @@ MOST_SHOWN = 5
 
 # Small batches stay in a processor's cache; a GPU wants large ones.
 CPU_BATCH, GPU_BATCH = 128, 512
+
+
+class PassingOver(Enum):
+    """Which images an attack passes over: those that are wrong already, in one of three senses."""
+
+    misclassified = "without any attack"
+    broken_within = "without or after an attack of the same threat model"
+    broken = "without or after any attack"
 
 
 @dataclass
@@ -80,6 +99,10 @@ class Evaluation:
         Whether an attack runs on the images that all before it left standing, as in AutoAttack, so
         that its row shows what is left after it; otherwise each runs on every image that is
         classified correctly, and its row stands for itself.
+    union_only
+        The same across several threat models: an attack runs on what all before it left standing
+        under any of them. That is the cheapest way to the row `union`. The worst case of each
+        threat model stays empty, and there is no audit.
     samples
         How many test images; all of them where not given. The choice does not depend on the seed,
         so that runs can be paired. It has no effect with `indices` or `first`.
@@ -125,6 +148,7 @@ class Evaluation:
 
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     survivors_only: bool = False
+    union_only: bool = False
     samples: int | None = None
     indices: list[int] | None = None
     first: int | None = None
@@ -160,34 +184,99 @@ class Evaluation:
             fit = isinstance(self.probe, ProbeAttack) and threat_of(self.probe) is not None
             allowed = "an attack with a threat model and steps (Bounded and Iterated)"
             ranges.require(fit, "probe", type(self.probe).__name__, allowed)
+        several = [name for name, a in self.attacks.items() if several_threats(a)]
+        ranges.require(
+            not several, "attacks", ", ".join(several),
+            "attacks of one threat model: those of several are for training",
+        )  # fmt: skip
+        allowed = "false with union_only: it looks at each threat model"
+        ranges.require(not (self.audit and self.union_only), "audit", True, allowed)
         allowed = "false with certification, whose votes of noisy draws have no such bounds"
         ranges.require(self.certification is None or not self.verify, "verify", True, allowed)
+        started = [f"{start}..." for start in RESERVED_START]
+        allowed = f"named otherwise: reports have rows {', '.join([*RESERVED, *started])}"
         for name in self.attacks:
-            ranges.require(
-                name not in RESERVED and not name.startswith(RESERVED_START), "attacks", name,
-                f"named otherwise: reports have rows {', '.join(RESERVED)}, {RESERVED_START}...",
-            )  # fmt: skip
+            free = name not in RESERVED and not name.startswith(RESERVED_START)
+            ranges.require(free, "attacks", name, allowed)
 
         ranges.within(0, 1, tolerance=self.tolerance)
         for name, least in self.require.items():
+            ranges.within(0, 1, **{f"require.{name}": least})
+
+    def refuse_unknown_figures(self) -> None:
+        """Raise `InputError` if `require` names a row that the report will not have."""
+        for name, least in self.require.items():
             allowed = f"one of {', '.join(self.figures)}"
             ranges.require(name in self.figures, f"require.{name}", least, allowed)
-            ranges.within(0, 1, **{f"require.{name}": least})
 
     @property
     def figures(self) -> tuple[str, ...]:
         """The rows of the report that something may be required of.
 
         There is a union if there are several threat models, also of attacks that do not state one.
+        Without worst cases there is neither an average nor a geometric mean.
         """
         threats = {threat_of(attack) for attack in self.attacks.values()}
-        union = [UNION] if len(threats) > 1 else []
-        return (CLEAN, WORST_CASE, *union, *self.attacks)
+        if self.union_only:
+            return (CLEAN, UNION, *self.attacks)
+        several = OVER_SEVERAL if len(threats) > 1 else ()
+        return (CLEAN, WORST_CASE, *several, *self.attacks)
+
+    def under_each(self, threat: Threat, threats: Sequence[Threat]) -> Self:
+        """The same settings, with each attack of one threat model run under several.
+
+        Parameters
+        ----------
+        threat
+            The threat model of the attacks that are repeated; others stay as they are.
+        threats
+            The threat models, of different norms. An attack `pgd` becomes `pgd_linf` and so on.
+
+        Raises
+        ------
+        InputError
+            If an attack has no form for one of the norms, or two attacks get the same name.
+        """
+        allowed = "false with a single threat model"
+        single = len(threats) == 1
+        ranges.require(not (single and self.union_only), "evaluation.union_only", True, allowed)
+        if single:
+            return self
+        repeated = {name: a for name, a in self.attacks.items() if _is_under(a, threat)}
+        expanded = {
+            named(name, each, len(threats)): _under(name, attack, each)
+            for each in threats
+            for name, attack in repeated.items()
+        }
+        others = {name: a for name, a in self.attacks.items() if name not in repeated}
+        for name in others:
+            allowed = f"named otherwise: there is {name} under another threat model"
+            ranges.require(name not in expanded, "evaluation.attacks", name, allowed)
+        return replace(self, attacks=expanded | others)
+
+    def probes(self, threat: Threat, threats: Sequence[Threat]) -> list[ProbeAttack]:
+        """The probe of an audit under each of `threats`, unless it has another one than `threat`.
+
+        There is none without an audit.
+        """
+        if not self.audit or self.probe is None:
+            return []
+        if self.probe.threat != threat:
+            return [self.probe]
+        return [under(self.probe, each) for each in threats]
+
+    @property
+    def passing_over(self) -> PassingOver:
+        """Which images an attack passes over."""
+        if self.union_only:
+            return PassingOver.broken
+        return PassingOver.broken_within if self.survivors_only else PassingOver.misclassified
 
     def unused(self) -> dict[str, str]:
         """The probe without an audit, the tolerance without a baseline, and `samples`."""
         probe = {} if self.audit else {"probe": "audit", "probe_samples": "audit"}
         tolerance = {} if self.baseline else {"tolerance": "baseline"}
+        tolerance |= {"survivors_only": "union_only"} if self.union_only else {}
         chosen = next((key for key in ("indices", "first") if getattr(self, key) is not None), None)
         return probe | tolerance | ({"samples": chosen} if chosen else {})
 
@@ -267,6 +356,17 @@ class Evaluation:
             changes = differences(attack, changed).items()
             suite[" ".join([name, *(f"{key}={new}" for key, (_, new) in changes)])] = changed
         return suite
+
+
+def _is_under(attack: Attack, threat: Threat) -> bool:
+    return states_threat(attack) and threat_of(attack) == threat
+
+
+def _under(name: str, attack: Attack, threat: Threat) -> Attack:
+    try:
+        return under(attack, threat)
+    except InputError as error:
+        raise error.under(f"evaluation.attacks.{name}") from error
 
 
 def _shown(indices: Sequence[int]) -> str:

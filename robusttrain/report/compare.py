@@ -144,7 +144,9 @@ def _run_in(folder: Path) -> Run:
     columns = map(str, samples.filter(regex=f"{BROKEN}$").columns)
     attacks = tuple(column.removesuffix(BROKEN) for column in columns)
     threats = {row["attack"]: _threat(row) for row in rows if row["attack"] in attacks}
-    chosen = [row for row in rows if row["attack"] in (CLEAN, WORST_CASE, UNION)]
+    # The worst cases of an evaluation of the union alone are empty.
+    known = [row for row in rows if not math.isnan(row["accuracy"])]
+    chosen = [row for row in known if row["attack"] in (CLEAN, WORST_CASE, UNION)]
     measured: dict[Measure, Mapping[str, Any]] = {_measure(row): row for row in chosen}
     if Measure(CLEAN) not in measured or not 2 <= len(measured) == len(chosen):
         problem = "must have one row clean and one row worst_case for each threat model"

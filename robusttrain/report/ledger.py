@@ -1,9 +1,9 @@
 """The ledger: what each attack did to each test image. Every reported figure is counted from it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from statistics import NormalDist
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from statistics import NormalDist, fmean
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +19,10 @@ CLEAN = "clean"
 
 # Rows over several attacks: of one threat model, and of all.
 WORST_CASE, UNION = "worst_case", "union"
+
+# Rows over several threat models: the means of their worst cases, and their union, which is last.
+AVERAGE, GEOMETRIC_MEAN = "average", "geometric_mean"
+OVER_SEVERAL = (AVERAGE, GEOMETRIC_MEAN, UNION)
 
 # The searches of an audit.
 PROBE = "probe"
@@ -36,9 +40,9 @@ def unaudited(threats: Sequence[Threat]) -> str:
     return "none"
 
 
-def wilson(right: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of the share `right` of `n` (Wilson 1927), within [0, 1]."""
-    share, penalty = right / n, NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2 / n
+def wilson(right: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The score interval of the share `right` of `n` (Wilson 1927), within [0, 1]."""
+    share, penalty = right / n, NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / n
     centre = (share + penalty / 2) / (1 + penalty)
     margin = math.sqrt(penalty * (share * (1 - share) + penalty / 4)) / (1 + penalty)
     return max(0.0, centre - margin), min(1.0, centre + margin)
@@ -86,6 +90,11 @@ class Row:
         """The row of images of which some are `broken`, with its other columns."""
         right, n = int((~broken).sum()), len(broken)
         return cls(attack, threat, n, right / n, *wilson(right, n), **others)
+
+    @classmethod
+    def empty(cls, attack: str, threat: Threat, n: int) -> Self:
+        """The row of a threat model that was not measured on `n` images by itself."""
+        return cls(attack, threat, n, math.nan, math.nan, math.nan)
 
     def as_dict(self) -> dict[str, Any]:
         """The columns of `report.csv`, with the threat as `norm` and `eps`."""
@@ -223,6 +232,8 @@ class Ledger:
         For which images bounds prove that no attack of the radius of the run breaks them.
     examples
         A few of the images, clean and attacked, for a person to look at.
+    union_only
+        Whether attacks passed over what others broke under another threat model.
     """
 
     index: NDArray[np.int64]
@@ -234,6 +245,7 @@ class Ledger:
     adversarial: dict[Threat, Floats] | None = None
     proven: Flags | None = None
     examples: "Examples | None" = None
+    union_only: bool = False
 
     @property
     def misclassified(self) -> Flags:
@@ -328,7 +340,9 @@ class Ledger:
         """The attack columns of `report.csv`.
 
         Clean comes first, then the attacks, then `others`. A worst case for each threat model of
-        the attacks, and beside several the union of all, come last, with the `verdict` on them.
+        the attacks come last, with the `verdict` on them. Beside several there are their average,
+        their geometric mean and the union of all. If images were passed over, an attack has what it
+        and all before it left standing, and the worst cases are empty.
         The clean row states the norm of `threat`, as the worst case does where there are no
         attacks.
         """
@@ -341,20 +355,35 @@ class Ledger:
             seconds=self.seconds,
             invalid=0,
         )
-        attacked = {name: outcome.row(name) for name, outcome in self.outcomes.items()}
         threats = self.threats or [threat.at(0)]
-        last = [
-            Row.counted(
-                WORST_CASE, each, self.worst_case(each), **self._spent(self.within(each)),
-                audit=verdict([each]),
-            )
-            for each in threats
-        ]  # fmt: skip
-        if len(threats) > 1:
-            spent = self._spent(self.outcomes)
-            last.append(Row.counted(UNION, None, self.union, **spent, audit=verdict(threats)))
-        rows = (clean, *attacked.values(), *others, *last)
+        worst = [self._worst_row(each, verdict) for each in threats]
+        last = self._over_several(threats, verdict) if len(threats) > 1 else []
+        rows = (clean, *self._attacked(), *others, *worst, *last)
         return pd.DataFrame([row.as_dict() for row in rows])
+
+    def _attacked(self) -> Iterator[Row]:
+        """The rows of the attacks."""
+        left = self.misclassified
+        for name, outcome in self.outcomes.items():
+            left = left | outcome.broken
+            yield (replace(outcome, broken=left) if self.union_only else outcome).row(name)
+
+    def _worst_row(self, threat: Threat, verdict: Verdict) -> Row:
+        if self.union_only:
+            return Row.empty(WORST_CASE, threat, len(self.index))
+        spent = self._spent(self.within(threat))
+        worst = self.worst_case(threat)
+        return Row.counted(WORST_CASE, threat, worst, **spent, audit=verdict([threat]))
+
+    def _over_several(self, threats: Sequence[Threat], verdict: Verdict) -> list[Row]:
+        """The rows over several threat models."""
+        spent = {**self._spent(self.outcomes), "audit": verdict(threats)}
+        union = Row.counted(UNION, None, self.union, **spent)
+        if self.union_only:
+            return [union]
+        n, broken = len(self.index), [self.worst_case(each) for each in threats]
+        right = [int((~flags).sum()) for flags in broken]
+        return [*(_mean_row(name, right, n, spent) for name in MEANS), union]
 
     def _spent(self, outcomes: Mapping[str, Outcome]) -> dict[str, float]:
         """What the clean pass and the attacks on all images cost together."""
@@ -369,6 +398,25 @@ class Ledger:
     def _broken(self, outcomes: Mapping[str, Outcome]) -> Flags:
         broken = [outcome.broken for outcome in outcomes.values()]
         return np.asarray(np.any([self.misclassified, *broken], axis=0), dtype=np.bool_)
+
+
+MEANS: Mapping[str, Callable[[Sequence[float]], float]] = {
+    AVERAGE: fmean,
+    GEOMETRIC_MEAN: lambda shares: math.prod(shares) ** (1 / len(shares)),
+}
+
+
+def _mean_row(name: str, right: Sequence[int], n: int, others: Mapping[str, Any]) -> Row:
+    """A mean of several accuracies on the same `n` images, and an interval that it is in.
+
+    By Bonferroni's inequality all k accuracies are within their intervals of confidence 1 - .05/k
+    together in 95 % of all cases, however they depend on one another. The mean, which grows with
+    each of them, is then between the means of the ends.
+    """
+    mean = MEANS[name]
+    ends = [wilson(count, n, 1 - (1 - CONFIDENCE) / len(right)) for count in right]
+    low, high = (mean(side) for side in zip(*ends, strict=True))
+    return Row(name, None, n, mean([count / n for count in right]), low, high, **others)
 
 
 def joined(ledgers: Sequence[Ledger]) -> Ledger:
@@ -400,5 +448,8 @@ def joined(ledgers: Sequence[Ledger]) -> Ledger:
     of_images = ("index", "label", "prediction", "margin", "seconds", "adversarial")
     kept = Examples.joined(examples) if examples else None
     return Ledger(
-        outcomes=outcomes, examples=kept, **{name: together(ledgers, name) for name in of_images}
+        outcomes=outcomes,
+        examples=kept,
+        union_only=ledgers[0].union_only,
+        **{name: together(ledgers, name) for name in of_images},
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
+from robusttrain.report.checks import titled
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.identity import digests
 from robusttrain.report.terminal import Terminal, report_cells
@@ -153,7 +154,7 @@ class Result:
             if row["audit"] == "":
                 terminal.warn(_invalid(row))
         if not self.audit.empty:
-            terminal.audit(rows_of(self.audit), AUDIT)
+            terminal.audit(titled(rows_of(self.audit)), AUDIT)
         certified = self.curve[self.curve["curve"] == "certified"]
         if not certified.empty:
             terminal.certified(certified, self.paper)

@@ -282,20 +282,26 @@ def _table(cells: pd.DataFrame, title: str, figures: Collection[str]) -> Table:
 
 def report_cells(report: pd.DataFrame) -> pd.DataFrame:
     """The columns of a report that people read, as text."""
+    rows: list[Any] = report.to_dict("records")
     return pd.DataFrame(
         {
             "attack": row["attack"],
             "norm": row["norm"],
             "eps": _known(row["eps"], ".3g"),
             "n": str(row["n"]),
-            "accuracy": f"{row['accuracy']:.2%}",
-            "95 % interval": f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}",
+            "accuracy": _known(row["accuracy"], ".2%"),
+            "95 % interval": _interval(row),
             "passes": _known(row["forward"] + row["backward"], ".0f"),
             "seconds": _known(row["seconds"], ".1f"),
             "audit": row["audit"],
         }
-        for row in report.to_dict("records")
+        for row in rows
     )
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = (_known(100 * row[end], ".1f") for end in ("ci_low", "ci_high"))
+    return f"{low} to {high}" if low else ""
 
 
 def _log(table: RenderableType, level: int) -> None:

@@ -145,7 +145,8 @@ def _validation(context: RunContext, trainer: Trainer) -> float:
     minutes = 0.0
     for images, attack in attacks:
         if images and attack is not None:
-            work = _work(context, Evaluation({"attack": attack}, batch_size=size))
+            suite = trainer.validate.searches("attack", attack)
+            work = _work(context, Evaluation(suite, batch_size=size))
             minutes += speed.minutes(work, images)
     return minutes
 
@@ -175,8 +176,8 @@ def _evaluation(context: RunContext, model: nn.Module, size: int) -> Estimate:
 
 def _work(context: RunContext, settings: Evaluation) -> _Work:
     """The work of an evaluation for each image, if the network is robust."""
-    threat, info = context.config.threat, context.info
-    subject = robust_network(threat, info)
+    config, info = context.config, context.info
+    subject = robust_network(config.evaluated, info)
     images = torch.full((IMAGES, *info.image_shape), 128, dtype=torch.uint8)
     samples = Split(images, torch.zeros(IMAGES, dtype=torch.long))
     few = replace(settings, samples=IMAGES, indices=None, first=None, probe_samples=IMAGES)
@@ -184,7 +185,11 @@ def _work(context: RunContext, settings: Evaluation) -> _Work:
     with TemporaryDirectory() as folder, passes.counting(subject):
         cache = EvaluationCache(Path(folder), None)
         run_evaluation(
-            subject, samples, Plan(few, threat, context.config.seed), cache, context.terminal
+            subject,
+            samples,
+            Plan(few, config.threat, config.seed, config.evaluated),
+            cache,
+            context.terminal,
         )
     seconds = time.perf_counter() - started
     return _Work(passes.forward / IMAGES, passes.backward / IMAGES, seconds)
@@ -193,7 +198,7 @@ def _work(context: RunContext, settings: Evaluation) -> _Work:
 class _Linear(nn.Module):
     """Logits 0 for the first class, and a <w, x - 1/2> - m with a <= 1 for each other one.
 
-    With ||w|| = 1 in the dual norm, the grey image keeps the first class within the radius m.
+    The grey image keeps the first class where the radius times the dual norm of w is at most m.
     """
 
     def __init__(self, direction: Tensor, slopes: Tensor, margin: float) -> None:
@@ -207,13 +212,14 @@ class _Linear(nn.Module):
         return torch.cat([torch.zeros_like(others[:, :1]), others], 1)
 
 
-def robust_network(threat: Threat, info: Info) -> nn.Module:
-    """A linear network that is robust at a grey image, up to a little more than `threat.eps`."""
+def robust_network(threats: Sequence[Threat], info: Info) -> nn.Module:
+    """A linear network that is robust at a grey image, a little farther than all `threats` go."""
     draws = seeding.generator_for(0, "dry run")
     direction = torch.randn(1, *info.image_shape, generator=draws)
-    direction /= ball(threat).dual_norm(direction)
     slopes = torch.linspace(0.5, 1, info.num_classes - 1)
-    return _Linear(direction.flatten(), slopes, BREAKS_AT * max(threat.eps, 0.01))
+    gains = [max(each.eps, 0.01) * float(ball(each).dual_norm(direction)) for each in threats]
+    direction /= max(gains)
+    return _Linear(direction.flatten(), slopes, BREAKS_AT)
 
 
 def _speed(model: nn.Module, info: Info, device: torch.device, batch: int) -> _Speed:

@@ -334,7 +334,7 @@ def examined(
     batch = model_checks.sample(test, config.evaluation.choose(test.size))
     inspect_model(model, batch, is_foreign, context.terminal)
     with refused_where_too_large("evaluation.batch_size", config.evaluation.at_once(test.device)):
-        plan = Plan(config.evaluation, config.threat, config.seed)
+        plan = Plan(config.evaluation, config.threat, config.seed, config.evaluated)
         return run_evaluation(model, test, plan, cache, context.terminal)
 
 

@@ -25,6 +25,10 @@ from robusttrain.runs.trust import refuse_untrusted
 # Keys that a run takes from its checkpoint, unless the command line sets them.
 INHERITED = ("dataset", "attack", "defense", "model", "noise", "norm", "eps", "seed", "data_dir")
 
+# The same, of checkpoints that have them; earlier versions had a single threat model, which `norm`
+# and `eps` replace.
+NEWER = {"threats": ("norm", "eps")}
+
 # Keys that only describe a training. They cannot be changed for a model that is already trained.
 OF_TRAINING = (
     "attack", "defense", *COMPANIONS, "optimizer", "schedule", "training", "epochs", "batch_size",
@@ -32,7 +36,9 @@ OF_TRAINING = (
 
 # Keys that describe a trained model, in the order of reports. Where its data lie does not.
 DESCRIBING = tuple(
-    dict.fromkeys(("dataset", "model", "defense", *OF_TRAINING, "noise", "norm", "eps", "seed"))
+    dict.fromkeys(
+        ("dataset", "model", "defense", *OF_TRAINING, "noise", "norm", "eps", "threats", "seed")
+    )
 )
 
 # Keys that are chosen for a data set, and inherited with it.
@@ -199,6 +205,11 @@ def with_saved_config(
     # An option of defense chooses its training attack, too.
     chosen = keys | {"attack"} if "defense" in keys else keys
     inherited = [key for key in INHERITED if key not in chosen]
+    inherited += [
+        key
+        for key, instead in NEWER.items()
+        if key in saved.config and chosen.isdisjoint({key, *instead})
+    ]
     composed = copy.deepcopy(config)
     for key in inherited:
         _take(composed, saved, key)

@@ -43,6 +43,10 @@ def check_settings(config: Config) -> None:
     training = config.training
     training.curriculum.at(config.defense, 1, max(1, training.epochs))
     device_of(config.device)
+    try:
+        config.evaluation.refuse_unknown_figures()
+    except InputError as error:
+        raise error.under("evaluation") from error
     if config.resume is None:
         config.initial_weights.file()
     if Stage.train in config.stages and config.resume is None:
@@ -79,7 +83,9 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
         inputs.defense.refuse_unfit(inputs.model, shape)
     if not context.evaluates:
         return
-    refuse_evaluation(config.evaluation, inputs.model, config.norm, shape)
+    norms = [threat.norm for threat in config.evaluated]
+    box = Norm.linf if Norm.linf in norms else config.norm
+    refuse_evaluation(config.evaluation, inputs.model, box, shape)
     if config.evaluation.certification is not None:
         trained = _noise_of_training(context.trains, inputs.model, inputs.given)
         warn_of_other_noise(inputs.model, trained, context.terminal)

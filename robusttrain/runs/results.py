@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from robusttrain.config.schema import COMPANIONS, NOTHING
 from robusttrain.data import ImageIndex
-from robusttrain.evaluation.findings import Check
+from robusttrain.evaluation.findings import CHECK_COLUMNS
 from robusttrain.evaluation.pipeline import EvaluationResult
 from robusttrain.report.ledger import CURVE_COLUMNS
 from robusttrain.report.result import Result
@@ -44,7 +44,9 @@ def result_of(
     return Result(
         table=_report_of(found, names, threat, seed),
         samples=_as_published(found.ledger.samples(), images),
-        audit=pd.DataFrame(found.audit.checks, columns=Check._fields),
+        audit=pd.DataFrame(
+            [check.as_dict() for check in found.audit.checks], columns=CHECK_COLUMNS
+        ),
         curve=pd.DataFrame([point.as_dict() for point in found.audit.curve], columns=CURVE_COLUMNS),
         certified=_as_published(certified, images) if certificates else certified,
         adversarial=_arrays(found.ledger.arrays(), images) if kept else None,

@@ -3,6 +3,7 @@
 The computations with them are in `balls`, which needs torch; reports do not.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -80,3 +81,24 @@ class Threat:
         """
         inside = INNERMOST_FIRST.index(other.norm) <= INNERMOST_FIRST.index(self.norm)
         return inside and other.eps <= self.eps
+
+
+def of_radii(radii: Mapping[str, float]) -> tuple[Threat, ...]:
+    """The threat models of `radii` (in pixel units) by their norms, in the same order.
+
+    Raises
+    ------
+    InputError
+        If a key is not a norm, or a value not a radius in it; the keys begin with `threats`.
+    """
+    for norm, eps in radii.items():
+        key = f"threats.{norm}"
+        known = norm in list(Norm)
+        ranges.require(known, key, eps, f"the radius of one of {', '.join(Norm)}")
+        check_lengths(norm, **{key: eps})
+    return tuple(Threat(Norm(norm), eps) for norm, eps in radii.items())
+
+
+def named(name: str, threat: Threat, among: int) -> str:
+    """`name`, with the norm behind it where it stands for one of several threat models."""
+    return f"{name}_{threat.norm}" if among > 1 else name

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from robusttrain import ranges
-from robusttrain.attacks import Bounded, Iterated, parts, states_threat, threats, with_attack
+from robusttrain.attacks import (
+    Bounded,
+    Iterated,
+    MultiBounded,
+    parts,
+    states_threat,
+    threats,
+    with_attack,
+)
 from robusttrain.defenses import Scheduled
 from robusttrain.errors import InputError
 
@@ -118,6 +126,8 @@ def _each(component: T, change: Callable[[Any], Any]) -> T:
 
 
 def _with_radius(part: Any, share: float) -> Any:
+    if isinstance(part, MultiBounded):
+        return part.under_all({norm: share * eps for norm, eps in part.threats.items()})
     threat = part.threat if isinstance(part, Bounded) else None
     return part if threat is None else part.under(threat.at(share * threat.eps))
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import cast
 
 from robusttrain import ranges
-from robusttrain.attacks import Attack
+from robusttrain.attacks import Attack, several_threats
 from robusttrain.training.curriculum import Curriculum
 from robusttrain.training.precision import Precision
 
@@ -109,7 +109,8 @@ class Training:
     curriculum
         Schedule of the training attack over the epochs.
     validation_attack
-        The attack whose accuracy on the validation split chooses `best.pt`.
+        The attack whose accuracy on the validation split chooses `best.pt`. If training is for
+        several threat models, it searches each of them, and what all leave standing counts.
     checkpoint_minutes
         Minutes, above 0, between writes of `checkpoint.pt` within an epoch.
     keep
@@ -142,6 +143,9 @@ class Training:
 
     def __post_init__(self) -> None:
         ranges.at_least(0, epochs=self.epochs)
+        single = self.validation_attack is None or not several_threats(self.validation_attack)
+        name, allowed = type(self.validation_attack).__name__, "an attack of one threat model"
+        ranges.require(single, "validation_attack", name, allowed)
         ranges.count(batch_size=self.batch_size)
         _check_words(self.trainable)
         ranges.one_of(list(BatchNorm), batch_norm=self.batch_norm)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robusttrain import renames
+from robusttrain.attacks import several_threats
 from robusttrain.data import Samples, batches
 from robusttrain.defenses import Defense, Stateful
 from robusttrain.errors import InputError, NonFiniteLossError
@@ -114,7 +115,8 @@ class Trainer:
         # Weights and state at the start of the present epoch, if it may be rolled back.
         self.epoch_start: Mapping[str, Any] | None = None
         self.probe_images = probe_images(data.train, recipe.defense, threat.eps)
-        self.validate = Validator(model, threat, seed, terminal)
+        validated = several_threats(recipe.defense) or (threat,)
+        self.validate = Validator(model, validated, seed, terminal)
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, yielding every finished epoch.

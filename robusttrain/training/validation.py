@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from robusttrain import seeding
-from robusttrain.attacks import Attack
+from robusttrain.attacks import Attack, states_threat, under
 from robusttrain.data import Samples, portions
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.voting import least_votes
 from robusttrain.report.terminal import Terminal
 from robusttrain.runtime import distributed
-from robusttrain.threat import Threat
+from robusttrain.threat import Threat, named
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,16 @@ class Validator:
     ----------
     model
         The model, in any mode.
-    threat, seed
-        Threat model and seed of the run.
+    threats
+        The threat models that an attack searches in turn: what is right under all of them counts.
+    seed
+        Seed of the run.
     terminal
         Where the progress is shown.
     """
 
     model: nn.Module
-    threat: Threat
+    threats: tuple[Threat, ...]
     seed: int
     terminal: Terminal
 
@@ -46,7 +48,8 @@ class Validator:
             return None, None
         # A few draws of a randomised model are enough to compare epochs.
         votes = max(10, least_votes(self.model))
-        settings = Evaluation({name: attack}, batch_size=batch_size, eot=1, votes=votes)
+        suite = self.searches(name, attack)
+        settings = Evaluation(suite, batch_size=batch_size, eot=1, votes=votes)
         seed = distributed.own_seed(seeding.derived_seed(self.seed, name))
         own = _share(samples)
         wrong = {"clean": 0, "adversarial": 0}
@@ -56,7 +59,7 @@ class Validator:
                     self.model,
                     portion,
                     settings,
-                    threat=self.threat,
+                    threat=self.threats[0],
                     seed=seed,
                     progress=bar,
                 )
@@ -64,6 +67,12 @@ class Validator:
                 wrong["adversarial"] += int(ledger.union.sum())
         total = distributed.summed(wrong)
         return 1 - total["clean"] / samples.size, 1 - total["adversarial"] / samples.size
+
+    def searches(self, name: str, attack: Attack) -> dict[str, Attack]:
+        """The attack under each threat model; as it is where there is one, or it states none."""
+        if len(self.threats) == 1 or not states_threat(attack):
+            return {name: attack}
+        return {named(name, each, len(self.threats)): under(attack, each) for each in self.threats}
 
 
 def _share(samples: Samples) -> Samples:

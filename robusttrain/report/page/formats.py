@@ -14,7 +14,9 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """The ends of the interval of a row of `report.csv`, in percent."""
+    """The ends of the interval of a row of `report.csv`, in percent; a dash where there is none."""
+    if math.isnan(row["ci_low"]):
+        return "–"
     return f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f} %"
 
 

@@ -1,7 +1,7 @@
 """The figures of a run, each from its tables."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,14 +60,16 @@ NO_AUDIT = "the run was not audited (evaluation.audit)"
 def over_eps(tables: Tables) -> Picture:
     """Accuracy against the radius of the attack, with chance level and the worst case."""
     points = curve_of(tables, "eps", NO_AUDIT).sort_values("eps")
-    norm, chance = str(points["norm"].iloc[0]), 1 / len(tables.class_names)
-    worst = [row for row in tables.worst if row["norm"] == norm]
+    norms, chance = _norms(points), 1 / len(tables.class_names)
+    if len(norms) > 1:
+        return _over_shares(tables, points, norms, chance)
+    worst = [row for row in tables.worst if row["norm"] == norms[0]]
     with styled():
         figure, ax = axes(room=_room(3))
         _band(ax, points, "eps", BLUE, "gradient attack of the audit")
         _measured(ax, pd.DataFrame(worst), "worst case of all attacks")
         ax.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label="guessing")
-        ax.set_xlabel(f"radius eps ({norm}; pixels range from 0 to 1)")
+        ax.set_xlabel(f"radius eps ({norms[0]}; pixels range from 0 to 1)")
         _shares(ax)
         legend_above(ax, 1)
     last = points.iloc[-1]
@@ -83,44 +85,83 @@ def over_eps(tables: Tables) -> Picture:
     )  # fmt: skip
 
 
+def _over_shares(
+    tables: Tables, points: pd.DataFrame, norms: Sequence[str], chance: float
+) -> Picture:
+    """Accuracy against the radius of each norm, as a multiple of the one that was evaluated."""
+    radii = {row["norm"]: row["eps"] for row in tables.worst}
+    points = points.assign(share=points["eps"] / points["norm"].map(radii))
+    with styled():
+        figure, ax = axes(room=_room(len(norms) + 1))
+        _bands(ax, points, "share", [f"{norm}, 1 is {radii[norm]:g}" for norm in norms])
+        ax.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label="guessing")
+        ax.set_xlabel("radius eps, as a multiple of the evaluated one")
+        _shares(ax)
+        legend_above(ax, 1)
+    at_radius = points[points["share"] == 1]
+    said = ", ".join(
+        f"{percent(accuracy)} in {norm}"
+        for norm, accuracy in zip(at_radius["norm"], at_radius["accuracy"], strict=True)
+    )
+    return Picture(
+        "eps", "Accuracy against the radius of the attack",
+        f"Share of images that are still classified correctly under the gradient attack of the "
+        f"audit in each norm, out of {points['n'].iloc[0]}, with 95 % intervals. A curve that does "
+        f"not fall towards guessing is a sign of masked gradients.",
+        f"A line for each norm. At the evaluated radii they are at {said}. Guessing is "
+        f"{percent(chance)}.",
+        figure, points[["norm", "eps", "n", "accuracy", "ci_low", "ci_high"]],
+    )  # fmt: skip
+
+
 def over_steps(tables: Tables) -> Picture:
     """Accuracy against the steps of the attack of the audit."""
-    points = curve_of(tables, "steps", NO_AUDIT).sort_values("steps")
+    points = curve_of(tables, "steps", NO_AUDIT).sort_values("steps", kind="stable")
+    norms = _norms(points)
     with styled():
-        figure, ax = axes(room=_room(0))
-        _band(ax, points, "steps", BLUE, None)
+        figure, ax = axes(room=_room(_lines(norms)))
+        _bands(ax, points, "steps", norms)
         _logarithmic(ax, points["steps"])
         ax.set_xlabel("steps of the attack")
         _shares(ax)
+        _legend(ax, norms)
     return Picture(
         "steps", "Accuracy against the steps of the attack",
         f"Out of {points['n'].iloc[0]} images, with 95 % intervals. A curve that is flat at its "
         "end shows that the search has converged.",
-        f"Line that runs from {percent(points['accuracy'].iloc[0])} after "
-        f"{points['steps'].iloc[0]:g} steps to {percent(points['accuracy'].iloc[-1])} after "
-        f"{points['steps'].iloc[-1]:g}.",
-        figure, points[["steps", "n", "accuracy", "ci_low", "ci_high"]],
+        " ".join(
+            f"Line{norm} that runs from {percent(own['accuracy'].iloc[0])} after "
+            f"{own['steps'].iloc[0]:g} steps to {percent(own['accuracy'].iloc[-1])} after "
+            f"{own['steps'].iloc[-1]:g}."
+            for norm, own in _each(points)
+        ),
+        figure, points[[*_of_norm(norms), "steps", "n", "accuracy", "ci_low", "ci_high"]],
     )  # fmt: skip
 
 
 def over_draws(tables: Tables) -> Picture:
     """Accuracy of a random model against the draws that gradients are averaged over."""
     points = curve_of(tables, "eot", "the model is not random, or was not audited")
-    points = points.sort_values("eot")
+    points = points.sort_values("eot", kind="stable")
+    norms = _norms(points)
     with styled():
-        figure, ax = axes(room=_room(0))
-        _band(ax, points, "eot", BLUE, None)
+        figure, ax = axes(room=_room(_lines(norms)))
+        _bands(ax, points, "eot", norms)
         _logarithmic(ax, points["eot"])
         ax.set_xlabel("noise draws that gradients are averaged over")
         _shares(ax)
+        _legend(ax, norms)
     return Picture(
         "draws", "Accuracy against the draws of the attack",
         "The model draws noise. An attack that averages gradients over more draws sees through "
         "more of it. A curve that still falls at its end means that more draws would break more.",
-        f"Line that runs from {percent(points['accuracy'].iloc[0])} with "
-        f"{points['eot'].iloc[0]:g} draws to {percent(points['accuracy'].iloc[-1])} with "
-        f"{points['eot'].iloc[-1]:g}.",
-        figure, points[["eot", "n", "accuracy", "ci_low", "ci_high"]],
+        " ".join(
+            f"Line{norm} that runs from {percent(own['accuracy'].iloc[0])} with "
+            f"{own['eot'].iloc[0]:g} draws to {percent(own['accuracy'].iloc[-1])} with "
+            f"{own['eot'].iloc[-1]:g}."
+            for norm, own in _each(points)
+        ),
+        figure, points[[*_of_norm(norms), "eot", "n", "accuracy", "ci_low", "ci_high"]],
     )  # fmt: skip
 
 
@@ -496,6 +537,40 @@ def _attacked_curve(ax: Axes, tables: Tables, norm: str) -> None:
         points["eps"], points["accuracy"], color=ORANGE, marker="o", markersize=3,
         label="gradient attack of the audit",
     )  # fmt: skip
+
+
+def _norms(points: pd.DataFrame) -> list[str]:
+    """The norms of a curve, in order of appearance in its file."""
+    return list(dict.fromkeys(points.sort_index()["norm"].astype(str)))
+
+
+def _each(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The points of each norm, with ` in NORM` where there are several."""
+    norms = _norms(points)
+    for norm in norms:
+        yield f" in {norm}" if len(norms) > 1 else "", points[points["norm"] == norm]
+
+
+def _lines(norms: Sequence[str]) -> int:
+    """Lines of a legend that is only needed to tell several norms apart."""
+    return 1 if len(norms) > 1 else 0
+
+
+def _legend(ax: Axes, norms: Sequence[str]) -> None:
+    if len(norms) > 1:
+        legend_above(ax, len(norms))
+
+
+def _of_norm(norms: Sequence[str]) -> list[str]:
+    """The column that tells several norms apart."""
+    return ["norm"] if len(norms) > 1 else []
+
+
+def _bands(ax: Axes, points: pd.DataFrame, x: str, labels: Sequence[str]) -> None:
+    """A line for each norm, by these labels; without one for a single norm."""
+    for norm, label, colour in zip(_norms(points), labels, CYCLE, strict=False):
+        own = points[points["norm"] == norm]
+        _band(ax, own, x, colour, label if len(labels) > 1 else None)
 
 
 def _band(ax: Axes, points: pd.DataFrame, x: str, colour: str, label: str | None) -> None:

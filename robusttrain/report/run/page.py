@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robusttrain.errors import InputError
+from robusttrain.report.checks import titled
 from robusttrain.report.files import intact
 from robusttrain.report.page import document
 from robusttrain.report.page.figures import Picture
@@ -222,7 +223,8 @@ def _passes(row: Mapping[str, Any]) -> float:
 def _checks(tables: Tables) -> list[dict[str, Any]]:
     if AUDIT not in tables.tables:
         return []
-    rows: list[Any] = tables.tables[AUDIT].to_dict("records")
+    checks: list[Any] = tables.tables[AUDIT].to_dict("records")
+    rows = titled(checks)
     # What needs attention first.
     order = {"fail": 0, "warn": 1, "pass": 2}
     rows.sort(key=lambda row: order.get(row["verdict"], 1))

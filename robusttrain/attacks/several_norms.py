@@ -1,0 +1,41 @@
+"""What attacks and defenses of several threat models share."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self, cast
+
+from robusttrain import ranges
+from robusttrain.attacks import Attack, several_threats, states_threat, under
+from robusttrain.attacks.none import refuse_none
+from robusttrain.threat import of_radii
+
+
+class SeveralNorms:
+    """Base of a dataclass whose field `threats` has radii by norms: it is `MultiBounded`."""
+
+    threats: Mapping[str, float]
+
+    def check_threats(self) -> None:
+        """Raise `InputError` unless there are two norms or more, each with a radius."""
+        allowed = "the radii of two norms or more, such as {linf: 0.3, l2: 2}"
+        ranges.require(len(self.threats) > 1, "threats", dict(self.threats), allowed)
+        of_radii(self.threats)
+
+    def under_all(self, threats: Mapping[str, float]) -> Self:
+        """A copy for other radii."""
+        return cast(Self, replace(cast(Any, self), threats=threats))
+
+
+def searches(attack: Attack, threats: Mapping[str, float]) -> list[Attack]:
+    """An attack under each of several threat models.
+
+    Raises
+    ------
+    InputError
+        If it is none, does not state its own, or has no form for one of the norms.
+    """
+    refuse_none(attack)
+    allowed = "one that states a single threat model (attacks.Bounded)"
+    single = states_threat(attack) and not several_threats(attack)
+    ranges.require(single, "attack", type(attack).__name__, allowed)
+    return [under(attack, threat) for threat in of_radii(threats)]
