@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from robusttrain.intervals import Interval
+from robusttrain.bounds.intervals import Interval
 
 # A ratio from this value on costs nothing (their tau).
 TOLERANCE = 0.5

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Loss, ThreatFields
 from robusttrain.attacks.none import is_none
+from robusttrain.bounds.intervals import Interval, refuse_unbounded
 from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.bound_regulariser import ReLUInputs, regulariser
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval, refuse_unbounded
 from robusttrain.models.batch_statistics import BatchStatistics, normalises_batches
 from robusttrain.models.modes import modes_restored
 from robusttrain.threat import Norm, check_lengths

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Loss, states_threat, threat_of, under
 from robusttrain.attacks.none import refuse_none
+from robusttrain.bounds.intervals import Interval
 from robusttrain.defenses.bounded import BoundDefense
-from robusttrain.intervals import Interval
 
 
 @dataclass

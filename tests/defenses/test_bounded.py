@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robusttrain.attacks import ThreatFields
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
+from robusttrain.bounds.intervals import Interval
 from robusttrain.defenses import Defense
 from robusttrain.defenses.bound_regulariser import ReLUInputs, regulariser
 from robusttrain.defenses.bounded import BoundDefense, Statistics
@@ -22,7 +23,6 @@ from robusttrain.defenses.ibp import IBP, MTLIBP
 from robusttrain.defenses.sabr import SABR
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval
 from robusttrain.threat import Norm
 from robusttrain.training.curriculum import Curriculum
 from toys.defenses import (

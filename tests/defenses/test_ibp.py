@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
+from robusttrain.bounds.intervals import Interval
 from robusttrain.defenses.bounded import Statistics
 from robusttrain.defenses.ibp import IBP, MTLIBP
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 from toys.defenses import (

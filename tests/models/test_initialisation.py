@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from robusttrain.bounds.intervals import Interval
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval
 from robusttrain.models.initialisation import Initialisation, initialise
 
 
