@@ -161,6 +161,7 @@ _METHODS = {
     "AVG": "avg",
     "AlphaMix": "alpha_mix",
     "CCIBP": "cc_ibp",
+    "CROWNIBP": "crown_ibp",
     "Distill": "distill",
     "EAT": "eat",
     "ExpIBP": "exp_ibp",
@@ -183,6 +184,7 @@ if TYPE_CHECKING:
     from robusttrain.defenses.alpha_mix import AlphaMix
     from robusttrain.defenses.avg import AVG
     from robusttrain.defenses.cc_ibp import CCIBP
+    from robusttrain.defenses.crown_ibp import CROWNIBP
     from robusttrain.defenses.distill import Distill
     from robusttrain.defenses.eat import EAT
     from robusttrain.defenses.exp_ibp import ExpIBP
@@ -210,6 +212,7 @@ __all__ = [
     "ALP",
     "AVG",
     "CCIBP",
+    "CROWNIBP",
     "EAT",
     "IBP",
     "LSA",

@@ -71,11 +71,11 @@ OWN_OBJECTIVES = {
 
 # Attacks that defenses refuse: those that start where a divergence has gradient 0, those that do
 # not climb it, and those that would turn a defense into another method.
-ATTACKLESS = {"standard", "free", "grad_align", "lsa", "n_fgsm", "rt", "ibp"}
+ATTACKLESS = {"standard", "free", "grad_align", "lsa", "n_fgsm", "rt", "ibp", "crown_ibp"}
 REFUSED = {
     ("trades", "fgsm"), ("trades", "mim"), ("trades", "ddn"),
     *((defense, "none") for defense in DEFENSES if defense not in ATTACKLESS),
-    *(("ibp", attack) for attack in ATTACKS if attack != "none"),
+    *((d, attack) for d in ("ibp", "crown_ibp") for attack in ATTACKS if attack != "none"),
     *((defense, attack) for defense in ("distill", "trades") for attack in OWN_OBJECTIVES),
 }  # fmt: skip
 

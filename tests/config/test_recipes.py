@@ -43,7 +43,7 @@ CERTIFIED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("defense", ["ibp", "mtl_ibp", "cc_ibp", "exp_ibp", "sabr"])
+@pytest.mark.parametrize("defense", ["ibp", "mtl_ibp", "crown_ibp", "cc_ibp", "exp_ibp", "sabr"])
 def test_the_certified_recipe_proves_images_with_each_defense_on_bounds(
     defense: str, tmp_path: Path
 ) -> None:

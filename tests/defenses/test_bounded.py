@@ -18,6 +18,7 @@ from robusttrain.defenses import Defense
 from robusttrain.defenses.bound_regulariser import ReLUInputs, regulariser
 from robusttrain.defenses.bounded import BoundDefense, Statistics
 from robusttrain.defenses.cc_ibp import CCIBP
+from robusttrain.defenses.crown_ibp import CROWNIBP
 from robusttrain.defenses.exp_ibp import ExpIBP
 from robusttrain.defenses.ibp import IBP, MTLIBP
 from robusttrain.defenses.sabr import SABR
@@ -109,6 +110,70 @@ def test_the_box_of_sabr_is_inside_of_the_ball_and_of_the_images(share: float) -
 )
 def test_the_gradient_is_that_of_the_loss(defense: BoundDefense) -> None:
     assert gradients_are_right(defense)
+
+
+# --- linear bounds -----------------------------------------------------------------------------
+
+
+def crown_by_hand(model: nn.Sequential, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Upper bounds on z_k - z_y for one hidden layer of ReLUs, by the formulas of CROWN."""
+    first, last = model[1], model[3]
+    low, high = ((x + shift).clamp(0, 1).flatten(1) for shift in (-eps, eps))
+    centre, radius = (low + high) / 2, (high - low) / 2
+    middle = centre @ first.weight.T + first.bias
+    reach = radius @ first.weight.T.abs()
+    lower, upper = middle - reach, middle + reach
+    chord = F.relu(upper) / (F.relu(upper) + F.relu(-lower))
+    intercept = torch.where((lower < 0) & (upper > 0), -chord * lower, 0.0)
+    below = torch.where(upper <= 0, 0.0, torch.where((lower >= 0) | (upper > -lower), 1.0, 0.0))
+    rows = last.weight - last.weight[y][:, None]
+    slopes = torch.where(rows > 0, chord[:, None], below[:, None])
+    through = (rows * slopes) @ first.weight
+    offset = (rows * slopes) @ first.bias + (rows.clamp(min=0) * intercept[:, None]).sum(2)
+    most = (through @ centre[:, :, None]).squeeze(2) + (through.abs() @ radius[:, :, None]).squeeze(
+        2
+    )
+    return most + offset + last.bias - last.bias[y][:, None]
+
+
+def with_relu() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Flatten(1), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)
+        return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_crown_ibp_mixes_linear_and_interval_bounds_with_their_gradients(share: float) -> None:
+    (x, y), model, twin = batch(), with_relu(), with_relu()
+    defense = CROWNIBP(NoAttack(), eps=0.2, weight=1.0, linear_share=share)
+    loss = objective_of(defense, model).loss
+    intervals = twin(Interval.around(x, 0.2)).margins(y)
+    worst = share * crown_by_hand(twin, x, y, 0.2) + (1 - share) * intervals
+    expected = F.cross_entropy(worst, y)
+    torch.testing.assert_close(loss, expected)
+    slopes = torch.autograd.grad(loss, list(model.parameters()))
+    theirs = torch.autograd.grad(expected, list(twin.parameters()))
+    for mine, other in zip(slopes, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_without_linear_bounds_crown_ibp_is_ibp_and_without_radius_standard_training() -> None:
+    end = objective_of(IBP(NoAttack(), eps=0.2), with_relu()).loss
+    ibp = CROWNIBP(NoAttack(), eps=0.2, linear_share=0.0)
+    torch.testing.assert_close(objective_of(ibp, with_relu()).loss, end)
+    still = CROWNIBP(NoAttack(), eps=0.0, weight=0.7)
+    loss = objective_of(still, with_relu()).loss
+    x, y = batch()
+    torch.testing.assert_close(loss, F.cross_entropy(with_relu()(x), y))
+
+
+def test_the_share_of_linear_bounds_falls_to_zero() -> None:
+    defense = CROWNIBP(NoAttack(), linear_share=0.8)
+    shares = [defense.scheduled(share).linear_share for share in (0.0, 0.5, 1.0)]
+    assert shares == pytest.approx([0.8, 0.4, 0.0])
+    with pytest.raises(InputError, match=r"^linear_share=0.0 .* defense=ibp"):
+        CROWNIBP(NoAttack(), linear_share=0.0).refuse_without_effect()
 
 
 # --- their ends --------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.bounded import BoundDefense
 from robusttrain.defenses.cc_ibp import CCIBP
+from robusttrain.defenses.crown_ibp import CROWNIBP
 from robusttrain.defenses.distill import Distill
 from robusttrain.defenses.exp_ibp import ExpIBP
 from robusttrain.defenses.grad_align import GradAlign
@@ -254,7 +255,7 @@ def test_a_method_that_is_an_attack_refuses_none(build: Callable[[Any], Defense]
 def test_every_defense_with_an_attack_refuses_one_of_the_two() -> None:
     """Any attack, or none: a defense that takes both is two methods under one name."""
     with_attack = [d for d in components("defense") if "attack" in get_type_hints(d)]
-    assert {type(build(PGD())) for build in NEED_AN_ATTACK} | {IBP} == set(with_attack)
+    assert {type(build(PGD())) for build in NEED_AN_ATTACK} | {IBP, CROWNIBP} == set(with_attack)
     for attack in (PGD(), Transfer(network(), PGD())):
         with pytest.raises(InputError, match=r"^attack=\w+ is not allowed: .* defense=mtl_ibp"):
             IBP(attack)

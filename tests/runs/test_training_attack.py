@@ -80,7 +80,10 @@ def train_attack(*overrides: str) -> str:
 BY_DEFAULT = {
     "alp": "pgd-10",
     "alpha_mix": "pgd-10",
+    "cc_ibp": "pgd-10",
+    "crown_ibp": "none",
     "distill": "pgd_gaussian-10",
+    "exp_ibp": "pgd-10",
     "fgsm": "fgsm",
     "fgsm_rs": "fgsm_rs",
     "free": "built-in",
@@ -94,6 +97,7 @@ BY_DEFAULT = {
     "n_fgsm": "built-in",
     "rt": "built-in",
     "rt_perturbed": "fgsm",
+    "sabr": "pgd-10",
     "standard": "none",
     "trades": "pgd_gaussian-10",
 }
