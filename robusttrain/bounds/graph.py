@@ -335,7 +335,7 @@ def _max_pool2d(x: Any, kernel_size: Any, stride: Any = None, *args: Any, **keys
     return x
 
 
-def _adaptive_max_pool2d(x: Any, output_size: Any) -> Any:
+def _adaptive_max_pool2d(x: Any, output_size: Any, return_indices: bool = False) -> Any:
     for dim, size in zip((-2, -1), _pair(output_size), strict=True):
         x = _largest(x, dim, adaptive_windows(x.shape[dim], size or x.shape[dim]))
     return x

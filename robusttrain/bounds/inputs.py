@@ -103,4 +103,5 @@ class InputSet:
             long = torch.linalg.vector_norm(self._moved(a, middle), dim=2, keepdim=True)
             outside = long > self.threat.eps
             low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
-        return high
+        multiplier: Tensor = high
+        return multiplier

@@ -150,8 +150,8 @@ def margins(
         The ball, which is intersected with the box [0, 1].
     optimise
         Steps of Adam on the slopes below ReLUs, an own slope for each margin (alpha-CROWN, Xu et
-        al. 2021, "Fast and complete"), 0 or more. The best bound of all steps is kept. Slopes for
-        the bounds of hidden layers are not optimised.
+        al. 2021, "Fast and complete"), 0 or more. The best bound of all steps is kept, or the first
+        one above 0. Slopes for the bounds of hidden layers are not optimised.
     refine
         Whether hidden layers get linear bounds, too: a pass for each element of them whose
         activation is not linear within its bounds. In l2 and l1 this also replaces the box around
@@ -312,8 +312,13 @@ class Ascent:
 
 
 def _better(one: Bound, other: Bound) -> Bound:
-    """The larger value of each function; the rest is that of `other`."""
-    better = other.value.nan_to_num(-torch.inf) > one.value.nan_to_num(-torch.inf)
+    """The larger value of each function; the rest is that of `other`.
+
+    A value that proves something stays, as a search does that ends there: bounds of a function must
+    not depend on how long others take.
+    """
+    higher = other.value.nan_to_num(-torch.inf) > one.value.nan_to_num(-torch.inf)
+    better = higher & ~(one.value > one.rounding)
     value = torch.where(better, other.value, one.value)
     return Bound(value, torch.where(better, other.terms, one.terms), *other[2:])
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from robusttrain.attacks import states_threat, threats
 from robusttrain.attacks.none import is_none
 from robusttrain.config.run_config import Config
-from robusttrain.defenses import WithModels
+from robusttrain.defenses import Unsupervised, WithModels
 from robusttrain.defenses.distill import Distill
 from robusttrain.defenses.sabr import SABR
 from robusttrain.errors import InputError
@@ -99,6 +99,10 @@ RULES = (
         ("training.label_smoothing",), "defense",
         lambda config: not isinstance(config.defense, Distill),
         "its targets are outputs of the teacher",
+    ),
+    Rule(
+        ("training.label_smoothing", "training.on_overfit"), "defense",
+        lambda config: not isinstance(config.defense, Unsupervised), "it reads no labels",
     ),
     Rule(
         (
