@@ -58,6 +58,18 @@ NO_EFFECT = {
     "training.curriculum.per_batch=true": "training.curriculum.eps_warmup=0.0",
     "training.curriculum={per_batch:true}": "training.curriculum.eps_warmup=0.0",
     "defense=ibp training.curriculum.per_batch=true": "training.curriculum.eps_warmup=0.0",
+    "defense=ibp training.curriculum.smoothed=true": "training.curriculum.eps_warmup=0.0",
+    "defense=ibp training.curriculum.eps_delay=0.1": "training.curriculum.eps_warmup=0.0",
+    "defense=standard training.curriculum.smoothed=true": "defense=standard: it has no radius",
+    "defense=standard training.curriculum.eps_delay=0.1": "defense=standard: it has no radius",
+    "defense=sabr attack.eps=0.2": "defense=sabr: it attacks within its own radius",
+    "epochs=0 training.l1=0.1": "epochs=0: nothing is trained",
+    "checkpoint=pretrained:digits-linf-0.1 model.initialisation=ibp": (
+        "checkpoint=pretrained:digits-linf-0.1"
+    ),
+    "model.weights=pretrained:digits-linf-0.1 model.initialisation=ibp": (
+        "model.weights=pretrained:digits-linf-0.1"
+    ),
     "defense=standard training.curriculum.eps_warmup=0.5": "defense=standard: it has no radius",
     "defense=standard training.curriculum.per_batch=true": "defense=standard: it has no radius",
     "defense=standard training.on_overfit=stop": f"defense=standard{CLEAN}",
