@@ -13,7 +13,7 @@ from torch import nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, ProbeAttack
 from robusttrain.data import Samples
-from robusttrain.evaluation.attack_suite import attack_all, open_session, rounded
+from robusttrain.evaluation.attack_suite import PassingOver, attack_all, open_session, rounded
 from robusttrain.evaluation.audit import audit, pieces_of
 from robusttrain.evaluation.cache import NO_CACHE, Cache, FolderCache, description
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
@@ -163,7 +163,7 @@ def _attacked(
     with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
         if len(mine):
             ledger = attack_all(
-                part, mine, suite, plan.settings.passing_over, threat=plan.threat, progress=bar
+                part, mine, suite, PassingOver.of(plan.settings), threat=plan.threat, progress=bar
             )
             ledger.examples = examples.kept(ledger, part.x, plan.threat)
             if not plan.settings.save_adversarial:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Self
 
 import torch
@@ -40,14 +39,6 @@ MOST_SHOWN = 5
 
 # Small batches stay in a processor's cache; a GPU wants large ones.
 CPU_BATCH, GPU_BATCH = 128, 512
-
-
-class PassingOver(Enum):
-    """Which images an attack passes over: those that are wrong already, in one of three senses."""
-
-    misclassified = "without any attack"
-    broken_within = "without or after an attack of the same threat model"
-    broken = "without or after any attack"
 
 
 @dataclass
@@ -262,13 +253,6 @@ class Evaluation:
         if self.probe.threat != threat:
             return [self.probe]
         return [under(self.probe, each) for each in threats]
-
-    @property
-    def passing_over(self) -> PassingOver:
-        """Which images an attack passes over."""
-        if self.union_only:
-            return PassingOver.broken
-        return PassingOver.broken_within if self.survivors_only else PassingOver.misclassified
 
     def unused(self) -> dict[str, str]:
         """The probe without an audit, the tolerance without a baseline, and `samples`."""
