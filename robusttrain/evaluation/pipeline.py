@@ -79,13 +79,15 @@ class EvaluationCache(NamedTuple):
 class EvaluationResult(NamedTuple):
     """What an evaluation found; `rows` are those of `report.csv` beside its attacks.
 
-    `radii` are those of the images in each norm, if they were searched.
+    `threats` are its threat models, if there are several. `radii` are those of the images in each
+    norm, if they were searched.
     """
 
     ledger: Ledger
     audit: Audit
     certificates: Certificates | None
     rows: list[Row]
+    threats: tuple[Threat, ...] = ()
     radii: Sequence[ImageRadii] = ()
 
 
@@ -136,7 +138,8 @@ def run_evaluation(
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger) if settings.save_adversarial else []
-    found = EvaluationResult(ledger, closer, certificates, [*closer.controls, *kept], brackets)
+    rows = [*closer.controls, *kept]
+    found = EvaluationResult(ledger, closer, certificates, rows, plan.threats, brackets)
     return FinishedEvaluation(found, pieces)
 
 

@@ -6,23 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from robusttrain.attacks import Attack, fitted, states_threat, threat_of, traits_of, under
+from robusttrain.bounds import linear
+from robusttrain.bounds.graph import Graph
+from robusttrain.bounds.intervals import Interval, refuse_unbounded
 from robusttrain.errors import InputError
-from robusttrain.evaluation import verification
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.findings import Audit, Check, graded
 from robusttrain.evaluation.session import AttackResult, EvaluationSession
 from robusttrain.evaluation.settings import Radii
 from robusttrain.evaluation.worst_points import NearestPoints
-from robusttrain.intervals import refuse_unbounded
 from robusttrain.report.ledger import CLEAN, RADII, Ledger, Outcome, Point, Row
 from robusttrain.runtime.progress import Advance, unreported
 from robusttrain.threat import BOX_SIDE, INNERMOST_FIRST, Norm, Threat, named
 
 # The curve of what bounds prove.
 PROVEN = "proven"
+
+# Of a network with more values, hidden layers have the bounds of intervals: linear ones take a pass
+# for each value.
+REFINED = 10_000
 
 Sizes = NDArray[np.float64]
 
@@ -263,11 +269,13 @@ def _sizes_in(ledger: Ledger, threat: Threat) -> tuple[Sizes, NDArray[np.object_
     upper = np.where(wrong, 0.0, np.inf)
     by = np.where(wrong, CLEAN, "").astype(object)
     for name, outcome in ledger.outcomes.items():
+        # In float32 a radius may be rounded up.
+        size = outcome.size.astype(np.float64)
         if threat.covers(outcome.threat):
-            size = np.minimum(outcome.size, outcome.threat.eps)
+            size = np.minimum(size, outcome.threat.eps)
         elif outcome.threat.norm is threat.norm:
             # A larger ball is no part of the worst case, whatever was found in it.
-            size = np.clip(outcome.size, np.nextafter(threat.eps, np.inf), outcome.threat.eps)
+            size = np.clip(size, np.nextafter(threat.eps, np.inf), outcome.threat.eps)
         else:
             continue
         nearer = outcome.broke & (size < upper)
@@ -277,27 +285,31 @@ def _sizes_in(ledger: Ledger, threat: Threat) -> tuple[Sizes, NDArray[np.object_
 
 def _proven(subject: EvaluationSession, threat: Threat, levels: Sequence[float]) -> Sizes | None:
     """The largest of the levels within which bounds prove each image, or 0; None without bounds."""
-    if not _has_bounds(subject, threat):
-        return None
-    lower = np.zeros(len(subject.y))
-    rows = np.arange(len(subject.y))
-    for level in levels:
-        # A larger level is not proven where a smaller one is not: their boxes are nested.
-        held = verification.proven(subject.take(rows), level)
-        rows = rows[held]
-        if not len(rows):
-            break
-        lower[rows] = level
-    return lower
-
-
-def _has_bounds(subject: EvaluationSession, threat: Threat) -> bool:
-    """Whether something can be proven of the model in this norm."""
     if subject.random:
-        return False
+        return None
     channels, height, width = subject.x.shape[1:]
     try:
-        refuse_unbounded(subject.model, (channels, height, width), threat.norm, RADII)
-    except InputError:
-        return False
-    return True
+        # A network that can bear boxes; linear bounds, in any norm, may know fewer operations.
+        refuse_unbounded(subject.model, (channels, height, width), Norm.linf, RADII)
+        return _bisected(subject, threat, np.array([0.0, *levels]))
+    except (InputError, MemoryError):
+        return None
+
+
+def _bisected(subject: EvaluationSession, threat: Threat, levels: Sizes) -> Sizes:
+    """The largest level that bounds prove; those below it hold as well, since balls are nested."""
+    box = Interval.around(subject.x[:1], float(levels[1]))
+    refine = sum(Graph(subject.model, box).sizes) <= REFINED
+    held = np.zeros(len(subject.y), dtype=np.int64)
+    open_from = np.full_like(held, len(levels))
+    while len(rows := np.flatnonzero(open_from - held > 1)):
+        middle = (held + open_from)[rows] // 2
+        for place in np.unique(middle):
+            here = rows[middle == place]
+            some = subject.take(torch.from_numpy(here))
+            within = threat.at(float(levels[place]))
+            bounds = linear.margins(some.model, some.x, some.y, within, refine=refine)
+            proven = (bounds.amin(1) > 0).cpu().numpy()
+            held[here[proven]] = place
+            open_from[here[~proven]] = place
+    return np.asarray(levels[held])

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robusttrain.bounds.intervals import Interval
 from robusttrain.evaluation.findings import Audit, graded
 from robusttrain.evaluation.session import EvaluationSession
-from robusttrain.intervals import Interval
 from robusttrain.report.ledger import Ledger, Row
 from robusttrain.threat import Threat
 

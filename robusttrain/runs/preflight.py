@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, Attacking, Demanding, fitted, parts
+from robusttrain.bounds.intervals import refuse_unbounded
 from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
@@ -17,7 +18,6 @@ from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
 from robusttrain.evaluation.settings import differences
 from robusttrain.evaluation.voting import least_votes
-from robusttrain.intervals import refuse_unbounded
 from robusttrain.models.network import listed, places_without_noise
 from robusttrain.noise.layer import noise_layers
 from robusttrain.noise.placement import INPUT

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ EPS = {Norm.linf: 0.045, Norm.l2: 0.06, Norm.l1: 0.07}
 THREATS = tuple(Threat(norm, eps) for norm, eps in EPS.items())
 # The l1 ball lies in the linf ball.
 NESTED = (Threat(Norm.linf, 0.1), Threat(Norm.l1, 0.05))
-RESOLUTION = 4
+RESOLUTION = 2
 every_threat = pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm.value)
 
 
@@ -50,7 +51,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(1), last).eval()
 
 
-def data(count: int = 50) -> Split:
+def data(count: int = 30) -> Split:
     """Images of class 0, far from the faces of the box; the first five are labelled otherwise."""
     draws = torch.Generator().manual_seed(0)
     images = torch.randint(80, 150, (9 * count, 1, 1, 2), generator=draws).to(torch.uint8)
@@ -72,13 +73,13 @@ def exact(norm: Norm) -> NDArray[np.float64]:
 
 
 def suite(threat: Threat) -> dict[str, Attack]:
-    attack = APGD(norm=threat.norm, eps=threat.eps, steps=20, objective=AttackObjective.margin)
-    attack.targets = 2
-    return {"apgd": attack}
+    margin = AttackObjective.margin
+    own = APGD(norm=threat.norm, eps=threat.eps, steps=15, objective=margin, targets=2, restarts=1)
+    return {"apgd": own}
 
 
 def fmn(threat: Threat) -> dict[str, Attack]:
-    return {"fmn": FMN(norm=threat.norm, eps=threat.eps, targets=2)}
+    return {"fmn": FMN(norm=threat.norm, eps=threat.eps, targets=2, steps=60)}
 
 
 def found(
@@ -95,37 +96,42 @@ def found(
     return result
 
 
-def settings(threat: Threat, attacks: dict[str, Attack] | None = None, **others: Any) -> Evaluation:
-    radii = Radii(resolution=RESOLUTION, attacks=fmn(threat) if attacks is None else attacks)
+def settings(threat: Threat, nearest: dict[str, Attack] | None = None, **others: Any) -> Evaluation:
+    radii = Radii(resolution=RESOLUTION, attacks=fmn(threat) if nearest is None else nearest)
     return Evaluation(**{"attacks": suite(threat), "radii": radii, **others})
+
+
+@cache
+def bracketed(threat: Threat) -> EvaluationResult:
+    """What the suite and FMN find without an audit."""
+    return found(settings(threat), threat)
 
 
 @every_threat
 def test_the_bracket_holds_the_closed_form_and_is_tight(threat: Threat) -> None:
-    (radii,) = found(settings(threat), threat).radii
+    (radii,) = bracketed(threat).radii
     truth = exact(threat.norm)
     broken = np.isfinite(radii.upper)
     assert (broken == (truth <= radii.largest)).all()
-    assert 10 < broken.sum() < 50
+    assert 10 < broken.sum() < 30
     ratio = radii.upper[broken & (truth > 0)] / truth[broken & (truth > 0)]
     assert ratio.min() > 1 - 1e-5
     assert ratio.max() < 1.05
     assert (radii.upper[truth == 0] == 0).all()
     assert set(radii.by[truth == 0]) == {"clean"}
     assert set(radii.by[~broken]) == {""}
-    if radii.lower is not None:
-        assert (radii.lower <= truth * (1 + 1e-6)).all()
-        assert (radii.lower <= radii.upper).all()
+    assert radii.lower is not None
+    assert (radii.lower <= truth * (1 + 1e-6)).all()
+    assert (radii.lower <= radii.upper).all()
 
 
-def test_bounds_of_a_linear_network_prove_the_level_below_its_radius() -> None:
-    threat = THREATS[0]
-    (radii,) = found(settings(threat), threat).radii
+@every_threat
+def test_bounds_of_a_linear_network_prove_the_level_below_its_radius(threat: Threat) -> None:
+    (radii,) = bracketed(threat).radii
     levels = np.array([0.0, *radii.levels])
     assert radii.lower is not None
-    assert radii.lower.tolist() == [
-        levels[levels < truth].max(initial=0) for truth in exact(Norm.linf)
-    ]
+    below = [levels[levels < truth].max(initial=0) for truth in exact(threat.norm)]
+    assert radii.lower.tolist() == below
     checks = {check.check: check for check in radii.checks}
     assert checks["radii broken below a proven one"].verdict == "pass"
 
@@ -140,7 +146,7 @@ def test_the_suite_alone_comes_down_to_the_first_level_that_holds(threat: Threat
     assert (radii.upper[broken] <= np.ceil(truth[broken] / step) * step + 1e-9).all()
 
 
-@pytest.mark.parametrize("threats", [THREATS[:1], THREATS, NESTED], ids=len)
+@pytest.mark.parametrize("threats", [THREATS[:1], NESTED], ids=len)
 def test_the_radii_agree_with_the_worst_case_and_with_the_curve(
     threats: tuple[Threat, ...],
 ) -> None:
@@ -148,10 +154,10 @@ def test_the_radii_agree_with_the_worst_case_and_with_the_curve(
     attacks: dict[str, Attack] = {"uniform": Uniform(eps=threats[0].eps)}
     chosen = settings(
         threats[0], attacks=attacks, probe=PGD(eps=threats[0].eps, steps=5), audit=True,
-        probe_samples=20, save_adversarial=True,
+        probe_samples=15, save_adversarial=True,
     )  # fmt: skip
     result = found(chosen, *threats)
-    rows = chosen.probed(50).numpy()
+    rows = chosen.probed(30).numpy()
     new = 0
     for radii in result.radii:
         threat = radii.threat
@@ -174,7 +180,7 @@ def test_the_radii_agree_with_the_worst_case_and_with_the_curve(
 
 def test_the_curves_count_the_brackets() -> None:
     threat = THREATS[0]
-    result = found(settings(threat), threat)
+    result = bracketed(threat)
     (radii,) = result.radii
     assert radii.lower is not None
     for point in result.audit.curve:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robusttrain.bounds.intervals import refuse_unbounded
 from robusttrain.errors import InputError
 from robusttrain.evaluation.findings import Verdict
 from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Certification, Evaluation
 from robusttrain.evaluation.verification import proven, verified
-from robusttrain.intervals import refuse_unbounded
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.threat import Norm, Threat

@@ -8,8 +8,8 @@ from torch import nn
 
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
+from robusttrain.bounds.intervals import Interval
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval
 from robusttrain.models.contrast import Contrast
 from robusttrain.models.conv_net import ConvNet
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks.fgsm import FGSM
 from robusttrain.attacks.pgd import PGD
+from robusttrain.bounds.intervals import Interval
 from robusttrain.checkpoints import external
 from robusttrain.checkpoints.external import ExportedProgram
 from robusttrain.data import Info
@@ -19,7 +20,6 @@ from robusttrain.data.synthetic import Synthetic
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation
 from robusttrain.evaluation.attack_suite import evaluate
-from robusttrain.intervals import Interval
 from robusttrain.models import build_model
 from robusttrain.models.mlp import MLP
 from robusttrain.models.network import network

@@ -12,9 +12,9 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import utils
 from torch.nn.utils import parametrizations
 
+from robusttrain.bounds.intervals import Interval
 from robusttrain.defenses.standard import Standard
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval
 from robusttrain.noise import Noise
 from robusttrain.noise.bayes import Bayes
 from robusttrain.noise.control import drawing_from, noise_held, noise_off

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robusttrain.bounds.intervals import Interval, refuse_unbounded
 from robusttrain.errors import InputError
-from robusttrain.intervals import Interval, refuse_unbounded
 from robusttrain.models import Architecture
 from robusttrain.models.conv_net import ConvNet
 from robusttrain.models.linear import Linear

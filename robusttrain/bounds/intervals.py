@@ -21,7 +21,7 @@ from robusttrain.threat import Norm
 TRIED, ROUNDING = 1e-3, 1e-4
 
 
-class _NoRuleError(InputError, AttributeError):
+class NoRuleError(InputError, AttributeError):
     """The network contains an operation without known bounds."""
 
     def __init__(self, what: str) -> None:
@@ -127,7 +127,7 @@ class Interval:
         return self.centre - self.centre.gather(1, y[:, None]) + reach
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise _NoRuleError(name)
+        raise NoRuleError(name)
 
     def __add__(self, other: "Interval | Tensor | float") -> "Interval":
         if isinstance(other, Interval):
@@ -165,13 +165,7 @@ class Interval:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> "Interval":
-        rule, keys = _RULES.get(function), dict(kwargs or {})
-        if not args:
-            # torch calls its first argument `input`, or `tensors` if it takes several.
-            args = (keys.pop("tensors" if "tensors" in keys else "input", None),)
-        operands = args[0] if isinstance(args[0], list | tuple) else args[:1]
-        if rule is None or not all(type(operand) is Interval for operand in operands):
-            raise _NoRuleError(getattr(function, "__name__", type(function).__name__))
+        rule, args, keys = resolved(function, args, kwargs, cls)
         return rule(*args, **keys)
 
     def become(self, other: "Interval") -> "Interval":
@@ -180,9 +174,32 @@ class Interval:
         return self
 
 
+def resolved(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    kind: type[Interval],
+) -> tuple[Callable[..., Interval], tuple[Any, ...], dict[str, Any]]:
+    """The rule of `function`, with the arguments of a call, of which the first is by position.
+
+    Raises
+    ------
+    InputError
+        If there is none, or if its operands are not of type `kind`.
+    """
+    rule, keys = RULES.get(function), dict(kwargs or {})
+    if not args:
+        # torch calls its first argument `input`, or `tensors` if it takes several.
+        args = (keys.pop("tensors" if "tensors" in keys else "input", None),)
+    operands = args[0] if isinstance(args[0], list | tuple) else args[:1]
+    if rule is None or not all(type(operand) is kind for operand in operands):
+        raise NoRuleError(getattr(function, "__name__", type(function).__name__))
+    return rule, args, keys
+
+
 def _refused(name: str) -> Callable[..., NoReturn]:
     def operator(self: Interval, *operands: Any) -> NoReturn:
-        raise _NoRuleError(name)
+        raise NoRuleError(name)
 
     return operator
 
@@ -255,10 +272,13 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Interval:
     if training or running_mean is None or running_var is None:
-        raise _NoRuleError("statistics of a batch: BatchNorm has to be in eval mode")
-    centre = F.batch_norm(x.centre, running_mean, running_var, weight, bias, eps=eps)
+        raise NoRuleError("statistics of a batch: BatchNorm has to be in eval mode")
     scale = running_var.add(eps).rsqrt() * (1.0 if weight is None else weight)
-    return Interval(centre, x.radius * scale.abs().view(1, -1, *[1] * (x.dim() - 2)))
+    # `F.batch_norm` has no gradient with respect to the statistics.
+    shift = (0.0 if bias is None else bias) - running_mean * scale
+    shape = 1, -1, *[1] * (x.dim() - 2)
+    centre = torch.addcmul(shift.view(shape), x.centre, scale.view(shape))
+    return Interval(centre, x.radius * scale.abs().view(shape))
 
 
 def _cat(parts: Sequence[Interval], dim: int = 0) -> Interval:
@@ -268,7 +288,7 @@ def _cat(parts: Sequence[Interval], dim: int = 0) -> Interval:
 
 def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool = False) -> Interval:
     if training:
-        raise _NoRuleError("dropout, which has to be in eval mode")
+        raise NoRuleError("dropout, which has to be in eval mode")
     return x
 
 
@@ -293,7 +313,7 @@ def _increasing_for(
 ) -> Interval:
     """A function that is nondecreasing unless its parameter `slope` is negative."""
     if slope < 0:
-        raise _NoRuleError(f"{function.__name__} with a negative parameter")
+        raise NoRuleError(f"{function.__name__} with a negative parameter")
     return _increasing(function, x, slope, inplace=inplace)
 
 
@@ -302,12 +322,12 @@ _INCREASING = (
     F.hardsigmoid, F.softsign, torch.tanh, torch.sigmoid, torch.clamp, F.max_pool2d,
     torch.max_pool2d, F.adaptive_max_pool2d,
 )  # fmt: skip
-_NONNEGATIVE_LINEAR = (
+NONNEGATIVE_LINEAR = (
     torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose,
     torch.repeat_interleave, torch.mean, torch.sum, F.avg_pool2d, F.adaptive_avg_pool2d,
 )  # fmt: skip
 
-_RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
+RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     F.linear: _linear,
     F.conv2d: _convolution,
     F.batch_norm: _batch_norm,
@@ -319,12 +339,12 @@ _RULES: dict[Callable[..., Any], Callable[..., Interval]] = {
     ),
     F.elu: lambda x, alpha=1.0, inplace=False: _increasing_for(F.elu, x, alpha, inplace),
     **{function: partial(_increasing, function) for function in _INCREASING},
-    **{function: partial(_nonnegative_linear, function) for function in _NONNEGATIVE_LINEAR},
+    **{function: partial(_nonnegative_linear, function) for function in NONNEGATIVE_LINEAR},
 }
 
 # Methods of tensors with the same rules. `view` is that of the centre alone, since the radius may
 # have another layout.
-_METHODS: dict[str, Callable[..., Interval]] = {
+METHODS: dict[str, Callable[..., Interval]] = {
     **{name: partial(_increasing, getattr(Tensor, name)) for name in (
         "relu", "tanh", "sigmoid", "clamp", "clamp_min", "clamp_max",
     )},
@@ -347,5 +367,5 @@ def _method(rule: Callable[..., Interval]) -> Callable[..., Interval]:
     return method
 
 
-for _name, _rule in _METHODS.items():
+for _name, _rule in METHODS.items():
     setattr(Interval, _name, _method(_rule))
