@@ -193,7 +193,7 @@ class _Descent:
         for name, attack in self.settings.attacks.items():
             if not (self.subject.random and traits_of(attack).walks_boundary):
                 there = fitted(under(attack, farthest), self.subject.num_classes)
-                self._search(name, there, right)
+                self._search("minimum", name, there, right)
             self.advance(1)
         resisted = np.zeros(len(self.points.size), dtype=np.bool_)
         for level in reversed(self.levels):
@@ -202,7 +202,7 @@ class _Descent:
                 resisted |= self.upper > self.threat.eps
             for name, attack in self.suite.items():
                 left = np.flatnonzero((self.upper > level) & ~resisted)
-                self._search(name, under(attack, self.threat.at(level)), left)
+                self._search("level", name, under(attack, self.threat.at(level)), left)
             resisted |= self.upper > level
             self.advance(1)
 
@@ -214,23 +214,18 @@ class _Descent:
             if each.covers(self.threat):
                 new = inside & ~ledger.worst_case(each)
                 images[new] = points.x_adv[new].cpu().numpy()
-        clean = ledger.prediction, ledger.margin, np.zeros_like(points.size)
-        there = points.prediction, points.margin, points.size
-        prediction, margin, size = (
-            np.where(inside, *pair) for pair in zip(there, clean, strict=True)
-        )
         ledger.outcomes[name] = Outcome(
             threat=self.threat,
             broken=inside,
-            margin=margin,
-            size=size,
+            margin=np.where(inside, points.margin, ledger.margin),
+            size=np.where(inside, points.size, 0.0),
             seconds=time.perf_counter() - self._started,
             attacked=~ledger.misclassified,
             forward_passes=self.cost.forward_passes,
             backward_passes=self.cost.backward_passes,
             non_finite=self.cost.non_finite,
             invalid=self.cost.invalid,
-            prediction=prediction,
+            prediction=np.where(inside, points.prediction, ledger.prediction),
         )
 
     def result(self) -> ImageRadii:
@@ -246,13 +241,16 @@ class _Descent:
             _proven(self.subject, self.threat, self.levels),
         )
 
-    def _search(self, name: str, attack: Attack, rows: NDArray[np.int64]) -> None:
-        """Attack the images at `rows`, and keep the points that are nearer than those so far."""
+    def _search(self, kind: str, name: str, attack: Attack, rows: NDArray[np.int64]) -> None:
+        """Attack the images at `rows`, and keep the points that are nearer than those so far.
+
+        The pieces of a search are found again by its `kind`, its `name` and its threat model.
+        """
         if not len(rows):
             return
         own = threat_of(attack)
         assert own is not None, "only such attacks are run"
-        piece = f"{RADII} {own.norm} {own.eps!r} {name}"
+        piece = f"{RADII} {kind} {own.norm} {own.eps!r} {name}"
         found = self.subject.attack(attack, rows, piece, threat=own)
         counts = (a + b for a, b in zip(self.cost[1:], found[1:], strict=True))
         self.cost = AttackResult(found.x_adv, *counts)

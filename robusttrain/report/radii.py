@@ -65,7 +65,7 @@ def _median(norm: str, table: pd.DataFrame) -> Median:
 
 def _upper(table: pd.DataFrame, beyond: float) -> NDArray[np.float64]:
     """The smallest radii that broke the images; `beyond` where nothing did."""
-    return table["upper"].astype(float).fillna(beyond).to_numpy()
+    return np.asarray(table["upper"].astype(float).fillna(beyond), dtype=np.float64)
 
 
 def compared(runs: Sequence[Run]) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def _tested(both: pd.DataFrame) -> dict[str, Any]:
     # Imported here, since it takes a second.
     from scipy.stats import wilcoxon
 
-    largest = float(both[["largest_a", "largest_b"]].min(axis=None))
+    largest = float(both[["largest_a", "largest_b"]].to_numpy().min())
     first, second = (
         both[f"upper_{run}"].astype(float).fillna(math.inf).clip(upper=largest).to_numpy()
         for run in ("a", "b")

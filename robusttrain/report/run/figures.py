@@ -127,14 +127,12 @@ def radii(tables: Tables) -> Picture:
         for norm, colour in zip(norms, CYCLE, strict=False):
             unit = radius[norm] if several else 1.0
             of_norm = f" in {norm}, 1 is {unit:g}" if several else ""
-            own, bounds = (
-                points[points["norm"] == norm].assign(share=lambda p, unit=unit: p["eps"] / unit)
-                for points in (found, proven)
-            )
+            own, bounds = (points[points["norm"] == norm] for points in (found, proven))
+            own = own.assign(share=own["eps"] / unit)
             _band(ax, own.sort_values("share"), "share", colour, f"nothing broke it{of_norm}")
             if len(bounds):
                 ax.plot(
-                    bounds["share"], bounds["accuracy"], color=colour, linestyle="--",
+                    bounds["eps"] / unit, bounds["accuracy"], color=colour, linestyle="--",
                     label=f"proven{of_norm}",
                 )  # fmt: skip
         unit_of = "as a multiple of eps" if several else f"{norms[0]}; pixels range from 0 to 1"
