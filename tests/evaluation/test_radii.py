@@ -79,7 +79,7 @@ def suite(threat: Threat) -> dict[str, Attack]:
 
 
 def fmn(threat: Threat) -> dict[str, Attack]:
-    return {"fmn": FMN(norm=threat.norm, eps=threat.eps, targets=2, steps=60)}
+    return {"fmn": FMN(norm=threat.norm, eps=threat.eps, targets=2)}
 
 
 def found(
