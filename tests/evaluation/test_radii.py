@@ -34,7 +34,7 @@ from robusttrain.report.terminal import Terminal
 from robusttrain.threat import Norm, Threat
 from robusttrain.threat.balls import ball
 
-EPS = {Norm.linf: 0.045, Norm.l2: 0.06, Norm.l1: 0.07}
+EPS = {Norm.linf: 0.045, Norm.l2: 0.06, Norm.l1: 0.055}
 THREATS = tuple(Threat(norm, eps) for norm, eps in EPS.items())
 # The l1 ball lies in the linf ball.
 NESTED = (Threat(Norm.linf, 0.1), Threat(Norm.l1, 0.05))
