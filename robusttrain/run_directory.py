@@ -17,10 +17,11 @@ PREAMBLE = {".hydra", COMMAND, LOG}
 # The weights that are evaluated, and the state that an interrupted run resumes from.
 BEST, LATEST, PREVIOUS = "best.pt", "checkpoint.pt", "checkpoint.previous.pt"
 
-# Tables, with a row for each epoch; attack; test image; point of a curve; check; certified image.
+# Tables, with a row for each epoch; attack; test image; point of a curve; check; certified image;
+# test image and norm.
 TRAIN, REPORT, SAMPLES = "train.csv", "report.csv", "samples.csv"
-CURVE, AUDIT, CERTIFIED = "curve.csv", "audit.csv", "certified.csv"
-TABLES = (TRAIN, REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED)
+CURVE, AUDIT, CERTIFIED, RADII = "curve.csv", "audit.csv", "certified.csv", "radii.csv"
+TABLES = (TRAIN, REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED, RADII)
 
 # The adversarial images; and a few of them for the page, with the images that they come from.
 ADVERSARIAL, GALLERY = "adversarial.npz", "gallery.npz"
@@ -30,7 +31,7 @@ PAGE, PLOTS = "report.html", "plots"
 
 # What a training writes, and what an evaluation writes.
 TRAINED = (TRAIN, BEST, LATEST, PREVIOUS)
-EVALUATED = (REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED, ADVERSARIAL, GALLERY)
+EVALUATED = (REPORT, SAMPLES, CURVE, AUDIT, CERTIFIED, RADII, ADVERSARIAL, GALLERY)
 RESULTS = (*TRAINED, *EVALUATED, RESULT)
 
 # The folder of the logger of that name.

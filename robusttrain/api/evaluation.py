@@ -89,7 +89,7 @@ def evaluate(
     evaluation
         The suite of attacks, an option of `conf/evaluation/`: autoattack (AutoAttack on all
         images), standard (the same on 100 images), full (more), fast and quick (less), eot for
-        models that draw noise, certify for certificates.
+        models that draw noise, certify for certificates, radii for the radius of each image.
     attacks
         More attacks by the names of their rows, after those of the suite.
     overrides

@@ -13,6 +13,7 @@ from robusttrain.report import compare as comparison
 from robusttrain.report.compare import Measure, Run
 from robusttrain.report.files import write_csv
 from robusttrain.report.ledger import CLEAN
+from robusttrain.report.radii import compared
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import OF_SWEEP
 
@@ -23,6 +24,9 @@ third their worst cases over all attacks. Each row of these two is a pair of
 runs: the difference of the accuracies with its 95 % interval (Wald's, adjusted
 by Bonett and Price), McNemar's exact test, and its p after Holm's correction
 for all tests made. A winner is named only where the corrected p is below 0.05.
+
+Runs with radii in the same norm (evaluation=radii) have a further table: the
+median radii, and Wilcoxon's signed-rank test on the images of both.
 
 All runs must have been evaluated on the same data. Their norm and eps must be
 the same, too, unless --clean is given."""
@@ -36,6 +40,11 @@ LEGEND = (
     "difference: first run minus second, on the n samples that both have",
     "b: samples that only the first run classifies correctly; c: only the second",
     "p: McNemar's exact test; Holm: p corrected for all tests made here",
+)
+
+LEGEND_OF_RADII = (
+    "larger in a, b: images whose smallest broken radius is larger in that run",
+    "p: Wilcoxon's signed-rank test, not corrected; radii beyond the search count as its largest",
 )
 
 
@@ -62,7 +71,10 @@ def _compare(arguments: Sequence[str]) -> None:
         _write(chosen.csv, pairs)
     if chosen.html is not None:
         _write_page(chosen.html, runs, measures, pairs)
-    _show(runs, pairs, measures, Terminal())
+    terminal = Terminal()
+    _show(runs, pairs, measures, terminal)
+    if not chosen.clean:
+        _show_radii(runs, terminal)
 
 
 def _parser() -> ArgumentParser:
@@ -135,6 +147,35 @@ def _show(
     suites = comparison.suites(runs)
     if len(measures) > 1 and len(suites) > 1:
         terminal.warn(f"the runs faced different attacks: {' or '.join(suites)}")
+
+
+def _show_radii(runs: Sequence[Run], terminal: Terminal) -> None:
+    numbers = {str(run.folder): str(number) for number, run in enumerate(runs, 1)}
+    pairs = compared(runs)
+    if pairs.empty:
+        return
+    rows: list[Any] = pairs.to_dict("records")
+    cells = pd.DataFrame(
+        {
+            "runs a - b": f"{numbers[row['run_a']]} - {numbers[row['run_b']]}",
+            "norm": row["norm"],
+            "n": str(row["n"]),
+            "median a": _radius(row["median_a"], row["largest"]),
+            "median b": _radius(row["median_b"], row["largest"]),
+            "larger in a": str(row["larger_a"]),
+            "larger in b": str(row["larger_b"]),
+            "p": comparison.probability(row["p"]),
+        }
+        for row in rows
+    )
+    terminal.say("")
+    terminal.table(cells, "radius of each image", cells.columns)
+    for line in LEGEND_OF_RADII:
+        terminal.say(line)
+
+
+def _radius(median: float, largest: float) -> str:
+    return f"{median:.4g}" if median < largest else f">= {largest:.4g}"
 
 
 def _described(run: Run, titles: Mapping[Measure, str]) -> dict[str, str]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from robusttrain.attacks import Attack, ProbeAttack, threat_of
 from robusttrain.evaluation.session import VOTES, AttackResult, EvaluationSession, Predictions
-from robusttrain.evaluation.worst_points import WorstPoints
-from robusttrain.report.ledger import Ledger, Outcome, Point, Row
+from robusttrain.evaluation.worst_points import NearestPoints, WorstPoints
+from robusttrain.report.ledger import PROBE, Ledger, Outcome, Point, Row
 from robusttrain.runtime.progress import Advance
 from robusttrain.threat import BOX_SIDE, Norm, Threat
 from robusttrain.threat.balls import ball
@@ -52,6 +52,12 @@ class Probe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "searches", Searches(self.subject))
 
+    @cached_property
+    def nearest(self) -> NearestPoints:
+        """The nearest points that searches of any radius have found, in the norm of `attack`."""
+        clean = self.searches.clean(VOTES)
+        return NearestPoints.of(self.subject, self.attack.threat.norm, clean)
+
     def broken(
         self,
         attack: Attack,
@@ -72,6 +78,8 @@ class Probe:
         self.searches.invalid += found.invalid
         seen = self.subject.predict(found.x_adv, draw=draw)
         own = threat_of(attack)
+        if draw == VOTES and own is not None and own.norm is threat.norm:
+            self.nearest.offer(found.x_adv, seen, own.eps, PROBE)
         if draw == VOTES and own is not None and threat.covers(own):
             self.searches.add(found, seen, time.perf_counter() - started)
         return clean | np.not_equal(seen.prediction, self.searches.points.label)

@@ -1,6 +1,6 @@
 """An evaluation as a whole: the attacks, certificates, and a closer look at what was found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,14 @@ from torch import nn
 from robusttrain import ranges
 from robusttrain.attacks import Attack, ProbeAttack
 from robusttrain.data import Samples
+from robusttrain.evaluation import radii
 from robusttrain.evaluation.attack_suite import PassingOver, attack_all, open_session, rounded
 from robusttrain.evaluation.audit import audit, pieces_of
 from robusttrain.evaluation.cache import NO_CACHE, Cache, FolderCache, description
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.findings import NO_AUDIT, Audit
+from robusttrain.evaluation.radii import ImageRadii
 from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Evaluation
 from robusttrain.evaluation.verification import proven, verified
@@ -43,14 +45,19 @@ class Plan(NamedTuple):
     threats: tuple[Threat, ...] = ()
 
     @property
+    def all_threats(self) -> tuple[Threat, ...]:
+        """All threat models, also if there is one."""
+        return self.threats or (self.threat,)
+
+    @property
     def probes(self) -> list[ProbeAttack]:
         """The probe of the audit, once for each threat model."""
-        return self.settings.probes(self.threat, self.threats or (self.threat,))
+        return self.settings.probes(self.threat, self.all_threats)
 
     @property
     def box(self) -> Threat:
         """The threat model that interval bounds are for, as there is one in linf."""
-        return next(each for each in self.threats or (self.threat,) if each.norm is Norm.linf)
+        return next(each for each in self.all_threats if each.norm is Norm.linf)
 
 
 class EvaluationCache(NamedTuple):
@@ -72,7 +79,8 @@ class EvaluationCache(NamedTuple):
 class EvaluationResult(NamedTuple):
     """What an evaluation found; `rows` are those of `report.csv` beside its attacks.
 
-    `threats` are its threat models, if there are several.
+    `threats` are its threat models, if there are several. `radii` are those of the images in each
+    norm, if they were searched.
     """
 
     ledger: Ledger
@@ -80,6 +88,7 @@ class EvaluationResult(NamedTuple):
     certificates: Certificates | None
     rows: list[Row]
     threats: tuple[Threat, ...] = ()
+    radii: Sequence[ImageRadii] = ()
 
 
 class FinishedEvaluation(NamedTuple):
@@ -119,14 +128,18 @@ def run_evaluation(
         certificates = _certified(subject, index, settings, terminal)
         if ledger is None:
             return FinishedEvaluation(None, pieces)
-        closer = _audited(subject, plan, suite, ledger, terminal)
+        closer, probes = _audited(subject, plan, suite, ledger, terminal)
+        brackets = _radii(subject, plan, suite, ledger, probes, terminal)
+        for each in brackets:
+            closer = closer.joined(each.audit)
         if settings.verify:
             ledger.proven = proven(subject, plan.box.eps)
             closer = closer.joined(verified(ledger.proven, ledger, plan.box))
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger) if settings.save_adversarial else []
-    found = EvaluationResult(ledger, closer, certificates, [*closer.controls, *kept], plan.threats)
+    rows = [*closer.controls, *kept]
+    found = EvaluationResult(ledger, closer, certificates, rows, plan.threats, brackets)
     return FinishedEvaluation(found, pieces)
 
 
@@ -189,18 +202,35 @@ def _audited(
     suite: Mapping[str, Attack],
     ledger: Ledger,
     terminal: Terminal,
-) -> Audit:
+) -> tuple[Audit, list[Probe]]:
+    """What the audit found in each threat model, and its probes."""
     for name, outcome in ledger.outcomes.items():
         tried = len(ledger.index) if outcome.attacked is None else int(outcome.attacked.sum())
         broke = int(outcome.broke.sum())
         terminal.detail(f"{name}: {broke} of {tried} images broken in {outcome.seconds:.1f} s")
     rows = plan.settings.probed(len(ledger.index))
-    found, probes = NO_AUDIT, plan.probes
-    with terminal.progress("audit", len(probes) * pieces_of(subject)) as bar:
-        for attack in probes:
-            work = named("audit", attack.threat, len(probes))
+    found, attacks, probes = NO_AUDIT, plan.probes, []
+    with terminal.progress("audit", len(attacks) * pieces_of(subject)) as bar:
+        for attack in attacks:
+            work = named("audit", attack.threat, len(attacks))
             probe = Probe(subject.take(rows), attack, rows.numpy(), work)
             found = found.joined(audit(probe, suite, ledger, bar.advance))
-            name = named(PROBE, attack.threat, len(probes))
+            name = named(PROBE, attack.threat, len(attacks))
             probe.searches.enter(ledger, name, attack.threat, rows.numpy())
-    return found
+            probes.append(probe)
+    return found, probes
+
+
+def _radii(
+    subject: EvaluationSession,
+    plan: Plan,
+    suite: Mapping[str, Attack],
+    ledger: Ledger,
+    probes: Sequence[Probe],
+    terminal: Terminal,
+) -> list[ImageRadii]:
+    settings, threats = plan.settings.radii, plan.all_threats
+    if settings is None:
+        return []
+    with terminal.progress("radii", radii.pieces_of(settings, threats)) as bar:
+        return radii.search(subject, threats, suite, settings, ledger, probes, bar.advance)

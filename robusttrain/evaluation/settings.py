@@ -20,17 +20,17 @@ from robusttrain.attacks import (
     under,
 )
 from robusttrain.errors import InputError
-from robusttrain.report.ledger import CLEAN, OVER_SEVERAL, PROBE, UNION, WORST_CASE
+from robusttrain.report.ledger import CLEAN, OVER_SEVERAL, PROBE, RADII, UNION, WORST_CASE
 from robusttrain.threat import Threat, named
 
 # Row names that attacks may not use.
 RESERVED = (
-    CLEAN, WORST_CASE, *OVER_SEVERAL, PROBE, "uint8", "control", "noise_off", "noise_off_attacked",
-    "noise_fixed", "in_certificate", "verified",
+    CLEAN, WORST_CASE, *OVER_SEVERAL, PROBE, RADII, "uint8", "control", "noise_off",
+    "noise_off_attacked", "noise_fixed", "in_certificate", "verified",
 )  # fmt: skip
 
 
-RESERVED_START = "eot_", f"{PROBE}_"
+RESERVED_START = "eot_", f"{PROBE}_", f"{RADII}_"
 
 
 # Positions that a message names.
@@ -76,6 +76,44 @@ class Certification:
         ranges.require(bool(self.radii), "radii", self.radii, "one radius or more")
         for radius in self.radii:
             ranges.at_least(0, radii=radius)
+
+
+@dataclass
+class Radii:
+    """The radius of each image: between the largest proven one and the smallest that breaks it.
+
+    Parameters
+    ----------
+    largest
+        How far is searched, as a multiple of eps, 1 or more; in linf at most to radius 1.
+    resolution
+        How many levels there are up to eps, 1 or more. The suite searches down to the first level
+        that it does not break, and bounds prove levels.
+    attacks
+        Attacks that look for the smallest perturbation, by their names. A model that draws noise
+        when it predicts is searched by the suite alone.
+    """
+
+    largest: float = 4.0
+    resolution: int = 8
+    attacks: Mapping[str, Attack] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ranges.at_least(1, largest=self.largest)
+        ranges.count(resolution=self.resolution)
+        for name, attack in self.attacks.items():
+            fit = traits_of(attack).walks_boundary and threat_of(attack) is not None
+            allowed = "an attack that looks for the smallest perturbation, with a threat model"
+            ranges.require(fit, f"attacks.{name}", type(attack).__name__, allowed)
+
+    def refuse_threats(self, threats: Sequence[Threat]) -> None:
+        """Raise `InputError` if a radius is 0, or an attack has no form for a norm."""
+        for threat in threats:
+            key = "eps" if len(threats) == 1 else f"threats.{threat.norm}"
+            allowed = "above 0 with evaluation.radii, whose levels are multiples of it"
+            ranges.require(threat.eps > 0, key, threat.eps, allowed)
+            for name, attack in self.attacks.items():
+                _under(f"radii.attacks.{name}", attack, threat)
 
 
 @dataclass
@@ -135,6 +173,8 @@ class Evaluation:
     certification
         How radii are certified, if they are: the model then predicts by the majority of its draws,
         whether or not its noise is meant for prediction.
+    radii
+        How the radius of each image is searched, if it is.
     """
 
     attacks: Mapping[str, Attack] = field(default_factory=dict)
@@ -156,6 +196,7 @@ class Evaluation:
     baseline: str | None = None
     tolerance: float = 0.01
     certification: Certification | None = None
+    radii: Radii | None = None
 
     def __post_init__(self) -> None:
         ranges.at_least(1, eot=self.eot, votes=self.votes)
@@ -182,6 +223,8 @@ class Evaluation:
         )  # fmt: skip
         allowed = "false with union_only: it looks at each threat model"
         ranges.require(not (self.audit and self.union_only), "audit", True, allowed)
+        allowed = "false with radii, which are of one threat model each"
+        ranges.require(self.radii is None or not self.union_only, "union_only", True, allowed)
         allowed = "false with certification, whose votes of noisy draws have no such bounds"
         ranges.require(self.certification is None or not self.verify, "verify", True, allowed)
         started = [f"{start}..." for start in RESERVED_START]
@@ -224,16 +267,19 @@ class Evaluation:
         Raises
         ------
         InputError
-            If an attack has no form for one of the norms, or two attacks get the same name.
+            If an attack has no form for one of the norms, or two attacks get the same name; or if
+            radii are searched, and one of `threats` has the radius 0.
         """
         allowed = "false with a single threat model"
         single = len(threats) == 1
+        if self.radii is not None:
+            self.radii.refuse_threats(threats)
         ranges.require(not (single and self.union_only), "evaluation.union_only", True, allowed)
         if single:
             return self
         repeated = {name: a for name, a in self.attacks.items() if _is_under(a, threat)}
         expanded = {
-            named(name, each, len(threats)): _under(name, attack, each)
+            named(name, each, len(threats)): _under(f"attacks.{name}", attack, each)
             for each in threats
             for name, attack in repeated.items()
         }
@@ -344,11 +390,11 @@ def _is_under(attack: Attack, threat: Threat) -> bool:
     return states_threat(attack) and threat_of(attack) == threat
 
 
-def _under(name: str, attack: Attack, threat: Threat) -> Attack:
+def _under(key: str, attack: Attack, threat: Threat) -> Attack:
     try:
         return under(attack, threat)
     except InputError as error:
-        raise error.under(f"evaluation.attacks.{name}") from error
+        raise error.under(f"evaluation.{key}") from error
 
 
 def _shown(indices: Sequence[int]) -> str:

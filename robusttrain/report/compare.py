@@ -4,7 +4,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import NormalDist
@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from robusttrain.errors import IdentityWarning, InputError
-from robusttrain.report.files import intact, read_json
+from robusttrain.report.files import intact, read_csv, read_json
 from robusttrain.report.identity import refuse_mixed, warn_if_unfinished
 from robusttrain.report.ledger import CLEAN, CONFIDENCE, UNION, WORST_CASE, Flags
-from robusttrain.run_directory import MANIFEST, REPORT, SAMPLES
+from robusttrain.run_directory import MANIFEST, RADII, REPORT, SAMPLES
 from robusttrain.threat import Norm, Threat
 
 SIGNIFICANT = 0.05
@@ -67,6 +67,8 @@ class Run:
         The rows of what bounds prove; most runs have none.
     digest
         What identifies the test set; empty if the manifest does not say it.
+    radii
+        The radii of its images, as in `radii.csv`; empty if they were not searched.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class Run:
     index_in: str = EARLIER_INDEX
     verified: Sequence[Mapping[str, Any]] = ()
     digest: str = ""
+    radii: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -132,7 +135,7 @@ def read_run(folder: Path) -> Run:
 
 def _run_in(folder: Path) -> Run:
     warn_if_unfinished(folder)
-    refuse_mixed(folder, [SAMPLES, REPORT])
+    refuse_mixed(folder, [SAMPLES, REPORT, RADII])
     samples = _read(folder / SAMPLES, dict.fromkeys(WHOLE, "int64"))
     if not samples["index"].is_unique:
         raise InputError(str(folder / SAMPLES), problem="has two rows of the same sample")
@@ -161,7 +164,8 @@ def _run_in(folder: Path) -> Run:
     verified = [row for row in rows if row["attack"] == VERIFIED]
     digest = str(read_json(folder / MANIFEST).get("data", {}).get("test", ""))
     label = samples["label"]
-    return Run(folder, measured, attacks, label, right, str(index_in), verified, digest)
+    radii = read_csv(folder / RADII)
+    return Run(folder, measured, attacks, label, right, str(index_in), verified, digest, radii)
 
 
 def _threat(row: Mapping[str, Any]) -> Threat:

@@ -27,6 +27,9 @@ OVER_SEVERAL = (AVERAGE, GEOMETRIC_MEAN, UNION)
 # The searches of an audit.
 PROBE = "probe"
 
+# The searches for the radius of each image.
+RADII = "radii"
+
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 

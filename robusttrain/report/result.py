@@ -16,6 +16,7 @@ from rich.console import Console
 from robusttrain.report.checks import titled
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.identity import digests
+from robusttrain.report.radii import medians
 from robusttrain.report.terminal import Terminal, report_cells
 from robusttrain.run_directory import (
     ADVERSARIAL,
@@ -24,6 +25,7 @@ from robusttrain.run_directory import (
     CURVE,
     GALLERY,
     MANIFEST,
+    RADII,
     REPORT,
     SAMPLES,
 )
@@ -54,6 +56,8 @@ class Result:
         A row for each point of the curves over radii and steps: `curve.csv`.
     certified
         A row for each certified image; empty without certification: `certified.csv`.
+    radii
+        A row for each image and norm; empty if no radii were searched: `radii.csv`.
     adversarial
         NumPy arrays of the adversarial images by name, as in `adversarial.npz`; None if they were
         not kept.
@@ -70,6 +74,7 @@ class Result:
     audit: pd.DataFrame
     curve: pd.DataFrame
     certified: pd.DataFrame = field(default_factory=pd.DataFrame)
+    radii: pd.DataFrame = field(default_factory=pd.DataFrame)
     adversarial: Mapping[str, Any] | None = None
     gallery: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -90,7 +95,7 @@ class Result:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Without a manifest the folder counts as unfinished until all its files are written.
-        for name in (MANIFEST, ADVERSARIAL, GALLERY, CERTIFIED, CURVE, AUDIT):
+        for name in (MANIFEST, ADVERSARIAL, GALLERY, CERTIFIED, RADII, CURVE, AUDIT):
             (folder / name).unlink(missing_ok=True)
         self.write(folder)
         write_json(folder / MANIFEST, {**self.provenance, "files": digests(folder)})
@@ -100,6 +105,8 @@ class Result:
         """Write the tables, and the adversarial images if they were kept."""
         if not self.certified.empty:
             write_csv(folder / CERTIFIED, self.certified)
+        if not self.radii.empty:
+            write_csv(folder / RADII, self.radii)
         write_csv(folder / SAMPLES, self.samples)
         if self.adversarial is not None:
             write_arrays(folder / ADVERSARIAL, self.adversarial)
@@ -129,8 +136,8 @@ class Result:
         ----------
         name
             `eps` and `steps` (accuracy over the radius and the steps of an attack), `draws` (for
-            random models), `classes`, `confusion`, `margins`, `sizes`, `attacks`, `certified`, and
-            `training` for a run.
+            random models), `radii`, `classes`, `confusion`, `margins`, `sizes`, `attacks`,
+            `certified`, and `training` for a run.
 
         Raises
         ------
@@ -158,6 +165,10 @@ class Result:
         certified = self.curve[self.curve["curve"] == "certified"]
         if not certified.empty:
             terminal.certified(certified, self.paper)
+        proven = {*self.curve.loc[self.curve["curve"] == "proven", "norm"]}
+        for median in medians(self.radii):
+            without = "" if median.norm in proven else "; nothing is proven: no bounds"
+            terminal.say(f"{median}{without}")
         terminal.report(self.table, self.title)
 
     def __str__(self) -> str:

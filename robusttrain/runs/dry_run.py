@@ -158,10 +158,12 @@ def _evaluation(context: RunContext, model: nn.Module, size: int) -> Estimate:
     peak = peak_meter(context.device)
     speed = _speed(model, context.info, context.device, batch)
     memory = peak()
-    plain = replace(settings, certification=None, verify=False, save_adversarial=False)
+    plain = replace(settings, certification=None, radii=None, verify=False, save_adversarial=False)
     suite = _work(context, replace(plain, audit=False))
     audited = _work(context, plain)
     audit = _Work(*(whole - part for whole, part in zip(audited, suite, strict=True)))
+    if settings.radii is not None:
+        suite = _work(context, replace(plain, audit=False, radii=settings.radii))
     draws = settings.eot if predicts_randomly(model) else 1
     minutes = draws * (
         speed.minutes(suite, images) + speed.minutes(audit, len(settings.probed(images)))

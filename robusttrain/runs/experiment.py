@@ -26,11 +26,12 @@ from robusttrain.evaluation.requirements import Baseline, requirements, rows_in,
 from robusttrain.loggers import Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.models.passes import Passes
-from robusttrain.report.files import write_json
+from robusttrain.report.files import read_csv, write_json
 from robusttrain.report.identity import digests, results_in
+from robusttrain.report.radii import medians
 from robusttrain.report.result import Result, rows_of
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RESULT
+from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RADII, RESULT
 from robusttrain.runs import dry_run
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.cost import Costs, Work
@@ -134,7 +135,8 @@ def _judge(context: RunContext, training: TrainingRun | None, baseline: Baseline
     required = [*requirements(config.evaluation, rows, baseline)] if context.evaluates else []
     if config.evaluation.strict:
         required += strictly(rows, found)
-    outcome = Outcome(rows, found, required)
+    radii = medians(read_csv(run_dir / RADII)) if context.evaluates else []
+    outcome = Outcome(rows, found, required, radii)
     content = outcome.content(context.origin.names, config.seed, _kept(context))
     write_json(run_dir / RESULT, content)
     for line in outcome.unmet:

@@ -11,6 +11,7 @@ from robusttrain.evaluation.requirements import Requirement, Rows
 from robusttrain.exit_codes import ExitCode
 from robusttrain.report.files import intact
 from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
+from robusttrain.report.radii import Median
 from robusttrain.run_directory import RESULT
 from robusttrain.runs.training_attack import TRAIN_ATTACK
 from robusttrain.training.diagnostics import Finding
@@ -31,11 +32,14 @@ class Outcome(NamedTuple):
         The problems of its training; None if nothing was trained.
     requirements
         What was required of it.
+    medians
+        The median radius in each norm, if radii were searched.
     """
 
     rows: Rows
     findings: Sequence[Finding] | None
     requirements: Sequence[Requirement]
+    medians: Sequence[Median] = ()
 
     @property
     def unmet(self) -> list[str]:
@@ -62,6 +66,7 @@ class Outcome(NamedTuple):
             "worst_case": worst,
             "union": next((_figure(r) for r in self.rows if r["attack"] == UNION), None),
             "audit": self.rows[-1]["audit"] if self.rows else None,
+            "radii": [median.as_dict() for median in self.medians],
             "training": None if self.findings is None else training,
             "requirements": [one._asdict() for one in self.requirements],
             "names": {key: names[key] for key in (*GROUPS, TRAIN_ATTACK) if key in names},

@@ -100,6 +100,9 @@ def refuse_attacks(context: RunContext) -> None:
     """
     info, config = context.info, context.config
     attacks = {f"evaluation.attacks.{name}": a for name, a in config.evaluation.attacks.items()}
+    radii = config.evaluation.radii
+    if radii is not None:
+        attacks |= {f"evaluation.radii.attacks.{name}": a for name, a in radii.attacks.items()}
     used = dict(attacks) if context.evaluates else {}
     if context.trains and config.training.validation_attack is not None:
         used["training.validation_attack"] = config.training.validation_attack

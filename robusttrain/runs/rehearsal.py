@@ -73,6 +73,9 @@ def _searches(context: RunContext) -> dict[str, Attack]:
         found["training.validation_attack"] = training.validation_attack
     if context.evaluates:
         found |= {f"evaluation.attacks.{name}": own for name, own in evaluation.attacks.items()}
+        if evaluation.radii is not None:
+            nearest = evaluation.radii.attacks.items()
+            found |= {f"evaluation.radii.attacks.{name}": own for name, own in nearest}
         if evaluation.probe is not None:
             found["evaluation.probe"] = evaluation.probe
     return found

@@ -49,10 +49,29 @@ def result_of(
         ),
         curve=pd.DataFrame([point.as_dict() for point in found.audit.curve], columns=CURVE_COLUMNS),
         certified=_as_published(certified, images) if certificates else certified,
+        radii=_as_published(_radii_of(found), images) if found.radii else pd.DataFrame(),
         adversarial=_arrays(found.ledger.arrays(), images) if kept else None,
         gallery=_arrays(examples.arrays(found.ledger), images) if found.ledger.examples else None,
         paper=certificates.theorem.paper if certificates else "",
     )
+
+
+def _radii_of(found: EvaluationResult) -> pd.DataFrame:
+    """`radii.csv` with rows of the test set."""
+    tables = [
+        pd.DataFrame(
+            {
+                "index": found.ledger.index,
+                "norm": str(each.threat.norm),
+                "lower": 0.0 if each.lower is None else each.lower,
+                "upper": np.where(np.isinf(each.upper), np.nan, each.upper),
+                "by": each.by,
+                "largest": each.largest,
+            }
+        )
+        for each in found.radii
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _as_published(table: pd.DataFrame, images: ImageIndex) -> pd.DataFrame:

@@ -45,6 +45,12 @@ MORE = {
         "evaluation.attacks.apgd_margin.restarts=2",
     ],
     "evaluation=certify": ["evaluation.certification.n=200", "evaluation.certification.n0=10"],
+    "evaluation=radii": [
+        "evaluation.radii.resolution=1",
+        "evaluation.radii.largest=1",
+        "evaluation.radii.attacks.fmn.steps=10",
+        *SHORT,
+    ],
     "evaluation=eot": ["evaluation.eot=2", "evaluation.votes=3"],
     "noise=flicker": ["evaluation.eot=2", "evaluation.votes=3", "hydra.run.dir=MINE"],
     "seed=0,1,2": ["seed=0"],

@@ -38,6 +38,13 @@ RUNS = {
         "noise.predict=true", "norm=l2", "evaluation=certify", "evaluation.eot=2",
         "evaluation.votes=5", "evaluation.certification.n=200", "evaluation.audit=true",
     ],
+    "radii": [
+        *TINY, "defense=madry", "model=mlp", "evaluation=radii", "evaluation.survivors_only=false",
+        "~evaluation.attacks.apgd_t", "~evaluation.attacks.fab_t", "~evaluation.attacks.square",
+        "~evaluation.attacks.apgd_margin", "evaluation.attacks.apgd_ce.steps=5",
+        "evaluation.attacks.apgd_ce.restarts=1", "evaluation.radii.attacks.fmn.steps=10",
+        "evaluation.radii.resolution=1", "evaluation.radii.largest=1", "eps=0.05",
+    ],
 }  # fmt: skip
 SWEEP = ["-m", *TINY, "evaluation=quick", "evaluation.audit=false", "model=linear"]
 
@@ -108,9 +115,10 @@ TABLES = {
     "train.csv": ["plain", "noisy"],
     "report.csv": ["plain", "noisy", "sweep/0"],
     "samples.csv": ["plain", "noisy", "sweep/0"],
-    "curve.csv": ["plain", "noisy"],
+    "curve.csv": ["plain", "noisy", "radii"],
     "audit.csv": ["plain", "noisy"],
     "certified.csv": ["noisy"],
+    "radii.csv": ["radii"],
     "sweep.csv": ["sweep"],
     "sweep_pairs.csv": ["sweep"],
     "pairs.csv": ["."],
@@ -163,7 +171,9 @@ EMPTY: dict[str, Callable[[Mapping[str, str], Path], bool]] = {
     "the row is neither `worst_case` nor `union`":
         lambda row, run: row["attack"] not in ("worst_case", "union"),
     "nothing broke it": lambda row, run: not is_broken(row),
-    "the curve is `certified`": lambda row, run: row["curve"] == "certified",
+    "the curve is `certified`, `radii` or `proven`":
+        lambda row, run: row["curve"] in ("certified", "radii", "proven"),
+    "nothing up to `largest` broke it": lambda row, run: row["by"] == "",
     "the job has no figures": lambda row, run: row["status"] == "failed",
     "the job has no figures, or the row is `union`": lambda row, run: row["status"] == "failed",
     "the job has no figures, or the row is neither `worst_case` nor `union`":

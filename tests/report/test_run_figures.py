@@ -95,6 +95,31 @@ def test_the_curve_over_eps_shows_guessing_and_the_worst_case(made: dict[str, Pi
     assert bars.get_segments()[0][:, 1] == pytest.approx(wilson(4, 10))
 
 
+def test_the_radii_are_drawn_by_what_was_found_and_by_what_is_proven(
+    made: dict[str, Picture], tmp_path: Path
+) -> None:
+    ax, table = only(made["radii"].figure), pages.curve()
+    for kind, label in (("radii", "nothing broke it"), ("proven", "proven")):
+        own = table[table["curve"] == kind]
+        assert line(ax, label) == (own["eps"].tolist(), own["accuracy"].tolist())
+    assert band(ax) == ends(table[table["curve"] == "radii"], "eps")
+    assert made["radii"].data["accuracy"].tolist() == [
+        *table[table["curve"] == "radii"]["accuracy"],
+        *table[table["curve"] == "proven"]["accuracy"],
+    ]
+
+
+def test_radii_of_several_norms_are_drawn_as_multiples_of_their_eps(tmp_path: Path) -> None:
+    worst = pages.report().iloc[-1:].assign(norm="l2", eps=2.0)
+    own = pages.curve()[lambda table: table["curve"] == "radii"]
+    curve = pd.concat([pages.curve(), own.assign(norm="l2", eps=own["eps"] * 20)])
+    found = again(tmp_path, "radii", curve=curve, report=pd.concat([pages.report(), worst]))
+    ax = only(found.figure)
+    shares = (own["eps"] / pages.EPS).tolist()
+    assert line(ax, "nothing broke it in linf, 1 is 0.1")[0] == pytest.approx(shares)
+    assert line(ax, "nothing broke it in l2, 1 is 2")[0] == pytest.approx(shares)
+
+
 def test_the_training_is_drawn_epoch_by_epoch(made: dict[str, Picture]) -> None:
     above, below = made["training"].figure.axes
     train = pages.train()

@@ -87,6 +87,8 @@ def curve() -> pd.DataFrame:
             points("steps", "steps", [1, 5, 20], [6, 5, 4]),
             points("eot", "eot", [1, 5, 20], [7, 5, 4]),
             points("certified", "eps", [0.0, 0.05, 0.1], [6, 4, 2]),
+            points("radii", "eps", [0.0, 0.05, 0.1, 0.2], [8, 6, 4, 0]),
+            points("proven", "eps", [0.05, 0.1, 0.2], [5, 2, 0]),
         ]
     )
 

@@ -159,6 +159,11 @@ ADVICE: Mapping[str, Advice] = {
         "A proof is wrong: the bounds of a layer are not bounds.",
         "Do not quote the proofs. Check the layers of your own model.",
     ),
+    "radii broken below a proven one": Advice(
+        "Does nothing break an image within the radius that is proven for it?",
+        "A proof is wrong: the bounds of a layer are not bounds.",
+        "Do not quote the proven radii. Check the layers of your own model.",
+    ),
 }
 """By the name of the check in `audit.csv`, without what stands in brackets behind it."""
 

@@ -40,6 +40,7 @@ from robusttrain.report.run.tables import (
     curve_of,
     epochs,
 )
+from robusttrain.run_directory import CURVE
 
 # A confusion matrix of more classes is a list of the most frequent confusions instead.
 CLASSES_IN_MATRIX, PAIRS = 15, 15
@@ -111,6 +112,45 @@ def _over_shares(
         f"A line for each norm. At the evaluated radii they are at {said}. Guessing is "
         f"{percent(chance)}.",
         figure, points[["norm", "eps", "n", "accuracy", "ci_low", "ci_high"]],
+    )  # fmt: skip
+
+
+def radii(tables: Tables) -> Picture:
+    """The share of images whose radius is larger: by what was found, and by what is proven."""
+    found = curve_of(tables, "radii", "no radii were searched (evaluation=radii)")
+    curve = tables.tables[CURVE]
+    proven = curve[curve["curve"] == "proven"].sort_values("eps", kind="stable")
+    norms, radius = _norms(found), {row["norm"]: row["eps"] for row in tables.worst}
+    several = len(norms) > 1
+    with styled():
+        figure, ax = axes(room=_room(2 * len(norms)))
+        for norm, colour in zip(norms, CYCLE, strict=False):
+            unit = radius[norm] if several else 1.0
+            of_norm = f" in {norm}, 1 is {unit:g}" if several else ""
+            own, bounds = (points[points["norm"] == norm] for points in (found, proven))
+            own = own.assign(share=own["eps"] / unit)
+            _band(ax, own.sort_values("share"), "share", colour, f"nothing broke it{of_norm}")
+            if len(bounds):
+                ax.plot(
+                    bounds["eps"] / unit, bounds["accuracy"], color=colour, linestyle="--",
+                    label=f"proven{of_norm}",
+                )  # fmt: skip
+        unit_of = "as a multiple of eps" if several else f"{norms[0]}; pixels range from 0 to 1"
+        ax.set_xlabel(f"radius ({unit_of})")
+        _shares(ax)
+        legend_above(ax, 1)
+    return Picture(
+        "radii", "The radius of each image",
+        f"Share of {found['n'].iloc[0]} images that are right at their own place and that nothing "
+        "within the radius broke, with 95 % intervals; and the share for which bounds prove that "
+        "nothing can. The truth lies between.",
+        " ".join(
+            f"Line{norm} that falls from {percent(own['accuracy'].iloc[0])} at radius 0 to "
+            f"{percent(own['accuracy'].iloc[-1])} at {own['eps'].iloc[-1]:g}."
+            for norm, own in _each(found.sort_values("eps", kind="stable"))
+        ),
+        figure,
+        pd.concat([found, proven])[["curve", "norm", "eps", "n", "accuracy", "ci_low", "ci_high"]],
     )  # fmt: skip
 
 
@@ -620,6 +660,7 @@ FIGURES: Mapping[str, Callable[[Tables], Picture]] = {
     "eps": over_eps,
     "steps": over_steps,
     "draws": over_draws,
+    "radii": radii,
     "training": training,
     "classes": by_class,
     "confusion": confusion,
