@@ -6,7 +6,8 @@ The images are those of MNIST. Two networks are trained on the digits 0 to 4, on
 PGD; each is then fine-tuned on a few images of 5 to 9, as is a network without any training. The
 table goes to `docs/guides/finetune.md`, with the commands. Trainings that `--runs` has already are
 not repeated, and the page is written after each line, with the lines that are done. The table takes
-some minutes of CPU time for each seed.
+some minutes of CPU time for each seed. A second table has heads on features that were hardened
+without labels.
 """
 
 import argparse
@@ -24,9 +25,11 @@ from robusttrain.run_directory import MANIFEST, REPORT
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "finetune.md"
 START, END = "<!-- benchmarks/finetune.py -->", "<!-- end -->"
+FARE_START, FARE_END = "<!-- fare: benchmarks/finetune.py -->", "<!-- end of fare -->"
 
-# Training images of each half.
-IMAGES = {"first": 10_000, "second": 200}
+# The first class and the training images of each data set; `unlabelled` has labels, which are not
+# read.
+HALVES = {"first": (0, 10_000), "second": (5, 200), "unlabelled": (5, 10_000)}
 
 NETWORK = ["dataset=arrays", "model=small_cnn", "model.width=8"]
 
@@ -34,12 +37,22 @@ FIRST = [*NETWORK, "dataset.train=first.npz", "stages=[train]"]
 
 GROWING = ["training.curriculum.eps_warmup=0.6", "training.curriculum.per_batch=true"]
 
+FARE = [
+    *NETWORK, "defense=fare", "dataset.validation=0", "eps=0.1", "attack.steps=5", "stages=[train]",
+    "optimizer.lr=0.01", *GROWING,
+]  # fmt: skip
+
 STARTS = {
     "standard": [*FIRST, "defense=standard", "epochs=4", "optimizer.lr=0.003"],
     "robust": [
         *FIRST, "defense=madry", "eps=0.1", "attack.steps=5", "epochs=4", "optimizer.lr=0.01",
         *GROWING,
     ],
+    "fare200": [
+        *FARE, "dataset.train=second.npz", "epochs=20", "batch_size=50", "averaging=ema",
+        "schedule=cosine", "schedule.warmup=0.1",
+    ],
+    "fare10k": [*FARE, "dataset.train=unlabelled.npz", "epochs=4"],
 }  # fmt: skip
 
 SECOND = [
@@ -74,15 +87,24 @@ LINES = [
 ]
 
 
+HEAD = ["training.trainable=head"]
+
+PROBES = [
+    Line(start, [*HEAD, *more])
+    for more in ([], ["defense=standard"])
+    for start in ("standard", "fare200", "fare10k")
+]
+
+
 def write_halves(data_dir: str) -> None:
-    """Write the digits 0 to 4 and 5 to 9 as two data sets of five classes each."""
+    """Write the digits 0 to 4 and 5 to 9 as data sets of five classes each."""
     splits = Torchvision("mnist", data_dir=data_dir, download=False).load()
-    for half, first_class in (("first", 0), ("second", 5)):
+    for half, (first_class, count) in HALVES.items():
         arrays = {}
         for name, split in zip(("train", "test"), splits, strict=True):
             images, labels = split.images.numpy(), split.labels.numpy() - first_class
             rows = np.flatnonzero((labels >= 0) & (labels < 5))
-            rows = rows[: IMAGES[half]] if name == "train" else rows
+            rows = rows[:count] if name == "train" else rows
             arrays |= {f"x_{name}": images[rows], f"y_{name}": labels[rows]}
         np.savez_compressed(f"{half}.npz", **arrays)
 
@@ -97,6 +119,9 @@ def command(line: Line, runs: Path) -> list[str]:
     """The words that train a line, without its seed."""
     weights = [] if line.start == "random" else [f"model.weights={runs / line.start}"]
     changed = {word.partition("=")[0] for word in line.words}
+    if "defense" in changed:
+        # Standard training has no attack.
+        changed.add("attack.steps")
     kept = [word for word in SECOND if word.partition("=")[0] not in changed]
     return [*kept, *weights, *line.words]
 
@@ -120,27 +145,36 @@ def cells(line: Line, seeds: Sequence[int], runs: Path) -> list[str]:
     return [line.start, changes or "none", *found]
 
 
-def page(seeds: Sequence[int], runs: Path) -> str:
-    """The table and the commands, as Markdown."""
+def start(name: str, runs: Path) -> list[str]:
+    """The words that train the weights of a start."""
+    weights = [f"model.weights={runs / 'standard'}"] if name.startswith("fare") else []
+    return [*STARTS[name], *weights, f"hydra.run.dir={runs / name}"]
+
+
+def table(lines: Sequence[Line], seeds: Sequence[int], runs: Path) -> str:
+    """The lines that are done, as Markdown."""
     header = ["weights at the start", "changes to the command below", "clean, %", "worst case, %"]
     done = [
         line
-        for line in LINES
+        for line in lines
         if all((directory(line, seed, runs) / MANIFEST).is_file() for seed in seeds)
     ]
     rows = [header, ["---"] * len(header), *(cells(line, seeds, runs) for line in done)]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    recipe = [*command(Line("standard", []), runs), f"seed={seeds[0]}"]
-    commands = [
-        ("before, `standard`", [*STARTS["standard"], f"hydra.run.dir={runs / 'standard'}"]),
-        ("before, `robust`", [*STARTS["robust"], f"hydra.run.dir={runs / 'robust'}"]),
-        ("the command, from `standard`", recipe),
-    ]
+    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    number = "one seed" if len(seeds) == 1 else f"means over {len(seeds)} seeds (range)"
+    return f"{text}\n\nFigures: {number}."
+
+
+def page(lines: Sequence[Line], starts: Sequence[str], seeds: Sequence[int], runs: Path) -> str:
+    """The table of `lines`, and the commands of what is before them, as Markdown."""
+    commands = [(f"before, `{name}`", start(name, runs)) for name in starts]
+    first = lines[1].start
+    recipe = [*command(Line(first, []), runs), f"seed={seeds[0]}"]
+    commands.append((f"the command, from `{first}`", recipe))
     text = "\n".join(
         f"| {what} | `{shlex.join(['robusttrain', *words])}` |" for what, words in commands
     )
-    number = "one seed" if len(seeds) == 1 else f"means over {len(seeds)} seeds (range)"
-    return f"{table}\n\nFigures: {number}.\n\n| training | command |\n| --- | --- |\n{text}"
+    return f"{table(lines, seeds, runs)}\n\n| training | command |\n| --- | --- |\n{text}"
 
 
 def main() -> None:
@@ -151,9 +185,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     write_halves(given.data_dir)
-    for name, words in STARTS.items():
-        robusttrain(words, given.runs / name)
-    for line in LINES:
+    for name in STARTS:
+        robusttrain(start(name, given.runs), given.runs / name)
+    for line in [*LINES, *PROBES]:
         for seed in given.seeds:
             words = [*command(line, given.runs), f"seed={seed}"]
             robusttrain(words, directory(line, seed, given.runs))
@@ -162,9 +196,14 @@ def main() -> None:
 
 def write_page(seeds: Sequence[int], runs: Path) -> None:
     """Replace what is between the markers of the page."""
-    before, _, rest = PAGE.read_text().partition(START)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{START}\n\n{page(seeds, runs)}\n\n{END}{after}")
+    tables = {
+        (START, END): page(LINES, ["standard", "robust"], seeds, runs),
+        (FARE_START, FARE_END): page(PROBES, ["fare200", "fare10k"], seeds, runs),
+    }
+    for (start_mark, end_mark), text in tables.items():
+        before, _, rest = PAGE.read_text().partition(start_mark)
+        after = rest.partition(end_mark)[2]
+        PAGE.write_text(f"{before}{start_mark}\n\n{text}\n\n{end_mark}{after}")
 
 
 if __name__ == "__main__":

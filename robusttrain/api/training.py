@@ -25,7 +25,7 @@ from robusttrain.models.modes import modes_restored
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs import experiment
 from robusttrain.runs.context import Origin, RunContext
-from robusttrain.runs.inputs import Inputs
+from robusttrain.runs.inputs import Inputs, with_original
 from robusttrain.runs.preflight import check_inputs
 from robusttrain.runs.rehearsal import rehearse
 from robusttrain.threat import Norm, Threat
@@ -133,10 +133,11 @@ def train(
         config = replace(config, dataset=data, device=str(samples.device))
         terminal = program_terminal(progress)
         context = RunContext(config, origin, data.info(), samples.device, Path(), terminal)
-        inputs = Inputs(None, config.defense, subject)
+        inputs = Inputs(None, with_original(context, config.defense, subject), subject)
         check_inputs(context, inputs)
         rehearse(context, inputs)
-        with modes_restored(subject), partly_frozen(subject, config.training, classes):
+        frozen = partly_frozen(subject, config.training, classes, inputs.defense)
+        with modes_restored(subject), frozen:
             trainer = experiment.trainer_of(context, inputs, samples)
         return _epochs(trainer, classes, seed, terminal)
 
@@ -204,7 +205,8 @@ def _epochs(trainer: Trainer, classes: int, seed: int, terminal: Terminal) -> It
     running, stream = trainer.epochs(), seeding.derived_seed(seed, "initialisation")
     global_stream = torch.Generator().manual_seed(stream).get_state()
     while True:
-        with isolated(), modes_restored(model), partly_frozen(model, trainer.settings, classes):
+        frozen = partly_frozen(model, trainer.settings, classes, trainer.defense)
+        with isolated(), modes_restored(model), frozen:
             torch.set_rng_state(global_stream)
             epoch = next(running, None)
             global_stream = torch.get_rng_state()

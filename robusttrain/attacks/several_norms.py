@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 from robusttrain import ranges
 from robusttrain.attacks import Attack, several_threats, states_threat, under
 from robusttrain.attacks.none import refuse_none
+from robusttrain.errors import InputError
 from robusttrain.threat import of_radii
 
 
@@ -38,4 +39,7 @@ def searches(attack: Attack, threats: Mapping[str, float]) -> list[Attack]:
     allowed = "one that states a single threat model (attacks.Bounded)"
     single = states_threat(attack) and not several_threats(attack)
     ranges.require(single, "attack", type(attack).__name__, allowed)
-    return [under(attack, threat) for threat in of_radii(threats)]
+    try:
+        return [under(attack, threat) for threat in of_radii(threats)]
+    except InputError as error:
+        raise error.under("attack") from error

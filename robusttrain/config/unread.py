@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from robusttrain.attacks import states_threat, threats
 from robusttrain.attacks.none import is_none
 from robusttrain.config.run_config import Config
-from robusttrain.defenses import WithModels
+from robusttrain.defenses import Unsupervised, WithModels
 from robusttrain.defenses.distill import Distill
 from robusttrain.errors import InputError
 from robusttrain.training.overfitting import searches
@@ -98,6 +98,10 @@ RULES = (
         ("training.label_smoothing",), "defense",
         lambda config: not isinstance(config.defense, Distill),
         "its targets are outputs of the teacher",
+    ),
+    Rule(
+        ("training.label_smoothing", "training.on_overfit"), "defense",
+        lambda config: not isinstance(config.defense, Unsupervised), "it reads no labels",
     ),
     Rule(
         ("training.curriculum.eps_warmup", "training.curriculum.per_batch"), "defense",

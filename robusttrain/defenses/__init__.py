@@ -15,8 +15,9 @@ that returns the clean images.
 
 Some defenses need more, and each need has a protocol: `Replayed` to train several times on a batch,
 `Stateful` to keep something from batch to batch, `Scheduled` to be changed by the curriculum,
-`WithModels` to train with other models, `Selective` to refuse models. A defense states its threat
-model as attacks do, by `Bounded`. The threat model of an attack in its field `attack` counts too.
+`WithModels` to train with other models, `Unsupervised` to train features without labels,
+`Selective` to refuse models. A defense states its threat model as attacks do, by `Bounded`. The
+threat model of an attack in its field `attack` counts too.
 """
 
 from abc import abstractmethod
@@ -128,6 +129,27 @@ class WithModels(Protocol):
 
 
 @runtime_checkable
+class Unsupervised(Protocol):
+    """A defense that reads no labels, and trains what comes before the head.
+
+    The head is frozen, and PGD-10 does not search for catastrophic overfitting. It starts from a
+    trained model.
+    """
+
+    def with_original(self, model: nn.Module, num_classes: int) -> Defense:
+        """The same defense, which knows `model` as it is now. It is called once, before training.
+
+        If training is resumed, `model` is new, and a `Stateful` defense gets the state of the
+        original one.
+
+        Raises
+        ------
+        InputError
+            If `model` has no head that can be told.
+        """
+
+
+@runtime_checkable
 class Selective(Protocol):
     """A defense that cannot train every model."""
 
@@ -162,6 +184,7 @@ _METHODS = {
     "AlphaMix": "alpha_mix",
     "Distill": "distill",
     "EAT": "eat",
+    "FARE": "fare",
     "Free": "free",
     "GradAlign": "grad_align",
     "IBP": "ibp",
@@ -181,6 +204,7 @@ if TYPE_CHECKING:
     from robusttrain.defenses.avg import AVG
     from robusttrain.defenses.distill import Distill
     from robusttrain.defenses.eat import EAT
+    from robusttrain.defenses.fare import FARE
     from robusttrain.defenses.free import Free
     from robusttrain.defenses.grad_align import GradAlign
     from robusttrain.defenses.ibp import IBP, MTLIBP
@@ -204,6 +228,7 @@ __all__ = [
     "ALP",
     "AVG",
     "EAT",
+    "FARE",
     "IBP",
     "LSA",
     "MART",
@@ -222,6 +247,7 @@ __all__ = [
     "Selective",
     "Standard",
     "Stateful",
+    "Unsupervised",
     "WithCleanPass",
     "WithModels",
     "WorstCase",

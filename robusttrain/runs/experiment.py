@@ -92,7 +92,7 @@ def run(config: Config, origin: Origin, run_dir: Path, terminal: Terminal) -> fl
             settings, classes = config.training, context.info.num_classes
             with (
                 costs.measuring(Stage.train) as done,
-                partly_frozen(inputs.model, settings, classes),
+                partly_frozen(inputs.model, settings, classes, inputs.defense),
             ):
                 training = _train(context, inputs, data, record)
                 done(_training_work(training))
@@ -167,7 +167,8 @@ def estimate(config: Config, origin: Origin, terminal: Terminal) -> None:
     if not context.trains:
         dry_run.show(context, inputs, data, None)
         return
-    with partly_frozen(inputs.model, config.training, context.info.num_classes):
+    classes = context.info.num_classes
+    with partly_frozen(inputs.model, config.training, classes, inputs.defense):
         dry_run.show(context, inputs, data, trainer_of(context, inputs, data.train, data.extra))
 
 

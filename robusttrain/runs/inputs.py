@@ -24,7 +24,7 @@ from robusttrain.data import (
     extra_samples,
     image_index,
 )
-from robusttrain.defenses import Defense, WithModels
+from robusttrain.defenses import Defense, Unsupervised, WithModels
 from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
 from robusttrain.models import build_model
@@ -103,7 +103,41 @@ def inputs_of(context: RunContext) -> Inputs:
     if context.trains and isinstance(defense, WithModels):
         defense = defense.with_models(partial(other_model, config.trust, context.info))
     weights = None if has_own_weights(context) else config.initial_weights.provenance()
-    return Inputs(given, defense, model_of(context, given), weights)
+    model = model_of(context, given)
+    if context.trains and isinstance(defense, Unsupervised):
+        _refuse_random_weights(context, given)
+        defense = with_original(context, defense, model)
+    return Inputs(given, defense, model, weights)
+
+
+def with_original(context: RunContext, defense: Defense, model: nn.Module) -> Defense:
+    """The defense, which keeps `model` as it is now if it needs that.
+
+    Raises
+    ------
+    InputError
+        If it needs that, and the model has no head that can be told or is to be compiled.
+    """
+    if not isinstance(defense, Unsupervised):
+        return defense
+    if context.config.training.compile:
+        allowed = (
+            f"false with defense={context.origin.names['defense']}, which looks into the model"
+        )
+        raise InputError("training.compile", "true", allowed)
+    return defense.with_original(model, context.info.num_classes)
+
+
+def _refuse_random_weights(context: RunContext, given: Given) -> None:
+    """Refuse a new network, whose features are worth nothing.
+
+    A module that the configuration names may have its weights already.
+    """
+    is_new = given is None and not isinstance(context.config.model, nn.Module)
+    if is_new and not has_own_weights(context):
+        problem = "keeps the features of the model, which is new"
+        allowed = "give model.weights=FILE, or checkpoint=RUN"
+        raise InputError("defense", context.origin.names["defense"], allowed, problem)
 
 
 def given_to(context: RunContext) -> Given:

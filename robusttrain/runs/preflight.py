@@ -12,7 +12,7 @@ from robusttrain.checkpoints.checkpoint import Checkpoint
 from robusttrain.config.build import named_in
 from robusttrain.config.run_config import Config, Stage
 from robusttrain.data import Dataset, Extended, own_images
-from robusttrain.defenses import Selective
+from robusttrain.defenses import Selective, Unsupervised
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, model_checks
 from robusttrain.evaluation.certification import certifiable
@@ -81,6 +81,8 @@ def check_inputs(context: RunContext, inputs: Inputs) -> None:
             own_images(config.dataset.extra_share, config.training.batch_size)
     if context.trains and isinstance(inputs.defense, Selective):
         inputs.defense.refuse_unfit(inputs.model, shape)
+    if context.trains and isinstance(inputs.defense, Unsupervised):
+        _warn_of_choice_by_labels(context)
     if not context.evaluates:
         return
     norms = [threat.norm for threat in config.evaluated]
@@ -128,6 +130,16 @@ def warn_of_other_classes(context: RunContext, given: Given) -> None:
         context.terminal.warn(
             f"the model was trained on other classes than those of the data set, or in "
             f"another order: {first[0]} is now {first[1]}"
+        )
+
+
+def _warn_of_choice_by_labels(context: RunContext) -> None:
+    """Warn if labels, and a head that may be new, choose the weights of a training without them."""
+    if context.config.dataset.validation > 0:
+        context.terminal.warn(
+            f"defense={context.origin.names['defense']} reads no labels, but those of the "
+            f"validation images choose the best epoch, by the head as it starts: "
+            f"dataset.validation=0 keeps the last epoch"
         )
 
 

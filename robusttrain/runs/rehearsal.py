@@ -57,8 +57,8 @@ def rehearse(context: RunContext, inputs: Inputs) -> None:
     subject = _Subject(inputs.model, names, context.info, device)
     with _restored(inputs.model, device):
         if context.trains:
-            settings = context.config.training
-            with partly_frozen(inputs.model, settings, context.info.num_classes):
+            settings, classes = context.config.training, context.info.num_classes
+            with partly_frozen(inputs.model, settings, classes, inputs.defense):
                 subject.train(inputs.defense, settings)
         subject.differentiate()
         for place, attack in _searches(context).items():

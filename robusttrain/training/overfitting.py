@@ -8,6 +8,7 @@ import torch
 from robusttrain.attacks import parts, states_threat, threats
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Samples, Split
+from robusttrain.defenses import Unsupervised
 from robusttrain.threat import Threat
 from robusttrain.training.settings import OnOverfit
 
@@ -110,10 +111,10 @@ def probe_images(train: Samples, defense: Any, eps: float) -> Split:
     passes of each. An epoch of one-step adversarial training takes 4 passes of every image, so the
     attack adds a quarter to it on a small split, and 1 % on 60,000 images. It adds a fifth of that
     to an epoch of PGD-10. There are no such images if `defense` does not search for adversarial
-    images, since its accuracy under PGD-10 then says nothing about overfitting.
+    images or trains no head, since its accuracy under PGD-10 then says nothing about overfitting.
     """
     size = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, train.size // PROBE_PART))
-    if eps == 0 or not searches(defense):
+    if eps == 0 or not searches(defense) or isinstance(defense, Unsupervised):
         size = 0
     return train.take(torch.arange(min(size, train.size))).loaded()
 

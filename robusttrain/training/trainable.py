@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robusttrain.defenses import Defense, Unsupervised
 from robusttrain.errors import InputError
 from robusttrain.models.blocks import blocks_of, innermost, noise_parameters, plain_name
 from robusttrain.models.head import head_of, module_of
@@ -18,10 +19,13 @@ KEY = "training.trainable"
 
 
 @contextmanager
-def partly_frozen(model: nn.Module, settings: Training, num_classes: int) -> Iterator[None]:
-    """Freeze in this block what `settings` freeze, and put everything back afterwards.
+def partly_frozen(
+    model: nn.Module, settings: Training, num_classes: int, defense: Defense | None = None
+) -> Iterator[None]:
+    """Freeze in this block what `settings` and `defense` freeze; put everything back afterwards.
 
-    Frozen parameters need no gradient. Parameters that the model itself has frozen stay so.
+    An `Unsupervised` defense freezes the head. Frozen parameters need no gradient. Parameters that
+    the model itself has frozen stay so.
 
     Raises
     ------
@@ -29,6 +33,12 @@ def partly_frozen(model: nn.Module, settings: Training, num_classes: int) -> Ite
         If the model has no such parts, or if nothing would be left to train.
     """
     chosen = trainable(model, settings.trainable, num_classes)
+    if isinstance(defense, Unsupervised):
+        chosen -= set(head_of(model, num_classes))
+        if not chosen:
+            allowed = "name parameters before the head, which this defense does not train"
+            value = described(settings.trainable)
+            raise InputError(KEY, value, allowed, "leaves nothing to train")
     frozen = [p for name, p in model.named_parameters() if p.requires_grad and name not in chosen]
     norms = _batch_norms(model) if settings.batch_norm is BatchNorm.frozen else []
     kinds = [type(norm) for norm in norms]

@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import pytest
@@ -30,6 +30,7 @@ from robusttrain.config import build as configs
 from robusttrain.config import schema as schemas
 from robusttrain.config.folders import CONF
 from robusttrain.config.run_config import Config
+from robusttrain.config.several_threats import with_own_threat
 from robusttrain.errors import InputError
 from robusttrain.models import build_model
 from robusttrain.runs.inherit import INHERITED, inherit_config, with_saved_config
@@ -46,8 +47,14 @@ ATTACKS = [option for group, option in OPTIONS if group == "attack"]
 DEFENSES = [option for group, option in OPTIONS if group == "defense"]
 EVALUATIONS = [option for group, option in OPTIONS if group == "evaluation"]
 
+SEVERAL = "threats={linf:0.1,l2:1}"
+
 # Values that an option cannot do without.
 NEEDED = {
+    ("attack", "max"): [SEVERAL],
+    ("attack", "msd"): [SEVERAL],
+    ("defense", "avg"): [SEVERAL],
+    ("defense", "eat"): [SEVERAL],
     ("dataset", "folder"): ["dataset.path=/nowhere"],
     ("dataset", "huggingface"): ["dataset.path=/nowhere"],
     ("dataset", "arrays"): ["dataset.train=/nowhere.npz"],
@@ -69,14 +76,19 @@ OWN_OBJECTIVES = {
     "multi_targeted", "softmax_linearisation", "square", *EXTERNAL,
 }  # fmt: skip
 
+# Defenses of several norms, and attacks that are for one norm only or for several by themselves.
+OF_SEVERAL, UNFIT_FOR_SEVERAL = {"avg", "eat"}, {"carlini_wagner", "ddn", "max", "msd", *EXTERNAL}
+
 # Attacks that defenses refuse: those that start where a divergence has gradient 0, those that do
 # not climb it, and those that would turn a defense into another method.
 ATTACKLESS = {"standard", "free", "grad_align", "lsa", "n_fgsm", "rt", "ibp"}
 REFUSED = {
-    ("trades", "fgsm"), ("trades", "mim"), ("trades", "ddn"),
+    ("trades", "fgsm"), ("trades", "mim"), ("trades", "ddn"), ("trades", "msd"),
+    *((defense, attack) for defense in OF_SEVERAL for attack in UNFIT_FOR_SEVERAL),
     *((defense, "none") for defense in DEFENSES if defense not in ATTACKLESS),
     *(("ibp", attack) for attack in ATTACKS if attack != "none"),
-    *((defense, attack) for defense in ("distill", "trades") for attack in OWN_OBJECTIVES),
+    *((defense, attack) for defense in ("distill", "fare", "trades") for attack in OWN_OBJECTIVES),
+    *(("fare", attack) for attack in ("fgsm", "mim", "ddn", "friendly", "transfer")),
 }  # fmt: skip
 
 # The model of the run that a transfer attack loads here.
@@ -139,15 +151,16 @@ attack_node = cache(lambda attack: chosen("attack", attack).attack)
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_a_defense_takes_every_attack(defense: str) -> None:
     # The one norm that every attack knows.
-    needed = NEEDED.get(("defense", defense), [])
+    needed = [*{SEVERAL, *NEEDED.get(("defense", defense), [])}]
     whole = composed(f"defense={defense}", "norm=l2", "evaluation=quick", *needed)
     # A whole configuration takes several times as long to build.
-    node = OmegaConf.masked_copy(whole, ["defense", "attack", "norm", "eps", "trust"])
+    node = OmegaConf.masked_copy(whole, ["defense", "attack", "norm", "eps", "threats", "trust"])
     for attack in (option for option in ATTACKS if not is_missing(option)):
         node.attack = attack_node(attack)
         if (defense, attack) in REFUSED:
             with pytest.raises(
-                InputError, match=r"^(defense\.attack\.random_start=False|attack=\w+) is not"
+                InputError,
+                match=r"^(defense\.attack\.(random_start=False|norm=\w+)|attack=\w+) is not",
             ):
                 configs.build_component(node)
             continue
@@ -414,6 +427,50 @@ def test_an_attack_for_the_evaluation_does_not_choose_the_training_attack() -> N
     config = continued(saved("defense=fgsm"), "+attack@evaluation.attacks.strong=pgd")
     assert type(config.defense.attack).__name__ == "FGSM"
     assert type(config.evaluation.attacks["strong"]).__name__ == "PGD"
+
+
+@pytest.mark.parametrize(
+    ("before", "words", "after"),
+    [
+        ([SEVERAL, "norm=l2"], [], {"norm": "l2", "eps": 1, "threats": {"linf": 0.1, "l2": 1}}),
+        ([SEVERAL], ["eps=0.3"], {"norm": "linf", "eps": 0.3, "threats": {}}),
+        ([SEVERAL], ["norm=l1"], {"norm": "l1", "eps": 0.1, "threats": {}}),
+        (
+            ["norm=l2", "eps=0.7"],
+            [SEVERAL],
+            {"norm": "l2", "eps": 1, "threats": {"linf": 0.1, "l2": 1}},
+        ),
+        (
+            ["norm=l1", "eps=0.7"],
+            [SEVERAL],
+            {"norm": "linf", "eps": 0.1, "threats": {"linf": 0.1, "l2": 1}},
+        ),
+    ],
+)
+def test_one_threat_model_of_the_command_line_replaces_several_saved_ones_and_conversely(
+    before: list[str], words: list[str], after: dict[str, Any]
+) -> None:
+    checkpoint = Checkpoint({}, 10, [1, 8, 8], _settled(raw(*before), before), {}, 1, {})
+    config = raw(*words)
+    OmegaConf.set_struct(config, False)
+    found, _ = with_saved_config(config, checkpoint, words)
+    assert {key: _settled(found, words)[key] for key in after} == after
+
+
+def _settled(config: DictConfig, words: list[str]) -> dict[str, Any]:
+    settled = with_own_threat(configs.with_numbers(config), words)
+    return cast("dict[str, Any]", OmegaConf.to_container(settled, enum_to_str=True))
+
+
+def test_the_suite_searches_each_of_several_threat_models() -> None:
+    words = ["threats={linf:8/255,l2:1}", "evaluation=quick", "+attack@evaluation.attacks.own=pgd"]
+    config = with_own_threat(composed(*words, "evaluation.attacks.own.eps=0.5"), words)
+    suite = configs.build(config).evaluation.attacks
+    assert list(suite) == [
+        "uniform_linf", "fgsm_linf", "pgd_linf", "apgd_ce_linf",
+        "uniform_l2", "fgsm_l2", "pgd_l2", "apgd_ce_l2", "own",
+    ]  # fmt: skip
+    assert (suite["pgd_linf"].eps, suite["pgd_l2"].eps, suite["own"].eps) == (8 / 255, 1, 0.5)
 
 
 def test_a_saved_defense_keeps_its_attack_and_a_new_one_brings_its_own() -> None:

@@ -72,6 +72,8 @@ NO_EFFECT = {
     f"{DISTILL} training.label_smoothing=0.1": (
         "defense=distill: its targets are outputs of the teacher"
     ),
+    "defense=fare training.label_smoothing=0.1": "defense=fare: it reads no labels",
+    "defense=fare training.on_overfit=stop": "defense=fare: it reads no labels",
     "evaluation.audit=false evaluation.probe_samples=3": "evaluation.audit=False",
     "evaluation.audit=false evaluation.probe.steps=3": "evaluation.audit=False",
     "evaluation=standard norm=l1 evaluation.attacks.apgd_t.rho=0.5": (

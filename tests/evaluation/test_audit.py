@@ -116,7 +116,7 @@ def examined(
     chosen = Evaluation({"apgd_ce": APGD(eps=EPS)} if attacks is None else attacks, **settings)
     index, subject = open_session(model, data, chosen, 0)
     suite = chosen.suite(subject.num_classes, subject.random)
-    ledger = attack_all(subject, index, suite, chosen.survivors_only, threat=Threat(Norm.linf, EPS))
+    ledger = attack_all(subject, index, suite, chosen.passing_over, threat=Threat(Norm.linf, EPS))
     return Probe(subject, PROBE), suite, ledger
 
 

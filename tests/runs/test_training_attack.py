@@ -77,10 +77,18 @@ def train_attack(*overrides: str) -> str:
     return origin.names["train_attack"]
 
 
+SEVERAL = "threats={linf:0.1,l2:1}"
+
+# What a defense cannot do without.
+NEEDED = {"avg": [SEVERAL], "distill": ["defense.teacher=/nowhere"], "eat": [SEVERAL]}
+
 BY_DEFAULT = {
     "alp": "pgd-10",
     "alpha_mix": "pgd-10",
+    "avg": "pgd-10",
     "distill": "pgd_gaussian-10",
+    "eat": "pgd-10",
+    "fare": "pgd-10",
     "fgsm": "fgsm",
     "fgsm_rs": "fgsm_rs",
     "free": "built-in",
@@ -105,8 +113,8 @@ def test_every_defense_is_here() -> None:
 
 @pytest.mark.parametrize("defense", BY_DEFAULT)
 def test_a_defense_names_the_attack_that_it_trains_with(defense: str) -> None:
-    needed = ["defense.teacher=/nowhere"] if defense == "distill" else []
-    assert train_attack(f"defense={defense}", *needed) == BY_DEFAULT[defense]
+    words = [f"defense={defense}", *NEEDED.get(defense, [])]
+    assert train_attack(*words) == BY_DEFAULT[defense]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +123,8 @@ def test_a_defense_names_the_attack_that_it_trains_with(defense: str) -> None:
         (["defense=madry", "attack=fgsm_rs"], "fgsm_rs"),
         (["defense=fgsm_rs", "attack=pgd"], "pgd-10"),
         (["attack.steps=3"], "pgd-3"),
+        (["attack=max", "attack.attack.steps=5", SEVERAL], "max-5"),
+        (["attack=msd", SEVERAL], "msd-20"),
         (["attack=apgd_ce", "attack.steps=7"], "apgd_ce-7"),
         (["training.curriculum.steps=[2,5]"], "pgd-2/5"),
         (["defense=alp", "defense.pairing=clean"], "none"),

@@ -22,6 +22,7 @@ from robusttrain.data import Split, as_input, hold_out
 from robusttrain.data.synthetic import Synthetic
 from robusttrain.defenses import Defense, Objective
 from robusttrain.defenses.alpha_mix import AlphaMix
+from robusttrain.defenses.fare import FARE
 from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.trades import TRADES
@@ -161,6 +162,11 @@ def trained(batch_size: int, norm: bool) -> dict[str, tuple[list[Epoch], dict[st
     with partly_frozen(model, settings, 3):
         made = trainer(DEFENSES["madry"], batch_size, model, AWP(0.1), sync_batchnorm=norm)
         results["partly frozen"] = list(made.epochs()), made.model.state_dict()
+    model = network(norm)
+    fare = FARE(Nudged()).with_original(model, 3)
+    with partly_frozen(model, Training(), 3, fare):
+        made = trainer(fare, batch_size, model, AWP(0.1), sync_batchnorm=norm)
+        results["fare"] = list(made.epochs()), made.model.state_dict()
     return results
 
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from robusttrain.attacks import Loss, Traits, cross_entropy
 from robusttrain.attacks.model_view import Mode
-from robusttrain.defenses import Defense, Objective
+from robusttrain.defenses import Defense, Objective, Unsupervised
 
 Array = NDArray[np.float64]
 CLASSES, SHAPE, COUNT = 4, (1, 2, 3), 6
@@ -57,6 +57,8 @@ def asked(
     draws: torch.Generator | None = None,
 ) -> Objective:
     """What the defense descends for some images."""
+    if isinstance(defense, Unsupervised):
+        defense = defense.with_original(model, CLASSES)
     found = defense.inner(model, x, y, generator=draws or generator())
     return defense.outer(model, x, found, y, loss=loss)
 
