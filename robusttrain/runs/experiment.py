@@ -26,11 +26,11 @@ from robusttrain.evaluation.requirements import Baseline, requirements, rows_in,
 from robusttrain.loggers import Logger, Record, epoch_figures, report_figures
 from robusttrain.loggers.none import NoLogger
 from robusttrain.models.passes import Passes
-from robusttrain.report.files import write_json
+from robusttrain.report.files import read_csv, write_json
 from robusttrain.report.identity import digests, results_in
 from robusttrain.report.result import Result, rows_of
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RESULT
+from robusttrain.run_directory import AUDIT, EVALUATION_CACHE, MANIFEST, RESULT
 from robusttrain.runs import dry_run
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.cost import Costs, Work
@@ -45,7 +45,7 @@ from robusttrain.runs.inputs import (
     placed,
 )
 from robusttrain.runs.manifest import manifest
-from robusttrain.runs.outcome import Outcome, strictly
+from robusttrain.runs.outcome import Outcome, strictly, uncontradicted
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.rehearsal import rehearse
 from robusttrain.runs.results import result_of
@@ -134,6 +134,9 @@ def _judge(context: RunContext, training: TrainingRun | None, baseline: Baseline
     required = [*requirements(config.evaluation, rows, baseline)] if context.evaluates else []
     if config.evaluation.strict:
         required += strictly(rows, found)
+    if context.evaluates and config.evaluation.proofs is not None:
+        key = "evaluation.verify" if config.evaluation.verify else "evaluation.verification"
+        required += uncontradicted(key, rows_of(read_csv(run_dir / AUDIT)))
     outcome = Outcome(rows, found, required)
     content = outcome.content(context.origin.names, config.seed, _kept(context))
     write_json(run_dir / RESULT, content)
