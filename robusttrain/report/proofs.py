@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from robusttrain.threat import Threat
 
 # The statuses of an image.
-WRONG, BROKEN, PROVEN, UNDECIDED = "wrong", "broken", "proven", "undecided"
+STATUSES = WRONG, BROKEN, PROVEN, UNDECIDED = "wrong", "broken", "proven", "undecided"
 
 # What proves an image, from the cheapest method on, and the row that counts its proofs.
 INTERVALS, LINEAR, BRANCHING = "intervals", "linear bounds", "branching"
