@@ -45,6 +45,7 @@ MORE = {
         "evaluation.attacks.apgd_margin.restarts=2",
     ],
     "evaluation=certify": ["evaluation.certification.n=200", "evaluation.certification.n0=10"],
+    "evaluation=verified": ["evaluation.verification.seconds=0.2"],
     "evaluation=eot": ["evaluation.eot=2", "evaluation.votes=3"],
     "noise=flicker": ["evaluation.eot=2", "evaluation.votes=3", "hydra.run.dir=MINE"],
     "seed=0,1,2": ["seed=0"],
