@@ -73,12 +73,13 @@ class Affine(Node):
 
     def __init__(self, parents: Sequence[Node], rule: Rule, operation: Operation) -> None:
         super().__init__(parents, rule)
+        differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             self._zeros = [
                 torch.zeros_like(node.bounds.centre).requires_grad_() for node in self.parents
             ]
             self._output = operation(*self._zeros)
-        self.offset = self._output.detach()
+        self.offset = self._output if differentiable else self._output.detach()
         self.shifts = bool(self.offset.any())
         self._check()
 
@@ -141,6 +142,8 @@ class Graph:
         A network, which is run once, in eval mode and without noise.
     box
         Bounds of N images.
+    differentiable
+        Whether bounds can be differentiated with respect to the parameters of the network.
 
     Raises
     ------
@@ -148,10 +151,10 @@ class Graph:
         If an operation has no bounds, or makes the output of an image depend on another image.
     """
 
-    def __init__(self, model: nn.Module, box: Interval) -> None:
+    def __init__(self, model: nn.Module, box: Interval, *, differentiable: bool = False) -> None:
         self.nodes: list[Node] = []
         self.input = self.added(Input([], lambda: box))
-        with modes_restored(model), torch.no_grad():
+        with modes_restored(model), torch.set_grad_enabled(differentiable):
             output = model.eval()(Traced(self, self.input))
         if type(output) is not Traced:
             raise NoRuleError(f"an output of type {type(output).__name__}")

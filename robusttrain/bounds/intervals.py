@@ -273,9 +273,12 @@ def _batch_norm(
 ) -> Interval:
     if training or running_mean is None or running_var is None:
         raise NoRuleError("statistics of a batch: BatchNorm has to be in eval mode")
-    centre = F.batch_norm(x.centre, running_mean, running_var, weight, bias, eps=eps)
     scale = running_var.add(eps).rsqrt() * (1.0 if weight is None else weight)
-    return Interval(centre, x.radius * scale.abs().view(1, -1, *[1] * (x.dim() - 2)))
+    # `F.batch_norm` has no gradient with respect to the statistics.
+    shift = (0.0 if bias is None else bias) - running_mean * scale
+    shape = 1, -1, *[1] * (x.dim() - 2)
+    centre = torch.addcmul(shift.view(shape), x.centre, scale.view(shape))
+    return Interval(centre, x.radius * scale.abs().view(shape))
 
 
 def _cat(parts: Sequence[Interval], dim: int = 0) -> Interval:

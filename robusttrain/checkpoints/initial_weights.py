@@ -1,8 +1,8 @@
-"""Weights that a configured architecture starts with: the keys `weights`, `weights_key`, `strict`.
+"""Weights that a configured architecture starts with.
 
-They are in the section `model` of every architecture, a user's own included, and belong to none
-(`config/model_section.py`). A checkpoint of `checkpoint=` brings its model and its configuration
-along instead.
+Their keys, `initialisation`, `weights`, `weights_key` and `strict`, are in the section `model` of
+every architecture, a user's own included, and belong to none (`config/model_section.py`). A
+checkpoint of `checkpoint=` brings its model and its configuration along instead.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robusttrain import ranges
 from robusttrain.checkpoints import checkpoint as checkpoints
 from robusttrain.checkpoints import external, pretrained
 from robusttrain.checkpoints.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from robusttrain.checkpoints.external import CODE, Fit, StateDict, Weights
 from robusttrain.errors import InputError
 from robusttrain.models import Architecture, Pretrained
 from robusttrain.models.head import head_of, module_of
+from robusttrain.models.initialisation import Initialisation
 
 KEY = "model.weights"
 
@@ -38,6 +40,9 @@ class InitialWeights:
 
     Parameters
     ----------
+    initialisation
+        The random weights of a new network: `usual`, those that its layers draw for themselves, or
+        `ibp`, which keeps the width of interval bounds from layer to layer (Shi et al. 2021).
     weights
         What the network starts with instead of random weights: a state dict (.pt, .safetensors), a
         checkpoint, a run, `pretrained:NAME`, or `default` for the weights of torchvision or timm.
@@ -48,14 +53,19 @@ class InitialWeights:
         head of other classes. false: what fits is loaded, and the rest is listed.
     """
 
+    initialisation: Initialisation = Initialisation.usual
     weights: str | None = None
     weights_key: str | None = None
     strict: bool = True
 
+    def __post_init__(self) -> None:
+        ranges.one_of(list(Initialisation), initialisation=self.initialisation)
+        object.__setattr__(self, "initialisation", Initialisation(self.initialisation))
+
     def unused(self) -> Mapping[str, str]:
-        """The other keys, without weights."""
-        given = self.weights is not None
-        return {} if given else dict.fromkeys(("weights_key", "strict"), "weights")
+        """`initialisation` with weights, and the other keys without them."""
+        keys = ("initialisation",) if self.weights is not None else ("weights_key", "strict")
+        return dict.fromkeys(keys, "weights")
 
     def file(self) -> Path | None:
         """The file of the weights; None if there are none, or the library has them.

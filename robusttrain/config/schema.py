@@ -58,7 +58,7 @@ COMPANIONS, NOTHING = ("weight_perturbation", "averaging"), "none"
 
 
 # Keys in pixel units, which may be given as a fraction.
-PIXEL_KEYS = ("eps", "step_size", "sigma")
+PIXEL_KEYS = ("eps", "eps_margin", "step_size", "sigma")
 
 # The key of radii by their norms.
 RADII = "threats"

@@ -20,6 +20,7 @@ from robusttrain.attacks.none import is_none
 from robusttrain.config.run_config import Config
 from robusttrain.defenses import Unsupervised, WithModels
 from robusttrain.defenses.distill import Distill
+from robusttrain.defenses.sabr import SABR
 from robusttrain.errors import InputError
 from robusttrain.training.overfitting import searches
 
@@ -104,16 +105,26 @@ RULES = (
         lambda config: not isinstance(config.defense, Unsupervised), "it reads no labels",
     ),
     Rule(
-        ("training.curriculum.eps_warmup", "training.curriculum.per_batch"), "defense",
-        _has_radius, "it has no radius",
+        (
+            "training.curriculum.eps_warmup", "training.curriculum.eps_delay",
+            "training.curriculum.smoothed", "training.curriculum.per_batch",
+        ),
+        "defense", _has_radius, "it has no radius",
     ),
     Rule(
         ("training.on_overfit",), "defense", lambda config: searches(config.defense),
         "it trains on clean images",
     ),
     Rule(
-        ("training.trainable", "training.batch_norm"), "epochs",
+        ("training.trainable", "training.batch_norm", "training.l1"), "epochs",
         lambda config: config.epochs > 0, "nothing is trained",
+    ),
+    Rule(
+        ("attack.eps",), "defense", lambda config: not isinstance(config.defense, SABR),
+        "it attacks within its own radius",
+    ),
+    Rule(
+        ("model.initialisation",), "checkpoint", lambda config: config.checkpoint is None,
     ),
     Rule(
         ("optimizer.layer_decay",), "training.trainable",
@@ -205,7 +216,7 @@ class _Run:
         covering = next((covered for covered in self.causes if _covers(covered, key)), None)
         cause = self._cause_of_no_reference(key) if covering is None else self.causes[covering]
         reason = self.reasons.get(covering or "", "")
-        if cause == "defense" and READERS.get(key.partition(".")[0]) == "defense":
+        if not reason and cause == "defense" and READERS.get(key.partition(".")[0]) == "defense":
             clean = is_none(self.config.defense) or not searches(self.config.defense)
             reason = "it trains on clean images" if clean else "it has an attack of its own"
         word, equals, value = override.lstrip("+").partition("=")

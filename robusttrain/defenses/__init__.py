@@ -182,8 +182,11 @@ _METHODS = {
     "ALP": "alp",
     "AVG": "avg",
     "AlphaMix": "alpha_mix",
+    "CCIBP": "cc_ibp",
+    "CROWNIBP": "crown_ibp",
     "Distill": "distill",
     "EAT": "eat",
+    "ExpIBP": "exp_ibp",
     "FARE": "fare",
     "Free": "free",
     "GradAlign": "grad_align",
@@ -193,6 +196,7 @@ _METHODS = {
     "MTLIBP": "ibp",
     "NFGSM": "n_fgsm",
     "RT": "rt",
+    "SABR": "sabr",
     "Standard": "standard",
     "TRADES": "trades",
     "WorstCase": "worst_case",
@@ -202,8 +206,11 @@ if TYPE_CHECKING:
     from robusttrain.defenses.alp import ALP
     from robusttrain.defenses.alpha_mix import AlphaMix
     from robusttrain.defenses.avg import AVG
+    from robusttrain.defenses.cc_ibp import CCIBP
+    from robusttrain.defenses.crown_ibp import CROWNIBP
     from robusttrain.defenses.distill import Distill
     from robusttrain.defenses.eat import EAT
+    from robusttrain.defenses.exp_ibp import ExpIBP
     from robusttrain.defenses.fare import FARE
     from robusttrain.defenses.free import Free
     from robusttrain.defenses.grad_align import GradAlign
@@ -212,6 +219,7 @@ if TYPE_CHECKING:
     from robusttrain.defenses.mart import MART
     from robusttrain.defenses.n_fgsm import NFGSM
     from robusttrain.defenses.rt import RT
+    from robusttrain.defenses.sabr import SABR
     from robusttrain.defenses.standard import Standard
     from robusttrain.defenses.trades import TRADES
     from robusttrain.defenses.worst_case import WorstCase
@@ -227,6 +235,8 @@ else:
 __all__ = [
     "ALP",
     "AVG",
+    "CCIBP",
+    "CROWNIBP",
     "EAT",
     "FARE",
     "IBP",
@@ -235,10 +245,12 @@ __all__ = [
     "MTLIBP",
     "NFGSM",
     "RT",
+    "SABR",
     "TRADES",
     "AlphaMix",
     "Defense",
     "Distill",
+    "ExpIBP",
     "Free",
     "GradAlign",
     "Objective",

@@ -22,10 +22,10 @@ class EAT(SeveralNorms):
     """min E[ max_{z in S_p(x)} L(f(z), y) ], with p drawn for each batch (Croce and Hein 2022).
 
     E-AT only trains on the extremes, the innermost and the outermost ball of the same radius (l1
-    and linf): the others lie between them, in a part of their convex hull. A norm is drawn with a
-    probability proportional to the running error of training under it, so that training keeps to
-    the one that it is worse in. The running error is an exponential average with the factor 0.9;
-    both start at 1. It is kept in checkpoints. A batch costs what `WorstCase` costs.
+    and linf), whose convex hull contains a large part of the others. The norm of a batch is drawn
+    with a probability proportional to the running error of training under it, so that training
+    keeps to the one that it is worse in. The running error is an exponential average with the
+    factor 0.9; both start at 1. It is kept in checkpoints. A batch costs what `WorstCase` costs.
 
     Parameters
     ----------

@@ -1,33 +1,27 @@
 """Training on bounds that no attack can exceed, instead of on what one attack finds."""
 
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robusttrain import ranges
-from robusttrain.attacks import Attack, Loss, ThreatFields
+from robusttrain.attacks import Loss
 from robusttrain.attacks.none import is_none, refuse_none
-from robusttrain.bounds.intervals import Interval, refuse_unbounded
-from robusttrain.defenses import Objective, each_row
-from robusttrain.models.modes import modes_restored
-from robusttrain.threat import Norm, check_lengths
+from robusttrain.defenses.bounded import WeightedBounds
 
 
 @dataclass
-class IBP(ThreatFields):
+class IBP(WeightedBounds):
     """min E[ (1 - weight) L(f(x), y) + weight L(m(x), y) ] (Gowal et al. 2018).
 
     Their kappa is 1 - weight. m(x) are the worst logits that interval bound propagation leaves
-    possible in S(x): no point of S(x) has a larger loss in eval mode, up to rounding. A forward and
-    a backward pass of intervals, which cost about two of images each, and one forward and one
-    backward pass for the images.
+    possible in S(x): no point of S(x) has a larger loss, up to rounding. A forward and a backward
+    pass of intervals, which cost about two of images each, and one forward and, unless the weight
+    is 1, one backward pass for the images.
 
-    The bounds are those of the network in eval mode: BatchNorm uses its running statistics, and
-    neither dropout nor training noise is active. The bounds of an untrained network are so wide
-    that training ends at the uniform output, unless radius and weight grow from 0 on, as in the
-    paper: `training.curriculum.eps_warmup` with `training.curriculum.per_batch`.
+    The bounds of an untrained network are so wide that training ends at the uniform output, unless
+    the radius grows from 0 on, as in the paper: `training.curriculum.eps_warmup` with
+    `training.curriculum.per_batch`.
 
     Parameters
     ----------
@@ -35,22 +29,22 @@ class IBP(ThreatFields):
         None: with an attack it is `MTLIBP`.
     norm
         Only linf: an interval is a box, so it would only enclose the balls of other norms.
-    eps
-        Radius that the bounds hold for, in pixel units, 0 or more. A radius above that of the
-        evaluation proves more there.
+    eps, eps_margin
+        Bounds are those of radius `eps + eps_margin`, each in pixel units, 0 or more. Networks for
+        MNIST prove more at 0.1 and 0.3 if they were trained at 0.2 and 0.4.
+    statistics
+        The statistics that BatchNorm normalises bounds with: `batch` or `running`; see
+        `Statistics`. If several processes train, those of the images of each process.
+    regularisation
+        Weight of the two regularisers of Shi et al. 2021 (see `bound_regulariser.regulariser`), 0
+        or more; they use 0.5. The warm-up of `training.curriculum` lowers it from this value at
+        radius 0 to 0 at the whole radius. Without a warm-up it stays.
     weight
         Weight of the loss at the bounds, from 0 to 1.
+    weight_warmup
+        Whether the warm-up of `training.curriculum` increases the weight from 0 on, as Gowal et al.
+        do, or the radius alone, as Shi et al. do.
     """
-
-    attack: Attack
-    norm: Norm = Norm.linf
-    eps: float = 0.1
-    weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_lengths(self.norm, eps=self.eps)
-        ranges.within(0, 1, weight=self.weight)
-        self.check_attack()
 
     def check_attack(self) -> None:
         """Raise `InputError` if there is an attack, since that is another method."""
@@ -58,36 +52,11 @@ class IBP(ThreatFields):
         allowed = "none: training on bounds and on adversarial images is defense=mtl_ibp"
         ranges.require(is_none(self.attack), "attack", name, allowed)
 
-    def scheduled(self, share: float) -> "IBP":
-        """A copy with `share` of the weight, for the warm-up of `training.curriculum`."""
-        return replace(self, weight=share * self.weight)
-
-    def refuse_unfit(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        """Raise `InputError` in other norms, and if `model` has a layer without known bounds.
-
-        Only training asks for it: the trained model may be evaluated in other norms.
-        """
-        refuse_unbounded(model, image_shape, self.norm, "defense=ibp or mtl_ibp")
-
-    def inner(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
-    ) -> Tensor:
-        """The images of the first loss, (N, C, H, W)."""
-        return self.attack(model, x, y, generator=generator)
-
-    def outer(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, loss: Loss
-    ) -> Objective:
+    def combined(self, logits: Tensor, worst: Tensor, y: Tensor, loss: Loss) -> Tensor:
         """The weighted sum of the loss at images and the loss at the bounds."""
-        logits, worst = model(x_adv), self._worst_logits(model, x, y)
-        mixture = (1 - self.weight) * loss(logits, y) + self.weight * loss(worst, y)
-        kind = "clean" if is_none(self.attack) else "adversarial"
-        return Objective(mixture.mean(), **{kind: logits})
-
-    def _worst_logits(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with modes_restored(model):
-            outputs = cast(Interval, model.eval()(Interval.around(x, self.eps)))
-        return outputs.margins(each_row(y, outputs.centre))
+        at_bounds = self.weight * loss(worst, y)
+        # Without it, the backward pass of the images is left out.
+        return at_bounds if self.weight == 1 else (1 - self.weight) * loss(logits, y) + at_bounds
 
 
 @dataclass
@@ -95,7 +64,8 @@ class MTLIBP(IBP):
     """min E[ (1 - weight) L(f(adv(x)), y) + weight L(m(x), y) ] (De Palma et al. 2024, MTL-IBP).
 
     "Expressive losses for verified robustness via convex combinations", with alpha = weight: the
-    adversarial images replace x in the first loss of `IBP`. Everything else is the same.
+    adversarial images replace x in the first loss of `IBP`. Everything else is the same. The paper
+    has a constant alpha, which is `weight_warmup=false`.
 
     Parameters
     ----------

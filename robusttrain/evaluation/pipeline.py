@@ -71,12 +71,16 @@ class EvaluationCache(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """What an evaluation found; `rows` are those of `report.csv` beside its attacks."""
+    """What an evaluation found; `rows` are those of `report.csv` beside its attacks.
+
+    `threats` are its threat models, if there are several.
+    """
 
     ledger: Ledger
     audit: Audit
     certificates: Certificates | None
     rows: list[Row]
+    threats: tuple[Threat, ...] = ()
 
 
 class FinishedEvaluation(NamedTuple):
@@ -121,7 +125,7 @@ def run_evaluation(
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger) if settings.save_adversarial else []
-    found = EvaluationResult(ledger, closer, certificates, [*closer.controls, *kept])
+    found = EvaluationResult(ledger, closer, certificates, [*closer.controls, *kept], plan.threats)
     return FinishedEvaluation(found, pieces)
 
 

@@ -262,7 +262,7 @@ class Evaluation:
         return Verification(Bounds.intervals, branching=False) if self.verify else self.verification
 
     def refuse_unknown_figures(self) -> None:
-        """Raise `InputError` if `require` names a row that the report will not have."""
+        """Raise `InputError` if `require` names no row of an accuracy that the report will have."""
         for name, least in self.require.items():
             allowed = f"one of {', '.join(self.figures)}"
             ranges.require(name in self.figures, f"require.{name}", least, allowed)
@@ -272,13 +272,11 @@ class Evaluation:
         """The rows of the report that something may be required of.
 
         There is a union if there are several threat models, also of attacks that do not state one.
-        Without worst cases there is neither an average nor a geometric mean.
         """
         threats = {threat_of(attack) for attack in self.attacks.values()}
-        if self.union_only:
-            return (CLEAN, UNION, *self.attacks)
-        several = OVER_SEVERAL if len(threats) > 1 else ()
-        return (CLEAN, WORST_CASE, *several, *self.attacks)
+        worst = [] if self.union_only else [WORST_CASE]
+        union = [UNION] if len(threats) > 1 else []
+        return (CLEAN, *worst, *union, *self.attacks)
 
     def under_each(self, threat: Threat, threats: Sequence[Threat]) -> Self:
         """The same settings, with each attack of one threat model run under several.

@@ -41,7 +41,7 @@ def blocks_of(model: nn.Module, num_classes: int) -> list[list[str]]:
     """
     of_noise = noise_parameters(model)
     parameters = {n: p for n, p in model.named_parameters() if id(p) not in of_noise}
-    weights = set(map(id, _weights(model)))
+    weights = set(map(id, weights_of(model)))
     head = [name for name in head_of(model, num_classes) if name in parameters]
     for name in head:
         del parameters[name]
@@ -109,16 +109,20 @@ def _below(module: nn.Module, path: str) -> Iterator[str]:
 
 def _is_opened(module: nn.Module) -> bool:
     if isinstance(module, _CONTAINERS):
-        return len(_weights(module)) > 1
+        return len(weights_of(module)) > 1
     lists = (part for part in module.modules() if isinstance(part, _CONTAINERS))
     return any(sum(map(_is_compound, part.children())) > 1 for part in lists)
 
 
 def _is_compound(module: nn.Module) -> bool:
-    return not isinstance(module, _CONTAINERS) and len(_weights(module)) > 1
+    return not isinstance(module, _CONTAINERS) and len(weights_of(module)) > 1
 
 
-def _weights(module: nn.Module) -> list[nn.Parameter]:
+def weights_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of two or more axes outside of normalisation layers.
+
+    Those of noise are among them.
+    """
     # The scale of layer norm has the axes of the activations, which may be several.
     of_norms = norm_parameters(module)
     return [p for p in module.parameters() if p.dim() > 1 and id(p) not in of_norms]

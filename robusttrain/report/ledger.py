@@ -337,13 +337,18 @@ class Ledger:
         }
 
     def report(
-        self, threat: Threat, others: Sequence[Row] = (), verdict: Verdict = unaudited
+        self,
+        threat: Threat,
+        others: Sequence[Row] = (),
+        verdict: Verdict = unaudited,
+        several: Sequence[Threat] = (),
     ) -> pd.DataFrame:
         """The attack columns of `report.csv`.
 
         Clean comes first, then the attacks, then `others`. A worst case for each threat model of
-        the attacks come last, with the `verdict` on them. Beside several there are their average,
-        their geometric mean and the union of all. If images were passed over, an attack has what it
+        the attacks come last, with the `verdict` on them. Then there are the means of those in
+        `several`, if these are two or more, and the union of all where there is more than one. If
+        images were passed over, an attack has what it
         and all before it left standing, and the worst cases are empty.
         The clean row states the norm of `threat`, as the worst case does where there are no
         attacks.
@@ -359,8 +364,9 @@ class Ledger:
         )
         threats = self.threats or [threat.at(0)]
         worst = [self._worst_row(each, verdict) for each in threats]
-        last = self._over_several(threats, verdict) if len(threats) > 1 else []
-        rows = (clean, *self._attacked(), *others, *worst, *last)
+        means = self._means(several, verdict) if len(several) > 1 else []
+        union = [self._union_row(verdict)] if len(threats) > 1 else []
+        rows = (clean, *self._attacked(), *others, *worst, *means, *union)
         return pd.DataFrame([row.as_dict() for row in rows])
 
     def _attacked(self) -> Iterator[Row]:
@@ -377,15 +383,18 @@ class Ledger:
         worst = self.worst_case(threat)
         return Row.counted(WORST_CASE, threat, worst, **spent, audit=verdict([threat]))
 
-    def _over_several(self, threats: Sequence[Threat], verdict: Verdict) -> list[Row]:
-        """The rows over several threat models."""
-        spent = {**self._spent(self.outcomes), "audit": verdict(threats)}
-        union = Row.counted(UNION, None, self.union, **spent)
+    def _means(self, threats: Sequence[Threat], verdict: Verdict) -> list[Row]:
+        """The rows of the means over several threat models."""
         if self.union_only:
-            return [union]
-        n, broken = len(self.index), [self.worst_case(each) for each in threats]
-        right = [int((~flags).sum()) for flags in broken]
-        return [*(_mean_row(name, right, n, spent) for name in MEANS), union]
+            return []
+        within = {n: o for each in threats for n, o in self.within(each).items()}
+        others = {**self._spent(within), "audit": verdict(threats)}
+        right = [int((~self.worst_case(each)).sum()) for each in threats]
+        return [_mean_row(name, right, len(self.index), others) for name in MEANS]
+
+    def _union_row(self, verdict: Verdict) -> Row:
+        spent = self._spent(self.outcomes)
+        return Row.counted(UNION, None, self.union, **spent, audit=verdict(self.threats))
 
     def _spent(self, outcomes: Mapping[str, Outcome]) -> dict[str, float]:
         """What the clean pass and the attacks on all images cost together."""

@@ -28,6 +28,7 @@ from robusttrain.defenses import Defense, Unsupervised, WithModels
 from robusttrain.errors import InputError, returned
 from robusttrain.evaluation import model_checks
 from robusttrain.models import build_model
+from robusttrain.models.initialisation import initialise as initialise_randomly
 from robusttrain.models.network import network
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import LATEST, PREVIOUS
@@ -166,15 +167,11 @@ def model_of(context: RunContext, given: Given) -> nn.Module:
     """The model on the CPU, with its noise and with the weights that it is given."""
     config, terminal = context.config, context.terminal
     if isinstance(given, ExportedProgram):
-        if context.trains:
-            problem = "is a program, which cannot be trained"
-            raise InputError(str(given), allowed="give stages=[evaluate]", problem=problem)
-        with named_in(context.origin.config, "noise"):
-            model = network(given, config.noise, context.info, config.seed)
-        terminal.say(f"{given} is a program of {given.kind}, which replaces model=")
-        return model
+        return _program(context, given)
     starts = given is not None and config.checkpoint is None
     initialise = partial(initialised, context, given) if starts and not _is_noisy(given) else None
+    if given is None:
+        initialise = partial(initialise_randomly, kind=config.initial_weights.initialisation)
     with named_in(context.origin.config, "model", "noise"):
         model = network(config.model, config.noise, context.info, config.seed, initialise)
     if starts:
@@ -184,6 +181,18 @@ def model_of(context: RunContext, given: Given) -> nn.Module:
         terminal.say(given.load_into(model, str(config.checkpoint)))
     elif given is not None:
         given.load_into(model, str(config.checkpoint))
+    return model
+
+
+def _program(context: RunContext, given: ExportedProgram) -> nn.Module:
+    """A program with its noise, which replaces the model."""
+    if context.trains:
+        problem = "is a program, which cannot be trained"
+        raise InputError(str(given), allowed="give stages=[evaluate]", problem=problem)
+    config = context.config
+    with named_in(context.origin.config, "noise"):
+        model = network(given, config.noise, context.info, config.seed)
+    context.terminal.say(f"{given} is a program of {given.kind}, which replaces model=")
     return model
 
 

@@ -79,7 +79,7 @@ def _places(rows: NDArray[np.int64], images: ImageIndex) -> dict[str, Any]:
 def _report_of(
     found: EvaluationResult, names: Mapping[str, str], threat: Threat, seed: int
 ) -> pd.DataFrame:
-    report = found.ledger.report(threat, found.rows, found.audit.verdict)
+    report = found.ledger.report(threat, found.rows, found.audit.verdict, found.threats)
     shown = {TRAIN_ATTACK: UNKNOWN, **names, "defense": combined(names)}
     for position, key in enumerate(("dataset", "model", "defense", TRAIN_ATTACK, "noise")):
         report.insert(position, key, shown[key])

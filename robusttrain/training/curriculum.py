@@ -19,6 +19,9 @@ from robusttrain.errors import InputError
 
 T = TypeVar("T")
 
+# Share of a smooth warm-up after which the radii grow linearly.
+BEND = 0.25
+
 
 @dataclass
 class Curriculum:
@@ -32,6 +35,13 @@ class Curriculum:
         Share of the epochs, from 0 to 1, over which the radii of the defense and of its attack grow
         linearly to their full values. It has no effect on a defense without a radius. Whatever else
         a `Scheduled` defense schedules grows with the radii.
+    eps_delay
+        Share of the epochs, from 0 to 1 - `eps_warmup`, before the radii start to grow. Until then
+        they are 0.
+    smoothed
+        Whether the radii grow with the fourth power of time over the first quarter of the warm-up,
+        and linearly with the same slope from there on, as in the code of CROWN-IBP (Zhang et al.
+        2020) and Shi et al. 2021. Otherwise they grow linearly throughout.
     per_batch
         Whether the radii grow with every batch, from 0 on, instead of with every epoch. Training on
         bounds (`defense=ibp`) needs it: the bounds of an untrained network are wide at any radius.
@@ -41,17 +51,21 @@ class Curriculum:
     """
 
     eps_warmup: float = 0.0
+    eps_delay: float = 0.0
+    smoothed: bool = False
     per_batch: bool = False
     steps: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ranges.within(0, 1, eps_warmup=self.eps_warmup)
+        ranges.within(0, 1 - self.eps_warmup, eps_delay=self.eps_delay)
         for number in self.steps:
             ranges.at_least(1, steps=number)
 
     def unused(self) -> dict[str, str]:
-        """`per_batch` without a warm-up."""
-        return {} if self.eps_warmup > 0 else {"per_batch": "eps_warmup"}
+        """How the radii grow, without a warm-up."""
+        keys = ("eps_delay", "smoothed", "per_batch")
+        return {} if self.eps_warmup > 0 else dict.fromkeys(keys, "eps_warmup")
 
     def at(self, defense: T, epoch: int, epochs: int, passed: float = 0.0) -> T:
         """`defense` for `epoch` of `epochs`, counted from 1, after a share `passed` of that epoch.
@@ -64,12 +78,26 @@ class Curriculum:
         """
         if self.eps_warmup > 0:
             growing = max(1.0, self.eps_warmup * epochs)
-            share = min(1.0, (epoch - 1 + passed if self.per_batch else epoch) / growing)
-            defense = _scaled(defense, share)
+            grown = (epoch - 1 + passed if self.per_batch else epoch) - self.eps_delay * epochs
+            share = min(1.0, max(0.0, grown / growing))
+            defense = _scaled(defense, smooth(share) if self.smoothed else share)
         if self.steps:
             number = self.steps[(epoch - 1) * len(self.steps) // epochs]
             defense = _with_steps(defense, number)
         return defense
+
+
+def smooth(share: float) -> float:
+    """A curve from 0 to 1: the fourth power, scaled, up to 1/4, then a line with its slope.
+
+    >>> [round(smooth(share), 3) for share in (0, 0.125, 0.25, 0.625, 1)]
+    [0.0, 0.005, 0.077, 0.538, 1.0]
+    """
+    # Of the value 1 at share = 1: factor * (BEND^4 + 4 BEND^3 (1 - BEND)) = 1.
+    factor = 1 / (BEND**4 + 4 * BEND**3 * (1 - BEND))
+    if share < BEND:
+        return factor * share**4
+    return factor * (BEND**4 + 4 * BEND**3 * (share - BEND))
 
 
 def _scaled(defense: T, share: float) -> T:

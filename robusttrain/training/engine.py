@@ -36,7 +36,7 @@ from robusttrain.training.optimizer_step import (
     scaled_lr,
 )
 from robusttrain.training.overfitting import TrainingHistory
-from robusttrain.training.parameter_groups import parameter_groups
+from robusttrain.training.parameter_groups import parameter_groups, trained_weights
 from robusttrain.training.recipe import Recipe, TrainingData
 from robusttrain.training.rng_state import RngState
 from robusttrain.training.settings import OnNonFinite
@@ -101,6 +101,7 @@ class Engine:
         optimizer = recipe.optimizer.build(groups)
         self.optimizer = returned("optimizer.build", optimizer, torch.optim.Optimizer)
         self.max_gradient_norm = settings.clip_gradient
+        self.l1, self.weights = settings.l1, trained_weights(self.model)
         skips = settings.on_nonfinite is OnNonFinite.skip
         self.skipping = SkippingStep(self.forward, self.optimizer) if skips else None
         scheduler = recipe.schedule.build(self.optimizer, self.total)
@@ -249,10 +250,12 @@ class Engine:
         return view
 
     def _backward(self, loss: Tensor, share: float, batch: Batch) -> None:
-        """Add the gradient of a part's mean loss, and of the penalty of the noise."""
+        """Add the gradient of a part's mean loss, and of the penalties of noise and weights."""
         loss = batch.weight * loss
         extra = penalty(self.model, Progress(batch.epoch, self.images))
         loss = loss if extra is None else loss + extra
+        if self.l1 > 0:
+            loss = loss + self.l1 * sum(weight.abs().sum() for weight in self.weights)
         (share * loss).backward()  # type: ignore[no-untyped-call]
 
     def _perturb_weights(

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from robusttrain.models.blocks import blocks_of, noise_parameters, norm_parameters
+from robusttrain.models.blocks import blocks_of, noise_parameters, norm_parameters, weights_of
 from robusttrain.optim.optimizers import Grouped, Optimizer
 
 
@@ -34,6 +34,12 @@ def parameter_groups(
         }
         for is_noise, rate, undecayed in sorted(groups)
     ]
+
+
+def trained_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of `model` that need a gradient, without those of noise."""
+    of_noise = noise_parameters(model)
+    return [p for p in weights_of(model) if p.requires_grad and id(p) not in of_noise]
 
 
 def _factors(model: nn.Module, decay: float, num_classes: int) -> dict[str, float]:

@@ -91,6 +91,10 @@ class Training:
         only.
     clip_gradient
         Largest l2 norm of the gradient of all parameters together. No clipping if not given.
+    l1
+        Weight of the sum of the absolute weights in the outer loss, 0 or more; of all trained
+        parameters with two or more axes, apart from those of normalisation layers and of noise. The
+        loss that is displayed does not contain it.
     precision
         bf16 autocast, or float32. `auto` takes bf16 on devices that have instructions for it: CUDA
         from compute capability 8.0 on, CPUs with AVX512-BF16 or AMX.
@@ -125,6 +129,7 @@ class Training:
     batch_norm: BatchNorm = BatchNorm.train
     label_smoothing: float = 0.0
     clip_gradient: float | None = None
+    l1: float = 0.0
     precision: Precision = Precision.auto
     channels_last: bool = True
     compile: bool = False
@@ -153,6 +158,7 @@ class Training:
         )
         if self.clip_gradient is not None:
             ranges.above(0, clip_gradient=self.clip_gradient)
+        ranges.at_least(0, l1=self.l1)
         ranges.one_of(list(Keep), keep=self.keep)
         ranges.one_of(list(OnNonFinite), on_nonfinite=self.on_nonfinite)
         ranges.one_of(list(OnOverfit), on_overfit=self.on_overfit)

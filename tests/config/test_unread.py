@@ -58,6 +58,18 @@ NO_EFFECT = {
     "training.curriculum.per_batch=true": "training.curriculum.eps_warmup=0.0",
     "training.curriculum={per_batch:true}": "training.curriculum.eps_warmup=0.0",
     "defense=ibp training.curriculum.per_batch=true": "training.curriculum.eps_warmup=0.0",
+    "defense=ibp training.curriculum.smoothed=true": "training.curriculum.eps_warmup=0.0",
+    "defense=ibp training.curriculum.eps_delay=0.1": "training.curriculum.eps_warmup=0.0",
+    "defense=standard training.curriculum.smoothed=true": "defense=standard: it has no radius",
+    "defense=standard training.curriculum.eps_delay=0.1": "defense=standard: it has no radius",
+    "defense=sabr attack.eps=0.2": "defense=sabr: it attacks within its own radius",
+    "epochs=0 training.l1=0.1": "epochs=0: nothing is trained",
+    "checkpoint=pretrained:digits-linf-0.1 model.initialisation=ibp": (
+        "checkpoint=pretrained:digits-linf-0.1"
+    ),
+    "model.weights=pretrained:digits-linf-0.1 model.initialisation=ibp": (
+        "model.weights=pretrained:digits-linf-0.1"
+    ),
     "defense=standard training.curriculum.eps_warmup=0.5": "defense=standard: it has no radius",
     "defense=standard training.curriculum.per_batch=true": "defense=standard: it has no radius",
     "defense=standard training.on_overfit=stop": f"defense=standard{CLEAN}",
@@ -180,13 +192,15 @@ def test_a_setting_that_is_read_is_accepted(words: str) -> None:
 
 
 DEFENSES = sorted(file.stem for file in (CONF / "defense").glob("*.yaml"))
+SEVERAL = "threats={linf:0.1,l2:1}"
+NEEDED = {"avg": [SEVERAL], "distill": ["defense.teacher=/nowhere"], "eat": [SEVERAL]}
 # What the run uses of these keys is in these components.
 USERS = ("defense", "training", "dataset")
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_what_is_unread_changes_no_component(defense: str) -> None:
-    needed = ["defense.teacher=/nowhere"] if defense == "distill" else []
+    needed = NEEDED.get(defense, [])
     run = looked_at("evaluation=quick", f"defense={defense}", *needed)
     plain = OmegaConf.create(run.origin.config)
     before = _users(plain)
@@ -241,7 +255,7 @@ CONSUMERS = {
 # Keys of the run that every run reads, at least in one of its stages.
 ALWAYS = {
     *GROUPS, "norm", "eps", "seed", "device", "stages", "checkpoint", "resume", "deterministic",
-    "keep_memory", "verbosity", "report",
+    "keep_memory", "verbosity", "report", "threats",
 }  # fmt: skip
 
 

@@ -25,8 +25,12 @@ from robusttrain.defenses import Defense, Objective, each_row
 from robusttrain.defenses.alp import ALP, Pairing
 from robusttrain.defenses.alpha_mix import AlphaMix
 from robusttrain.defenses.avg import AVG
+from robusttrain.defenses.bounded import BoundDefense
+from robusttrain.defenses.cc_ibp import CCIBP
+from robusttrain.defenses.crown_ibp import CROWNIBP
 from robusttrain.defenses.distill import Distill
 from robusttrain.defenses.eat import EAT
+from robusttrain.defenses.exp_ibp import ExpIBP
 from robusttrain.defenses.fare import FARE
 from robusttrain.defenses.grad_align import GradAlign
 from robusttrain.defenses.ibp import IBP, MTLIBP
@@ -34,6 +38,7 @@ from robusttrain.defenses.lsa import LSA, Direction
 from robusttrain.defenses.mart import MART
 from robusttrain.defenses.n_fgsm import NFGSM
 from robusttrain.defenses.rt import RT
+from robusttrain.defenses.sabr import SABR
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.trades import TRADES
 from robusttrain.defenses.worst_case import WorstCase
@@ -122,7 +127,11 @@ COSTS: list[tuple[Defense, int, int, int]] = [
 
 
 # Passes of intervals are counted in their own test.
-EVERY = [*(case[0] for case in COSTS), IBP(NoAttack()), MTLIBP(PGD(steps=7))]
+ON_BOUNDS: list[BoundDefense] = [
+    IBP(NoAttack()), MTLIBP(PGD(steps=7)), CCIBP(PGD(steps=7)), ExpIBP(PGD(steps=7)),
+    SABR(PGD(steps=7)),
+]  # fmt: skip
+EVERY: list[Defense] = [*(case[0] for case in COSTS), *ON_BOUNDS]
 every_defense = pytest.mark.parametrize("defense", EVERY, ids=lambda d: type(d).__name__)
 
 
@@ -139,7 +148,7 @@ def test_a_batch_costs_no_pass_too_many(
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @every_defense
 def test_networks_of_other_number_formats_train(defense: Defense, dtype: torch.dtype) -> None:
-    if isinstance(defense, IBP):
+    if isinstance(defense, BoundDefense):
         pytest.skip("bounds have no other format")
     model = InFormat(network(), dtype)
     objective = objective_of(defense, model)
@@ -244,8 +253,9 @@ def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense
 # --- attacks that would make it another method --------------------------------------------------
 
 NEED_AN_ATTACK: list[Callable[[Any], Defense]] = [
-    WorstCase, AlphaMix, MART, TRADES, ALP, MTLIBP, FARE,
-    lambda attack: Distill(attack, network()),
+    WorstCase, AlphaMix, MART, TRADES, ALP, MTLIBP, CCIBP, ExpIBP, SABR, FARE,
+    lambda attack: Distill(attack, network()), lambda attack: AVG(attack, SEVERAL),
+    lambda attack: EAT(attack, SEVERAL),
 ]  # fmt: skip
 
 
@@ -261,7 +271,7 @@ def test_a_method_that_is_an_attack_refuses_none(build: Callable[[Any], Defense]
 def test_every_defense_with_an_attack_refuses_one_of_the_two() -> None:
     """Any attack, or none: a defense that takes both is two methods under one name."""
     with_attack = [d for d in components("defense") if "attack" in get_type_hints(d)]
-    assert {type(build(PGD())) for build in NEED_AN_ATTACK} | {IBP} == set(with_attack)
+    assert {type(build(PGD())) for build in NEED_AN_ATTACK} | {IBP, CROWNIBP} == set(with_attack)
     for attack in (PGD(), Transfer(network(), PGD())):
         with pytest.raises(InputError, match=r"^attack=\w+ is not allowed: .* defense=mtl_ibp"):
             IBP(attack)

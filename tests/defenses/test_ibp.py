@@ -12,6 +12,7 @@ from robusttrain.attacks.apgd import APGD
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.bounds.intervals import Interval
+from robusttrain.defenses.bounded import Statistics
 from robusttrain.defenses.ibp import IBP, MTLIBP
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
@@ -20,35 +21,17 @@ from robusttrain.noise.gaussian import Gaussian
 from robusttrain.threat import Norm
 from toys.defenses import (
     SHAPE,
-    Array,
     Fixed,
     asked,
     batch,
+    cross_entropies,
     generator,
     gradients_are_right,
     logits,
     network,
     objective_of,
-    softmax,
+    worst_logits,
 )
-
-
-def worst_logits(eps: float) -> Array:
-    """sup of z_k - z_y by the signs of weights, for `network`, in NumPy."""
-    x, y = batch()
-    w1, b1, w2, b2 = (p.detach().numpy() for p in network().parameters())
-    low, high = (np.clip(x.flatten(1).numpy() + sign * eps, 0, 1) for sign in (-1, 1))
-    rise, fall = np.maximum(w1, 0).T, np.minimum(w1, 0).T
-    below, above = np.tanh(low @ rise + high @ fall + b1), np.tanh(high @ rise + low @ fall + b1)
-    rows = []
-    for label, low1, high1 in zip(y.tolist(), below, above, strict=True):
-        apart = w2 - w2[label]
-        rows.append(np.maximum(apart, 0) @ high1 + np.minimum(apart, 0) @ low1 + b2 - b2[label])
-    return np.asarray(rows)
-
-
-def cross_entropies(values: Array) -> Array:
-    return np.asarray(-np.log(softmax(values)[np.arange(len(values)), batch()[1].numpy()]))
 
 
 def test_the_loss_is_that_of_the_paper() -> None:
@@ -116,7 +99,7 @@ def test_a_batch_costs_one_pass_of_intervals_and_no_superfluous_pass_of_images(
     assert model.seen == {"images": images, "intervals": 1}
 
 
-def test_bounds_are_those_of_the_network_in_eval_mode() -> None:
+def test_bounds_of_running_statistics_are_those_of_the_network_in_eval_mode() -> None:
     """With running statistics, which only images update, and without dropout; no mode changes."""
     layers = nn.Flatten(1), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 4)
     model = nn.Sequential(*layers).double().train()
@@ -127,7 +110,9 @@ def test_bounds_are_those_of_the_network_in_eval_mode() -> None:
         model[1].momentum = 0.0
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        objective = objective_of(IBP(NoAttack(), eps=0.1, weight=1.0), model)
+        objective = objective_of(
+            IBP(NoAttack(), eps=0.1, weight=1.0, statistics=Statistics.running), model
+        )
     assert model[1].num_batches_tracked == 1
     assert all(module.training for module in model.modules())
     # BatchNorm scales pixels one by one, so that the bounds are the worst case of an affine model.
@@ -173,7 +158,9 @@ def test_models_without_known_bounds_are_refused_and_left_as_they_were() -> None
     IBP(NoAttack()).refuse_unfit(model, SHAPE)
     assert model.training
     assert model[0].num_batches_tracked == 0
-    with pytest.raises(InputError, match=r"^defense=ibp or mtl_ibp .*not through softmax"):
+    with pytest.raises(
+        InputError, match=r"^defense=ibp or another one on bounds .*not through softmax"
+    ):
         IBP(NoAttack()).refuse_unfit(nn.Sequential(model, nn.Softmax(1)), SHAPE)
     Gaussian(0.1, predict=True).install(model, 0)
     with pytest.raises(InputError, match=r"^noise.predict=True .* false with defense=ibp"):

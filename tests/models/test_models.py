@@ -3,15 +3,18 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+import yaml
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from robusttrain.config.folders import CONF
 from robusttrain.errors import InputError
 from robusttrain.models import Architecture, build_model
 from robusttrain.models.conv_net import ConvNet
@@ -108,9 +111,26 @@ class TestParameterCounts:
         hidden = affine(7 * 7 * 64, 512) + affine(512, 512)
         assert parameter_count(ConvNet(), (1, 28, 28)) == convolutions + hidden + affine(512, 10)
 
+    def test_cnn7(self) -> None:
+        """The network of Shi et al. 2021 and CTBench, from its YAML."""
+        settings = yaml.safe_load((CONF / "model" / "cnn7.yaml").read_text())
+        del settings["defaults"]
+        widths = [1, 64, 64, 128, 128, 128]
+        convolutions = sum(convolution(a, b, 3, True) + 2 * b for a, b in pairwise(widths))
+        expected = convolutions + affine(14 * 14 * 128, 512) + 2 * 512 + affine(512, 10)
+        assert parameter_count(ConvNet(**settings), (1, 28, 28)) == expected == 13_285_642
+
+    @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_conv_net_with_other_kernels(self, kernel: int, stride: int) -> None:
+        """As torch computes the size of the result, for odd and even sides."""
+        settings = ConvNet([2], [stride], kernels=[kernel], hidden=[], batch_norm=True)
+        for side in (7, 8):
+            assert build_model(settings, 3, (1, side, side + 1))(images((1, side, side + 1))).shape
+
     def test_conv_net_without_hidden_layers(self) -> None:
         expected = convolution(3, 5, 4, True) + affine(5 * 3 * 4, 10)
-        assert parameter_count(ConvNet([5], [2], []), (3, 7, 8)) == expected
+        assert parameter_count(ConvNet([5], [2], hidden=[]), (3, 7, 8)) == expected
 
     def test_preact_resnet18(self) -> None:
         stages = 2 * block(64, 64, 1)

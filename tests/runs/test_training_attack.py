@@ -85,8 +85,11 @@ NEEDED = {"avg": [SEVERAL], "distill": ["defense.teacher=/nowhere"], "eat": [SEV
 BY_DEFAULT = {
     "alp": "pgd-10",
     "alpha_mix": "pgd-10",
-    "avg": "pgd-10",
+    "cc_ibp": "pgd-10",
+    "crown_ibp": "none",
     "distill": "pgd_gaussian-10",
+    "exp_ibp": "pgd-10",
+    "avg": "pgd-10",
     "eat": "pgd-10",
     "fare": "pgd-10",
     "fgsm": "fgsm",
@@ -102,6 +105,7 @@ BY_DEFAULT = {
     "n_fgsm": "built-in",
     "rt": "built-in",
     "rt_perturbed": "fgsm",
+    "sabr": "pgd-10",
     "standard": "none",
     "trades": "pgd_gaussian-10",
 }

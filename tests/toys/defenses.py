@@ -100,3 +100,23 @@ def gradients_are_right(defense: Defense) -> bool:
     values = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
     check: Callable[..., bool] = torch.autograd.gradcheck
     return check(loss, values)
+
+
+def worst_logits(eps: float, x: Tensor | None = None) -> Array:
+    """sup of z_k - z_y over a box around `x`, by the signs of weights, for `network`, in NumPy."""
+    images, y = batch()
+    centre = (images if x is None else x).flatten(1).numpy()
+    w1, b1, w2, b2 = (p.detach().numpy() for p in network().parameters())
+    low, high = (np.clip(centre + sign * eps, 0, 1) for sign in (-1, 1))
+    rise, fall = np.maximum(w1, 0).T, np.minimum(w1, 0).T
+    below, above = np.tanh(low @ rise + high @ fall + b1), np.tanh(high @ rise + low @ fall + b1)
+    rows = []
+    for label, low1, high1 in zip(y.tolist(), below, above, strict=True):
+        apart = w2 - w2[label]
+        rows.append(np.maximum(apart, 0) @ high1 + np.minimum(apart, 0) @ low1 + b2 - b2[label])
+    return np.asarray(rows)
+
+
+def cross_entropies(values: Array) -> Array:
+    """The cross-entropy of each image of `batch` at logits `values`, in NumPy."""
+    return np.asarray(-np.log(softmax(values)[np.arange(len(values)), batch()[1].numpy()]))

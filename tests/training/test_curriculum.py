@@ -1,6 +1,7 @@
 """The schedule of the training attack, and what cannot be scheduled."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from robusttrain.defenses.rt import RT
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.errors import InputError
-from robusttrain.training.curriculum import Curriculum
+from robusttrain.training.curriculum import Curriculum, smooth
 
 
 def test_nothing_grows_by_default() -> None:
@@ -138,3 +139,30 @@ def test_the_warmup_is_a_share(share: float) -> None:
 def test_an_attack_takes_one_step_at_least() -> None:
     with pytest.raises(InputError, match=r"^steps=0 is not allowed"):
         Curriculum(steps=[5, 0])
+
+
+def test_a_smoothed_warm_up_is_the_curve_of_the_paper() -> None:
+    """Zhang et al. 2020: a (s)^4 up to the bend, then a line with the same value and slope."""
+    shares = [step / 1000 for step in range(1001)]
+    curve = [smooth(share) for share in shares]
+    assert (curve[0], curve[-1]) == (0.0, pytest.approx(1.0))
+    slopes = [1000 * (after - before) for before, after in pairwise(curve)]
+    assert slopes[250:] == pytest.approx([slopes[-1]] * 750)
+    assert slopes[249] == pytest.approx(slopes[250], rel=0.01)
+    for share in (0.05, 0.1, 0.2):
+        assert smooth(share) / smooth(0.25) == pytest.approx((share / 0.25) ** 4)
+
+
+def test_the_radius_is_zero_until_the_delay_is_over() -> None:
+    curriculum = Curriculum(eps_delay=0.25, eps_warmup=0.5, per_batch=True)
+    defense = WorstCase(PGD(eps=0.5))
+    at = [(1, 0.5), (2, 0.0), (3, 0.0), (4, 0.5), (6, 0.99), (7, 0.0), (8, 0.5)]
+    radii = [curriculum.at(defense, epoch, 8, passed).attack.eps for epoch, passed in at]  # type: ignore[attr-defined]
+    assert radii == pytest.approx([0, 0, 0, 0.1875, 0.49875, 0.5, 0.5])
+
+
+def test_delay_and_warm_up_fit_into_the_training() -> None:
+    with pytest.raises(
+        InputError, match=r"^eps_delay=0.6 is not allowed: it must be from 0 to 0.5"
+    ):
+        Curriculum(eps_warmup=0.5, eps_delay=0.6)

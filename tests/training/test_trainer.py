@@ -159,6 +159,25 @@ def test_one_image_left_over_does_not_stop_batch_norm(size: int) -> None:
     assert all(epoch.loss > 0 for epoch in made.epochs())
 
 
+def test_the_l1_penalty_adds_the_signs_of_weights_to_the_gradient() -> None:
+    """Not those of biases or of BatchNorm; in one step of SGD."""
+    start, lr, l1 = network().state_dict(), 0.1, 0.01
+    ends = []
+    for penalty in (0.0, l1):
+        made = trainer(
+            optimizer=SGD(lr, momentum=0.0, weight_decay=0.0),
+            epochs=1,
+            batch_size=100,
+            l1=penalty,
+        )
+        list(made.epochs())
+        ends.append(made.model.state_dict())
+    for name, value in start.items():
+        moved = ends[0][name] - ends[1][name]
+        expected = lr * l1 * value.sign() if value.dim() > 1 else torch.zeros_like(moved)
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("largest", [1e-3, 0.05, 1e3])
 def test_clipping_bounds_the_norm_of_the_whole_gradient(largest: float) -> None:
     """One step of plain gradient descent at rate 1 moves the weights by the gradient itself."""
