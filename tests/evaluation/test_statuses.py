@@ -126,17 +126,21 @@ def test_a_network_trained_on_bounds_is_proven_by_intervals_first() -> None:
     from robusttrain import load_pretrained
 
     _, test = Digits().load()
-    few = Split(test.images[:24], test.labels[:24])
+    few = Split(test.images[:12], test.labels[:12])
     model = load_pretrained("digits-ibp-0.1").eval()
     samples = assert_adds_up(found(model, eps=0.1, images=few), Threat(Norm.linf, 0.1))
     counted = stages(samples)
-    assert counted["proven by intervals"] > 12
-    assert line(samples).startswith("24 images: ")
+    assert counted["proven by intervals"] > 6
+    assert line(samples).startswith("12 images: ")
 
 
 def test_branching_decides_what_bounds_leave_open_and_its_counterexamples_count() -> None:
     """Without attacks every image that is right is left to proofs."""
-    model, eps = built(MLP([6, 6])), 0.06
+    model, eps = built(MLP([6, 6])), 0.1
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            # Biases alone would decide most images.
+            values.mul_(0.0 if name.endswith("bias") else 2.0)
     kept = found(model, eps=eps, attack=NoAttack(), save_adversarial=True)
     samples = assert_adds_up(kept, Threat(Norm.linf, eps))
     broken = samples["broken_by"] == "branching"
