@@ -124,6 +124,7 @@ def margins(
     *,
     optimise: int = 0,
     refine: bool = True,
+    seconds: float = math.inf,
 ) -> Tensor:
     """Lower bounds (N, K) of f_y(z) - f_k(z) over all z in S(x); inf for k = y.
 
@@ -156,6 +157,9 @@ def margins(
         Whether hidden layers get linear bounds, too: a pass for each element of them whose
         activation is not linear within its bounds. In l2 and l1 this also replaces the box around
         the ball by the ball, for the first layer.
+    seconds
+        The time after which hidden layers get no further linear bounds. Bounds then depend on the
+        speed of the machine.
 
     Raises
     ------
@@ -164,14 +168,15 @@ def margins(
     MemoryError
         If a pass for one function and one image does not fit into the memory; see `bytes_of_pass`.
     """
+    until = time.perf_counter() + seconds if refine else -math.inf
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        bounds, rounding = _margins(model, x, y, threat, optimise, refine)
+        bounds, rounding = _margins(model, x, y, threat, optimise, until)
         least, at = bounds.min(1)
         close = least.abs() <= rounding.gather(1, at[:, None]).squeeze(1)
         if x.dtype != torch.float64 and bool(close.any()):
             again = in_float64(x[close])
             labels = y[close].to(again.device)
-            exact, rest = _margins(float64_copy(model), again, labels, threat, optimise, refine)
+            exact, rest = _margins(float64_copy(model), again, labels, threat, optimise, until)
             bounds[close] = (exact - rest).to(bounds)
             rounding[close] = 0
     return bounds - rounding
@@ -337,7 +342,7 @@ def other_classes(y: Tensor, classes: int) -> Tensor:
 
 
 def _margins(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, optimise: int, refine: bool
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, optimise: int, until: float
 ) -> tuple[Tensor, Tensor]:
     """Bounds (N, K), and what may be wrong with them by rounding."""
     first = Graph(model, InputSet(x[:1], threat).box)
@@ -353,7 +358,7 @@ def _margins(
     del first
     size = min(images, max(1, cells // (classes - 1)))
     parts = [
-        _of_batch(model, *batch, threat, optimise, refine, max(1, cells // len(batch[0])))
+        _of_batch(model, *batch, threat, optimise, until, max(1, cells // len(batch[0])))
         for batch in _batches(x, y, size)
     ]
     bounds, rounding = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -370,13 +375,12 @@ def _of_batch(
     y: Tensor,
     threat: Threat,
     optimise: int,
-    refine: bool,
+    until: float,
     functions: int,
 ) -> tuple[Tensor, Tensor]:
     inputs = InputSet(x, threat)
     graph = Graph(model, inputs.box)
-    if refine:
-        refined(graph, inputs, functions)
+    refined(graph, inputs, functions, until)
     others = other_classes(y, graph.output.size)
     rows = differences(y, others, graph.output.size).to(x)
     found = [

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from enum import Enum
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,13 +14,28 @@ from torch import nn
 from robusttrain.attacks import Attack, threat_of
 from robusttrain.data import Samples, as_input
 from robusttrain.evaluation.session import AttackResult, EvaluationSession, Predictions
-from robusttrain.evaluation.settings import Evaluation, PassingOver
+from robusttrain.evaluation.settings import Evaluation
 from robusttrain.evaluation.worst_points import WorstPoints
 from robusttrain.models.modes import modes_restored
 from robusttrain.report.ledger import Ledger, Outcome, Row
 from robusttrain.runtime.progress import SILENT, Progress
 from robusttrain.threat import Threat
 from robusttrain.threat.balls import ball
+
+
+class PassingOver(Enum):
+    """Which images an attack passes over: those that are wrong already, in one of three senses."""
+
+    misclassified = "without any attack"
+    broken_within = "without or after an attack of the same threat model"
+    broken = "without or after any attack"
+
+    @classmethod
+    def of(cls, settings: Evaluation) -> Self:
+        """What an evaluation is set to."""
+        if settings.union_only:
+            return cls.broken
+        return cls.broken_within if settings.survivors_only else cls.misclassified
 
 
 def open_session(
@@ -49,7 +66,7 @@ def evaluate(
         index, subject = open_session(model, samples, settings, seed)
         suite = settings.suite(subject.num_classes, subject.random)
         return attack_all(
-            subject, index, suite, settings.passing_over, threat=threat, progress=progress
+            subject, index, suite, PassingOver.of(settings), threat=threat, progress=progress
         )
 
 

@@ -14,7 +14,7 @@ from robusttrain import ranges
 from robusttrain.attacks import Attack, ProbeAttack
 from robusttrain.data import Samples
 from robusttrain.evaluation import radii
-from robusttrain.evaluation.attack_suite import attack_all, open_session, rounded
+from robusttrain.evaluation.attack_suite import PassingOver, attack_all, open_session, rounded
 from robusttrain.evaluation.audit import audit, pieces_of
 from robusttrain.evaluation.cache import NO_CACHE, Cache, FolderCache, description
 from robusttrain.evaluation.certification import GROUPS, Certificates, certify
@@ -23,7 +23,7 @@ from robusttrain.evaluation.findings import NO_AUDIT, Audit
 from robusttrain.evaluation.radii import ImageRadii
 from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Evaluation
-from robusttrain.evaluation.verification import proven, verified
+from robusttrain.evaluation.verification import verify
 from robusttrain.models.modes import modes_restored
 from robusttrain.noise.control import smoothed
 from robusttrain.report.ledger import PROBE, Ledger, Row, joined
@@ -55,9 +55,10 @@ class Plan(NamedTuple):
         return self.settings.probes(self.threat, self.all_threats)
 
     @property
-    def box(self) -> Threat:
-        """The threat model that interval bounds are for, as there is one in linf."""
-        return next(each for each in self.all_threats if each.norm is Norm.linf)
+    def verified(self) -> Threat:
+        """The threat model that proofs are for: of several that in linf, or else the first."""
+        every = self.all_threats
+        return next((each for each in every if each.norm is Norm.linf), every[0])
 
 
 class EvaluationCache(NamedTuple):
@@ -132,9 +133,7 @@ def run_evaluation(
         brackets = _radii(subject, plan, suite, ledger, probes, terminal)
         for each in brackets:
             closer = closer.joined(each.audit)
-        if settings.verify:
-            ledger.proven = proven(subject, plan.box.eps)
-            closer = closer.joined(verified(ledger.proven, ledger, plan.box))
+        closer = closer.joined(_verified(subject, plan, ledger, terminal))
         if certificates:
             closer = closer.joined(certificates.audit)
         kept = rounded(subject, ledger) if settings.save_adversarial else []
@@ -176,7 +175,7 @@ def _attacked(
     with terminal.progress("evaluation", len(mine) * len(suite)) as bar:
         if len(mine):
             ledger = attack_all(
-                part, mine, suite, plan.settings.passing_over, threat=plan.threat, progress=bar
+                part, mine, suite, PassingOver.of(plan.settings), threat=plan.threat, progress=bar
             )
             ledger.examples = examples.kept(ledger, part.x, plan.threat)
             if not plan.settings.save_adversarial:
@@ -194,6 +193,15 @@ def _certified(
         return None
     with terminal.progress("certification", len(index) + GROUPS) as bar:
         return certify(subject, index, settings.certification, bar.advance)
+
+
+def _verified(subject: EvaluationSession, plan: Plan, ledger: Ledger, terminal: Terminal) -> Audit:
+    """Rows and checks of proofs, if they are asked for; the ledger gets the proofs."""
+    settings = plan.settings.proofs
+    if settings is None:
+        return NO_AUDIT
+    with terminal.progress("verification", len(ledger.index)) as bar:
+        return verify(subject, ledger, settings, plan.verified, bar.advance)
 
 
 def _audited(

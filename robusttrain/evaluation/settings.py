@@ -22,12 +22,14 @@ from robusttrain.attacks import (
 )
 from robusttrain.errors import InputError
 from robusttrain.report.ledger import CLEAN, OVER_SEVERAL, PROBE, RADII, UNION, WORST_CASE
+from robusttrain.report.proofs import BRANCHING, ROWS, UNDECIDED
 from robusttrain.threat import Threat, named
 
 # Row names that attacks may not use.
 RESERVED = (
     CLEAN, WORST_CASE, *OVER_SEVERAL, PROBE, RADII, "uint8", "control", "noise_off",
-    "noise_off_attacked", "noise_fixed", "in_certificate", "verified",
+    "noise_off_attacked", "noise_fixed", "in_certificate", "verified", *ROWS.values(), UNDECIDED,
+    BRANCHING,
 )  # fmt: skip
 
 
@@ -40,14 +42,6 @@ MOST_SHOWN = 5
 
 # Small batches stay in a processor's cache; a GPU wants large ones.
 CPU_BATCH, GPU_BATCH = 128, 512
-
-
-class PassingOver(Enum):
-    """Which images an attack passes over: those that are wrong already, in one of three senses."""
-
-    misclassified = "without any attack"
-    broken_within = "without or after an attack of the same threat model"
-    broken = "without or after any attack"
 
 
 @dataclass
@@ -85,6 +79,48 @@ class Certification:
         ranges.require(bool(self.radii), "radii", self.radii, "one radius or more")
         for radius in self.radii:
             ranges.at_least(0, radii=radius)
+
+
+class Bounds(Enum):
+    """Which bounds are computed; each kind includes those before it."""
+
+    intervals = "interval arithmetic"
+    linear = "linear bounds (CROWN)"
+    optimised = "linear bounds with optimised slopes (alpha-CROWN)"
+
+
+@dataclass
+class Verification:
+    """Proofs for the images that attacks leave standing, by the cheapest methods first.
+
+    Parameters
+    ----------
+    bounds
+        Which bounds are computed.
+    branching
+        Whether branch and bound searches for a proof or a counterexample where bounds prove
+        nothing.
+    seconds
+        The time of linear bounds and branching for an image, above 0. A step that has begun is
+        completed.
+    steps
+        Steps that optimise the slopes of linear bounds, 1 or more.
+    """
+
+    bounds: Bounds = Bounds.optimised
+    branching: bool = True
+    seconds: float = 60.0
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        ranges.above(0, seconds=self.seconds)
+        ranges.count(steps=self.steps)
+
+    def unused(self) -> dict[str, str]:
+        """The steps of slopes that are not optimised, and the time of intervals."""
+        steps = {} if self.bounds is Bounds.optimised else {"steps": "bounds"}
+        timed = self.branching or self.bounds is not Bounds.intervals
+        return steps if timed else steps | {"seconds": "bounds"}
 
 
 @dataclass
@@ -165,7 +201,8 @@ class Evaluation:
         can be believed.
     verify
         Whether to count the images for which interval bounds prove that nothing within linf `eps`
-        changes what the model predicts.
+        changes what the model predicts. It is the short form of a `verification` by intervals
+        alone.
     save_adversarial
         Whether to keep the attacked images, in `adversarial.npz`.
     strict
@@ -184,6 +221,9 @@ class Evaluation:
         whether or not its noise is meant for prediction.
     radii
         How the radius of each image is searched, if it is.
+    verification
+        How proofs are searched for, if they are: each image gets a status. Of several threat models
+        it is for that in linf, or else the first.
     """
 
     attacks: Mapping[str, Attack] = field(default_factory=dict)
@@ -206,6 +246,7 @@ class Evaluation:
     tolerance: float = 0.01
     certification: Certification | None = None
     radii: Radii | None = None
+    verification: Verification | None = None
 
     def __post_init__(self) -> None:
         ranges.at_least(1, eot=self.eot, votes=self.votes)
@@ -236,6 +277,11 @@ class Evaluation:
         ranges.require(self.radii is None or not self.union_only, "union_only", True, allowed)
         allowed = "false with certification, whose votes of noisy draws have no such bounds"
         ranges.require(self.certification is None or not self.verify, "verify", True, allowed)
+        both = self.verification is not None and self.certification is not None
+        allowed = "left out with certification, whose votes of noisy draws have no such bounds"
+        ranges.require(not both, "verification", "{...}", allowed)
+        allowed = "false with verification, which includes it"
+        ranges.require(self.verification is None or not self.verify, "verify", True, allowed)
         started = [f"{start}..." for start in RESERVED_START]
         allowed = f"named otherwise: reports have rows {', '.join([*RESERVED, *started])}"
         for name in self.attacks:
@@ -245,6 +291,11 @@ class Evaluation:
         ranges.within(0, 1, tolerance=self.tolerance)
         for name, least in self.require.items():
             ranges.within(0, 1, **{f"require.{name}": least})
+
+    @property
+    def proofs(self) -> Verification | None:
+        """How proofs are searched for, also in the short form."""
+        return Verification(Bounds.intervals, branching=False) if self.verify else self.verification
 
     def refuse_unknown_figures(self) -> None:
         """Raise `InputError` if `require` names no row of an accuracy that the report will have."""
@@ -308,13 +359,6 @@ class Evaluation:
         if self.probe.threat != threat:
             return [self.probe]
         return [under(self.probe, each) for each in threats]
-
-    @property
-    def passing_over(self) -> PassingOver:
-        """Which images an attack passes over."""
-        if self.union_only:
-            return PassingOver.broken
-        return PassingOver.broken_within if self.survivors_only else PassingOver.misclassified
 
     def unused(self) -> dict[str, str]:
         """The probe without an audit, the tolerance without a baseline, and `samples`."""

@@ -29,23 +29,23 @@ class ConvNet:
         Output channels of each convolution, 1 or more.
     strides
         Stride of each convolution: 1 to keep the size, 2 to halve it.
+    hidden
+        Widths of the affine layers before the last one, each 1 or more; may be empty.
+    contrast
+        Factor of the images' contrast before the first convolution, 1 or more; see `Contrast`.
     kernels
         Side of each kernel, 1 or more; if empty, 3 with stride 1, and 4 with stride 2. The padding
         of a kernel of side k is (k - 1) / 2, rounded down.
-    hidden
-        Widths of the affine layers before the last one, each 1 or more; may be empty.
     batch_norm
         Whether BatchNorm follows each convolution and each affine layer but the last one.
-    contrast
-        Factor of the images' contrast before the first convolution, 1 or more; see `Contrast`.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])
     strides: list[int] = field(default_factory=lambda: [1, 2, 1, 2])
-    kernels: list[int] = field(default_factory=list)
     hidden: list[int] = field(default_factory=lambda: [512, 512])
-    batch_norm: bool = False
     contrast: float = 1.0
+    kernels: list[int] = field(default_factory=list)
+    batch_norm: bool = False
 
     def __post_init__(self) -> None:
         some = len(self.channels) > 0 and all(count >= 1 for count in self.channels)

@@ -21,7 +21,8 @@ FORMULA = ("=", "+", "-", "@", "\t")
 # Columns of text; an empty cell there is an empty text.
 TEXT = (
     "dataset", "model", "defense", "train_attack", "noise", "attack", "norm", "audit", "file",
-    "broken_by", "by", "curve", "check", "threshold", "verdict",
+    "broken_by", "by", "status", "proven_by", "undecided_because", "curve", "check", "threshold",
+    "verdict",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robusttrain.report.proofs import Proofs
 from robusttrain.threat import Threat
 
 CONFIDENCE = 0.95
@@ -231,8 +232,8 @@ class Ledger:
     adversarial
         For each threat model, the image that broke each sample first within it, or else the
         attacked one of smallest margin, or the clean one: floats (N, C, H, W).
-    proven
-        For which images bounds prove that no attack of the radius of the run breaks them.
+    proofs
+        What was proven of the images, if they were verified.
     examples
         A few of the images, clean and attacked, for a person to look at.
     union_only
@@ -246,7 +247,7 @@ class Ledger:
     seconds: float
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     adversarial: dict[Threat, Floats] | None = None
-    proven: Flags | None = None
+    proofs: Proofs | None = None
     examples: "Examples | None" = None
     union_only: bool = False
 
@@ -315,8 +316,9 @@ class Ledger:
             columns[f"{name}_broken"] = pd.Series(broken).where(ran.astype(bool))
             columns[f"{name}_margin"] = pd.Series(outcome.margin).where(ran.astype(bool))
             columns[f"{name}_size"] = pd.Series(outcome.size).where(ran.astype(bool))
-        if self.proven is not None:
-            columns["proven"] = self.proven.astype(int)
+        if self.proofs is not None:
+            within = self.worst_case(self.proofs.threat)
+            columns |= self.proofs.columns(self.misclassified, within)
         columns["broken_by"] = self.broken_by()
         columns["worst_prediction"] = self.worst_prediction()
         return pd.DataFrame(columns)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
+from robusttrain.report import proofs
 from robusttrain.report.checks import titled
 from robusttrain.report.files import write_arrays, write_csv, write_json
 from robusttrain.report.identity import digests
@@ -137,7 +138,7 @@ class Result:
         name
             `eps` and `steps` (accuracy over the radius and the steps of an attack), `draws` (for
             random models), `radii`, `classes`, `confusion`, `margins`, `sizes`, `attacks`,
-            `certified`, and `training` for a run.
+            `certified`, `status` (for verified images), and `training` for a run.
 
         Raises
         ------
@@ -162,6 +163,8 @@ class Result:
                 terminal.warn(_invalid(row))
         if not self.audit.empty:
             terminal.audit(titled(rows_of(self.audit)), AUDIT)
+        if "status" in self.samples:
+            terminal.say(proofs.line(self.samples))
         certified = self.curve[self.curve["curve"] == "certified"]
         if not certified.empty:
             terminal.certified(certified, self.paper)

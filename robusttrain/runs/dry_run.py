@@ -158,7 +158,10 @@ def _evaluation(context: RunContext, model: nn.Module, size: int) -> Estimate:
     peak = peak_meter(context.device)
     speed = _speed(model, context.info, context.device, batch)
     memory = peak()
-    plain = replace(settings, certification=None, radii=None, verify=False, save_adversarial=False)
+    plain = replace(
+        settings, certification=None, radii=None, verify=False, verification=None,
+        save_adversarial=False,
+    )  # fmt: skip
     suite = _work(context, replace(plain, audit=False))
     audited = _work(context, plain)
     audit = _Work(*(whole - part for whole, part in zip(audited, suite, strict=True)))
@@ -173,6 +176,8 @@ def _evaluation(context: RunContext, model: nn.Module, size: int) -> Estimate:
     if settings.certification is not None:
         votes = settings.certification.n0 + settings.certification.n
         passes, minutes = passes + votes, minutes + images * votes * speed.forward / 60
+    if settings.verification is not None:
+        minutes += images * settings.verification.seconds / 60
     return Estimate("evaluation", f"{images:,} of {size:,}", passes, minutes, memory, AT_MOST)
 
 

@@ -31,7 +31,7 @@ from robusttrain.report.identity import digests, results_in
 from robusttrain.report.radii import medians
 from robusttrain.report.result import Result, rows_of
 from robusttrain.report.terminal import Terminal
-from robusttrain.run_directory import EVALUATION_CACHE, MANIFEST, RADII, RESULT
+from robusttrain.run_directory import AUDIT, EVALUATION_CACHE, MANIFEST, RADII, RESULT
 from robusttrain.runs import dry_run
 from robusttrain.runs.context import Origin, RunContext
 from robusttrain.runs.cost import Costs, Work
@@ -46,7 +46,7 @@ from robusttrain.runs.inputs import (
     placed,
 )
 from robusttrain.runs.manifest import manifest
-from robusttrain.runs.outcome import Outcome, strictly
+from robusttrain.runs.outcome import Outcome, strictly, uncontradicted
 from robusttrain.runs.preflight import check_inputs, inspect_model
 from robusttrain.runs.rehearsal import rehearse
 from robusttrain.runs.results import result_of
@@ -135,6 +135,9 @@ def _judge(context: RunContext, training: TrainingRun | None, baseline: Baseline
     required = [*requirements(config.evaluation, rows, baseline)] if context.evaluates else []
     if config.evaluation.strict:
         required += strictly(rows, found)
+    if context.evaluates and config.evaluation.proofs is not None:
+        key = "evaluation.verify" if config.evaluation.verify else "evaluation.verification"
+        required += uncontradicted(key, rows_of(read_csv(run_dir / AUDIT)))
     radii = medians(read_csv(run_dir / RADII)) if context.evaluates else []
     outcome = Outcome(rows, found, required, radii)
     content = outcome.content(context.origin.names, config.seed, _kept(context))

@@ -11,6 +11,7 @@ from robusttrain.evaluation.requirements import Requirement, Rows
 from robusttrain.exit_codes import ExitCode
 from robusttrain.report.files import intact
 from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
+from robusttrain.report.proofs import BROKEN_PROOFS, EXCEEDED_BOUNDS
 from robusttrain.report.radii import Median
 from robusttrain.run_directory import RESULT
 from robusttrain.runs.training_attack import TRAIN_ATTACK
@@ -83,6 +84,22 @@ def strictly(rows: Rows, findings: Sequence[Finding] | None) -> Iterator[Require
     if findings is not None:
         found = ", ".join(f"{one.problem} in epoch {one.epoch}" for one in findings)
         yield Requirement(STRICT, "training", "", found or SOUND, SOUND, met=not findings)
+
+
+def uncontradicted(key: str, checks: Rows) -> Iterator[Requirement]:
+    """What every proof requires, whatever is set: that no attack contradicts it.
+
+    Parameters
+    ----------
+    key
+        The key that asks for proofs.
+    checks
+        The rows of `audit.csv`.
+    """
+    for check in checks:
+        if check["check"] in (BROKEN_PROOFS, EXCEEDED_BOUNDS):
+            found = f"{check['figure']:g}"
+            yield Requirement(key, check["check"], "", found, "0", met=found == "0")
 
 
 def exit_code(run_dir: Path) -> ExitCode:

@@ -172,6 +172,9 @@ def refuse_evaluation(
     )
     if settings.verify:
         refuse_unbounded(model, image_shape, norm, "evaluation.verify=true")
+    if settings.verification is not None:
+        # Other balls have bounds, too, which begin with those of the box around them.
+        refuse_unbounded(model, image_shape, Norm.linf, "evaluation.verification")
     if settings.certification is not None:
         certifiable(model)
 

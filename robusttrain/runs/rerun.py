@@ -21,7 +21,7 @@ from robusttrain.runs.resume import TRUST, quoted
 from robusttrain.runs.trust import trust_in, trusted_words
 
 # Durations are no results.
-TIMES = ["seconds"]
+TIMES = ["seconds", "proof_seconds"]
 
 # Where an image is found.
 PLACE = ["index", "index_in"]

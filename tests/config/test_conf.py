@@ -641,7 +641,7 @@ def test_the_help_names_every_option_and_every_top_level_key() -> None:
 def test_the_help_fits_on_a_screen() -> None:
     help_file = OmegaConf.load(CONF / "hydra" / "help" / "robusttrain.yaml")
     lines = help_file.template.splitlines()
-    assert len(lines) <= 50
+    assert len(lines) <= 52
     assert max(len(line) for line in lines) <= 80
 
 

@@ -88,6 +88,9 @@ NO_EFFECT = {
     "defense=fare training.on_overfit=stop": "defense=fare: it reads no labels",
     "evaluation.audit=false evaluation.probe_samples=3": "evaluation.audit=False",
     "evaluation.audit=false evaluation.probe.steps=3": "evaluation.audit=False",
+    "evaluation=verified evaluation.verification.bounds=linear evaluation.verification.steps=3": (
+        "evaluation.verification.bounds=linear"
+    ),
     "evaluation=standard norm=l1 evaluation.attacks.apgd_t.rho=0.5": (
         "evaluation.attacks.apgd_t.norm=l1"
     ),

@@ -51,6 +51,7 @@ MORE = {
         "evaluation.radii.attacks.fmn.steps=10",
         *SHORT,
     ],
+    "evaluation=verified": ["evaluation.verification.seconds=0.2"],
     "evaluation=eot": ["evaluation.eot=2", "evaluation.votes=3"],
     "noise=flicker": ["evaluation.eot=2", "evaluation.votes=3", "hydra.run.dir=MINE"],
     "seed=0,1,2": ["seed=0"],

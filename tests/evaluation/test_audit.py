@@ -27,7 +27,7 @@ from robusttrain.defenses import Defense
 from robusttrain.defenses.standard import Standard
 from robusttrain.defenses.worst_case import WorstCase
 from robusttrain.evaluation import Evaluation
-from robusttrain.evaluation.attack_suite import attack_all, open_session
+from robusttrain.evaluation.attack_suite import PassingOver, attack_all, open_session
 from robusttrain.evaluation.audit import (
     MISLEADING_GRADIENTS,
     PIECES,
@@ -116,7 +116,8 @@ def examined(
     chosen = Evaluation({"apgd_ce": APGD(eps=EPS)} if attacks is None else attacks, **settings)
     index, subject = open_session(model, data, chosen, 0)
     suite = chosen.suite(subject.num_classes, subject.random)
-    ledger = attack_all(subject, index, suite, chosen.passing_over, threat=Threat(Norm.linf, EPS))
+    how = PassingOver.of(chosen)
+    ledger = attack_all(subject, index, suite, how, threat=Threat(Norm.linf, EPS))
     return Probe(subject, PROBE), suite, ledger
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robusttrain.attacks.pgd import PGD
 from robusttrain.data import Split
 from robusttrain.evaluation import Evaluation, model_checks
-from robusttrain.evaluation.attack_suite import attack_all, open_session
+from robusttrain.evaluation.attack_suite import PassingOver, attack_all, open_session
 from robusttrain.evaluation.audit import PIECES, PIECES_OF_DRAWS, audit, pieces_of
 from robusttrain.evaluation.curves import Probe
 from robusttrain.evaluation.randomness import LOOKS, SHARE, UNITS, apart, repeated
@@ -451,7 +451,9 @@ def test_rows_without_noise_are_those_of_declared_noise(kind: type[Plain], decla
     chosen = Evaluation({"pgd": PROBE}, eot=1, votes=2, probe=PROBE)
     index, subject = open_session(model.eval(), split(), chosen, 0)
     suite = chosen.suite(subject.num_classes, subject.random)
-    ledger = attack_all(subject, index, suite, False, threat=Threat(Norm.linf, EPS))
+    ledger = attack_all(
+        subject, index, suite, PassingOver.misclassified, threat=Threat(Norm.linf, EPS)
+    )
     advances: list[int] = []
     closer = audit(Probe(subject, PROBE), suite, ledger, advances.append)
     rows = [control.attack for control in closer.controls]

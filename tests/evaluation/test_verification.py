@@ -12,10 +12,11 @@ from robusttrain.bounds.intervals import refuse_unbounded
 from robusttrain.errors import InputError
 from robusttrain.evaluation.findings import Verdict
 from robusttrain.evaluation.session import EvaluationSession
-from robusttrain.evaluation.settings import Certification, Evaluation
-from robusttrain.evaluation.verification import proven, verified
+from robusttrain.evaluation.settings import Bounds, Certification, Evaluation, Verification
+from robusttrain.evaluation.verification import proven, verify
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger, Outcome
+from robusttrain.report.proofs import BROKEN_PROOFS
 from robusttrain.threat import Norm, Threat
 from toys.command_line import CommandLine
 
@@ -82,10 +83,11 @@ def test_of_a_model_that_draws_noise_nothing_is_proven() -> None:
 
 
 def ledger(broken: list[bool], eps: float, norm: Norm = Norm.linf) -> Ledger:
-    flags, zeros = np.array(broken), np.zeros(8)
+    """Margins are infinite, so that only the flags contradict a proof."""
+    flags, margin = np.array(broken), np.full(8, np.inf)
     prediction = np.where(RIGHT, LABELS, 1 - LABELS)
-    attacked = Outcome(Threat(norm, eps), flags, zeros, zeros, 0.0)
-    return Ledger(np.arange(8), LABELS.numpy(), prediction, zeros, 0.0, {"pgd": attacked})
+    attacked = Outcome(Threat(norm, eps), flags, margin, np.zeros(8), 0.0)
+    return Ledger(np.arange(8), LABELS.numpy(), prediction, margin, 0.0, {"pgd": attacked})
 
 
 @pytest.mark.parametrize(
@@ -104,18 +106,14 @@ def ledger(broken: list[bool], eps: float, norm: Norm = Norm.linf) -> Ledger:
 def test_an_attack_that_breaks_what_is_proven_fails_the_audit(
     broken: list[bool], norm: Norm, eps: float, verdict: Verdict
 ) -> None:
-    held = proven(subject(Threshold()), 0.3)
-    found = verified(held, ledger(broken, eps, norm), Threat(Norm.linf, 0.3))
-    (check,) = found.checks
+    by_intervals = Verification(Bounds.intervals, branching=False)
+    threat = Threat(Norm.linf, 0.3)
+    found = verify(subject(Threshold()), ledger(broken, eps, norm), by_intervals, threat)
+    (check,) = (each for each in found.checks if each.check == BROKEN_PROOFS)
     assert check.verdict is verdict
     assert check.figure == (verdict is Verdict.failed)
-    (row,) = found.controls
-    assert (row.attack, row.threat, row.n, row.accuracy) == (
-        "verified",
-        Threat(Norm.linf, 0.3),
-        8,
-        0.25,
-    )
+    (row,) = (each for each in found.controls if each.attack == "verified")
+    assert (row.threat, row.n, row.accuracy) == (threat, 8, 0.25)
 
 
 def test_other_norms_noise_and_unknown_layers_are_refused() -> None:
@@ -157,6 +155,9 @@ def test_a_run_reports_what_it_proves(command_line: CommandLine, tmp_path: Path)
     # Of a linear model bounds prove all there is, and PGD finds the rest.
     assert report.loc["verified", "accuracy"] == report.loc["worst_case", "accuracy"]
     assert audit.loc["proven images broken by an attack", "verdict"] == "pass"
+    assert set(samples["status"]) <= {"wrong", "broken", "proven"}
+    assert "images: " in answer.said
+    assert " proven by intervals, 0 proven by linear bounds, " in answer.said
 
 
 def test_it_is_refused_before_training(command_line: CommandLine, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from robusttrain.report.ledger import wilson
 from robusttrain.report.page.figures import CYCLE, Picture
 from robusttrain.report.run.figures import CLASSES, CLASSES_IN_MATRIX, FIGURES
 from robusttrain.report.run.page import drawn, figure
-from robusttrain.report.run.tables import Tables, best_epoch
+from robusttrain.report.run.tables import Missing, Tables, best_epoch
 from toys import pages
 
 pytestmark = pytest.mark.filterwarnings("ignore::robusttrain.errors.IdentityWarning")
@@ -280,6 +280,16 @@ def test_certificates_fall_where_images_lose_them(made: dict[str, Picture], tmp_
     certified.loc[0, "radius"] = 0.06
     moved = line(only(again(tmp_path, "certified", certified=certified).figure), "certified")
     assert moved[0] == [0, 0.05, 0.06, 0.07, 0.07]
+
+
+def test_a_bar_shows_the_status_of_each_image(made: dict[str, Picture], tmp_path: Path) -> None:
+    bars = [(bar.get_x(), bar.get_width()) for bar in only(made["status"].figure).patches]
+    # Wrong, broken, proven by intervals, by linear bounds, by branching, undecided.
+    assert bars == [(0, 2), (2, 4), (6, 1), (7, 1), (8, 1), (9, 1)]
+    assert made["status"].data["images"].sum() == 10
+    earlier = pages.samples().drop(columns="status")
+    with pytest.raises(Missing, match="verified nothing"):
+        again(tmp_path, "status", samples=earlier)
 
 
 def test_figures_come_by_name(tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ CLEAN = [0, 0, 0, 1, 1, 1, 1, 1, 2, 0]
 MARGIN = [4.0, 3.0, 2.0, -1.0, 5.0, 2.5, 1.5, 3.5, 4.5, -2.0]
 WORST = [0, 1, 2, 1, 1, 1, 0, 0, 2, 0]
 BY = ["", "fgsm", "fab", "clean", "", "", "fgsm", "fgsm", "", "clean"]
+STATUS = [
+    "proven", "broken", "broken", "wrong", "proven", "proven", "broken", "broken", "undecided",
+    "wrong",
+]  # fmt: skip
+PROVEN_BY = ["intervals", "", "", "", "linear bounds", "branching", "", "", "", ""]
 # Attacks are run on what is left, and fab finds smaller perturbations than its radius.
 BROKEN = {
     "fgsm": [0, 1, 0, None, 0, 0, 1, 1, 0, None],
@@ -47,7 +52,12 @@ def samples() -> pd.DataFrame:
             f"{attack}_margin": MARGINS[attack],
             f"{attack}_size": SIZES[attack],
         }
-    return pd.DataFrame({**columns, "broken_by": BY, "worst_prediction": WORST})
+    verified = {
+        "status": STATUS, "proven": [int(by != "") for by in PROVEN_BY], "proven_by": PROVEN_BY,
+        "proof_seconds": [0.5 if by else None for by in PROVEN_BY],
+        "undecided_because": ["time" if one == "undecided" else "" for one in STATUS],
+    }  # fmt: skip
+    return pd.DataFrame({**columns, **verified, "broken_by": BY, "worst_prediction": WORST})
 
 
 def report() -> pd.DataFrame:

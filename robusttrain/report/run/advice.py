@@ -164,6 +164,22 @@ ADVICE: Mapping[str, Advice] = {
         "A proof is wrong: the bounds of a layer are not bounds.",
         "Do not quote the proven radii. Check the layers of your own model.",
     ),
+    "bounds above the margin of an attacked image": Advice(
+        "Are bounds below what attacks reach?",
+        "A bound is wrong: an attacked image has a smaller margin than the bound allows.",
+        "Do not quote the proofs. Check the layers of your own model.",
+    ),
+    "images on which verification failed": Advice(
+        "Did every method of verification finish?",
+        "A method ran out of memory or raised an error on some images, and may have proven them.",
+        "Read undecided_because in samples.csv. Use a device with more memory, or skip the method "
+        "(evaluation.verification.bounds, evaluation.verification.branching).",
+    ),
+    "counterexamples that were not repeated": Advice(
+        "Do counterexamples hold on a fresh copy of the model, in float32 and float64?",
+        "Some points are so close to a boundary that rounding decides their class.",
+        "Nothing, if they are few: only those that float32 misclassifies count as broken.",
+    ),
 }
 """By the name of the check in `audit.csv`, without what stands in brackets behind it."""
 

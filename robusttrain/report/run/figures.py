@@ -14,12 +14,14 @@ from robusttrain.report.ledger import CLEAN, wilson
 from robusttrain.report.page.figures import (
     BLUE,
     CYCLE,
+    GREEN,
     GREY,
     HEIGHT,
     INK,
     MUTED,
     ORANGE,
     RULE,
+    SKY,
     VERMILION,
     WIDTH,
     Picture,
@@ -31,6 +33,7 @@ from robusttrain.report.page.figures import (
     styled,
 )
 from robusttrain.report.page.formats import percent
+from robusttrain.report.proofs import stages
 from robusttrain.report.run.tables import (
     Missing,
     Tables,
@@ -556,6 +559,38 @@ def certified(tables: Tables) -> Picture:
     )  # fmt: skip
 
 
+# The colours of the parts of a bar of statuses, in the order of `stages`.
+STATUSES = (GREY, VERMILION, BLUE, SKY, GREEN, ORANGE)
+
+
+def status(tables: Tables) -> Picture:
+    """How many images are wrong, broken, proven, and undecided, as one bar."""
+    samples = tables.samples
+    if "status" not in samples:
+        raise Missing("Proofs are missing: the run verified nothing (evaluation=verified).")
+    counts = stages(samples)
+    with styled():
+        figure, ax = axes(WIDTH, 1.75, _room(3))
+        ax.grid(visible=False, axis="y")
+        left = 0
+        for (name, count), colour in zip(counts.items(), STATUSES, strict=True):
+            ax.barh(0, count, height=0.7, left=left, color=colour, label=f"{name}: {count}")
+            left += count
+        ax.set_yticks([])
+        ax.set_xlim(0, left)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.set_xlabel("images")
+        legend_above(ax, 2)
+    return Picture(
+        "status", "What is known of each image",
+        f"Each of {left} images has one status. Attacks broke some. Of the others, bounds or "
+        "branching proved that no perturbation within the threat model changes the prediction. "
+        "The true robust accuracy is between the proven images and these with the undecided ones.",
+        "A bar in parts: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + ".",
+        figure, pd.DataFrame({"status": [*counts], "images": [*counts.values()]}),
+    )  # fmt: skip
+
+
 def _room(legend: int, labels: Sequence[str] = (), *, below: float = 0.5) -> Room:
     """Space for a legend of so many lines, and for the labels of rows, if there are any."""
     left = 0.2 + _width(labels) if labels else 0.62
@@ -668,5 +703,6 @@ FIGURES: Mapping[str, Callable[[Tables], Picture]] = {
     "sizes": sizes,
     "attacks": in_order,
     "certified": certified,
+    "status": status,
 }
 """Every figure by its name; each raises `Missing` where the run has nothing to draw."""

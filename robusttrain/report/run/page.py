@@ -23,7 +23,7 @@ from robusttrain.report.run.tables import Missing, Tables
 from robusttrain.run_directory import AUDIT, PAGE, PLOTS
 
 # What stands together in the page.
-ACCURACY = ("eps", "radii", "attacks", "classes", "confusion", "margins", "sizes")
+ACCURACY = ("eps", "radii", "attacks", "status", "classes", "confusion", "margins", "sizes")
 
 VERDICTS = {
     "pass": "No check found a sign that the attacks were too weak.",
