@@ -275,6 +275,9 @@ class Evaluation:
         ranges.require(not (self.audit and self.union_only), "audit", True, allowed)
         allowed = "false with radii, which are of one threat model each"
         ranges.require(self.radii is None or not self.union_only, "union_only", True, allowed)
+        allowed = "left out with verify or verification: what they break has no part in radii"
+        together = self.radii is None or (not self.verify and self.verification is None)
+        ranges.require(together, "radii", type(self.radii).__name__, allowed)
         allowed = "false with certification, whose votes of noisy draws have no such bounds"
         ranges.require(self.certification is None or not self.verify, "verify", True, allowed)
         both = self.verification is not None and self.certification is not None

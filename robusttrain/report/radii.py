@@ -38,7 +38,7 @@ class Median(NamedTuple):
         middle = f"{self.median:.4g}" if math.isfinite(self.median) else f"above {self.largest:.4g}"
         return (
             f"radius in {self.norm}: median {middle} (95 %: {low} to {high}) on {self.n} images; "
-            f"nothing up to {self.largest:.4g} broke {self.unbroken}"
+            f"{self.unbroken} not broken up to {self.largest:.4g}"
         )
 
 

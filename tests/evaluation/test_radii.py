@@ -279,6 +279,7 @@ STILL = Threat(Norm.linf, 0)
         (lambda: Radii(attacks={"pgd": PGD()}), "attacks.pgd"),
         (lambda: Radii(attacks={"none": NoAttack()}), "attacks.none"),
         (lambda: settings(THREATS[0], union_only=True), "union_only"),
+        (lambda: settings(THREATS[0], verify=True), "radii"),
         (lambda: settings(STILL).under_each(STILL, [STILL]), "eps"),
         (
             lambda: settings(THREATS[1], {"ddn": DDN()}).under_each(THREATS[1], THREATS),

@@ -54,7 +54,7 @@ def test_a_median_beyond_the_search_is_said_to_be_beyond_it() -> None:
     assert (found.median, found.unbroken) == (math.inf, 8)
     assert found.as_dict()["median"] is None
     assert "median above 0.4" in str(found)
-    assert "nothing up to 0.4 broke 8" in str(found)
+    assert "8 not broken up to 0.4" in str(found)
 
 
 def test_every_norm_has_its_median() -> None:
