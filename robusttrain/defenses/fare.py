@@ -15,6 +15,7 @@ from robusttrain.attacks.friendly import FriendlyPGD
 from robusttrain.attacks.model_view import QueryCounter, frozen
 from robusttrain.attacks.none import refuse_none
 from robusttrain.attacks.pgd import PGD
+from robusttrain.attacks.transfer import Transfer
 from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.divergence import (
     refuse_labels,
@@ -85,11 +86,12 @@ class FARE:
         refuse_labels(self.attack)
         refuse_own_objective(self.attack)
         refuse_start_at_image(self.attack)
+        name, inside = type(self.attack).__name__, parts(self.attack)
         allowed = "one that searches on the model that is trained"
-        name = type(self.attack).__name__
-        ranges.require(len(parts(self.attack)) == 1, "attack", name, allowed)
+        elsewhere = any(isinstance(part, Transfer) for part in inside)
+        ranges.require(not elsewhere, "attack", name, allowed)
         allowed = "one that ends without regard to labels (no attack.stop_early, give_up or far)"
-        ranges.require(not _asks_for_success(self.attack), "attack", name, allowed)
+        ranges.require(not any(map(_asks_for_success, inside)), "attack", name, allowed)
 
     def with_original(self, model: nn.Module, num_classes: int) -> "FARE":
         """The same defense, which keeps the features of `model` as it is now.
@@ -179,7 +181,7 @@ class _MeanFeatures(Features):
         return features.view(len(x), -1, features.shape[1]).mean(1)
 
 
-def _asks_for_success(attack: Attack) -> bool:
+def _asks_for_success(attack: object) -> bool:
     """Whether an attack ends, for some images, by whether they are misclassified."""
     match attack:
         case FriendlyPGD() | PGD(stop_early=True) | APGD(give_up=True):

@@ -88,7 +88,7 @@ REFUSED = {
     *((defense, "none") for defense in DEFENSES if defense not in ATTACKLESS),
     *((d, attack) for d in ("ibp", "crown_ibp") for attack in ATTACKS if attack != "none"),
     *((defense, attack) for defense in ("distill", "fare", "trades") for attack in OWN_OBJECTIVES),
-    *(("fare", attack) for attack in ("fgsm", "mim", "ddn", "friendly", "transfer")),
+    *(("fare", attack) for attack in ("fgsm", "mim", "ddn", "msd", "friendly", "transfer")),
 }  # fmt: skip
 
 # The model of the run that a transfer attack loads here.
@@ -209,7 +209,8 @@ def test_a_schema_has_the_fields_and_defaults_of_its_class(component: type) -> N
     target = schema.pop("_target_").default
     module, _, name = target.rpartition(".")
     assert getattr(importlib.import_module(module), name) is component
-    own = {field.name: field for field in dataclasses.fields(component) if field.init}
+    fields = [field for field in dataclasses.fields(component) if field.init and not field.metadata]
+    own = {field.name: field for field in fields}
     assert schema.keys() == own.keys()
     for key, field in own.items():
         if field.default is not dataclasses.MISSING:
@@ -245,7 +246,8 @@ def test_one_eps_reaches_every_part(evaluation: str) -> None:
     assert found == [8 / 255] * len(found)
     # Those of the run, attack, defense, validation attack, and of all attacks of the evaluation.
     probes = [] if config.evaluation.probe is None else [config.evaluation.probe]
-    assert len(found) == 4 + len(probes) + len(config.evaluation.attacks)
+    searches = [] if config.evaluation.radii is None else config.evaluation.radii.attacks
+    assert len(found) == 4 + len(probes) + len(config.evaluation.attacks) + len(searches)
 
 
 def test_a_fraction_works_wherever_pixels_are_meant() -> None:
