@@ -76,7 +76,7 @@ def main() -> None:
             )
             for row in left
         ]
-        print(Counter(f"{each.status} {each.reason}".strip() for each in found))
+        print(Counter(f"{each.status} {each.reason.value}".strip() for each in found))
         print("seconds:", [round(each.seconds, 1) for each in found])
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ class Status(StrEnum):
     undecided = "undecided"
 
 
-class Reason(StrEnum):
+class Reason(Enum):
     """Why an image is undecided."""
 
     none = ""

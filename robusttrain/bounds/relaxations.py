@@ -1,7 +1,7 @@
 """Lines below and above an activation between bounds of its argument."""
 
 from collections.abc import Callable
-from enum import StrEnum
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ class Lines(NamedTuple):
     upper_intercept: Tensor
 
 
-class Curvature(StrEnum):
+class Curvature(Enum):
     """Where an increasing function is convex. Its derivative rises, then falls, in each case."""
 
     convex = "convex"

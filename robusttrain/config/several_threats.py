@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,7 +37,9 @@ def with_own_threat(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     if not config.get(KEY):
         return config
-    radii = cast("dict[str, float]", OmegaConf.to_container(config[KEY]))
+    given_radii = cast("dict[Any, float]", OmegaConf.to_container(config[KEY]))
+    # Hydra takes `inf` for a number.
+    radii = {str(key): eps for key, eps in given_radii.items()}
     _refuse_unknown(radii)
     of_radii(radii)
     _refuse_two_radii(overrides)

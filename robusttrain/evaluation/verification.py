@@ -288,7 +288,7 @@ def _as_piece(decision: Decision) -> dict[str, Any]:
     status = {Status.proven: PROVEN, Status.counterexample: BROKEN, Status.undecided: UNDECIDED}
     return {
         "status": status[decision.status],
-        "because": str(decision.reason),
+        "because": decision.reason.value,
         "bound": decision.bound,
         "point": decision.point,
     }

@@ -88,7 +88,8 @@ REFUSED = {
     *((defense, "none") for defense in DEFENSES if defense not in ATTACKLESS),
     *((d, attack) for d in ("ibp", "crown_ibp") for attack in ATTACKS if attack != "none"),
     *((defense, attack) for defense in ("distill", "fare", "trades") for attack in OWN_OBJECTIVES),
-    *(("fare", attack) for attack in ("fgsm", "mim", "ddn", "msd", "friendly", "transfer")),
+    *(("fare", attack) for attack in ("ddn", "fgsm", "friendly", "mim", "msd", "transfer")),
+    ("fare", "pgd20"), ("fare", "pgd50_10"),
 }  # fmt: skip
 
 # The model of the run that a transfer attack loads here.
