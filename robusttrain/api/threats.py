@@ -1,6 +1,7 @@
 """The threat models that a program gives: one, or several by their norms."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from robusttrain import ranges
 from robusttrain.threat import Norm, Threat, of_radii
@@ -21,7 +22,7 @@ def own_threat(
     if not threats:
         ranges.require(eps is not None, "eps", None, needed)
         assert eps is not None, "it was checked"
-        return Threat(Norm(norm), eps)
+        return Threat(cast(Norm, norm), eps)
     ranges.require(eps is None, "eps", eps, "left out: threats has the radius of each norm")
     found = of_radii(threats)
     return next((threat for threat in found if threat.norm == norm), found[0])
