@@ -53,10 +53,10 @@ class MSD(SeveralNorms):
     mode: Mode = Mode.eval
 
     def __post_init__(self) -> None:
-        self.check_threats()
         ranges.at_least(1, steps=self.steps)
         ranges.one_of(list(Mode), mode=self.mode)
         self.mode = Mode(self.mode)
+        self.check_threats()
         for norm, length in self.step_sizes.items():
             allowed = f"of a norm of threats: {', '.join(self.threats)}"
             ranges.require(norm in self.threats, f"step_sizes.{norm}", length, allowed)

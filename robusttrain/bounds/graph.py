@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robusttrain.bounds.intervals import METHODS, Interval, NoRuleError, resolved
+from robusttrain.bounds.intervals import METHODS, Interval, NoRuleError, normalised, resolved
 from robusttrain.bounds.pooling import adaptive_windows, windows
 from robusttrain.bounds.relaxations import Curvature, Shape
 from robusttrain.models.modes import modes_restored
@@ -259,7 +259,7 @@ def _recorded(
         return rule(*_replaced(args, [node.bounds for node in nodes]), **keys)
 
     def operation(*tensors: Tensor) -> Tensor:
-        return function(*_replaced(args, tensors), **keys)
+        return FORMS.get(function, function)(*_replaced(args, tensors), **keys)
 
     if function in RELUS:
         result = Traced(graph, graph.added(Activation(nodes[0], bounds)))
@@ -348,6 +348,9 @@ def _pair(value: Any) -> tuple[Any, Any]:
         else tuple(value) * (2 // len(value))
     )
 
+
+# `F.batch_norm` refuses statistics that have a graph, as those of a batch in training do.
+FORMS: dict[Operation, Operation] = {F.batch_norm: normalised}
 
 RELUS = {F.relu, torch.relu, Tensor.relu}
 

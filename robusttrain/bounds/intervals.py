@@ -273,12 +273,38 @@ def _batch_norm(
 ) -> Interval:
     if training or running_mean is None or running_var is None:
         raise NoRuleError("statistics of a batch: BatchNorm has to be in eval mode")
+    scale, shift = _scale_and_shift(x.dim(), running_mean, running_var, weight, bias, eps)
+    return Interval(torch.addcmul(shift, x.centre, scale), x.radius * scale.abs())
+
+
+def normalised(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm` in eval mode, with gradients with respect to the statistics, too."""
+    scale, shift = _scale_and_shift(x.dim(), running_mean, running_var, weight, bias, eps)
+    return torch.addcmul(shift, x, scale)
+
+
+def _scale_and_shift(
+    dim: int,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The factor and the summand of BatchNorm in eval mode, for inputs of `dim` axes."""
     scale = running_var.add(eps).rsqrt() * (1.0 if weight is None else weight)
-    # `F.batch_norm` has no gradient with respect to the statistics.
     shift = (0.0 if bias is None else bias) - running_mean * scale
-    shape = 1, -1, *[1] * (x.dim() - 2)
-    centre = torch.addcmul(shift.view(shape), x.centre, scale.view(shape))
-    return Interval(centre, x.radius * scale.abs().view(shape))
+    shape = 1, -1, *[1] * (dim - 2)
+    return scale.view(shape), shift.view(shape)
 
 
 def _cat(parts: Sequence[Interval], dim: int = 0) -> Interval:

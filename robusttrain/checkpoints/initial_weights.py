@@ -40,9 +40,6 @@ class InitialWeights:
 
     Parameters
     ----------
-    initialisation
-        The random weights of a new network: `usual`, those that its layers draw for themselves, or
-        `ibp`, which keeps the width of interval bounds from layer to layer (Shi et al. 2021).
     weights
         What the network starts with instead of random weights: a state dict (.pt, .safetensors), a
         checkpoint, a run, `pretrained:NAME`, or `default` for the weights of torchvision or timm.
@@ -51,12 +48,15 @@ class InitialWeights:
     strict
         Whether every tensor of the file and of the network must have its counterpart, apart from a
         head of other classes. false: what fits is loaded, and the rest is listed.
+    initialisation
+        The random weights of a new network: `usual`, those that its layers draw for themselves, or
+        `ibp`, which keeps the width of interval bounds from layer to layer (Shi et al. 2021).
     """
 
-    initialisation: Initialisation = Initialisation.usual
     weights: str | None = None
     weights_key: str | None = None
     strict: bool = True
+    initialisation: Initialisation = Initialisation.usual
 
     def __post_init__(self) -> None:
         ranges.one_of(list(Initialisation), initialisation=self.initialisation)

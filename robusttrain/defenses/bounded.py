@@ -159,8 +159,8 @@ class WeightedBounds(BoundDefense):
     weight_warmup: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         ranges.within(0, 1, weight=self.weight)
+        super().__post_init__()
 
     def scheduled(self, share: float) -> Self:
         """As in the base, and with `share` of the weight."""

@@ -55,8 +55,8 @@ class CROWNIBP(IBP):
     linear_share: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         ranges.within(0, 1, linear_share=self.linear_share)
+        super().__post_init__()
 
     def refuse_without_effect(self) -> None:
         """Raise `InputError` if it is `IBP`."""

@@ -318,8 +318,11 @@ def test_pieces_that_were_never_checked_are_made_again(monkeypatch: pytest.Monke
 # --- our own attacks ----------------------------------------------------------------------------
 
 SHAPE, CLASSES = (1, 6, 6), 4
+OF_SEVERAL = ("max", "msd")
 OPTIONS = sorted(
-    file.stem for file in (CONF / "attack").glob("*.yaml") if not is_missing(file.stem)
+    file.stem
+    for file in (CONF / "attack").glob("*.yaml")
+    if file.stem not in OF_SEVERAL and not is_missing(file.stem)
 )
 ONE_NORM = ("carlini_wagner", "ddn", "foolbox", "torchattacks")
 
