@@ -175,8 +175,8 @@ EMPTY: dict[str, Callable[[Mapping[str, str], Path], bool]] = {
     "the training has no attack": lambda row, run: False,
     "the model is from elsewhere, or your own defense has no attack": lambda row, run: False,
     "the row is `average`, `geometric_mean` or `union`": lambda row, run: row["attack"] == "union",
-    "the row is no attack, and none of `clean`, `worst_case`, `average`, `geometric_mean`, `union`; "
-    "or the attacks of a `worst_case` passed over images (`union_only`)":
+    "the row is no attack, and none of `clean`, `worst_case`, `average`, `geometric_mean`, "
+    "`union`; or the attacks of a `worst_case` passed over images (`union_only`)":
         lambda row, run: not is_of_the_attacks(row, run),
     "the row is none of `worst_case`, `average`, `geometric_mean`, `union`":
         lambda row, run: row["attack"] not in ("worst_case", "union"),

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from robusttrain.errors import InputError
-from robusttrain.evaluation import audit, certification, gradient_checks, verification
+from robusttrain.evaluation import audit, certification, gradient_checks, radii, verification
 from robusttrain.report.page.formats import duration, percent
 from robusttrain.report.page.formats import figure as number
+from robusttrain.report.proofs import BROKEN_PROOFS, EXCEEDED_BOUNDS
 from robusttrain.report.run.advice import ADVICE, advice
 from robusttrain.report.run.gallery import magnification
 from robusttrain.report.run.page import write_page
@@ -123,14 +124,14 @@ def test_ids_are_unique_and_every_reference_leads_to_one(run: Path, read: Reader
 def test_every_picture_has_an_alternative_text(read: Reader) -> None:
     assert all(attributes["alt"] for attributes in read.all("img"))
     figures = read.all("svg")
-    assert len(figures) == 10
+    assert len(figures) == 12
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in figures)
 
 
 def test_the_figures_lie_in_plots(run: Path) -> None:
     names = {path.name for path in (run / "plots").iterdir()}
     assert {"eps.png", "eps.svg", "training.png", "training.svg"} <= names
-    assert len(names) == 20
+    assert len(names) == 24
     with Image.open(run / "plots" / "eps.png") as image:
         assert image.size == (688, 464)
     assert (run / "plots" / "eps.svg").read_text().startswith("<?xml")
@@ -219,9 +220,11 @@ def named(module: object) -> set[str]:
 
 
 def test_every_check_of_an_audit_has_its_text() -> None:
-    names = named(audit) | named(certification) | named(verification) | named(gradient_checks)
+    modules = audit, certification, verification, gradient_checks, radii
+    names = set[str]().union(*map(named, modules))
     # Its name is made up of parts.
     names |= {"suite at eps 0 differs from clean by", audit.NON_FINITE_OUTPUTS}
+    names |= {BROKEN_PROOFS, EXCEEDED_BOUNDS, verification.FAILURES}
     assert names == set(ADVICE)
     assert advice("suite at eps 0 differs from clean by (without own)") is not None
 

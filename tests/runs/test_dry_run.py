@@ -100,9 +100,19 @@ def test_it_is_one_of_a_new_run(
 
 @pytest.mark.parametrize("norm", list(Norm))
 def test_the_network_of_the_count_is_robust_just_beyond_the_radius(norm: Norm) -> None:
-    network = robust_network(Threat(norm, 0.1), Info((1, 4, 4), 3, ("a", "b", "c")))
+    network = robust_network([Threat(norm, 0.1)], Info((1, 4, 4), 3, ("a", "b", "c")))
     grey = torch.full((1, 1, 4, 4), 0.5, requires_grad=True)
     (gradient,) = torch.autograd.grad(network(grey)[0, 2], grey)
     for radius, kept in ((0.11, True), (0.13, False)):
         moved = ball(Threat(norm, radius)).linear_maximiser(gradient, grey.detach())
         assert bool(network(moved).argmax() == 0) is kept
+
+
+def test_the_network_of_the_count_is_robust_in_all_threat_models_of_a_run() -> None:
+    threats = [Threat(Norm.linf, 0.1), Threat(Norm.l2, 0.3), Threat(Norm.l1, 0.5)]
+    network = robust_network(threats, Info((1, 4, 4), 3, ("a", "b", "c")))
+    grey = torch.full((1, 1, 4, 4), 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(network(grey)[0, 2], grey)
+    for threat in threats:
+        moved = ball(threat).linear_maximiser(gradient, grey.detach())
+        assert network(moved).argmax() == 0

@@ -570,7 +570,7 @@ def status(tables: Tables) -> Picture:
         raise Missing("Proofs are missing: the run verified nothing (evaluation=verified).")
     counts = stages(samples)
     with styled():
-        figure, ax = axes(WIDTH, 1.75, _room(3))
+        figure, ax = axes(WIDTH, 2.3, _room(6))
         ax.grid(visible=False, axis="y")
         left = 0
         for (name, count), colour in zip(counts.items(), STATUSES, strict=True):
@@ -580,7 +580,7 @@ def status(tables: Tables) -> Picture:
         ax.set_xlim(0, left)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlabel("images")
-        legend_above(ax, 2)
+        legend_above(ax, 1)
     return Picture(
         "status", "What is known of each image",
         f"Each of {left} images has one status. Attacks broke some. Of the others, bounds or "
