@@ -21,7 +21,8 @@ ROWS = {INTERVALS: "proven_intervals", LINEAR: "proven_linear", BRANCHING: "prov
 BROKEN_PROOFS = "proven images broken by an attack"
 EXCEEDED_BOUNDS = "bounds above the margin of an attacked image"
 
-Texts = NDArray[np.str_]
+# The manual cannot spell the type of NumPy that ends in an underscore.
+Texts = NDArray[Any]
 
 
 @dataclass(frozen=True)
