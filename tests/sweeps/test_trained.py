@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from robusttrain.runs.inherit import DESCRIBING, INHERITED, OF_TRAINING
+from robusttrain.runs.inherit import DESCRIBING, INHERITED, NEWER, OF_TRAINING
 from robusttrain.sweeps import records
 from robusttrain.sweeps.pairs import Comparison
 from robusttrain.sweeps.settings import Setting, settings
@@ -75,7 +75,7 @@ def test_models_that_their_training_does_not_tell_apart_keep_their_checkpoints()
 
 
 def test_all_that_describes_a_training_is_looked_at() -> None:
-    assert {*DESCRIBING} == {*INHERITED, *OF_TRAINING} - {"data_dir"}
+    assert {*DESCRIBING} == {*INHERITED, *NEWER, *OF_TRAINING} - {"data_dir"}
 
 
 # --- groups and tests ----------------------------------------------------------------------------
