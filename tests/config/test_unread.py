@@ -375,6 +375,7 @@ WITHOUT = {
     "weight_perturbation=awp weight_perturbation.warmup=1": "weight_perturbation.warmup=1.0",
     "averaging=ema averaging.decay=0": "averaging.decay=0.0",
     "defense=crown_ibp defense.linear_share=0": "defense.linear_share=0.0",
+    "defense=sabr defense.box_share=1": "defense.box_share=1.0",
     "optimizer=sgd optimizer.momentum=5": "optimizer.momentum=5.0",
     "norm=l2 defense=trades attack=carlini_wagner": "attack=CarliniWagner",
     f"{DISTILL} attack=square": "attack=Square",
@@ -401,7 +402,7 @@ def test_every_such_component_is_tried_above() -> None:
 # The options of the components above, with their defaults.
 GIVEN = (
     "noise=gaussian", "noise=dropout", "noise=rse", "noise=pni_w", "weight_perturbation=awp",
-    "averaging=ema", "defense=crown_ibp",
+    "averaging=ema", "defense=crown_ibp", "defense=sabr",
 )  # fmt: skip
 
 
