@@ -148,7 +148,7 @@ def _run_in(folder: Path) -> Run:
     attacks = tuple(column.removesuffix(BROKEN) for column in columns)
     threats = {row["attack"]: _threat(row) for row in rows if row["attack"] in attacks}
     # The worst cases of an evaluation of the union alone are empty.
-    known = [row for row in rows if not math.isnan(row["accuracy"])]
+    known = [r for r in rows if r["attack"] != WORST_CASE or not math.isnan(r["accuracy"])]
     chosen = [row for row in known if row["attack"] in (CLEAN, WORST_CASE, UNION)]
     measured: dict[Measure, Mapping[str, Any]] = {_measure(row): row for row in chosen}
     if Measure(CLEAN) not in measured or not 2 <= len(measured) == len(chosen):
