@@ -75,7 +75,7 @@ def test_both_attacks_after_an_epoch_count_also_on_as_many_images(
     some = SimpleNamespace(size=32)
     trainer: Any = SimpleNamespace(
         model=None, settings=settings, threat=Threat(Norm.linf, 0.1), validation=some,
-        probe_images=some,
+        probe_images=some, validate=SimpleNamespace(searches=lambda name, one: {name: one}),
     )  # fmt: skip
     context: Any = SimpleNamespace(info=None, device=None)
     assert dry_run._validation(context, trainer) == pytest.approx(2 * 32)
