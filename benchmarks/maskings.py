@@ -7,7 +7,7 @@ Small networks on the digits of scikit-learn are trained in seconds, and kept in
 models hide a network that is not robust. Honest models are trained with each defense, too briefly,
 or in plain torch. For each model, the table has the truth, which an attack that knows the model
 finds (masking/adaptive.py), the worst case that the evaluation reports, and the verdict of its
-audit. It takes ten to fifteen minutes on two cores.
+audit. It takes about an hour on two cores.
 """
 
 import argparse
@@ -136,7 +136,8 @@ def main() -> None:
     groups = [arguments.group] if arguments.group else list(GROUPS)
     wanted = list(cases(groups, arguments.only, arguments.norm))
     settings = Settings(arguments.cache.resolve(), arguments.evaluation, arguments.samples)
-    found = kept(arguments.csv, wanted) if arguments.resume else []
+    resumed = arguments.resume and arguments.csv is not None and arguments.csv.is_file()
+    found = kept(arguments.csv, wanted) if resumed else []
     done = {_case(row) for row in found}
     left = [case for case in wanted if case not in done]
     for row in rows(left, settings, arguments.processes):
