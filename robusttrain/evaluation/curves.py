@@ -8,13 +8,12 @@ from types import EllipsisType
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from robusttrain.attacks import Attack, ProbeAttack, threat_of
 from robusttrain.evaluation.session import VOTES, AttackResult, EvaluationSession, Predictions
 from robusttrain.evaluation.worst_points import NearestPoints, WorstPoints
-from robusttrain.report.ledger import PROBE, Ledger, Outcome, Point, Row
+from robusttrain.report.ledger import PROBE, Ledger, Outcome, Point, Row, scattered
 from robusttrain.runtime.progress import Advance
 from robusttrain.threat import BOX_SIDE, Norm, Threat
 from robusttrain.threat.balls import ball
@@ -133,11 +132,8 @@ class Searches:
 
         The images stand at `rows` of the ledger.
         """
-        for each, images in (ledger.adversarial or {}).items():
-            if each.covers(threat):
-                new = self.points.broken & ~ledger.worst_case(each)[rows]
-                images[rows[new]] = self.points.x_adv[torch.from_numpy(new)].cpu().numpy()
-        ledger.outcomes[name] = self._outcome(threat, rows, len(ledger.index))
+        outcome = self._outcome(threat, rows, len(ledger.index))
+        ledger.enter(name, outcome, rows, self.points.x_adv.cpu().numpy())
 
     def add(self, found: AttackResult, seen: Predictions, seconds: float) -> None:
         """Take the points of one more search, where the model says what was `seen`."""
@@ -152,9 +148,7 @@ class Searches:
         wrong = np.not_equal(self.clean(VOTES).prediction, points.label)
 
         def among_all(values: NDArray[Any]) -> NDArray[Any]:
-            scattered = np.zeros(count, values.dtype)
-            scattered[rows] = values
-            return scattered
+            return scattered(values, rows, count)
 
         return Outcome(
             threat=threat,

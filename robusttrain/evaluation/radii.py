@@ -210,11 +210,7 @@ class _Descent:
         """Let what was found within the threat model count in the ledger."""
         points, ledger = self.points, self.ledger
         inside = points.size <= self.threat.eps
-        for each, images in (ledger.adversarial or {}).items():
-            if each.covers(self.threat):
-                new = inside & ~ledger.worst_case(each)
-                images[new] = points.x_adv[new].cpu().numpy()
-        ledger.outcomes[name] = Outcome(
+        outcome = Outcome(
             threat=self.threat,
             broken=inside,
             margin=np.where(inside, points.margin, ledger.margin),
@@ -227,6 +223,7 @@ class _Descent:
             invalid=self.cost.invalid,
             prediction=np.where(inside, points.prediction, ledger.prediction),
         )
+        ledger.enter(name, outcome, np.arange(len(inside)), points.x_adv.cpu().numpy())
 
     def result(self) -> ImageRadii:
         """The brackets."""

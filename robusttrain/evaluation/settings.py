@@ -304,7 +304,7 @@ class Evaluation:
         """Raise `InputError` if `require` names no row of an accuracy that the report will have."""
         for name, least in self.require.items():
             allowed = f"one of {', '.join(self.figures)}"
-            ranges.require(name in self.figures, f"require.{name}", least, allowed)
+            ranges.require(name in self.figures, f"evaluation.require.{name}", least, allowed)
 
     @property
     def figures(self) -> tuple[str, ...]:

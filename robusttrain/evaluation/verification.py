@@ -20,7 +20,7 @@ from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Bounds, Verification
 from robusttrain.evaluation.validity import checked
 from robusttrain.models.passes import Passes
-from robusttrain.report.ledger import Ledger, Outcome, Row
+from robusttrain.report.ledger import Ledger, Outcome, Row, scattered
 from robusttrain.report.proofs import (
     BRANCHING,
     BROKEN,
@@ -68,22 +68,13 @@ def verify(
 
     Intervals are computed for all images. Linear bounds and branching follow for those that no
     attack within `threat` broke, as long as no method has proven them. Counterexamples of branching
-    enter the ledger as an outcome, if the model misclassifies them again in float32.
-    `advance` gets how many more images are done.
+    enter the ledger as an outcome, if the model misclassifies them again in float32. Of a model
+    that draws noise, declared or not, nothing is proven: bounds are of one draw. `advance` gets how
+    many more images are done.
     """
     search = _Search(subject, ledger, settings, threat, advance)
     search.run()
     return search.audit()
-
-
-def proven(subject: EvaluationSession, eps: float) -> NDArray[np.bool_]:
-    """For which images intervals prove that they are right within linf `eps`, (N,).
-
-    An image that is not among them need not be vulnerable: the bounds may be too wide. They hold up
-    to rounding in the type of the images. Of a model that draws noise, declared or not, nothing is
-    proven: bounds are of one draw.
-    """
-    return np.zeros(len(subject.y), np.bool_) if subject.random else _by_intervals(subject, eps) > 0
 
 
 def _by_intervals(subject: EvaluationSession, eps: float) -> NDArray[np.floating]:
@@ -260,16 +251,10 @@ class _Search:
         self.because[rows[found & ~broken]] = NOT_REPEATED
 
         def among_all(values: NDArray[Any]) -> NDArray[Any]:
-            scattered = np.zeros(len(self.ledger.index), values.dtype)
-            scattered[rows] = values
-            return scattered
+            return scattered(values, rows, len(self.ledger.index))
 
-        for threat, images in (self.ledger.adversarial or {}).items():
-            if threat.covers(self.threat):
-                new = broken & ~self.ledger.worst_case(threat)[rows]
-                images[rows[new]] = x_adv[torch.from_numpy(new)].cpu().numpy()
         searched = among_all(np.ones_like(broken))
-        self.ledger.outcomes[BRANCHING] = Outcome(
+        outcome = Outcome(
             threat=self.threat,
             broken=among_all(broken),
             margin=among_all(seen.margin),
@@ -282,6 +267,7 @@ class _Search:
             invalid=invalid,
             prediction=among_all(seen.prediction),
         )
+        self.ledger.enter(BRANCHING, outcome, rows, x_adv.cpu().numpy())
 
 
 def _as_piece(decision: Decision) -> dict[str, Any]:

@@ -262,6 +262,25 @@ class Ledger:
         whole = (outcome for outcome in self.outcomes.values() if outcome.sampled is None)
         return list(dict.fromkeys(outcome.threat for outcome in whole))
 
+    def enter(self, name: str, outcome: Outcome, rows: NDArray[np.int64], points: Floats) -> None:
+        """Let what a search after the suite has found count, as the row `name`.
+
+        Parameters
+        ----------
+        name, outcome
+            The name of its row, and what it did, an entry for each image of the ledger.
+        rows
+            The images that it was meant for, (M,).
+        points
+            What it found for them, (M, C, H, W). The points that are the first to break an image
+            are kept where adversarial images are.
+        """
+        for threat, images in (self.adversarial or {}).items():
+            if threat.covers(outcome.threat):
+                new = (outcome.broken & ~self.worst_case(threat))[rows]
+                images[rows[new]] = points[new]
+        self.outcomes[name] = outcome
+
     @property
     def union(self) -> Flags:
         """Which images any attack broke: one success is enough."""
@@ -351,8 +370,8 @@ class Ledger:
         Clean comes first, then the attacks, then `others`. A worst case for each threat model of
         the attacks come last, with the `verdict` on them. Then there are the means of those in
         `several`, if these are two or more, and the union of all where there is more than one. If
-        images were passed over, an attack has what it
-        and all before it left standing, and the worst cases are empty.
+        images were passed over, an attack has what it and all before it left standing, and the
+        worst cases are empty.
         The clean row states the norm of `threat`, as the worst case does where there are no
         attacks.
         """
@@ -431,6 +450,13 @@ def _mean_row(name: str, right: Sequence[int], n: int, others: Mapping[str, Any]
     ends = [wilson(count, n, 1 - (1 - CONFIDENCE) / len(right)) for count in right]
     low, high = (mean(side) for side in zip(*ends, strict=True))
     return Row(name, None, n, mean([count / n for count in right]), low, high, **others)
+
+
+def scattered(values: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray[Any]:
+    """The `values` (M,) of the images at `rows` among all `count` images; 0 for the others."""
+    found = np.zeros(count, values.dtype)
+    found[rows] = values
+    return found
 
 
 def joined(ledgers: Sequence[Ledger]) -> Ledger:

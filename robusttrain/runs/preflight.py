@@ -43,10 +43,7 @@ def check_settings(config: Config) -> None:
     training = config.training
     training.curriculum.at(config.defense, 1, max(1, training.epochs))
     device_of(config.device)
-    try:
-        config.evaluation.refuse_unknown_figures()
-    except InputError as error:
-        raise error.under("evaluation") from error
+    config.evaluation.refuse_unknown_figures()
     if config.resume is None:
         config.initial_weights.file()
     if Stage.train in config.stages and config.resume is None:

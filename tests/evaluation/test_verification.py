@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robusttrain.bounds.intervals import refuse_unbounded
@@ -13,7 +14,7 @@ from robusttrain.errors import InputError
 from robusttrain.evaluation.findings import Verdict
 from robusttrain.evaluation.session import EvaluationSession
 from robusttrain.evaluation.settings import Bounds, Certification, Evaluation, Verification
-from robusttrain.evaluation.verification import proven, verify
+from robusttrain.evaluation.verification import verify
 from robusttrain.noise.gaussian import Gaussian
 from robusttrain.report.ledger import Ledger, Outcome
 from robusttrain.report.proofs import BROKEN_PROOFS
@@ -43,6 +44,14 @@ class Threshold(nn.Module):
 def subject(model: nn.Module, batch_size: int = 3) -> EvaluationSession:
     x = PIXELS.view(-1, 1, 1, 1)
     return EvaluationSession(model.eval(), x, LABELS, batch_size, eot=2, votes=2, seed=0)
+
+
+def proven(session: EvaluationSession, eps: float) -> NDArray[np.bool_]:
+    """What intervals prove of images that no attack has broken."""
+    found = ledger([False] * 8, eps)
+    verify(session, found, Verification(Bounds.intervals, branching=False), Threat(Norm.linf, eps))
+    assert found.proofs is not None
+    return found.proofs.proven
 
 
 @pytest.mark.parametrize(
