@@ -18,7 +18,8 @@ from robusttrain.data.torchvision import Torchvision
 from robusttrain.errors import InputError
 from robusttrain.evaluation import Evaluation, evaluate
 from robusttrain.evaluation.attack_suite import open_session
-from robusttrain.evaluation.verification import proven
+from robusttrain.evaluation.settings import Bounds, Verification
+from robusttrain.evaluation.verification import verify
 from robusttrain.report.ledger import wilson
 from robusttrain.runs.inputs import other_model
 from robusttrain.runs.saved_model import load_pretrained
@@ -33,6 +34,7 @@ DIGITS = "digits-linf-0.1"
 PLACES = (ROOT / "data", ROOT.parent / "shared" / "data")
 
 IMAGES = 60
+INTERVALS = Verification(Bounds.intervals, branching=False)
 
 
 def images_of(name: str) -> Split:
@@ -84,9 +86,10 @@ def test_the_figures_of_a_card_are_met(name: str) -> None:
     assert agrees(robust, IMAGES, figures["worst_case"])
     assert figures["worst_case"]["accuracy"] < figures["clean"]["accuracy"]
     if "verified" in figures:
-        sure = proven(open_session(model, images, settings, 0)[1], threat.eps)
-        assert agrees(int((sure & ~ledger.misclassified).sum()), IMAGES, figures["verified"])
-        assert not (sure & ledger.union & ~ledger.misclassified).any()
+        verify(open_session(model, images, settings, 0)[1], ledger, INTERVALS, threat)
+        sure = ledger.proofs.proven & ~ledger.misclassified
+        assert agrees(int(sure.sum()), IMAGES, figures["verified"])
+        assert not (sure & ledger.union).any()
 
 
 def test_a_wrong_name_is_answered_with_all_names() -> None:
