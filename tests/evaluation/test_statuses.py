@@ -35,9 +35,12 @@ from robusttrain.evaluation.verification import (
     UNREPEATED,
 )
 from robusttrain.exit_codes import ExitCode
+from robusttrain.models.conv_net import ConvNet
+from robusttrain.models.madry_cnn import MadryCNN
 from robusttrain.models.mlp import MLP
 from robusttrain.models.preact_resnet import PreActResNet
 from robusttrain.models.small_cnn import SmallCNN
+from robusttrain.models.wide_resnet import WideResNet
 from robusttrain.report.proofs import BROKEN_PROOFS, EXCEEDED_BOUNDS, ROWS, STATUSES, line, stages
 from robusttrain.report.terminal import Terminal
 from robusttrain.runs.outcome import Outcome, uncontradicted
@@ -113,7 +116,10 @@ def assert_adds_up(result: EvaluationResult, threat: Threat) -> pd.DataFrame:
         (MLP([8, 8]), Norm.linf, 0.03),
         (MLP([8, 8]), Norm.l2, 0.15),
         (SmallCNN(2), Norm.linf, 0.02),
+        (ConvNet([4], [2], [20], contrast=2), Norm.linf, 0.02),
+        (MadryCNN([2, 4], 16), Norm.l1, 0.1),
         (PreActResNet([1, 1, 1, 1], 2), Norm.linf, 0.004),
+        (WideResNet(10, 1, dropout=0.5), Norm.linf, 1e-4),
     ],
 )
 def test_statuses_and_rows_add_up_to_all_images(architecture: Any, norm: Norm, eps: float) -> None:
