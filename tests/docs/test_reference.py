@@ -40,7 +40,7 @@ RUNS = {
     ],
     "radii": [
         *TINY, "defense=madry", "model=mlp", "evaluation=radii", "evaluation.survivors_only=false",
-        "~evaluation.attacks.apgd_t", "~evaluation.attacks.fab_t", "~evaluation.attacks.square",
+        "~evaluation.attacks.apgd_t", "~evaluation.attacks.square",
         "~evaluation.attacks.apgd_margin", "evaluation.attacks.apgd_ce.steps=5",
         "evaluation.attacks.apgd_ce.restarts=1", "evaluation.radii.attacks.fmn.steps=10",
         "evaluation.radii.resolution=1", "evaluation.radii.largest=1", "eps=0.05",

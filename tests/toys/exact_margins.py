@@ -13,6 +13,10 @@ from robusttrain.threat import Norm, Threat
 
 Array = NDArray[np.float64]
 
+# What the bounds of a ReLU's argument are widened by. HiGHS ends in an error if it is as small as
+# its own tolerance, 1e-6.
+SLACK = 1e-4
+
 
 class Affine(NamedTuple):
     """weight z + bias, of all layers between two ReLUs."""
@@ -60,8 +64,8 @@ def least_margin(parts: list[Affine], x: Tensor, y: int, k: int, threat: Threat)
         columns += count
     for weight, bias in parts[:-1]:
         centre, radius = (low + high) / 2, (high - low) / 2
-        down = weight @ centre + bias - np.abs(weight) @ radius - 1e-6
-        up = weight @ centre + bias + np.abs(weight) @ radius + 1e-6
+        down = weight @ centre + bias - np.abs(weight) @ radius - SLACK
+        up = weight @ centre + bias + np.abs(weight) @ radius + SLACK
         for unit, (line, shift) in enumerate(zip(weight, bias, strict=True)):
             h, on = columns + unit, columns + len(bias) + unit
             z = dict(zip(range(before.start, before.stop), line, strict=True))
