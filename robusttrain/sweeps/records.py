@@ -203,9 +203,12 @@ def _refuse_other(run_dir: Path, job: Job) -> None:
 
 
 def quoted(sweep_dir: Path, job: Job) -> tuple[float, ...]:
-    """The clean accuracy of a finished job and the worst case of all its attacks, if it has any."""
-    accuracies = [float(row["accuracy"]) for row in report(sweep_dir, job)]
-    return (accuracies[0], accuracies[-1]) if accuracies else ()
+    """The clean accuracy of a finished job and the worst case of all its attacks, if it has any.
+
+    Rows between them may be empty: those of single threat models if the union alone was counted.
+    """
+    rows = report(sweep_dir, job)
+    return tuple(float(rows[place]["accuracy"]) for place in (0, -1)) if rows else ()
 
 
 def table(sweep_dir: Path, jobs: Sequence[Job]) -> pd.DataFrame:

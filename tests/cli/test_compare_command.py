@@ -182,6 +182,29 @@ def test_a_comparison_of_weaker_and_stronger_evaluations_warns(
     assert "warning" not in shown("a", "b")
 
 
+def test_unions_alone_are_compared_image_by_image(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    """Runs whose worst cases are empty, as attacks passed over what was broken."""
+    done = command_line.run(
+        *SWEEP, "threats={linf: 0.05, l2: 0.5}", "evaluation.union_only=true",
+        "hydra.sweep.dir=sweep", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.said
+    assert "\nUnion over several threat models, on" in (tmp_path / "sweep/sweep.md").read_text()
+    runs = [tmp_path / "sweep" / name for name in ("0", "1")]
+    compare.compare([*map(str, runs), "--csv", str(tmp_path / "pairs.csv")])
+    pairs = pd.read_csv(tmp_path / "pairs.csv").set_index("measure")
+    assert list(pairs.index) == ["clean", "union"]
+    samples = [pd.read_csv(run / "samples.csv").set_index("index") for run in runs]
+    # The runs are ranked, so that the first one of a pair may be either.
+    right = {str(run): each["broken_by"].isna() for run, each in zip(runs, samples, strict=True)}
+    first, second = (right[pairs.loc["union", name]] for name in ("run_a", "run_b"))
+    assert pairs.loc["union", "b"] == (first & ~second).sum()
+    assert pairs.loc["union", "c"] == (second & ~first).sum()
+    assert pairs.loc["union", "difference"] == pytest.approx(first.mean() - second.mean(), abs=1e-5)
+
+
 def test_the_help_explains_the_arguments(tmp_path: Path) -> None:
     done = robust("compare", "--help", cwd=tmp_path)
     assert done.returncode == 0
