@@ -92,25 +92,32 @@ def figures(run: Path) -> dict[str, str]:
 
 def table(runs: Path) -> str:
     """The lines that are done, as Markdown."""
-    header = ["trained by", "words", "clean", *NORMS, "union", "union, PGD alone", "published"]
+    header = ["trained by", "words", "clean", *NORMS, "union", "published union"]
     lines = [header, ["---"] * len(header)]
     for line in LINES:
         if is_done(line, runs):
             weak, strong = (figures(evaluated(line, runs, suite)) for suite in (WEAK, STRONG))
             words = " ".join(f"`{word}`" for word in line.words)
-            shown = [strong[name] for name in ("clean", *NORMS, "union")]
-            lines.append([line.name, words, *shown, weak["union"], line.published])
+            shown = [f"{strong[name]} ({weak[name]})" for name in (*NORMS, "union")]
+            lines.append([line.name, words, strong["clean"], *shown, line.published])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def page(runs: Path) -> str:
-    """The table and its commands, as Markdown."""
+    """The table, and the commands of its first line, as Markdown."""
     line, run = LINES[0], Path("RUN")
-    words = [training(line), evaluation(run, STRONG), evaluation(run, WEAK)]
-    commands = "\n".join(shlex.join(["robusttrain", *each]) for each in words)
+    words = {
+        "training": training(line),
+        "attacked by `fast`": evaluation(run, STRONG),
+        "attacked by PGD alone": evaluation(run, WEAK),
+    }
+    commands = "\n".join(
+        f"| {what} | `{shlex.join(['robusttrain', *each])}` |" for what, each in words.items()
+    )
     return (
-        f"{table(runs)}\n\nAccuracies in %, one seed. The first line is that of these commands, "
-        f"with the run of the first one as `RUN`:\n\n```sh\n{commands}\n```"
+        f"{table(runs)}\n\nAccuracies in %, one seed; in brackets those under PGD alone. The first "
+        "line is that of these commands, with the run of the first one as `RUN`:\n\n"
+        f"| what | command |\n| --- | --- |\n{commands}"
     )
 
 

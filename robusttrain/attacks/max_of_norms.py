@@ -1,42 +1,27 @@
 """The worst point of several balls, each of which is searched by itself."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from robusttrain import seeding
-from robusttrain.attacks import Attack, Loss, Traits, frugal, traits_of
+from robusttrain.attacks import Loss, Traits, frugal, traits_of
 from robusttrain.attacks.attack_loss import attack_loss, cross_entropy
 from robusttrain.attacks.model_view import frozen
 from robusttrain.attacks.search_state import highest
-from robusttrain.attacks.several_norms import SeveralNorms, searches
+from robusttrain.attacks.several_norms import OneSearchEach, searches
 
 
 @dataclass
-class MaxOfNorms(SeveralNorms):
+class MaxOfNorms(OneSearchEach):
     """argmax_p L(f(z_p), y), where z_p is what `attack` finds in the ball of norm p.
 
     The inner maximum over a union of balls (Tramer and Boneh 2019, section 2, "max" strategy;
     MAX in Maini et al. 2020). It costs the attack once for each norm, and then a forward pass for
     each, which decides.
-
-    Parameters
-    ----------
-    attack
-        The attack, which gets the threat models of `threats` in place of its own.
-    threats
-        The radii of two norms or more, in pixel units of [0, 1].
     """
-
-    attack: Attack
-    threats: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.check_threats()
-        searches(self.attack, self.threats)
 
     @property
     def traits(self) -> Traits:

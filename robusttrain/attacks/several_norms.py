@@ -1,14 +1,14 @@
 """What attacks and defenses of several threat models share."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
 from robusttrain import ranges
 from robusttrain.attacks import Attack, several_threats, states_threat, under
 from robusttrain.attacks.none import refuse_none
 from robusttrain.errors import InputError
-from robusttrain.threat import of_radii
+from robusttrain.threat import INNERMOST_FIRST, Threat, of_radii
 
 
 class SeveralNorms:
@@ -25,6 +25,32 @@ class SeveralNorms:
     def under_all(self, threats: Mapping[str, float]) -> Self:
         """A copy for other radii."""
         return cast(Self, replace(cast(Any, self), threats=threats))
+
+
+@dataclass
+class OneSearchEach(SeveralNorms):
+    """Base of what runs one attack in several balls.
+
+    Parameters
+    ----------
+    attack
+        Any attack but none, which gets the threat models of `threats` in place of its own.
+    threats
+        The radii of two norms or more, in pixel units of [0, 1].
+    """
+
+    attack: Attack
+    threats: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.check_threats()
+        searches(self.attack, self.threats)
+
+    @property
+    def extremes(self) -> tuple[Threat, Threat]:
+        """The innermost and the outermost of the balls, if all had the same radius."""
+        found = sorted(of_radii(self.threats), key=lambda each: INNERMOST_FIRST.index(each.norm))
+        return found[0], found[-1]
 
 
 def searches(attack: Attack, threats: Mapping[str, float]) -> list[Attack]:

@@ -195,6 +195,7 @@ _METHODS = {
     "MART": "mart",
     "MTLIBP": "ibp",
     "NFGSM": "n_fgsm",
+    "RAMP": "ramp",
     "RT": "rt",
     "SABR": "sabr",
     "Standard": "standard",
@@ -218,6 +219,7 @@ if TYPE_CHECKING:
     from robusttrain.defenses.lsa import LSA
     from robusttrain.defenses.mart import MART
     from robusttrain.defenses.n_fgsm import NFGSM
+    from robusttrain.defenses.ramp import RAMP
     from robusttrain.defenses.rt import RT
     from robusttrain.defenses.sabr import SABR
     from robusttrain.defenses.standard import Standard
@@ -244,6 +246,7 @@ __all__ = [
     "MART",
     "MTLIBP",
     "NFGSM",
+    "RAMP",
     "RT",
     "SABR",
     "TRADES",

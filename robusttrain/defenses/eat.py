@@ -1,24 +1,23 @@
 """Extreme norms adversarial training: each batch is attacked in one of two norms."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robusttrain.attacks import Attack, Loss, under
+from robusttrain.attacks import Loss, under
 from robusttrain.attacks.model_view import predictions
-from robusttrain.attacks.several_norms import SeveralNorms, searches
+from robusttrain.attacks.several_norms import OneSearchEach
 from robusttrain.defenses import Objective, each_row
-from robusttrain.threat import INNERMOST_FIRST, Threat, of_radii
 
 # How much of the running error the next batch leaves.
 KEPT = 0.9
 
 
 @dataclass
-class EAT(SeveralNorms):
+class EAT(OneSearchEach):
     """min E[ max_{z in S_p(x)} L(f(z), y) ], with p drawn for each batch (Croce and Hein 2022).
 
     E-AT only trains on the extremes, the innermost and the outermost ball of the same radius (l1
@@ -26,30 +25,13 @@ class EAT(SeveralNorms):
     with a probability proportional to the running error of training under it, so that training
     keeps to the one that it is worse in. The running error is an exponential average with the
     factor 0.9; both start at 1. It is kept in checkpoints. A batch costs what `WorstCase` costs.
-
-    Parameters
-    ----------
-    attack
-        Any attack but none, which gets the threat models of `threats` in place of its own.
-    threats
-        The radii of two norms or more, in pixel units of [0, 1].
     """
 
-    attack: Attack
-    threats: Mapping[str, float] = field(default_factory=dict)
-
     def __post_init__(self) -> None:
-        self.check_threats()
-        searches(self.attack, self.threats)
+        super().__post_init__()
         self._errors = torch.ones(2)
         # Which extreme the present batch is attacked in, until its error is known.
         self._drawn: int | None = None
-
-    @property
-    def extremes(self) -> tuple[Threat, Threat]:
-        """The threat models that are trained on."""
-        found = sorted(of_radii(self.threats), key=lambda each: INNERMOST_FIRST.index(each.norm))
-        return found[0], found[-1]
 
     def state_dict(self) -> dict[str, Any]:
         """The running errors (2,) under the extremes."""

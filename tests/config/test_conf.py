@@ -55,6 +55,7 @@ NEEDED = {
     ("attack", "msd"): [SEVERAL],
     ("defense", "avg"): [SEVERAL],
     ("defense", "eat"): [SEVERAL],
+    ("defense", "ramp"): [SEVERAL],
     ("dataset", "folder"): ["dataset.path=/nowhere"],
     ("dataset", "huggingface"): ["dataset.path=/nowhere"],
     ("dataset", "arrays"): ["dataset.train=/nowhere.npz"],
@@ -77,7 +78,8 @@ OWN_OBJECTIVES = {
 }  # fmt: skip
 
 # Defenses of several norms, and attacks that are for one norm only or for several by themselves.
-OF_SEVERAL, UNFIT_FOR_SEVERAL = {"avg", "eat"}, {"carlini_wagner", "ddn", "max", "msd", *EXTERNAL}
+OF_SEVERAL = {"avg", "eat", "ramp"}
+UNFIT_FOR_SEVERAL = {"carlini_wagner", "ddn", "max", "msd", *EXTERNAL}
 
 # Attacks that defenses refuse: those that start where a divergence has gradient 0, those that do
 # not climb it, and those that would turn a defense into another method.

@@ -193,7 +193,9 @@ def test_a_setting_that_is_read_is_accepted(words: str) -> None:
 
 DEFENSES = sorted(file.stem for file in (CONF / "defense").glob("*.yaml"))
 SEVERAL = "threats={linf:0.1,l2:1}"
-NEEDED = {"avg": [SEVERAL], "distill": ["defense.teacher=/nowhere"], "eat": [SEVERAL]}
+NEEDED = {
+    "avg": [SEVERAL], "distill": ["defense.teacher=/nowhere"], "eat": [SEVERAL], "ramp": [SEVERAL],
+}  # fmt: skip
 # What the run uses of these keys is in these components.
 USERS = ("defense", "training", "dataset")
 

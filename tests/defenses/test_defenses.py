@@ -37,6 +37,7 @@ from robusttrain.defenses.ibp import IBP, MTLIBP
 from robusttrain.defenses.lsa import LSA, Direction
 from robusttrain.defenses.mart import MART
 from robusttrain.defenses.n_fgsm import NFGSM
+from robusttrain.defenses.ramp import RAMP
 from robusttrain.defenses.rt import RT
 from robusttrain.defenses.sabr import SABR
 from robusttrain.defenses.standard import Standard
@@ -119,6 +120,7 @@ COSTS: list[tuple[Defense, int, int, int]] = [
     (Distill(PGD(steps=7), network()), 9, 7, 2),
     (AVG(PGD(steps=7), SEVERAL), 24, 21, 3),
     (EAT(PGD(steps=7), SEVERAL), 8, 7, 1),
+    (RAMP(PGD(steps=7), SEVERAL), 16, 14, 2),
     # Each of the three searches is scored, and so is each step in three norms.
     (WorstCase(MaxOfNorms(PGD(steps=7), SEVERAL)), 25, 21, 1),
     (WorstCase(MSD(SEVERAL, steps=7)), 29, 7, 1),
@@ -244,7 +246,7 @@ def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense
     model.train()
     objective_of(defense, model)
     crafted_alone = not isinstance(defense, ALP) or defense.pairing is Pairing.adversarial
-    pairs = isinstance(defense, AlphaMix | GradAlign | TRADES | MART | ALP | Distill)
+    pairs = isinstance(defense, AlphaMix | GradAlign | TRADES | MART | ALP | Distill | RAMP)
     passes = 2 if pairs and crafted_alone else 1
     assert norm.num_batches_tracked == (len(SEVERAL) if isinstance(defense, AVG) else passes)
     assert all(module.training for module in model.modules())
@@ -256,7 +258,7 @@ def test_a_defense_leaves_mode_and_statistics_to_its_own_passes(defense: Defense
 NEED_AN_ATTACK: list[Callable[[Any], Defense]] = [
     WorstCase, AlphaMix, MART, TRADES, ALP, MTLIBP, CCIBP, ExpIBP, SABR, FARE,
     lambda attack: Distill(attack, network()), lambda attack: AVG(attack, SEVERAL),
-    lambda attack: EAT(attack, SEVERAL),
+    lambda attack: EAT(attack, SEVERAL), lambda attack: RAMP(attack, SEVERAL),
 ]  # fmt: skip
 
 

@@ -80,7 +80,9 @@ def train_attack(*overrides: str) -> str:
 SEVERAL = "threats={linf:0.1,l2:1}"
 
 # What a defense cannot do without.
-NEEDED = {"avg": [SEVERAL], "distill": ["defense.teacher=/nowhere"], "eat": [SEVERAL]}
+NEEDED = {
+    "avg": [SEVERAL], "distill": ["defense.teacher=/nowhere"], "eat": [SEVERAL], "ramp": [SEVERAL],
+}  # fmt: skip
 
 BY_DEFAULT = {
     "alp": "pgd-10",
@@ -103,6 +105,7 @@ BY_DEFAULT = {
     "mart": "pgd_gaussian-10",
     "mtl_ibp": "pgd-10",
     "n_fgsm": "built-in",
+    "ramp": "pgd-10",
     "rt": "built-in",
     "rt_perturbed": "fgsm",
     "sabr": "pgd-10",

@@ -1,4 +1,4 @@
-"""AVG and E-AT: training on several balls."""
+"""AVG, E-AT and RAMP: training on several balls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from robusttrain.attacks.max_of_norms import MaxOfNorms
 from robusttrain.attacks.msd import MSD
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
 from robusttrain.defenses.avg import AVG
 from robusttrain.defenses.eat import EAT, KEPT
+from robusttrain.defenses.ramp import RAMP
 from robusttrain.errors import InputError
 from robusttrain.threat import Norm, Threat, of_radii
 from toys.attacks import everywhere, generator, tanh_network
@@ -122,7 +124,49 @@ def test_eat_is_the_worst_case_in_the_drawn_norm() -> None:
     assert torch.equal(mine, loss(model(x_adv), y).mean())
 
 
-@pytest.mark.parametrize("kind", [AVG, EAT])
+def test_ramp_is_max_on_the_extremes_if_its_weight_is_0() -> None:
+    model, x, y = problem()
+    defense = RAMP(PGD(steps=3, random_start=False), RADII, weight=0)
+    found = defense.inner(model, x, y, generator=generator())
+    mine = defense.outer(model, x, found, y, loss=loss)
+    of_max = MaxOfNorms(defense.attack, {threat.norm: threat.eps for threat in defense.extremes})
+    worst = loss(model(of_max(model, x, y, loss=loss, generator=generator())), y)
+    assert mine.adversarial is not None
+    assert torch.equal(loss(mine.adversarial, y), worst)
+    assert torch.allclose(mine.loss, worst.mean(), rtol=1e-12)
+    slopes = [gradient_of(each, model) for each in (mine.loss, worst.mean())]
+    assert torch.allclose(*slopes, rtol=1e-9)
+
+
+def test_ramp_adds_the_divergence_where_the_outermost_ball_has_not_broken_the_image() -> None:
+    """Image by image, from the definition of the divergence."""
+    model, x, y = problem()
+    y[:5] = model(x[:5]).argmax(1)
+    attack = PGD(steps=3, random_start=False)
+    objectives = []
+    for weight in (0.0, 2.0):
+        defense = RAMP(attack, {"linf": 0.01, "l1": 0.08}, weight)
+        found = defense.inner(model, x, y, generator=generator())
+        objectives.append(defense.outer(model, x, found, y, loss=loss).loss)
+    target, source = (model(each).softmax(1) for each in found)
+    right = source.argmax(1) == y
+    assert 0 < int(right.sum()) < len(x)
+    each = [(p * (p / q).log()).sum() for p, q in zip(source[right], target[right], strict=True)]
+    expected = 2 * torch.stack(each).mean()
+    assert torch.allclose(objectives[1] - objectives[0], expected, rtol=1e-9)
+    slopes = [gradient_of(each, model) for each in (objectives[1] - objectives[0], expected)]
+    assert torch.allclose(*slopes, rtol=1e-6, atol=1e-10)
+
+
+def test_ramp_without_an_image_that_is_right_has_no_divergence() -> None:
+    model, x, _ = problem()
+    y = (model(x).argmax(1) + 1) % 4
+    defense = RAMP(PGD(steps=3, random_start=False), RADII)
+    found = [x, x]
+    assert torch.equal(defense.outer(model, x, found, y, loss=loss).loss, loss(model(x), y).mean())
+
+
+@pytest.mark.parametrize("kind", [AVG, EAT, RAMP])
 @pytest.mark.parametrize(
     ("attack", "radii", "key"),
     [
@@ -133,7 +177,7 @@ def test_eat_is_the_worst_case_in_the_drawn_norm() -> None:
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(
-    kind: type[AVG | EAT], attack: Any, radii: dict[str, float], key: str
+    kind: type[AVG | EAT | RAMP], attack: Any, radii: dict[str, float], key: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         kind(attack, radii)
