@@ -34,8 +34,8 @@ class RAMP(OneSearchEach):
     weight: float = 5.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         ranges.at_least(0, weight=self.weight)
+        super().__post_init__()
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator
