@@ -98,8 +98,8 @@ def test_a_key_of_a_saved_configuration_has_the_current_name(old: str) -> None:
 def test_a_key_stays_in_its_section_and_the_configuration_has_it(old: str) -> None:
     new = renames.KEYS[old]
     assert old.rpartition(".")[0] == new.rpartition(".")[0]
+    schema.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        schema.register()
         composed = hydra.compose("config", [f"{new}={OLD_KEYS[old]}"])
     assert str(OmegaConf.select(composed, new)).lower() == OLD_KEYS[old]
 
