@@ -34,10 +34,14 @@ EARLIER_INDEX = "test set"
 
 
 class Measure(NamedTuple):
-    """What is compared: a row of `report.csv`, by its key."""
+    """What is compared: a row of `report.csv`, by its key.
+
+    That of a union is what it is over: unions of other threat models are other figures.
+    """
 
     attack: str
     threat: Threat | None = None
+    union: frozenset[Threat] = frozenset()
 
     def __str__(self) -> str:
         """As tables name it: `clean`, `worst case (linf, eps 0.03)`."""
@@ -88,8 +92,8 @@ class Run:
 
     @property
     def threats(self) -> tuple[Threat, ...]:
-        """The threat models of its worst cases."""
-        return tuple(m.threat for m in self.rows if m.threat is not None)
+        """The threat models that it was attacked in."""
+        return threats_of(self.measures)
 
     @property
     def clean(self) -> Mapping[str, Any]:
@@ -150,7 +154,8 @@ def _run_in(folder: Path) -> Run:
     # The worst cases of an evaluation of the union alone are empty.
     known = [r for r in rows if r["attack"] != WORST_CASE or not math.isnan(r["accuracy"])]
     chosen = [row for row in known if row["attack"] in (CLEAN, WORST_CASE, UNION)]
-    measured: dict[Measure, Mapping[str, Any]] = {_measure(row): row for row in chosen}
+    union = frozenset(_threat(row) for row in rows if row["attack"] == WORST_CASE)
+    measured: dict[Measure, Mapping[str, Any]] = {_measure(row, union): row for row in chosen}
     if Measure(CLEAN) not in measured or not 2 <= len(measured) == len(chosen):
         problem = "must have one row clean and one row worst_case for each threat model"
         raise InputError(str(folder / REPORT), problem=problem)
@@ -172,8 +177,10 @@ def _threat(row: Mapping[str, Any]) -> Threat:
     return Threat(Norm(row["norm"]), float(row["eps"]))
 
 
-def _measure(row: Mapping[str, Any]) -> Measure:
-    return Measure(row["attack"], _threat(row) if row["attack"] == WORST_CASE else None)
+def _measure(row: Mapping[str, Any], union: frozenset[Threat]) -> Measure:
+    attack = row["attack"]
+    threat = _threat(row) if attack == WORST_CASE else None
+    return Measure(attack, threat, union if attack == UNION else frozenset())
 
 
 def _right(samples: pd.DataFrame, measure: Measure, threats: Mapping[str, Threat]) -> pd.Series:
@@ -201,8 +208,20 @@ def ranked(runs: Sequence[Run], measure: Measure) -> list[Run]:
     return sorted(runs, key=lambda run: -run.rows[measure]["accuracy"])
 
 
+def threats_of(measures: Sequence[Measure]) -> tuple[Threat, ...]:
+    """The threat models of some measures; those of the union, if it alone was counted."""
+    each = tuple(m.threat for m in measures if m.threat is not None)
+    return each or tuple(sorted(measures[-1].union, key=str))
+
+
+def shared(runs: Sequence[Run]) -> tuple[Measure, ...]:
+    """The measures that all of the runs have."""
+    first, *others = runs
+    return tuple(m for m in first.measures if all(m in run.rows for run in others))
+
+
 def shared_measures(runs: Sequence[Run]) -> tuple[Measure, ...]:
-    """What the runs can be compared by.
+    """What the runs can be compared by, with the figure to quote.
 
     Raises
     ------
@@ -211,13 +230,13 @@ def shared_measures(runs: Sequence[Run]) -> tuple[Measure, ...]:
     """
     first = runs[0]
     for run in runs[1:]:
-        if set(run.measures) != set(first.measures):
+        if run.measures[-1] != first.measures[-1]:
             raise InputError(
                 f"{_faced(first)} and {_faced(run)}",
                 allowed="give runs of one norm and eps, or --clean to leave attacks out",
                 problem="have different threat models",
             )
-    return first.measures
+    return shared(runs)
 
 
 def compare(runs: Sequence[Run], measures: Sequence[Measure]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from robusttrain.report.compare import Measure, Run
+from robusttrain.report.compare import Measure, Run, threats_of
 from robusttrain.report.files import intact
 from robusttrain.report.identity import refuse_mixed
 from robusttrain.report.ledger import CLEAN
@@ -41,7 +41,7 @@ def certified(setting: Setting) -> Figure | None:
 
     It is None if there are several threat models, or a run has proven nothing within this one.
     """
-    threats = [measure.threat for measure in setting.measures if measure.threat is not None]
+    threats = threats_of(setting.measures)
     if len(threats) != 1:
         return None
     proven = [proven_share(run, threats[0]) for run in setting.runs.values()]

@@ -11,11 +11,11 @@ import pandas as pd
 
 from robusttrain import ranges
 from robusttrain.errors import InputError
-from robusttrain.report.compare import Run, decided, probability, tested, titles
+from robusttrain.report.compare import Run, decided, probability, shared, tested, titles
 from robusttrain.report.files import intact, write_csv
 from robusttrain.report.ledger import CLEAN, UNION, WORST_CASE
 from robusttrain.run_directory import PAIRS, SWEEP_CONFIG
-from robusttrain.sweeps.settings import ConfidenceInterval, Setting, shared, student
+from robusttrain.sweeps.settings import ConfidenceInterval, Setting, student
 from robusttrain.sweeps.trained import CHECKPOINT, SEED
 
 # The keys, as they are typed.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robusttrain.report.compare import Measure
+from robusttrain.report.compare import Measure, threats_of
 from robusttrain.sweeps.letters import letters
 from robusttrain.sweeps.pairs import tests
 from robusttrain.sweeps.settings import Figure, Setting
@@ -50,7 +50,7 @@ def rankings(settings: Sequence[Setting]) -> list[Ranking]:
     """A ranking for each group of settings that can be compared, in the order of the settings."""
     groups: dict[tuple[Any, ...], list[Setting]] = {}
     for setting in settings:
-        threats = tuple(m.threat for m in setting.measures if m.threat is not None)
+        threats = threats_of(setting.measures)
         (dataset, *_) = {str(run.clean["dataset"]) for run in setting.runs.values()}
         groups.setdefault((setting.measures[-1], threats, dataset), []).append(setting)
     return [

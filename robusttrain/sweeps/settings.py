@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from robusttrain.report.compare import Measure, Run, read_run
-from robusttrain.report.ledger import CONFIDENCE, UNION, wilson
+from robusttrain.report.compare import Measure, Run, read_run, shared
+from robusttrain.report.ledger import CONFIDENCE, wilson
 from robusttrain.sweeps import records
 from robusttrain.sweeps.records import Job
 from robusttrain.sweeps.trained import CHECKPOINT, SEED, seed_key
@@ -101,18 +101,6 @@ def settings(sweep_dir: Path, jobs: Sequence[Job]) -> list[Setting]:
             # A search may try a setting twice; the second run is not another seed.
             groups.setdefault(setting, {}).setdefault(model.get(seeds, str(run.clean[SEED])), run)
     return [Setting(dict(setting), runs) for setting, runs in groups.items()]
-
-
-def shared(runs: Sequence[Run]) -> tuple[Measure, ...]:
-    """The measures that all of the runs have; a union only if it is of the same threat models."""
-    first = runs[0]
-    if all(set(run.measures) == set(first.measures) for run in runs):
-        return first.measures
-    return tuple(
-        measure
-        for measure in first.measures
-        if measure.attack != UNION and all(measure in run.rows for run in runs)
-    )
 
 
 def student(values: Sequence[float]) -> ConfidenceInterval:

@@ -103,9 +103,8 @@ def _accuracy(found: Sequence[Setting], overview: pd.DataFrame) -> str:
     runs = [run for setting in found for run in setting.runs.values()]
     threats = " or ".join(dict.fromkeys(str(threat) for run in runs for threat in run.threats))
     counts = dict.fromkeys(str(len(run.label)) for run in runs)
-    figure = f"Worst case in {threats}" if threats else "Union over several threat models"
     paragraphs = [
-        f"{figure}, on {' or '.join(counts)} images.",
+        f"Worst case in {threats}, on {' or '.join(counts)} images.",
         _markdown(overview),
         ACCURACY,
     ]

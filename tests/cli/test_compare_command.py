@@ -191,7 +191,8 @@ def test_unions_alone_are_compared_image_by_image(
         "hydra.sweep.dir=sweep", cwd=tmp_path,
     )  # fmt: skip
     assert done.code == 0, done.said
-    assert "\nUnion over several threat models, on" in (tmp_path / "sweep/sweep.md").read_text()
+    summary = (tmp_path / "sweep/sweep.md").read_text()
+    assert "\nWorst case in l2, eps 0.5 or linf, eps 0.05, on 40 images." in summary
     runs = [tmp_path / "sweep" / name for name in ("0", "1")]
     compare.compare([*map(str, runs), "--csv", str(tmp_path / "pairs.csv")])
     pairs = pd.read_csv(tmp_path / "pairs.csv").set_index("measure")

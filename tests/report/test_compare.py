@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import warnings
 from dataclasses import replace
 from itertools import combinations
@@ -22,7 +23,9 @@ from robusttrain.report.compare import (
     compare,
     paired_interval,
     ranked,
+    read_run,
     read_runs,
+    shared,
     shared_measures,
     suites,
     titles,
@@ -329,7 +332,8 @@ def test_each_threat_model_has_a_worst_case_of_its_own(tmp_path: Path) -> None:
     runs = read_runs([Path(name) for name in names])
     l2 = Measure("worst_case", Threat(Norm.l2, 1.0))
     measures = shared_measures(runs)
-    assert measures == (*CLEAN, WORST, l2, Measure("union"))
+    union = Measure("union", union=frozenset({WORST.threat, l2.threat}))
+    assert measures == (*CLEAN, WORST, l2, union)
     assert [runs[0].right[m].sum() for m in measures] == [3, 2, 2, 1]
     assert list(titles(measures).values()) == [
         "clean", "worst case (linf, eps 0.1)", "worst case (l2, eps 1)", "union",
@@ -337,6 +341,25 @@ def test_each_threat_model_has_a_worst_case_of_its_own(tmp_path: Path) -> None:
     table = compare(runs, measures)
     assert table["norm"].tolist() == ["", "linf", "l2", ""]
     assert table["accuracy_a"].tolist() == [0.6, 0.4, 0.4, 0.2]
+
+
+def test_unions_of_other_threat_models_are_other_figures(tmp_path: Path) -> None:
+    """Whether the worst cases beside them are empty or not."""
+    samples = SAMPLES.replace("4,1,1,1.5,1,-0.5,1", "4,1,1,1.5,1,-0.5,0")
+    alone = re.sub(r"(worst_case,\w+,[\d.]+,5),.*", r"\1,,,,", SEVERAL)
+    wider = alone.replace(",linf,0.1,", ",linf,0.2,")
+    assert wider != alone != SEVERAL
+    reports = {"full": SEVERAL, "alone": alone, "wider": wider}
+    for name, report in reports.items():
+        write(tmp_path / name, samples, report)
+    full, union_only, other = (read_run(tmp_path / name) for name in reports)
+    assert set(full.threats) == set(union_only.threats) != set(other.threats)
+    assert shared([full, union_only]) == shared_measures([full, union_only])
+    assert [m.attack for m in shared([full, union_only])] == ["clean", "union"]
+    for run in (full, union_only):
+        assert shared([run, other]) == CLEAN
+        with pytest.raises(InputError, match=r"linf, eps 0\.1.*linf, eps 0\.2.* different threat"):
+            shared_measures([run, other])
 
 
 def test_one_label_over_several_threat_models_is_refused(tmp_path: Path) -> None:
