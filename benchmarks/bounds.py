@@ -46,7 +46,7 @@ def proven(bounds: Tensor) -> int:
 
 
 def test_images(data_dir: Path | None) -> Split:
-    source = Digits() if data_dir is None else Torchvision("MNIST", str(data_dir), download=False)
+    source = Digits() if data_dir is None else Torchvision("mnist", str(data_dir), download=False)
     return source.load()[1]
 
 

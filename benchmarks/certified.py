@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from manual_pages import END, markdown, replace_between
 
 import robusttrain as rt
 from robusttrain.run_directory import MANIFEST, REPORT
 
 PAGE = Path(__file__).parents[1] / "docs" / "certified.md"
-START, END = "<!-- benchmarks/certified.py -->", "<!-- end -->"
+START = "<!-- benchmarks/certified.py -->"
 
 COLUMNS = ["defense", "settings", "clean", "attacked", "proven"]
 
@@ -84,13 +85,12 @@ def figures(point: Point, runs: Path) -> dict[str, str]:
 def page(rows: Sequence[dict[str, str]]) -> str:
     """The table and the command, as Markdown."""
     header = ["defense", "settings", "clean, %", "worst case, %", "proven, %"]
-    lines = [header, ["---"] * len(header)]
+    lines = [header]
     for row in rows:
         code = " ".join(f"`{word}`" for word in row["settings"].split())
         lines.append([f"`{row['defense']}`", code, row["clean"], row["attacked"], row["proven"]])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     example = shlex.join(["robusttrain", *command(POINTS[0])])
-    return f"{table}\n\nThe first line is that of `{example}`. One seed."
+    return f"{markdown(lines)}\n\nThe first line is that of `{example}`. One seed."
 
 
 def write(runs: Path, target: Path) -> None:
@@ -100,9 +100,7 @@ def write(runs: Path, target: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    before, _, rest = target.read_text().partition(START)
-    after = rest.partition(END)[2]
-    target.write_text(f"{before}{START}\n\n{page(rows)}\n\n{END}{after}")
+    replace_between(target, START, END, page(rows))
 
 
 def main(words: Sequence[str] | None = None, target: Path = PAGE) -> None:

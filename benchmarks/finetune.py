@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from manual_pages import END, markdown, replace_between
 
 import robusttrain as rt
 from robusttrain.data.torchvision import Torchvision
 from robusttrain.run_directory import MANIFEST, REPORT
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "finetune.md"
-START, END = "<!-- benchmarks/finetune.py -->", "<!-- end -->"
+START = "<!-- benchmarks/finetune.py -->"
 FARE_START, FARE_END = "<!-- fare: benchmarks/finetune.py -->", "<!-- end of fare -->"
 
 # The first class and the training images of each data set; `unlabelled` has labels, which are not
@@ -159,8 +160,7 @@ def table(lines: Sequence[Line], seeds: Sequence[int], runs: Path) -> str:
         for line in lines
         if all((directory(line, seed, runs) / MANIFEST).is_file() for seed in seeds)
     ]
-    rows = [header, ["---"] * len(header), *(cells(line, seeds, runs) for line in done)]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    text = markdown([header, *(cells(line, seeds, runs) for line in done)])
     number = "one seed" if len(seeds) == 1 else f"means over {len(seeds)} seeds (range)"
     return f"{text}\n\nFigures: {number}."
 
@@ -171,10 +171,8 @@ def page(lines: Sequence[Line], starts: Sequence[str], seeds: Sequence[int], run
     first = lines[1].start
     recipe = [*command(Line(first, []), runs), f"seed={seeds[0]}"]
     commands.append((f"the command, from `{first}`", recipe))
-    text = "\n".join(
-        f"| {what} | `{shlex.join(['robusttrain', *words])}` |" for what, words in commands
-    )
-    return f"{table(lines, seeds, runs)}\n\n| training | command |\n| --- | --- |\n{text}"
+    shown = [[what, f"`{shlex.join(['robusttrain', *words])}`"] for what, words in commands]
+    return f"{table(lines, seeds, runs)}\n\n{markdown([['training', 'command'], *shown])}"
 
 
 def main() -> None:
@@ -201,9 +199,7 @@ def write_page(seeds: Sequence[int], runs: Path) -> None:
         (FARE_START, FARE_END): page(PROBES, ["fare200", "fare10k"], seeds, runs),
     }
     for (start_mark, end_mark), text in tables.items():
-        before, _, rest = PAGE.read_text().partition(start_mark)
-        after = rest.partition(end_mark)[2]
-        PAGE.write_text(f"{before}{start_mark}\n\n{text}\n\n{end_mark}{after}")
+        replace_between(PAGE, start_mark, end_mark, text)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/threats.py --runs runs --data-dir data --resume
 
 MNIST within linf 0.3, l2 2 and l1 10 (Maini et al. 2020). Each line is a training of `small_cnn` by
-`experiment=mnist`, and two evaluations on the first 1,000 test images: by PGD with 10 restarts,
-which is the kind of attack that published figures are of, and by `evaluation=fast`. `--resume`
+`experiment=mnist`, and two evaluations on the first 1,000 test images: by `evaluation=pgd50_10`, of
+which PGD with 10 restarts breaks most, and by `evaluation=fast`. `--resume`
 keeps the runs that `--runs` has already; without it a directory with runs is refused. The table in
 `docs/guides/threats.md` is written after each line, with the lines that are done.
 """
@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from manual_pages import END, markdown, replace_between
 
 import robusttrain as rt
 from robusttrain.run_directory import MANIFEST, REPORT
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "threats.md"
-START, END = "<!-- benchmarks/threats.py -->", "<!-- end -->"
+START = "<!-- benchmarks/threats.py -->"
 
 THREATS = "threats={linf: 0.3, l2: 2, l1: 10}"
 NORMS = ["linf", "l2", "l1"]
 
-RECIPE = ["experiment=mnist", THREATS, "attack.steps=10"]
+RECIPE = ["experiment=mnist", THREATS, "stages=[train]"]
 
 ON_IMAGES = ["evaluation.first=1000", "evaluation.audit=false"]
 
@@ -34,11 +35,15 @@ WEAK, STRONG = "pgd50_10", "fast"
 
 
 class Line(NamedTuple):
-    """A method, its words, and the published accuracy under all attacks, in %."""
+    """A method, its words, and the published accuracy under all attacks, in %.
+
+    `steps` are those of its attack, or of the one inside of it.
+    """
 
     name: str
     words: list[str]
     published: str
+    steps: str = "attack.steps=10"
 
 
 # The figures of Maini et al. 2020, in the README of their repository, robust_union.
@@ -48,16 +53,14 @@ LINES = [
     Line("PGD-AT in l1", ["defense=madry", "norm=l1"], "0.0"),
     Line("E-AT", ["defense=eat"], ""),
     Line("MSD", ["defense=madry", "attack=msd"], "58.4"),
-    Line("MAX", ["defense=madry", "attack=max"], "42.1"),
+    Line("MAX", ["defense=madry", "attack=max"], "42.1", "attack.attack.steps=10"),
     Line("AVG", ["defense=avg"], "34.9"),
 ]
 
 
 def training(line: Line) -> list[str]:
     """The words that train a line."""
-    nested = line.words[-1] == "attack=max"
-    steps = {"attack.steps=10": "attack.attack.steps=10"} if nested else {}
-    return [*(steps.get(word, word) for word in RECIPE), *line.words, "stages=[train]"]
+    return [*RECIPE, *line.words, line.steps]
 
 
 def evaluation(run: Path, suite: str) -> list[str]:
@@ -93,39 +96,35 @@ def figures(run: Path) -> dict[str, str]:
 def table(runs: Path) -> str:
     """The lines that are done, as Markdown."""
     header = ["trained by", "words", "clean", *NORMS, "union", "published union"]
-    lines = [header, ["---"] * len(header)]
+    lines = [header]
     for line in LINES:
         if is_done(line, runs):
             weak, strong = (figures(evaluated(line, runs, suite)) for suite in (WEAK, STRONG))
             words = " ".join(f"`{word}`" for word in line.words)
             shown = [f"{strong[name]} ({weak[name]})" for name in (*NORMS, "union")]
             lines.append([line.name, words, strong["clean"], *shown, line.published])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def page(runs: Path) -> str:
     """The table, and the commands of its first line, as Markdown."""
-    line, run = LINES[0], Path("RUN")
+    run = Path("RUN")
     words = {
-        "training": training(line),
-        "attacked by `fast`": evaluation(run, STRONG),
-        "attacked by PGD alone": evaluation(run, WEAK),
+        "training": training(LINES[0]),
+        f"attacks of `{STRONG}`": evaluation(run, STRONG),
+        f"attacks of `{WEAK}`": evaluation(run, WEAK),
     }
-    commands = "\n".join(
-        f"| {what} | `{shlex.join(['robusttrain', *each])}` |" for what, each in words.items()
-    )
+    commands = [[what, f"`{shlex.join(['robusttrain', *each])}`"] for what, each in words.items()]
     return (
-        f"{table(runs)}\n\nAccuracies in %, one seed; in brackets those under PGD alone. The first "
+        f"{table(runs)}\n\nAccuracies in %, one seed; in brackets those under `{WEAK}`. The first "
         "line is that of these commands, with the run of the first one as `RUN`:\n\n"
-        f"| what | command |\n| --- | --- |\n{commands}"
+        f"{markdown([['what', 'command'], *commands])}"
     )
 
 
 def write(runs: Path, target: Path) -> None:
     """Replace what is between the markers of the page `target`."""
-    before, _, rest = target.read_text().partition(START)
-    after = rest.partition(END)[2]
-    target.write_text(f"{before}{START}\n\n{page(runs)}\n\n{END}{after}")
+    replace_between(target, START, END, page(runs))
 
 
 def main(words: Sequence[str] | None = None, target: Path = PAGE) -> None:

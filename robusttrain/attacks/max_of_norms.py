@@ -11,11 +11,11 @@ from robusttrain.attacks import Loss, Traits, frugal, traits_of
 from robusttrain.attacks.attack_loss import attack_loss, cross_entropy
 from robusttrain.attacks.model_view import frozen
 from robusttrain.attacks.search_state import highest
-from robusttrain.attacks.several_norms import OneSearchEach, searches
+from robusttrain.attacks.several_norms import AttackInSeveralNorms, searches
 
 
 @dataclass
-class MaxOfNorms(OneSearchEach):
+class MaxOfNorms(AttackInSeveralNorms):
     """argmax_p L(f(z_p), y), where z_p is what `attack` finds in the ball of norm p.
 
     The inner maximum over a union of balls (Tramer and Boneh 2019, section 2, "max" strategy;

@@ -28,8 +28,8 @@ class SeveralNorms:
 
 
 @dataclass
-class OneSearchEach(SeveralNorms):
-    """Base of what runs one attack in several balls.
+class AttackInSeveralNorms(SeveralNorms):
+    """Base of what runs the same attack in balls of several norms.
 
     Parameters
     ----------

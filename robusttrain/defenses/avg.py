@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from robusttrain.attacks import Loss
-from robusttrain.attacks.several_norms import OneSearchEach, searches
+from robusttrain.attacks.several_norms import AttackInSeveralNorms, searches
 from robusttrain.defenses import Objective, each_row
 
 
 @dataclass
-class AVG(OneSearchEach):
+class AVG(AttackInSeveralNorms):
     """min E[ 1/k sum_p max_{z in S_p(x)} L(f(z), y) ] (Tramer and Boneh 2019, "avg" strategy).
 
     AVG in Maini et al. 2020 is the same. The attack searches the ball of each of the k norms, and

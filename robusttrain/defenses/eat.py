@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robusttrain.attacks import Loss, under
 from robusttrain.attacks.model_view import predictions
-from robusttrain.attacks.several_norms import OneSearchEach
+from robusttrain.attacks.several_norms import AttackInSeveralNorms
 from robusttrain.defenses import Objective, each_row
 
 # How much of the running error the next batch leaves.
@@ -17,7 +17,7 @@ KEPT = 0.9
 
 
 @dataclass
-class EAT(OneSearchEach):
+class EAT(AttackInSeveralNorms):
     """min E[ max_{z in S_p(x)} L(f(z), y) ], with p drawn for each batch (Croce and Hein 2022).
 
     E-AT only trains on the extremes, the innermost and the outermost ball of the same radius (l1

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from robusttrain import ranges
 from robusttrain.attacks import Loss, under
 from robusttrain.attacks.model_view import predictions
-from robusttrain.attacks.several_norms import OneSearchEach
+from robusttrain.attacks.several_norms import AttackInSeveralNorms
 from robusttrain.defenses import Objective, each_row
 from robusttrain.defenses.divergence import divergence, log_probabilities
 
 
 @dataclass
-class RAMP(OneSearchEach):
+class RAMP(AttackInSeveralNorms):
     """min E[ max_p L(f(z_p), y) ] + weight E[ KL(f(z_s) || f(z_t)) | f(z_s) has class y ].
 
     The attack finds z_t in the innermost ball of the same radius (l1) and z_s in the outermost
