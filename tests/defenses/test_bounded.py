@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from robusttrain.attacks import ThreatFields
 from robusttrain.attacks.none import NoAttack
 from robusttrain.attacks.pgd import PGD
+from robusttrain.bounds.graph import Node, Traced
 from robusttrain.bounds.intervals import Interval
+from robusttrain.bounds.linear import Backward
 from robusttrain.defenses import Defense
 from robusttrain.defenses.bound_regulariser import ReLUInputs, regulariser
 from robusttrain.defenses.bounded import BoundDefense, Statistics
@@ -27,6 +29,7 @@ from robusttrain.errors import InputError
 from robusttrain.threat import Norm
 from robusttrain.training.curriculum import Curriculum
 from toys.defenses import (
+    CLASSES,
     SHAPE,
     Fixed,
     batch,
@@ -208,7 +211,7 @@ def test_at_the_ends_it_is_training_on_bounds_or_adversarial_training(
 
 
 class _Counted(nn.Module):
-    """The toy network, which counts its passes of images and of intervals."""
+    """The toy network, which counts its passes of images, of intervals and of recorded graphs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,10 +219,11 @@ class _Counted(nn.Module):
         self.seen: Counter[str] = Counter()
 
     def forward(self, x: Any) -> Any:
-        bounds = isinstance(x, Interval) and type(x) is Interval
         logits = self.network(x)
-        self.seen["intervals" if bounds else "images"] += 1
-        if not bounds and logits.requires_grad and self.network[1].weight.requires_grad:
+        kinds = {Interval: "intervals", Traced: "graphs"}
+        kind = kinds.get(type(x), "images")
+        self.seen[kind] += 1
+        if kind == "images" and logits.requires_grad and self.network[1].weight.requires_grad:
             logits.register_hook(self._count)
         return logits
 
@@ -235,12 +239,31 @@ class _Counted(nn.Module):
         (SABR(PGD(steps=5)), {"images": 6}),
         (IBP(NoAttack(), weight=0.5), {"images": 1, "backward": 1}),
         (IBP(NoAttack(), weight=1.0), {"images": 1}),
+        (CROWNIBP(NoAttack()), {"images": 1, "backward": 1, "graphs": 1}),
+        (CROWNIBP(NoAttack(), linear_share=0.0), {"images": 1, "backward": 1}),
     ],
 )
 def test_a_batch_costs_no_pass_too_many(defense: BoundDefense, expected: dict[str, int]) -> None:
     model = _Counted()
     objective_of(defense, model).loss.backward()  # type: ignore[no-untyped-call]
     assert model.seen == {"intervals": 1, **expected}
+
+
+def test_linear_bounds_pass_each_layer_once_with_all_other_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    widths = []
+    through = Backward._through
+
+    def counted(self: Backward, node: Node, a: Tensor) -> Any:
+        widths.append(len(a))
+        return through(self, node, a)
+
+    monkeypatch.setattr(Backward, "_through", counted)
+    model = network()
+    objective_of(CROWNIBP(NoAttack()), model)
+    # Linear, ReLU, linear, and the images as a vector.
+    assert widths == [CLASSES - 1] * len(model)
 
 
 # --- BatchNorm ---------------------------------------------------------------------------------
