@@ -2,7 +2,7 @@
 
     python benchmarks/certified.py --runs runs --data-dir data --jobs 2 --resume
 
-MNIST at linf 0.1, `experiment=mnist_bounds`, with a smaller network and fewer epochs, so that a
+MNIST at linf 0.1, `experiment=mnist_certified`, with a smaller network and fewer epochs, so that a
 point takes less than ten minutes on one core. Each point is a method with one weight. The figures
 are those of all test images, proven by intervals alone. `--jobs` points are trained at a time, each
 with one thread. `--resume` keeps the points that `--runs` has already; without it a directory with
@@ -32,7 +32,7 @@ START = "<!-- benchmarks/certified.py -->"
 
 COLUMNS = ["defense", "settings", "clean", "attacked", "proven"]
 
-RECIPE = ["experiment=mnist_bounds", "eps=0.1"]
+RECIPE = ["experiment=mnist_certified", "eps=0.1"]
 
 # The small network of Wong et al. 2018, with BatchNorm.
 SMALLER = ["model.channels=[16,32]", "model.strides=[2,2]", "model.hidden=[100]", "epochs=4"]
