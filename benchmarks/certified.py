@@ -35,8 +35,9 @@ COLUMNS = ["defense", "settings", "clean", "attacked", "proven"]
 RECIPE = ["experiment=mnist_certified", "eps=0.1"]
 
 # The small network of Wong et al. 2018, with BatchNorm.
-SMALLER = ["model.channels=[16,32]", "model.strides=[2,2]", "model.hidden=[100]", "epochs=4"]
-SMALLER += ["evaluation.audit=false"]
+NETWORK = ["model.channels=[16,32]", "model.strides=[2,2]", "model.hidden=[100]"]
+
+SHORT = ["epochs=4", "evaluation.audit=false"]
 
 # The attacks of the later papers take one to eight steps.
 STEPS = ["attack.steps=3"]
@@ -67,7 +68,7 @@ POINTS = [
 
 def command(point: Point) -> list[str]:
     """The words that train and evaluate a point."""
-    return [*RECIPE, *SMALLER, f"defense={point.defense}", *point.words]
+    return [*RECIPE, *NETWORK, *SHORT, f"defense={point.defense}", *point.words]
 
 
 def directory(point: Point, runs: Path) -> Path:

@@ -262,7 +262,7 @@ def test_linear_bounds_pass_each_layer_once_with_all_other_classes(
     monkeypatch.setattr(Backward, "_through", counted)
     model = network()
     objective_of(CROWNIBP(NoAttack()), model)
-    # Linear, ReLU, linear, and the images as a vector.
+    # Every layer of the toy network is one operation of the graph.
     assert widths == [CLASSES - 1] * len(model)
 
 
