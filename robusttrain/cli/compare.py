@@ -13,7 +13,7 @@ from robusttrain.report import compare as comparison
 from robusttrain.report.compare import Measure, Run
 from robusttrain.report.files import write_csv
 from robusttrain.report.ledger import CLEAN
-from robusttrain.report.radii import compared
+from robusttrain.report.radii import compared, in_words
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import OF_SWEEP
 
@@ -26,7 +26,8 @@ by Bonett and Price), McNemar's exact test, and its p after Holm's correction
 for all tests made. A winner is named only where the corrected p is below 0.05.
 
 Runs with radii in the same norm (evaluation=radii) have a further table: the
-median radii, and Wilcoxon's signed-rank test on the images of both.
+median radii, and Wilcoxon's signed-rank test on the images of both. --clean
+leaves it out.
 
 All runs must have been evaluated on the same data. Their norm and eps must be
 the same, too, unless --clean is given."""
@@ -35,6 +36,10 @@ EXAMPLES = """\
 examples:
   robusttrain compare outputs/2026-01-31/12-00-00-000000 outputs/2026-02-01/*
   robusttrain compare outputs/sweeps/*/*/* --csv pairs.csv --html page.html"""
+
+USAGE = """\
+robusttrain compare RUN RUN ... [--clean] [--csv FILE]
+                           [--radii-csv FILE] [--html FILE]"""
 
 LEGEND = (
     "difference: first run minus second, on the n samples that both have",
@@ -67,20 +72,24 @@ def _compare(arguments: Sequence[str]) -> None:
     measures = (Measure(CLEAN),) if chosen.clean else comparison.shared_measures(runs)
     runs = comparison.ranked(runs, measures[-1])
     pairs = comparison.compare(runs, measures)
+    radii = pd.DataFrame() if chosen.clean else compared(runs)
+    if chosen.radii_csv is not None:
+        _refuse_without_radii(chosen.radii_csv, radii)
+        _write("--radii-csv", chosen.radii_csv, radii)
     if chosen.csv is not None:
-        _write(chosen.csv, pairs)
+        _write("--csv", chosen.csv, pairs)
     if chosen.html is not None:
-        _write_page(chosen.html, runs, measures, pairs)
+        _write_page(chosen.html, runs, measures, pairs, radii)
     terminal = Terminal()
     _show(runs, pairs, measures, terminal)
-    if not chosen.clean:
-        _show_radii(runs, terminal)
+    if not radii.empty:
+        _show_radii(runs, radii, terminal)
 
 
 def _parser() -> ArgumentParser:
     parser = _Parser(
         "robusttrain compare",
-        usage="robusttrain compare RUN RUN ... [--clean] [--csv FILE] [--html FILE]",
+        usage=USAGE,
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
@@ -90,6 +99,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--clean", action="store_true", help="compare clean accuracies only")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="also write a row for each pair and accuracy"
+    )
+    parser.add_argument(
+        "--radii-csv", type=Path, metavar="FILE", help="also write a row for each pair of radii"
     )
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with figures and tests"
@@ -103,22 +115,35 @@ def _beside_jobs(path: Path) -> bool:
     return by_hydra or (path.name in OF_SWEEP and path.exists())
 
 
-def _write(path: Path, pairs: pd.DataFrame) -> None:
+def _refuse_without_radii(path: Path, radii: pd.DataFrame) -> None:
+    if radii.empty:
+        raise InputError(
+            f"--radii-csv {path}",
+            allowed="compare runs with radii in the same norm (evaluation=radii), without --clean",
+            problem="would be empty",
+        )
+
+
+def _write(option: str, path: Path, table: pd.DataFrame) -> None:
     try:
-        write_csv(path, pairs)
+        write_csv(path, table)
     except OSError as error:
         reason = str(error.strerror or error)
-        raise InputError(f"--csv {path}", allowed=reason, problem="cannot be written") from error
+        raise InputError(f"{option} {path}", allowed=reason, problem="cannot be written") from error
 
 
 def _write_page(
-    path: Path, runs: Sequence[Run], measures: Sequence[Measure], pairs: pd.DataFrame
+    path: Path,
+    runs: Sequence[Run],
+    measures: Sequence[Measure],
+    pairs: pd.DataFrame,
+    radii: pd.DataFrame,
 ) -> None:
     # Imported here, since a page needs matplotlib, which takes long.
     from robusttrain.sweeps.comparison_page import write_page
 
     try:
-        write_page(path, runs, measures, pairs)
+        write_page(path, runs, measures, pairs, radii)
     except OSError as error:
         reason = str(error.strerror or error)
         raise InputError(f"--html {path}", allowed=reason, problem="cannot be written") from error
@@ -127,7 +152,7 @@ def _write_page(
 def _show(
     runs: Sequence[Run], pairs: pd.DataFrame, measures: Sequence[Measure], terminal: Terminal
 ) -> None:
-    numbers = {str(run.folder): str(number) for number, run in enumerate(runs, 1)}
+    numbers = _numbers(runs)
     titles = comparison.titles(measures)
     (threat,) = {f": worst case in {m.threat}" for m in measures if titles[m] != str(m)} or {""}
     ranking = [{"run": numbers[str(run.folder)]} | _described(run, titles) for run in runs]
@@ -149,33 +174,17 @@ def _show(
         terminal.warn(f"the runs faced different attacks: {' or '.join(suites)}")
 
 
-def _show_radii(runs: Sequence[Run], terminal: Terminal) -> None:
-    numbers = {str(run.folder): str(number) for number, run in enumerate(runs, 1)}
-    pairs = compared(runs)
-    if pairs.empty:
-        return
-    rows: list[Any] = pairs.to_dict("records")
-    cells = pd.DataFrame(
-        {
-            "runs a - b": f"{numbers[row['run_a']]} - {numbers[row['run_b']]}",
-            "norm": row["norm"],
-            "n": str(row["n"]),
-            "median a": _radius(row["median_a"], row["largest"]),
-            "median b": _radius(row["median_b"], row["largest"]),
-            "larger in a": str(row["larger_a"]),
-            "larger in b": str(row["larger_b"]),
-            "p": comparison.probability(row["p"]),
-        }
-        for row in rows
-    )
+def _show_radii(runs: Sequence[Run], radii: pd.DataFrame, terminal: Terminal) -> None:
+    cells = in_words(radii, _numbers(runs))
     terminal.say("")
     terminal.table(cells, "radius of each image", cells.columns)
     for line in LEGEND_OF_RADII:
         terminal.say(line)
 
 
-def _radius(median: float, largest: float) -> str:
-    return f"{median:.4g}" if median < largest else f">= {largest:.4g}"
+def _numbers(runs: Sequence[Run]) -> dict[str, str]:
+    """What the tables call the runs, by their directories."""
+    return {str(run.folder): str(number) for number, run in enumerate(runs, 1)}
 
 
 def _described(run: Run, titles: Mapping[Measure, str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What the radii of all images say together: their median, and two runs paired image by image."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robusttrain.report.compare import Run
+from robusttrain.report.compare import Run, probability
 from robusttrain.report.ledger import CONFIDENCE
 
 
@@ -74,10 +74,33 @@ def compared(runs: Sequence[Run]) -> pd.DataFrame:
     Radii beyond `largest`, which is how far both were searched, count as `largest`. `larger_a` is
     the number of images whose radius is larger in the first run, `larger_b` in the second. `p` is
     that of Wilcoxon's signed-rank test (1945), two-sided: whether the differences are symmetric
-    about 0. It is empty without such pairs.
+    about 0. The table is empty without such pairs.
     """
     pairs = combinations(runs, 2)
     return pd.DataFrame([row for a, b in pairs for row in _paired(a, b)])
+
+
+def in_words(pairs: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of `compared` as text; `names` has a name for each run."""
+    rows: list[Any] = pairs.to_dict("records")
+    return pd.DataFrame(
+        {
+            "a": names[row["run_a"]],
+            "b": names[row["run_b"]],
+            "norm": row["norm"],
+            "n": str(row["n"]),
+            "median a": _reached(row["median_a"], row["largest"]),
+            "median b": _reached(row["median_b"], row["largest"]),
+            "larger in a": str(row["larger_a"]),
+            "larger in b": str(row["larger_b"]),
+            "p": probability(row["p"]),
+        }
+        for row in rows
+    )
+
+
+def _reached(median: float, largest: float) -> str:
+    return f"{median:.4g}" if median < largest else f">= {largest:.4g}"
 
 
 def _paired(a: Run, b: Run) -> Iterator[dict[str, Any]]:

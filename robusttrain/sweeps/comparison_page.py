@@ -8,6 +8,7 @@ import pandas as pd
 
 from robusttrain.report.compare import Measure, Run, titles
 from robusttrain.report.page import document
+from robusttrain.report.radii import in_words
 from robusttrain.sweeps.page import Content, page
 from robusttrain.sweeps.settings import Setting
 
@@ -16,7 +17,11 @@ NAMES = ("dataset", "model", "defense", "noise")
 
 
 def write_page(
-    path: Path, runs: Sequence[Run], measures: Sequence[Measure], pairs: pd.DataFrame
+    path: Path,
+    runs: Sequence[Run],
+    measures: Sequence[Measure],
+    pairs: pd.DataFrame,
+    radii: pd.DataFrame,
 ) -> None:
     """Write the page of some runs to `path`.
 
@@ -26,6 +31,8 @@ def write_page(
         The file.
     runs, measures, pairs
         The runs, what they are compared by, and the tests of `report.compare.compare`.
+    radii
+        The tests of `report.radii.compared`.
     """
     names = [name for name in NAMES if len({str(run.clean[name]) for run in runs}) > 1]
     settings = [_setting(run, measures, names) for run in runs]
@@ -37,6 +44,7 @@ def write_page(
         tested=_as_of_settings(pairs, measures, words),
         compared=pd.DataFrame(),
         baseline="",
+        radii=in_words(radii, words),
         notes={},
         counts=f"{len(runs)} runs.",
         command="",

@@ -54,6 +54,8 @@ class Content(NamedTuple):
         Tests that the user has chosen; see `pairs.pairwise`.
     baseline
         The baseline of these, as it is typed; empty if there is none.
+    radii
+        Radii of pairs of runs, as text; see `report.radii.in_words`. Empty if there are none.
     notes
         Tables of jobs by their headings: flagged, failed and so on.
     counts
@@ -68,6 +70,7 @@ class Content(NamedTuple):
     tested: pd.DataFrame
     compared: pd.DataFrame
     baseline: str
+    radii: pd.DataFrame
     notes: Mapping[str, pd.DataFrame]
     counts: str
     command: str

@@ -82,6 +82,7 @@ def write_page(
         tested=all_pairs(rankings(found), comparison.accuracies),
         compared=compared,
         baseline=comparison.words,
+        radii=pd.DataFrame(),
         notes=notes(sweep_dir, jobs),
         counts=f"{records.counted(jobs, planned, records.UNFINISHED)}.",
         command=command(sweep_dir),

@@ -65,6 +65,10 @@ def runs(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     zero.to_csv(folder / "poor" / "report.csv", index=False)
     edited(sweep / "1", folder / "unfinished", "samples.csv")
     edited(sweep / "1", folder / "half", "report.csv")
+    for name, upper in (("small-radii", 0.125), ("large-radii", 0.25)):
+        shutil.copytree(sweep / "1", folder / name)
+        radii = pd.DataFrame({"index": range(8), "norm": "linf", "upper": upper, "largest": 0.4})
+        radii.to_csv(folder / name / "radii.csv", index=False)
     edited(sweep / "1", folder / "broken", "samples.csv", r"^(\d+,test set),\d,", r"\1,x,")
     edited(
         sweep / "1", folder / "other-labels", "samples.csv", r"^7,test set,\d,", "7,test set,77,"
@@ -162,6 +166,34 @@ def test_a_winner_is_shown_and_written_where_there_is_one(
     assert line.split()[-2:] == ["1.0000", "1.0000"]
 
 
+def test_radii_are_shown_and_written_where_both_runs_have_them(
+    runs: Path, shown: Callable[..., str], tmp_path: Path
+) -> None:
+    table, page = tmp_path / "radii.csv", tmp_path / "page.html"
+    words = ["large-radii", "small-radii", "b"]
+    text = shown(*words, "--radii-csv", str(table), "--html", str(page))
+    # All of eight images agree: the p of the signed ranks is that of eight tosses of a coin.
+    (line,) = re.findall("^ .* linf +8 .*$", text, re.MULTILINE)
+    assert line.split()[4:] == ["0.25", "0.125", "8", "0", "0.0078"]
+    assert "Wilcoxon" in text
+    (row,) = pd.read_csv(table).to_dict("records")
+    assert [row["run_a"], row["run_b"]] == ["large-radii", "small-radii"]
+    assert [row["median_a"], row["median_b"]] == [0.25, 0.125]
+    assert row["p"] == pytest.approx(2 / 2**8)
+    said = page.read_text()
+    assert "Radius of each image" in said
+    assert "0.0078" in said
+
+
+def test_radii_are_left_out_of_a_comparison_of_clean_accuracies(
+    shown: Callable[..., str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    words = ["large-radii", "small-radii", "--clean", "--html", str(page)]
+    assert "Wilcoxon" not in shown(*words)
+    assert "Radius" not in page.read_text()
+
+
 def test_nothing_is_written_without_csv(runs: Path, shown: Callable[..., str]) -> None:
     before = sorted(runs.rglob("*"))
     shown("a", "b")
@@ -210,7 +242,7 @@ def test_the_help_explains_the_arguments(tmp_path: Path) -> None:
     done = robust("compare", "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
-    for word in ("RUN", "--clean", "--csv FILE", "McNemar", "Holm", "0.05"):
+    for word in ("RUN", "--clean", "--csv FILE", "--radii-csv FILE", "McNemar", "Holm", "0.05"):
         assert word in done.stdout
 
 
@@ -246,6 +278,12 @@ REFUSALS: dict[str, list[str]] = {
     "a b --csv": ["--csv"],
     "a b --csv none/pairs.csv": ["--csv none/pairs.csv", "cannot be written", "directory"],
     "a b --csv a": ["--csv a", "cannot be written"],
+    "a b --radii-csv x.csv": ["--radii-csv x.csv would be empty", "evaluation=radii"],
+    "large-radii small-radii --clean --radii-csv x.csv --csv y.csv": ["x.csv", "without --clean"],
+    "large-radii small-radii --radii-csv none/x.csv": [
+        "--radii-csv none/x.csv",
+        "cannot be written",
+    ],
     "a b --cvs=x": ["--cvs=x", "--help"],
 }
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import signal
 import tomllib
 from collections.abc import Callable, Mapping
@@ -51,7 +52,7 @@ SWEEP = ["-m", *TINY, "evaluation=quick", "evaluation.audit=false", "model=linea
 
 @pytest.fixture(scope="module")
 def left(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the two runs, a sweep with failed jobs, and a comparison."""
+    """A directory with the runs, a sweep with failed jobs, and two comparisons."""
     folder = tmp_path_factory.mktemp("left")
     for name, words in RUNS.items():
         answer = command_line.run(*words, f"hydra.run.dir={name}", cwd=folder)
@@ -59,6 +60,10 @@ def left(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) ->
     jobs = ["defense=standard,fgsm", "optimizer.lr=0.01,-1", "hydra.sweep.dir=sweep"]
     assert command_line.run(*SWEEP, *jobs, cwd=folder).code == 1
     compared = command_line.run("compare", "sweep/0", "sweep/2", "--csv", "pairs.csv", cwd=folder)
+    assert compared.code == 0, compared.said
+    shutil.copytree(folder / "radii", folder / "copy")
+    words = ["radii", "copy", "--radii-csv", "radii_pairs.csv"]
+    compared = command_line.run("compare", *words, cwd=folder)
     assert compared.code == 0, compared.said
     return folder
 
@@ -122,6 +127,7 @@ TABLES = {
     "sweep.csv": ["sweep"],
     "sweep_pairs.csv": ["sweep"],
     "pairs.csv": ["."],
+    "radii_pairs.csv": ["."],
 }
 
 

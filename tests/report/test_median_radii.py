@@ -1,6 +1,5 @@
 """Medians of radii, and pairs of runs, against other ways to get them."""
 
-import io
 import math
 from pathlib import Path
 
@@ -9,13 +8,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from scipy.stats import quantile_test
 
-from robusttrain.cli.compare import _show_radii
 from robusttrain.report.compare import Run
-from robusttrain.report.radii import compared, medians
-from robusttrain.report.terminal import Terminal
+from robusttrain.report.radii import compared, in_words, medians
 
 
 def table(upper: list[float], norm: str = "linf", largest: float = 1.0) -> pd.DataFrame:
@@ -89,12 +85,12 @@ def test_only_runs_with_radii_in_the_same_norm_and_images_in_common_are_paired()
     assert compared(runs[2:]).empty
 
 
-def test_the_table_of_pairs_names_runs_by_their_numbers() -> None:
-    text = io.StringIO()
-    terminal = Terminal(Console(file=text, width=100), logs=False)
-    _show_radii([run("a", table([0.1, 0.3])), run("b", table([0.2, math.inf]))], terminal)
-    said = text.getvalue()
-    assert "1 - 2" in said
-    assert "Wilcoxon" in said
-    _show_radii([run("a"), run("b")], terminal)
-    assert text.getvalue() == said
+def test_a_median_beyond_the_search_is_a_lower_bound_in_words() -> None:
+    beyond = table([0.1, math.inf, math.inf], largest=0.25)
+    pairs = compared([run("near", table([0.1, 0.125, 0.2])), run("far", beyond)])
+    (row,) = in_words(pairs, {"near": "1", "far": "2"}).to_dict("records")
+    assert row == {
+        "a": "1", "b": "2", "norm": "linf", "n": "3", "median a": "0.125", "median b": ">= 0.25",
+        "larger in a": "0", "larger in b": "2", "p": "0.5000",
+    }  # fmt: skip
+    assert in_words(compared([run("a"), run("b")]), {}).empty
