@@ -35,7 +35,9 @@ COLUMNS = ["defense", "settings", "clean", "attacked", "proven"]
 RECIPE = ["experiment=mnist_certified", "eps=0.1"]
 
 # The small network of Wong et al. 2018, with BatchNorm.
-NETWORK = ["model.channels=[16,32]", "model.strides=[2,2]", "model.hidden=[100]"]
+NETWORK = [
+    "model.channels=[16,32]", "model.strides=[2,2]", "model.hidden=[100]", "model.contrast=1",
+]  # fmt: skip
 
 SHORT = ["epochs=4", "evaluation.audit=false"]
 
