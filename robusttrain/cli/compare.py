@@ -10,10 +10,10 @@ import pandas as pd
 
 from robusttrain.errors import InputError
 from robusttrain.report import compare as comparison
+from robusttrain.report import radii as radii_of_pairs
 from robusttrain.report.compare import Measure, Run
 from robusttrain.report.files import write_csv
 from robusttrain.report.ledger import CLEAN
-from robusttrain.report.radii import compared, in_words
 from robusttrain.report.terminal import Terminal
 from robusttrain.run_directory import OF_SWEEP
 
@@ -47,11 +47,6 @@ LEGEND = (
     "p: McNemar's exact test; Holm: p corrected for all tests made here",
 )
 
-LEGEND_OF_RADII = (
-    "larger in a, b: images whose smallest broken radius is larger in that run",
-    "p: Wilcoxon's signed-rank test, not corrected; radii beyond the search count as its largest",
-)
-
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -72,7 +67,7 @@ def _compare(arguments: Sequence[str]) -> None:
     measures = (Measure(CLEAN),) if chosen.clean else comparison.shared_measures(runs)
     runs = comparison.ranked(runs, measures[-1])
     pairs = comparison.compare(runs, measures)
-    radii = pd.DataFrame() if chosen.clean else compared(runs)
+    radii = pd.DataFrame() if chosen.clean else radii_of_pairs.compared(runs)
     if chosen.radii_csv is not None:
         _refuse_without_radii(chosen.radii_csv, radii)
         _write("--radii-csv", chosen.radii_csv, radii)
@@ -81,9 +76,10 @@ def _compare(arguments: Sequence[str]) -> None:
     if chosen.html is not None:
         _write_page(chosen.html, runs, measures, pairs, radii)
     terminal = Terminal()
-    _show(runs, pairs, measures, terminal)
+    numbers = {str(run.folder): str(number) for number, run in enumerate(runs, 1)}
+    _show(runs, pairs, measures, numbers, terminal)
     if not radii.empty:
-        _show_radii(runs, radii, terminal)
+        _show_radii(radii, numbers, terminal)
 
 
 def _parser() -> ArgumentParser:
@@ -119,7 +115,8 @@ def _refuse_without_radii(path: Path, radii: pd.DataFrame) -> None:
     if radii.empty:
         raise InputError(
             f"--radii-csv {path}",
-            allowed="compare runs with radii in the same norm (evaluation=radii), without --clean",
+            allowed="compare runs with radii in the same norm on the same images "
+            "(evaluation=radii), without --clean",
             problem="would be empty",
         )
 
@@ -150,9 +147,12 @@ def _write_page(
 
 
 def _show(
-    runs: Sequence[Run], pairs: pd.DataFrame, measures: Sequence[Measure], terminal: Terminal
+    runs: Sequence[Run],
+    pairs: pd.DataFrame,
+    measures: Sequence[Measure],
+    numbers: Mapping[str, str],
+    terminal: Terminal,
 ) -> None:
-    numbers = _numbers(runs)
     titles = comparison.titles(measures)
     (threat,) = {f": worst case in {m.threat}" for m in measures if titles[m] != str(m)} or {""}
     ranking = [{"run": numbers[str(run.folder)]} | _described(run, titles) for run in runs]
@@ -174,17 +174,12 @@ def _show(
         terminal.warn(f"the runs faced different attacks: {' or '.join(suites)}")
 
 
-def _show_radii(runs: Sequence[Run], radii: pd.DataFrame, terminal: Terminal) -> None:
-    cells = in_words(radii, _numbers(runs))
+def _show_radii(radii: pd.DataFrame, numbers: Mapping[str, str], terminal: Terminal) -> None:
+    cells = radii_of_pairs.in_words(radii, numbers)
     terminal.say("")
     terminal.table(cells, "radius of each image", cells.columns)
-    for line in LEGEND_OF_RADII:
+    for line in radii_of_pairs.LEGEND:
         terminal.say(line)
-
-
-def _numbers(runs: Sequence[Run]) -> dict[str, str]:
-    """What the tables call the runs, by their directories."""
-    return {str(run.folder): str(number) for number, run in enumerate(runs, 1)}
 
 
 def _described(run: Run, titles: Mapping[Measure, str]) -> dict[str, str]:

@@ -48,8 +48,8 @@ class BoundDefense(ThreatFields, ABC):
     eps
         Radius that the evaluation asks for, in pixel units, 0 or more.
     eps_margin
-        What is added to `eps` in training, in pixel units, 0 or more. Networks for MNIST prove more
-        at 0.1 and 0.3 if they were trained at 0.2 and 0.4 (Gowal et al. 2018).
+        What is added to `eps` in training, in pixel units, 0 or more. Gowal et al. 2018 train at
+        0.2 and 0.4 to prove at 0.1 and 0.3.
     statistics
         The statistics that BatchNorm normalises bounds with: `batch` or `running`. If several
         processes train, those of the images of each process.

@@ -30,8 +30,8 @@ class IBP(WeightedBounds):
     norm
         Only linf: an interval is a box, so it would only enclose the balls of other norms.
     eps, eps_margin
-        Bounds are those of radius `eps + eps_margin`, each in pixel units, 0 or more. Networks for
-        MNIST prove more at 0.1 and 0.3 if they were trained at 0.2 and 0.4.
+        Bounds are those of radius `eps + eps_margin`, each in pixel units, 0 or more. Gowal
+        et al. train at 0.2 and 0.4 to prove at 0.1 and 0.3.
     statistics
         The statistics that BatchNorm normalises bounds with: `batch` or `running`; see
         `Statistics`. If several processes train, those of the images of each process.

@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 from robusttrain.report.compare import Run, probability
 from robusttrain.report.ledger import CONFIDENCE
 
+# How to read `in_words`.
+LEGEND = (
+    "medians: of the radii in each run; larger: images whose radius is larger in that run",
+    "p: Wilcoxon's signed-rank test, not corrected; radii beyond a search count as its end",
+)
+
 
 class Median(NamedTuple):
     """The median radius of the images in a norm, with an exact 95 % interval.
@@ -81,18 +87,18 @@ def compared(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def in_words(pairs: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of `compared` as text; `names` has a name for each run."""
+    """The rows of `compared` as text; `names` maps the directory of a run to its name."""
     rows: list[Any] = pairs.to_dict("records")
     return pd.DataFrame(
         {
-            "a": names[row["run_a"]],
-            "b": names[row["run_b"]],
+            "first": names[row["run_a"]],
+            "second": names[row["run_b"]],
             "norm": row["norm"],
             "n": str(row["n"]),
-            "median a": _reached(row["median_a"], row["largest"]),
-            "median b": _reached(row["median_b"], row["largest"]),
-            "larger in a": str(row["larger_a"]),
-            "larger in b": str(row["larger_b"]),
+            "medians": ", ".join(
+                _reached(row[f"median_{run}"], row["largest"]) for run in ("a", "b")
+            ),
+            "larger": f"{row['larger_a']}, {row['larger_b']}",
             "p": probability(row["p"]),
         }
         for row in rows

@@ -13,6 +13,7 @@ from robusttrain.report.compare import suites
 from robusttrain.report.ledger import CLEAN
 from robusttrain.report.page.document import render
 from robusttrain.report.page.figures import CYCLE, Picture
+from robusttrain.report.radii import LEGEND as LEGEND_OF_RADII
 from robusttrain.run_directory import PAGE
 from robusttrain.sweeps import axes, drawing
 from robusttrain.sweeps.accuracies import Accuracies, accuracies, robust
@@ -109,6 +110,7 @@ def page(content: Content, folder: Path) -> str:
         unlettered=_unlettered(content, ranked),
         sections=sections,
         tests=_tests(content),
+        legend_of_radii=LEGEND_OF_RADII,
         bar=BAR,
     )
 

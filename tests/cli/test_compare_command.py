@@ -174,7 +174,7 @@ def test_radii_are_shown_and_written_where_both_runs_have_them(
     text = shown(*words, "--radii-csv", str(table), "--html", str(page))
     # All of eight images agree: the p of the signed ranks is that of eight tosses of a coin.
     (line,) = re.findall("^ .* linf +8 .*$", text, re.MULTILINE)
-    assert line.split()[4:] == ["0.25", "0.125", "8", "0", "0.0078"]
+    assert line.split()[4:] == ["0.25,", "0.125", "8,", "0", "0.0078"]
     assert "Wilcoxon" in text
     (row,) = pd.read_csv(table).to_dict("records")
     assert [row["run_a"], row["run_b"]] == ["large-radii", "small-radii"]
